@@ -1,0 +1,97 @@
+# What can be done here? `make` lists it. Everything runs from a fresh clone on Debian 12 with python3 and apt, as root.
+
+VENV    ?= .venv
+PYTHON  := $(VENV)/bin/python
+DEV     := $(VENV)/.dev-installed
+LAB     := netns-lab/lab
+
+NAME    ?= fl
+HOSTS   ?= 3
+BACKEND ?= vxlan
+ETCD    ?= 1
+ROUNDS  ?= 5
+
+# What the lab, the tests and the agent use on a Debian machine: the command that shows it is there, and its package.
+NEEDED  := ip:iproute2 ping:iputils-ping nft:nftables tcpdump:tcpdump iperf3:iperf3 ethtool:ethtool ps:procps modprobe:kmod \
+           openssl:openssl nsenter:util-linux systemd-analyze:systemd cc:build-essential
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+export DEBIAN_FRONTEND := noninteractive
+SHELL := /bin/sh
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-registry dist clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  make lab takes HOSTS=$(HOSTS) BACKEND=$(BACKEND) ETCD=$(ETCD) NAME=$(NAME)"
+
+setup: $(DEV) ## install what is missing: Debian packages (as root) and .venv
+	@echo "ready: $(VENV)"
+
+demo: $(DEV) ## three hosts, a real etcd, every container pings every other
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.demo
+
+test: lint types ## everything that is checked: lint, types, all tests
+	$(PYTHON) -m pytest -q
+
+lint: $(DEV) ## style of the code
+	$(PYTHON) -m ruff check . $(LAB)
+	$(PYTHON) -m ruff format --check . $(LAB)
+
+types: $(DEV) ## types of the code
+	$(PYTHON) -m mypy -p flannelpy -p backends -p netns_lab
+
+unit: $(DEV) ## tests that need no privileges
+	$(PYTHON) -m pytest -q tests/unit
+
+test-kernels: $(DEV) ## udp by the kernel, in a guest with Debian's own (QEMU, two minutes)
+	$(PYTHON) -m pytest -q -s tests/kernels
+
+format: $(DEV) ## put the code into its form
+	$(PYTHON) -m ruff check --fix . $(LAB)
+	$(PYTHON) -m ruff format . $(LAB)
+
+lab: $(DEV) ## a lab that stays: HOSTS=3 BACKEND=vxlan ETCD=1 NAME=fl
+	@$(LAB) up --name $(NAME) --hosts $(HOSTS) --backend $(BACKEND) --etcd $(ETCD)
+
+lab-down: ## take the lab away
+	@$(LAB) down --name $(NAME)
+
+bench-agent: $(DEV) ## how fast the agent is
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_agent
+
+bench-udp: $(DEV) ## how fast the udp pump is, beside a C pump and VXLAN: ROUNDS=5
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_udp --rounds $(ROUNDS)
+
+bench-registry: $(DEV) ## how big a cluster the agent follows
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_registry
+
+dist: $(DEV) ## wheel and source archive in dist/
+	@$(PYTHON) -m pip install --quiet 'hatchling>=1.21'
+	$(PYTHON) -m hatchling build -d dist
+
+clean: ## remove what was made: .venv, caches, dist, lab-out
+	rm -rf $(VENV) dist build lab-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip runs again when pyproject.toml says something else; apt is asked only for what is not there.
+$(DEV): pyproject.toml
+	@missing=; \
+	for each in $(NEEDED); do command -v "$${each%%:*}" >/dev/null 2>&1 || missing="$$missing $${each#*:}"; done; \
+	python3 -c 'import ensurepip' 2>/dev/null || missing="$$missing python3-venv"; \
+	[ -n "$$missing" ] || exit 0; \
+	command -v apt-get >/dev/null 2>&1 || { echo "setup: missing, and this is no Debian:$$missing"; exit 1; }; \
+	[ "$$(id -u)" = 0 ] || { echo "setup: missing; install first: sudo apt-get install$$missing"; exit 1; }; \
+	echo "installing Debian packages:$$missing"; \
+	log=$$(mktemp); \
+	if apt-get update -q >"$$log" 2>&1 && apt-get install -qy --no-install-recommends $$missing >>"$$log" 2>&1; then rm -f "$$log"; \
+	else echo "setup: apt-get failed: $$(grep -E '^E:' "$$log" | tail -n 1) (all of it: $$log)"; exit 1; fi
+	@[ -x $(PYTHON) ] && $(PYTHON) -m pip --version >/dev/null 2>&1 || { echo "making $(VENV)"; python3 -m venv --clear $(VENV); } \
+		|| { echo "setup: python3 -m venv $(VENV) failed"; exit 1; }
+	@echo "installing Python packages into $(VENV) (about a minute)"
+	@log=$$(mktemp); \
+	if $(PYTHON) -m pip install --quiet -e '.[dev]' >"$$log" 2>&1; then rm -f "$$log"; \
+	else echo "setup: pip failed: $$(grep -E '^ *ERROR' "$$log" | tail -n 1 | sed 's/^ *//') (all of it: $$log)"; exit 1; fi
+	@touch $@

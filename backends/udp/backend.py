@@ -1,0 +1,124 @@
+"""udp: what a lease publishes and what the kernel holds, by either of two engines (engine.py).
+
+With the pump, one TUN device takes the whole network, and the peers are the pump's. flannel-compat 9.4 and 9.0. No BackendType is
+published and any is accepted in a peer, as flannel does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from netaddr import IPNetwork
+
+from backends.udp import engine as kernel_engine
+from backends.udp.control import GUARDS, Guard
+from backends.udp.engine import ENGINES, Engine
+from backends.udp.pump import UdpPump
+from flannelpy.core.backend import Backend, Chosen, GuardedPort, Local
+from flannelpy.core.config import NetworkConfig
+from flannelpy.core.desired import Address, HostState, Link, Route
+from flannelpy.core.errors import ConfigError
+from flannelpy.core.model import Family, Lease, LeaseAttrs
+from flannelpy.core.options import Members
+
+Word = TypeVar("Word", bound=str)
+
+DEVICE = "flannel0"
+"""flannel's pattern is ``flannel%d``; on a host of one agent that is this name."""
+
+OVERHEAD = 28
+"""Outer IPv4 header and UDP header, in bytes."""
+
+SMALLEST_MTU = 68
+"""What every IPv4 link must carry (RFC 791); the kernel refuses less on a TUN device."""
+
+
+class Udp:
+    """The ``udp`` backend. ``port`` is the cluster's: peers are sent to at our own configured port.
+
+    An ``auto`` engine that nobody has decided about is the pump, which every kernel with TUN can run.
+    """
+
+    name = "udp"
+    families: tuple[Family, ...] = (4,)
+    accepts: frozenset[str] | None = None
+    wants_on_link = False
+
+    def __init__(self, port: int = 8285, guard: Guard = "strict", engine: Engine = "auto") -> None:
+        self.port = port
+        self.guard = guard
+        self.engine = engine
+        self.rehearsal = HostState() if engine == "pump" else kernel_engine.rehearsal(port)
+        self.fou_ports = frozenset({port})
+        self.guarded = GuardedPort(port, inner=guard == "strict") if engine == "kernel" and guard != "off" else None
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Udp:
+        """Port (8285), Guard (strict) and Engine (auto), in any letter case; other keys are passed over. Raises ConfigError."""
+        members = Members(options, "Backend.")
+        port = members.unsigned("Port", 8285, 1, 65_535)
+        return cls(port, _word(members, "Guard", GUARDS, "strict"), _word(members, "Engine", ENGINES, "auto"))
+
+    def choose(self, refusal: str) -> Chosen:
+        """The engine that can be had: the kernel where it can be and nobody forbade it."""
+        kernel, pump = (Udp(self.port, self.guard, engine) for engine in ("kernel", "pump"))
+        if self.engine == "pump":
+            return Chosen(pump, "udp engine: pump, as asked for")
+        if not refusal:
+            return Chosen(kernel, f"udp engine: kernel{', as asked for' if self.engine == 'kernel' else ''}")
+        refused = f"udp's engine kernel: {refusal}; the pump carries the packets" if self.engine == "kernel" else ""
+        return Chosen(pump, f"udp engine: pump; the kernel's cannot be had: {refusal}", refused)
+
+    def can_become(self, other: Backend) -> bool:
+        return False  # the pump, or the device, would have to be made anew
+
+    def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
+        return {DEVICE: False}
+
+    def mtu(self, local: Local) -> int:
+        uplink = local.uplink
+        if uplink.mtu < SMALLEST_MTU + OVERHEAD:
+            least = SMALLEST_MTU + OVERHEAD
+            raise ConfigError(f"interface {uplink.name}: MTU {uplink.mtu} is too small for udp, expected {least} or more")
+        return uplink.mtu - OVERHEAD
+
+    def overhead(self, underlay: Family) -> int:
+        return OVERHEAD
+
+    def published_macs(self, attrs: LeaseAttrs) -> Mapping[str, str]:
+        return {}
+
+    def attrs(self, local: Local) -> LeaseAttrs:
+        if local.uplink.public_ip is None:
+            raise ConfigError(f"interface {local.uplink.name} has no IPv4 address: expected one, for udp")
+        return LeaseAttrs(public_ip=local.uplink.public_ip)
+
+    def host(self, local: Local) -> HostState:
+        if self.engine == "kernel":
+            return kernel_engine.host(local, DEVICE, self.mtu(local), self.port)
+        base = IPNetwork((local.own.subnet.first, 32), version=4)
+        return HostState.of(
+            Link(DEVICE, "tun", mtu=self.mtu(local)),
+            Address(base, DEVICE),
+            *(Route(network, dev=DEVICE) for network in local.config.networks if network.version == 4),
+        )
+
+    def peer(self, lease: Lease, local: Local) -> HostState:
+        return kernel_engine.peer(lease, DEVICE) if self.engine == "kernel" else HostState()
+
+    def pump(self, local: Local) -> UdpPump | None:
+        if self.engine == "kernel":
+            return None
+        return UdpPump(local, device=DEVICE, mtu=self.mtu(local), port=self.port, guard=self.guard)
+
+
+def _word(members: Members, name: str, words: tuple[Word, ...], default: Word) -> Word:
+    """One of ``words``; ``default`` where it is absent or null. Raises ConfigError."""
+    given = members[name] if name in members else None
+    if given is None:
+        return default
+    for word in words:
+        if given == word:
+            return word
+    raise members.wrong(name, f"{', '.join(words[:-1])} or {words[-1]}")

@@ -1,0 +1,276 @@
+"""How are packets moved where the kernel offloads? Much in each call: super-packets, gathered datagrams, runs of small packets.
+
+The decisions are those of ``packet``. A super-packet is split for the wire; what was received together is joined for the device
+where that changes nothing; the rest goes as it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+import numpy as np
+
+from backends.udp.burst import FEW, Burst
+from backends.udp.columns import FULL, ORDER
+from backends.udp.control import (
+    IN_BYTES,
+    IN_PACKETS,
+    IN_WRITE_FAILED,
+    INBOUND_JOINED,
+    OUT_LENGTH,
+    OUT_NO_PEER,
+    OUT_SHORT,
+    OUTBOUND_SPLIT,
+    RECEIVE_ERRORS,
+    UNREACHABLES,
+    Setting,
+)
+from backends.udp.join import Joiner
+from backends.udp.offload import HEADER, HEADER_BYTES, NEEDS_CHECKSUM, Offload
+from backends.udp.outbox import Outbox
+from backends.udp.packet import PASSED, SHORTEST, Gate, inbound, outbound, unreachable
+from backends.udp.split import Splitter
+from backends.udp.table import Table
+
+READS = 64
+"""Small packets in one turn each way."""
+
+LARGE = 8
+"""How many small packets a super-packet or a gathered buffer counts for: a turn is about a millisecond, then control is served."""
+
+_LONGEST = 1 << 16
+_ROOM = 3 * _LONGEST
+"""Small packets are read one after the other, and there must be room for a super-packet behind them."""
+
+_CONTROL_BYTES = socket.CMSG_SPACE(4)
+_BARE = bytes(HEADER_BYTES)
+"""The virtio header of a packet that is as on a wire."""
+
+_REFUSED = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+
+
+class BulkMover:
+    """Moves packets between one TUN descriptor with virtio headers and one socket."""
+
+    def __init__(self, setting: Setting, sock: socket.socket, counts: list[int]) -> None:
+        offloads = Offload(setting.offloads)
+        self.counts = counts
+        self.table = Table(setting.network, setting.length, setting.port)
+        self._gate = Gate(self.table, setting.network, setting.length, setting.mtu, setting.guard)
+        self._own = setting.network
+        self._mtu = setting.mtu
+        self._tun = setting.tun
+        self._socket = sock
+
+        self._packets = bytearray(_ROOM)
+        self._packets_view = memoryview(self._packets)
+        self._packets_octets = np.frombuffer(self._packets, np.uint8)
+        self._heads = bytearray(READS * HEADER_BYTES)
+        heads = memoryview(self._heads)
+        self._head_views = [heads[at : at + HEADER_BYTES] for at in range(0, len(heads), HEADER_BYTES)]
+        self._burst = Burst(self._packets_octets)
+        self._splitter = Splitter(setting.mtu)
+        self._outbox = Outbox(sock, counts, Offload.SEGMENT in offloads)
+
+        self._received = bytearray(2 * _LONGEST)
+        self._received_view = memoryview(self._received)
+        self._into = [self._received_view[:_LONGEST]]
+        self._joiner = Joiner(self._received, np.frombuffer(self._received, np.uint8), offloads)
+
+    # ----------------------------------------------------------------------------------------------------- outbound
+
+    def move_out(self) -> None:
+        """A bounded number of packets from the device to peers. Raises OSError with EBADFD where the device was deleted."""
+        heads, head_views, view, counts, readv, tun = (
+            self._heads,
+            self._head_views,
+            self._packets_view,
+            self.counts,
+            os.readv,
+            self._tun,
+        )
+        budget = READS
+        sizes: list[int] = []
+        at = 0
+        while budget > 0:
+            index = len(sizes)
+            try:
+                size = readv(tun, (head_views[index], view[at:])) - HEADER_BYTES
+            except BlockingIOError:
+                break
+            if size < SHORTEST:
+                counts[OUT_SHORT] += 1
+                budget -= 1
+            elif heads[index * HEADER_BYTES + 1]:
+                if sizes:
+                    self._pass_small(sizes)
+                    sizes = []
+                self._pass_large(at, size, index)
+                at = 0
+                budget -= LARGE
+            else:
+                sizes.append(size)
+                at += size
+                budget -= 1
+                if at > _LONGEST:
+                    self._pass_small(sizes)
+                    sizes = []
+                    at = 0
+        if sizes:
+            self._pass_small(sizes)
+        self._outbox.flush()
+
+    def _pass_small(self, sizes: list[int]) -> None:
+        """Packets that are read and stand one after the other, with their virtio headers in order."""
+        heads, count = self._heads, len(sizes)
+        at = first = 0
+        while first < count:
+            size = sizes[first]
+            past = first + 1
+            while past < count and sizes[past] == size:
+                past += 1
+            number = past - first
+            peer = None
+            if number >= FEW:
+                peer = self._burst.prepare(at, size, number, bytes(heads[first * HEADER_BYTES : past * HEADER_BYTES]), self.table)
+            if peer is not None:
+                self._outbox.add(self._packets_view[at : at + number * size], size, number, peer)
+                at += number * size
+            else:
+                for index in range(first, past):
+                    self._pass_one(at, size, index)
+                    at += size
+            first = past
+        self._outbox.flush()  # their memory is read into next
+
+    def _pass_one(self, at: int, size: int, index: int) -> None:
+        verdict = outbound(self._packets, size, self.table, at)
+        if isinstance(verdict, int):
+            self.counts[verdict] += 1
+            if verdict == OUT_NO_PEER:
+                self._refuse(at, size)
+        elif self._heads[index * HEADER_BYTES] & NEEDS_CHECKSUM and not self._complete(at, size, index):
+            self.counts[OUT_LENGTH] += 1
+        else:
+            self._outbox.add(self._packets_view[at : at + size], size, 1, verdict)
+
+    def _complete(self, at: int, size: int, index: int) -> bool:
+        """Make the checksum that the kernel left to us; False where its place is not in the packet."""
+        _, _, _, _, start, offset = HEADER.unpack_from(self._heads, index * HEADER_BYTES)
+        where = start + offset
+        if start < SHORTEST or where + 2 > size:
+            return False
+        total = int.from_bytes(self._packets_view[at + start : at + size], "big")
+        if (size - start) % 2:
+            total <<= 8
+        # 0xffff, not 0, where it comes out even: 0 would say in UDP that there is none. Linux does so for all (CSUM_MANGLED_0).
+        self._packets[at + where : at + where + 2] = (FULL - total % FULL).to_bytes(2, "big")
+        return True
+
+    def _pass_large(self, at: int, size: int, index: int) -> None:
+        _, kind, _, piece, _, _ = HEADER.unpack_from(self._heads, index * HEADER_BYTES)
+        verdict = outbound(self._packets, size, self.table, at)
+        if isinstance(verdict, int):
+            self.counts[verdict] += 1
+            if verdict == OUT_NO_PEER:
+                self._refuse(at, size)
+            return
+        cut = self._splitter.split(self._packets, self._packets_octets, at, size, kind, piece)
+        if cut is None:
+            self.counts[OUT_LENGTH] += 1
+            return
+        self.counts[OUTBOUND_SPLIT] += 1
+        self._outbox.add(cut.octets, cut.size, cut.count, verdict)
+        self._outbox.flush()  # with the next one's packets behind these, the peer would find two runs in one buffer
+
+    def _refuse(self, at: int, size: int) -> None:
+        """Tell the sender of a packet that nobody has its destination."""
+        answer = unreachable(self._packets[at : at + min(size, 128)], size, self._own)
+        if answer is not None and self._inject(answer):
+            self.counts[UNREACHABLES] += 1
+
+    # ------------------------------------------------------------------------------------------------------ inbound
+
+    def move_in(self) -> None:
+        """A bounded number of packets from peers to the device. Raises OSError with EBADFD where the device was deleted."""
+        receive, into, counts = self._socket.recvmsg_into, self._into, self.counts
+        budget = READS
+        while budget > 0:
+            try:
+                length, notes, _, sender = receive(into, _CONTROL_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:  # reading it has cleared it
+                counts[RECEIVE_ERRORS] += 1
+                budget -= 1
+                continue
+            size = int.from_bytes(notes[0][2][:4], ORDER) if notes else length
+            if length > size > 0:
+                self._pass_gathered(length, size, sender[0])
+                budget -= LARGE
+            else:
+                self._pass_in(0, length, sender[0])
+                budget -= 1
+
+    def _pass_gathered(self, length: int, size: int, sender: str) -> None:
+        if size > self._mtu:  # none but a shorter last one can be in order
+            for at in range(0, length, size):
+                self._pass_in(at, min(size, length - at), sender)
+            return
+        for first, past in self._joiner.runs(length, size):
+            if past - first > 1:
+                self._pass_joined(first, past, length, size, sender)
+            else:
+                self._pass_in(first * size, min(size, length - first * size), sender)
+
+    def _pass_joined(self, first: int, past: int, length: int, size: int, sender: str) -> None:
+        """A run whose headers differ in nothing that is judged: the first one's verdict is all of theirs."""
+        counts, at = self.counts, first * size
+        number = past - first
+        octets = min(length, past * size) - at
+        verdict = inbound(self._received, size, sender, self._gate, at)
+        if verdict != PASSED:
+            counts[verdict] += number
+            return
+        try:
+            os.writev(self._tun, self._joiner.join(first, past, length, size))
+        except OSError as error:
+            if error.errno in _REFUSED:
+                self._joiner.forgo(at)
+                self._write(at, size)
+                for each in range(first + 1, past):
+                    self._pass_in(each * size, min(size, length - each * size), sender)
+            elif error.errno == errno.EBADFD:
+                raise
+            else:
+                counts[IN_WRITE_FAILED] += number
+            return
+        counts[INBOUND_JOINED] += 1
+        counts[IN_PACKETS] += number
+        counts[IN_BYTES] += octets
+
+    def _pass_in(self, at: int, size: int, sender: str) -> None:
+        verdict = inbound(self._received, size, sender, self._gate, at)
+        if verdict == PASSED:
+            self._write(at, size)
+        else:
+            self.counts[verdict] += 1
+
+    def _write(self, at: int, size: int) -> None:
+        if self._inject(self._received_view[at : at + size]):
+            self.counts[IN_PACKETS] += 1
+            self.counts[IN_BYTES] += size
+        else:
+            self.counts[IN_WRITE_FAILED] += 1
+
+    def _inject(self, packet: memoryview | bytes) -> bool:
+        """Hand a packet to the kernel; False where it takes none: queue full, device down (EIO), or refused."""
+        try:
+            os.writev(self._tun, (_BARE, packet))
+        except OSError as error:
+            if error.errno == errno.EBADFD:
+                raise
+            return False
+        return True

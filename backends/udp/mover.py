@@ -1,0 +1,99 @@
+"""How are packets moved where the kernel offloads nothing? One by one, each way in turn."""
+
+from __future__ import annotations
+
+import errno
+import io
+import socket
+
+from backends.udp.control import (
+    IN_BYTES,
+    IN_PACKETS,
+    IN_WRITE_FAILED,
+    OUT_BYTES,
+    OUT_NO_PEER,
+    OUT_PACKETS,
+    OUT_SEND_FAILED,
+    RECEIVE_ERRORS,
+    UNREACHABLES,
+    Setting,
+)
+from backends.udp.packet import PASSED, Gate, inbound, outbound, unreachable
+from backends.udp.table import Table
+
+BURST = 32
+"""Packets in one turn, about 0.2 ms; then the other way has its turn, and control."""
+
+BUFFER = 1 << 16
+"""More than any datagram, so that nothing is ever cut: what is too long is seen to be."""
+
+
+class Mover:
+    """Moves packets between one TUN descriptor without virtio headers and one socket."""
+
+    def __init__(self, setting: Setting, sock: socket.socket, counts: list[int]) -> None:
+        self.counts = counts
+        self.table = Table(setting.network, setting.length, setting.port)
+        self._gate = Gate(self.table, setting.network, setting.length, setting.mtu, setting.guard)
+        self._own = setting.network
+        # FileIO answers None, without an exception, where a descriptor would block.
+        self._tun = io.FileIO(setting.tun, "r+", closefd=False)
+        self._socket = sock
+        self._buffer = bytearray(BUFFER)
+
+    def move_out(self) -> None:
+        """Up to BURST packets from the device to peers. Raises OSError with EBADFD where the device was deleted."""
+        buffer, view, counts, table = self._buffer, memoryview(self._buffer), self.counts, self.table
+        read, send = self._tun.readinto, self._socket.sendto
+        for _ in range(BURST):
+            size = read(buffer)
+            if size is None:
+                return
+            peer = outbound(buffer, size, table)
+            if isinstance(peer, int):
+                counts[peer] += 1
+                if peer == OUT_NO_PEER:
+                    self._refuse(size)
+                continue
+            try:
+                send(view[:size], peer)
+                counts[OUT_PACKETS] += 1
+                counts[OUT_BYTES] += size
+            except OSError:  # buffer full, no route, a firewall: lost, as on any wire
+                counts[OUT_SEND_FAILED] += 1
+
+    def move_in(self) -> None:
+        """Up to BURST packets from peers to the device. Raises OSError with EBADFD where the device was deleted."""
+        buffer, view, counts, gate = self._buffer, memoryview(self._buffer), self.counts, self._gate
+        receive = self._socket.recvfrom_into
+        for _ in range(BURST):
+            try:
+                size, sender = receive(buffer)
+            except BlockingIOError:
+                return
+            except OSError:  # reading it has cleared it
+                counts[RECEIVE_ERRORS] += 1
+                continue
+            verdict = inbound(buffer, size, sender[0], gate)
+            if verdict != PASSED:
+                counts[verdict] += 1
+            elif self._inject(view[:size]):
+                counts[IN_PACKETS] += 1
+                counts[IN_BYTES] += size
+            else:
+                counts[IN_WRITE_FAILED] += 1
+
+    def _refuse(self, size: int) -> None:
+        """Tell the sender of the packet in the buffer that nobody has its destination."""
+        answer = unreachable(self._buffer, size, self._own)
+        if answer is not None and self._inject(memoryview(answer)):
+            self.counts[UNREACHABLES] += 1
+
+    def _inject(self, packet: memoryview) -> bool:
+        """Hand a packet to the kernel; False where it takes none: queue full (None), device down (EIO), or refused."""
+        try:
+            return self._tun.write(packet) is not None
+        except OSError as error:
+            if error.errno == errno.EBADFD:
+                raise
+            return False

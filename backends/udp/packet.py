@@ -1,0 +1,146 @@
+"""What becomes of one packet? Checks, TTL, checksum and ICMP, on a buffer; no descriptor, no clock.
+
+Each decision returns an index of ``control.COUNTERS`` for a packet that must be dropped. flannel-compat 9.4; checks that
+flannel lacks are marked.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Literal
+
+from backends.udp.control import (
+    IN_INNER_DESTINATION,
+    IN_INNER_SOURCE,
+    IN_LENGTH,
+    IN_NOT_IPV4,
+    IN_OUTER_SOURCE,
+    IN_OVERSIZED,
+    IN_SHORT,
+    IN_TTL,
+    OUT_LENGTH,
+    OUT_NO_PEER,
+    OUT_NOT_IPV4,
+    OUT_SHORT,
+    OUT_TTL,
+    Guard,
+)
+from backends.udp.table import Peer, Table
+
+SHORTEST = 20
+"""An IPv4 header without options, in bytes."""
+
+LONGEST_HEADER = 60
+
+PASSED: Literal[-1] = -1
+
+# Version and header length, total length, then bytes 8 to 11 (TTL, protocol, checksum) as one word, source, destination.
+_FIELDS = Struct("!BxH4xIII")
+_WORD = Struct("!I")
+_read_fields = _FIELDS.unpack_from
+_write_word = _WORD.pack_into
+
+_TWO_HOPS = 2 << 24
+"""The word of bytes 8 to 11 is below this for a TTL of 0 or 1: nothing is left after a decrement."""
+
+
+def aged(word: int) -> int:
+    """Bytes 8 to 11 of a header with the TTL one less and the checksum adjusted (RFC 1624): 0x0100 more, in one's complement.
+
+    A sum that would be 0xffff becomes 0, as a full computation over a header gives it.
+    """
+    return word - 0x00FFFF00 if word & 0xFFFF < 0xFEFF else word - 0x0100FEFF
+
+
+def outbound(buffer: bytearray, size: int, table: Table, at: int = 0) -> Peer | int:
+    """A packet of ``size`` bytes from the TUN: the peer to send it to, its TTL decremented in place; or why it is dropped.
+
+    It begins at ``at`` in the buffer.
+
+    ``no_peer`` is to be answered with ``unreachable``; the packet is as it was then.
+    """
+    if size < SHORTEST:
+        return OUT_SHORT
+    first, total, word, _, destination = _read_fields(buffer, at)
+    if first >> 4 != 4:
+        return OUT_NOT_IPV4  # not in flannel, which takes IPv6 noise for IPv4
+    if total != size or not 5 <= first & 15 <= size >> 2:
+        return OUT_LENGTH  # not in flannel
+    peer = table.find(destination)
+    if peer is None:
+        return OUT_NO_PEER
+    if word < _TWO_HOPS:
+        return OUT_TTL  # in silence, as flannel: no time-exceeded
+    _write_word(buffer, at + 8, aged(word))
+    return peer
+
+
+class Gate:
+    """Who may send us what: the peers, our own subnet (``network``/``length``), the MTU in bytes and how strict to be."""
+
+    __slots__ = ("inner", "mtu", "outer", "own", "shift", "table")
+
+    def __init__(self, table: Table, network: int, length: int, mtu: int, guard: Guard) -> None:
+        self.table = table
+        self.shift = 32 - length
+        self.own = network >> self.shift
+        self.mtu = mtu
+        self.outer = guard != "off"
+        self.inner = guard == "strict"
+
+
+def inbound(buffer: bytearray, size: int, sender: str, gate: Gate, at: int = 0) -> int:
+    """A datagram of ``size`` bytes at ``at``, from ``sender``: PASSED with its TTL decremented in place, or why it is dropped."""
+    if size < SHORTEST:
+        return IN_SHORT
+    if size > gate.mtu:
+        return IN_OVERSIZED  # flannel cuts it to the MTU and passes the stump
+    first, total, word, source, destination = _read_fields(buffer, at)
+    if first >> 4 != 4:
+        return IN_NOT_IPV4
+    if total != size or not 5 <= first & 15 <= size >> 2:
+        return IN_LENGTH
+    if gate.inner:
+        peer = gate.table.find(source)
+        if peer is None or peer[0] != sender:
+            return IN_INNER_SOURCE if gate.table.knows(sender) else IN_OUTER_SOURCE
+        if destination >> gate.shift != gate.own:
+            return IN_INNER_DESTINATION
+    elif gate.outer and not gate.table.knows(sender):
+        return IN_OUTER_SOURCE
+    if word < _TWO_HOPS:
+        return IN_TTL
+    _write_word(buffer, at + 8, aged(word))
+    return PASSED
+
+
+_ICMP = 1
+_NET_UNREACHABLE = bytes((3, 0, 0, 0, 0, 0, 0, 0))  # type, code, checksum (filled in later), unused
+_REPLY_TTL = 8
+_HEADER = Struct("!BBHHHBBHII")
+_QUOTED_BYTES = 8
+
+
+def unreachable(buffer: bytearray, size: int, source: int) -> bytes | None:
+    """The ICMP net-unreachable that answers the packet in ``buffer``, from ``source``; None where it must not be answered.
+
+    None for any ICMP, for a fragment that is not the first, and for a header of 60 bytes (flannel-compat 9.4). The kernel drops it
+    as a martian, its source being an address of this host, unless the device has accept_local=1 (ip-sysctl.rst).
+    """
+    header_size = (buffer[0] & 15) * 4
+    fragment_offset = (buffer[6] << 8 | buffer[7]) & 0x1FFF
+    if buffer[9] == _ICMP or fragment_offset or header_size >= LONGEST_HEADER:
+        return None
+    quoted = bytes(buffer[: min(size, header_size + _QUOTED_BYTES)])
+    message = bytearray(_NET_UNREACHABLE + quoted)
+    message[2:4] = checksum(message).to_bytes(2, "big")
+    offender = int.from_bytes(buffer[12:16], "big")
+    header = bytearray(_HEADER.pack(0x45, 0, SHORTEST + len(message), 0, 0, _REPLY_TTL, _ICMP, 0, source, offender))
+    header[10:12] = checksum(header).to_bytes(2, "big")
+    return bytes(header + message)
+
+
+def checksum(octets: bytes | bytearray) -> int:
+    """The Internet checksum (RFC 1071); an odd last byte counts as the high half of a word."""
+    total = int.from_bytes(octets if len(octets) % 2 == 0 else octets + b"\0", "big")
+    return 0xFFFF - (total % 0xFFFF or (0xFFFF if total else 0))

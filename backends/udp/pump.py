@@ -1,0 +1,229 @@
+"""How does the agent keep packets moving? It opens device and socket, starts the worker on them and starts it anew when it dies.
+
+Device, socket, counters and the peer table stay with the agent, so a dead worker costs the time of one start (about 0.1 s),
+in which packets wait in the device's and the socket's queues.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterable, Mapping
+
+from backends.udp.control import (
+    COUNTERS,
+    DELETE,
+    DEVICE_GONE,
+    READY,
+    SET,
+    START,
+    Counters,
+    Guard,
+    Order,
+    Setting,
+    make_counters,
+    pack,
+)
+from backends.udp.offload import Offload, ask_socket
+from backends.udp.tun import open_socket, open_tun
+from flannelpy.core.backend import Local
+from flannelpy.core.errors import BackendError
+from flannelpy.core.model import NO_ADDRESS, Lease
+
+log = logging.getLogger(__name__)
+
+STOP_WITHIN_S = 1.0
+"""A worker that has not ended this long after its control stream is killed."""
+
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 5.0
+"""Before the second restart in a row, doubled until the longest; the first restart is at once."""
+
+STEADY_S = 10.0
+"""A worker that lived this long clears the record of those that died before it."""
+
+Subnet = tuple[int, int]
+"""Network and prefix length, as the worker's table has them."""
+
+
+class UdpPump:
+    """The pump of one lease, which ``local`` must hold. See ``flannelpy.core.backend.Pump``.
+
+    Without ``offload`` packets are moved one by one, as where the kernel offloads nothing.
+    """
+
+    def __init__(self, local: Local, *, device: str, mtu: int, port: int, guard: Guard, offload: bool = True) -> None:
+        self._uplink = local.uplink
+        self._own = _subnet(local.own)
+        self._device, self._mtu, self._port, self._guard = device, mtu, port, guard
+        self._offload = offload
+        self.offloads = Offload.NONE
+        self._tun: int | None = None
+        self._socket: socket.socket | None = None
+        self._counters: Counters | None = None
+        self._last_counts: list[int] = [0] * len(COUNTERS)
+        self._control: asyncio.StreamWriter | None = None
+        self._peers: dict[Subnet, tuple[str, int]] = {}  # -> lease key, PublicIP
+        self._subnets: dict[str, Subnet] = {}  # lease key -> the subnet it holds in _peers
+
+    async def open(self) -> None:
+        """Make device and socket, anew where they are open. Raises BackendError: what is in the way, and how to remove it."""
+        await self.close()
+        if self._uplink.address is None:
+            raise BackendError(f"interface {self._uplink.name} has no IPv4 address: expected one, to bind UDP port {self._port} to")
+        self._socket = open_socket(str(self._uplink.address), self._port)
+        try:
+            self._tun, self.offloads = open_tun(self._device, self._offload)
+        except BackendError:
+            await self.close()
+            raise
+        if Offload.HEADER in self.offloads:
+            self.offloads |= ask_socket(self._socket)
+        self._counters = make_counters()
+        self._counters.write(self._last_counts)
+
+    async def close(self) -> None:
+        """Give back device, which vanishes, and socket. May be called twice."""
+        if self._tun is not None:
+            os.close(self._tun)
+        if self._socket is not None:
+            self._socket.close()
+        if self._counters is not None:
+            self._last_counts = self._counters.read()
+            self._counters.close()
+        self._tun = self._socket = self._counters = None
+
+    def counters(self) -> Mapping[str, int]:
+        """Everything counted since this object was made, by the names in ``control.COUNTERS``; at most one burst old."""
+        return dict(zip(COUNTERS, self._counters.read() if self._counters else self._last_counts, strict=True))
+
+    # ------------------------------------------------------------------------------------------------------ peers
+
+    def update(self, peers: Mapping[str, Lease | None]) -> None:
+        """Peers by lease key that came or changed; None for one that went.
+
+        Those that went are taken out first, so that a subnet can pass from one key to another in one call.
+        """
+        orders: list[Order] = []
+        wanted = {key: lease if lease is not None and _reachable(lease) else None for key, lease in peers.items()}
+        for key, lease in wanted.items():
+            orders += self._drop(key, None if lease is None else _subnet(lease))
+        for key, lease in wanted.items():
+            if lease is not None:
+                orders += self._set(key, _subnet(lease), int(lease.public_ip))
+        if self._control is not None and orders:
+            self._control.write(pack(orders))
+
+    def _drop(self, key: str, kept: Subnet | None) -> Iterable[Order]:
+        """Forget what ``key`` holds, but not ``kept``."""
+        subnet = self._subnets.get(key)
+        if subnet is not None and subnet != kept:
+            del self._subnets[key]
+            del self._peers[subnet]
+            yield Order(DELETE, *subnet)
+
+    def _set(self, key: str, subnet: Subnet, host: int) -> Iterable[Order]:
+        """Give ``subnet`` to ``key``, also where another key has it."""
+        before = self._peers.get(subnet)
+        if before == (key, host):
+            return
+        if before is not None:
+            del self._subnets[before[0]]
+        self._peers[subnet] = (key, host)
+        self._subnets[key] = subnet
+        yield Order(SET, *subnet, host)
+
+    # ----------------------------------------------------------------------------------------------------- worker
+
+    async def run(self) -> None:
+        """Move packets until cancelled. Raises BackendError once the device was deleted; a worker that dies is replaced."""
+        loop = asyncio.get_running_loop()
+        in_a_row = 0
+        while True:
+            started = loop.time()
+            code = await self._live()
+            if code == DEVICE_GONE:
+                raise BackendError(f"TUN device {self._device} was deleted")
+            in_a_row = 0 if loop.time() - started >= STEADY_S else in_a_row
+            delay = min(FIRST_BACKOFF_S * 2 ** (in_a_row - 1), LONGEST_BACKOFF_S) if in_a_row else 0.0
+            in_a_row += 1
+            log.warning("udp worker %s; %s", _fate(code), f"a new one in {delay:g} s" if delay else "a new one starts now")
+            await asyncio.sleep(delay)
+
+    async def _live(self) -> int:
+        """One worker from start to end; its exit code."""
+        if self._tun is None or self._socket is None or self._counters is None:
+            raise BackendError("the udp pump is not open")
+        ours, theirs = socket.socketpair()
+        with theirs:
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+            setting = Setting(
+                tun=self._tun,
+                socket=self._socket.fileno(),
+                control=theirs.fileno(),
+                counters=self._counters.fd,
+                parent=os.getpid(),
+                port=self._port,
+                mtu=self._mtu,
+                network=self._own[0],
+                length=self._own[1],
+                guard=self._guard,
+                offloads=self.offloads.value,
+            )
+            try:
+                process = await start(setting)
+            except BaseException:
+                writer.close()
+                raise
+        whole = [Order(SET, *subnet, host) for subnet, (_, host) in self._peers.items()]
+        writer.write(pack([*whole, Order(START)]))
+        self._control = writer
+        try:
+            if await reader.read(1) == READY:
+                told = (process.pid, self._device, len(self._peers), self.offloads)
+                log.info("udp worker %d moves packets on %s, %d peers, offloads: %s", *told)
+            return await process.wait()
+        finally:
+            self._control = None
+            writer.close()
+            await stop(process)
+
+
+async def start(setting: Setting) -> asyncio.subprocess.Process:
+    """A worker with the descriptors of ``setting``; its stderr is ours, for tracebacks."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "backends.udp.worker", *setting.words()),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=None,
+        pass_fds=(setting.tun, setting.socket, setting.control, setting.counters),
+    )
+
+
+async def stop(process: asyncio.subprocess.Process) -> None:
+    """Wait for a worker whose control stream was ended; kill it where it takes too long."""
+    if process.returncode is None:
+        try:
+            await asyncio.wait_for(process.wait(), STOP_WITHIN_S)
+        except TimeoutError:
+            log.warning("udp worker %d does not end by itself: killed", process.pid)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+def _subnet(lease: Lease) -> Subnet:
+    return lease.subnet.first, lease.subnet.prefixlen
+
+
+def _reachable(lease: Lease) -> bool:
+    """False for an IPv6-only node's lease, which names no IPv4 address and no IPv4 subnet."""
+    return bool(lease.public_ip != NO_ADDRESS and lease.subnet.prefixlen > 0)
+
+
+def _fate(code: int) -> str:
+    """How a process ended, for the log."""
+    return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"

@@ -1,0 +1,186 @@
+"""Who moves the packets? This process, and nothing else happens in it: ``python -m backends.udp.worker tun=7 socket=8 ...``.
+
+Started by ``pump`` with the descriptors open. It ends when its control stream does, when its parent dies, and with DEVICE_GONE
+when the TUN device was deleted. No gRPC, no netlink, no netaddr in here, so that no control-plane work can stall a packet; numpy
+(55 ms of the start, 16 MB) only where the kernel offloads. uvloop waits; a turn then serves whatever is ready until nothing is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Protocol
+
+import uvloop
+
+from backends.udp.control import DELETE, DEVICE_GONE, READY, SET, START, Counters, Order, Setting, unpack
+from backends.udp.mover import Mover
+from backends.udp.offload import Offload
+from backends.udp.table import Table
+
+ROUNDS = 64
+"""Rounds of one turn; between turns uvloop has its own to do, which is little."""
+
+CONTROL_CHUNK = 4000
+"""Bytes of orders between two turns: 400 peers, below 1 ms."""
+
+
+class Moves(Protocol):
+    """What both movers are."""
+
+    counts: list[int]
+    table: Table
+
+    def move_out(self) -> None: ...
+    def move_in(self) -> None: ...
+
+
+def make_mover(setting: Setting, sock: socket.socket, counts: list[int]) -> Moves:
+    """The one for what the kernel offloads."""
+    if Offload.HEADER not in Offload(setting.offloads):
+        return Mover(setting, sock, counts)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no threads for a library that is not used
+    from backends.udp.bulk import BulkMover
+
+    return BulkMover(setting, sock, counts)
+
+
+def apply(table: Table, order: Order) -> None:
+    """Change the peer table."""
+    if order.what == SET:
+        table.set(order.network, order.length, order.host)
+    elif order.what == DELETE:
+        table.delete(order.network, order.length)
+
+
+class Station:
+    """The three descriptors of a worker, and what is done when one of them is ready."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._control = socket.socket(fileno=setting.control)
+        self._socket = socket.socket(fileno=setting.socket)
+        self._tun = setting.tun
+        self._control.setblocking(False)
+        self._socket.setblocking(False)
+        self._counters = Counters(setting.counters)
+        self._mover = make_mover(setting, self._socket, self._counters.read())
+        self._rest = b""
+        # One descriptor for uvloop to watch: it goes deaf on one that ever reported POLLERR, as a TUN does when its device goes.
+        self._ready = select.epoll()
+        self._ready.register(self._control, select.EPOLLIN)
+
+    def serve(self) -> None:
+        """Obey the control stream until it ends, and move packets from START on.
+
+        Raises OSError with EBADFD, which is what the TUN driver says once its device is deleted.
+        """
+        uvloop.run(self._wait())
+
+    async def _wait(self) -> None:
+        loop = asyncio.get_running_loop()
+        end: asyncio.Future[None] = loop.create_future()
+
+        def turn() -> None:
+            try:
+                if self._turn() and not end.done():
+                    end.set_result(None)
+            except OSError as error:
+                if not end.done():
+                    end.set_exception(error)
+
+        loop.add_reader(self._ready.fileno(), turn)
+        try:
+            await end
+        finally:
+            loop.remove_reader(self._ready.fileno())
+
+    def _turn(self) -> bool:
+        """Serve each ready descriptor in its turn, and again while there is more; True when the control stream has ended."""
+        mover = self._mover
+        try:
+            for _ in range(ROUNDS):
+                events = self._ready.poll(0)
+                if not events:
+                    break
+                for descriptor, _ in events:
+                    if descriptor == self._tun:
+                        mover.move_out()
+                    elif descriptor == self._socket.fileno():
+                        mover.move_in()
+                    elif self._obey():
+                        return True
+        finally:
+            self._counters.write(mover.counts)
+        return False
+
+    def _obey(self) -> bool:
+        """Take in orders; True where the stream has ended."""
+        try:
+            chunk = self._control.recv(CONTROL_CHUNK)
+        except ConnectionError:
+            return True
+        if not chunk:
+            return True
+        orders, self._rest = unpack(self._rest + chunk)
+        for order in orders:
+            apply(self._mover.table, order)
+            if order.what == START:
+                self._ready.register(self._tun, select.EPOLLIN)
+                self._ready.register(self._socket, select.EPOLLIN)
+                with contextlib.suppress(OSError):
+                    self._control.send(READY)
+        return False
+
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+_NOBODY = 65534
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+def shed_privileges() -> None:
+    """Become nobody without capabilities: open descriptors are all that packets need. What is not permitted is left as it is."""
+    libc = ctypes.CDLL(None)
+    with contextlib.suppress(OSError):
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    libc.capset((ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)())
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel end us when ``parent`` dies, also while we are busy. A change of user clears it: call it after."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit("the agent is gone")
+
+
+def main() -> int:
+    """The process: 0 when told to end, DEVICE_GONE, or a traceback and 1."""
+    setting = Setting.parse(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the agent decides when packets stop
+    shed_privileges()
+    die_with_parent(setting.parent)
+    station = Station(setting)
+    gc.collect()
+    gc.freeze()
+    try:
+        station.serve()
+    except OSError as error:
+        if error.errno != errno.EBADFD:
+            raise
+        return DEVICE_GONE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

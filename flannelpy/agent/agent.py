@@ -1,0 +1,178 @@
+"""How does the agent live? Signals, the lock, health pages; it waits for a config, becomes a node, and stops without a trace."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from flannelpy import __version__
+from flannelpy.agent.cluster import Patience
+from flannelpy.agent.lock import hold_lock
+from flannelpy.agent.node import Node, SituationChangedError, Surroundings
+from flannelpy.agent.report import Reporter
+from flannelpy.agent.start import Wishes, find_situation
+from flannelpy.agent.systemd import Notifier
+from flannelpy.core.conditions import Health
+from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.uplink import Wish
+from flannelpy.host import view_file
+from flannelpy.host.view_file import KeptView
+from flannelpy.kernel import Kernel
+from flannelpy.registry import Registry
+from flannelpy.settings import Settings
+
+log = logging.getLogger("flannelpy")
+
+STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+async def run(settings: Settings) -> int:
+    """Run the agent until it is told to stop. Returns the exit code: 0 for a clean stop, 1 for a failure (said in one line)."""
+    from flannelpy.kernel.netlink import NetlinkKernel
+    from flannelpy.registry.etcd import EtcdRegistry
+
+    registry, kernel = EtcdRegistry(settings.endpoint), NetlinkKernel()
+    try:
+        return await Agent(settings, registry, kernel, Notifier()).run()
+    finally:
+        await registry.close()
+        await kernel.close()
+
+
+def clock() -> float:
+    """Seconds, monotonic, also through a suspend: leases run on while a machine sleeps (clock_gettime(2))."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Agent:
+    """One host's agent, for one call of ``run``."""
+
+    def __init__(
+        self, settings: Settings, registry: Registry, kernel: Kernel, notifier: Notifier, patience: Patience | None = None
+    ) -> None:
+        wish = Wish(settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip, settings.public_ipv6)
+        self._around = Surroundings(settings, wish, registry, kernel, Reporter(clock), notifier, clock, patience or Patience())
+        self._node: Node | None = None
+
+    async def run(self) -> int:
+        """Run until SIGTERM, SIGINT or a failure; see the module's ``run``."""
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in STOPPING_SIGNALS:
+            loop.add_signal_handler(number, stop.set)
+        main = asyncio.create_task(self._main(), name="agent")
+        stopped = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            await asyncio.wait({main, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not main.done():
+                log.info("stopping; %s", self._what_stays)
+                self._around.notifier.stopping()
+                main.cancel()
+            await main
+        except asyncio.CancelledError:
+            return 0
+        except FlannelpyError as error:
+            log.error("%s", error)
+            return 1
+        except BaseExceptionGroup as group:
+            known, rest = group.split(FlannelpyError)
+            for leaf in _leaves(known):
+                log.error("%s", leaf)
+            if rest is not None:
+                raise rest from None
+            return 1
+        finally:
+            stopped.cancel()
+            for number in STOPPING_SIGNALS:
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)  # on the way out: a second one would only spoil the exit code
+        return 0
+
+    async def _main(self) -> None:
+        around = self._around
+        log.info("flannelpy %s", __version__)
+        for note in around.settings.notes:
+            log.info("%s", note)
+        with hold_lock(around.settings.run_dir):
+            async with self._health_pages():
+                await self.live()
+
+    async def live(self) -> None:
+        """One node after the other, for ever: a new one where the config has changed so that this host can go over to it."""
+        around = self._around
+        where = f"{around.settings.endpoint.prefix}/config"
+        kept = self._read_view()
+        wishes = Wishes(around.wish, around.settings.host_options)
+        while True:
+            situation = await find_situation(
+                around.registry, around.kernel, around.reporter, wishes, where, kept, around.patience.offline_s
+            )
+            node = self._node = Node(around, situation)
+            try:
+                await node.run()
+            except asyncio.CancelledError:
+                if around.settings.release_on_exit:
+                    await node.release()
+                raise
+            except SituationChangedError:
+                pass
+            except BaseExceptionGroup as group:
+                _changed, rest = group.split(SituationChangedError)
+                if rest is not None:
+                    raise rest from None
+            around.reporter.forget()
+            kept = None
+
+    def _read_view(self) -> KeptView | None:
+        settings = self._around.settings
+        try:
+            return view_file.read(settings.state_dir, settings.endpoint.prefix)
+        except FlannelpyError as error:
+            log.warning("%s", error)
+            return None
+
+    @asynccontextmanager
+    async def _health_pages(self) -> AsyncIterator[None]:
+        settings = self._around.settings
+        if not settings.healthz_port:
+            yield
+            return
+        from flannelpy.explain.http import health_pages, serve
+
+        server = await serve(str(settings.healthz_ip), settings.healthz_port, health_pages(lambda: self.ready))
+        try:
+            yield
+        finally:
+            await server.close()
+
+    @property
+    def _what_stays(self) -> str:
+        if self._around.settings.release_on_exit:
+            return "the lease is given back"
+        if self._node is not None and self._node.has_pump:
+            return "the lease stays; packets wait for the next start, which brings the pump back"
+        return "the lease and what is programmed stay, so that packets keep flowing"
+
+    @property
+    def health(self) -> Health:
+        """What is wrong now."""
+        return self._around.reporter.health
+
+    @property
+    def ready(self) -> bool:
+        """True while the host carries traffic, as far as is known."""
+        return self._node is not None and self._node.ready and not self.health.blocks_ready
+
+
+def _leaves(group: BaseExceptionGroup[FlannelpyError] | None) -> list[FlannelpyError]:
+    """The errors themselves, out of however many groups."""
+    if group is None:
+        return []
+    found: list[FlannelpyError] = []
+    for inner in group.exceptions:
+        found += _leaves(inner) if isinstance(inner, BaseExceptionGroup) else [inner]
+    return found

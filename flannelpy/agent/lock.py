@@ -1,0 +1,35 @@
+"""How do two agents keep out of each other's way? A lock on the run directory, held for life and freed by the kernel at death."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flannelpy.core.errors import FlannelpyError
+
+
+@contextmanager
+def hold_lock(directory: Path) -> Iterator[None]:
+    """Hold ``<directory>/lock`` (flock(2)); its text is our process id. Raises FlannelpyError where another agent has it."""
+    path = directory / "lock"
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise FlannelpyError(f"--run-dir {directory}: {error.strerror}; expected a directory that can be written") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            raise FlannelpyError(
+                f"--run-dir {directory}: another flannelpy (process {holder}) uses it; several agents need directories of their own"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

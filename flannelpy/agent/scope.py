@@ -1,0 +1,52 @@
+"""Where in the kernel do we look for what is ours? docs/ownership.md."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from netaddr import AddrFormatError, IPNetwork
+
+from flannelpy.agent.start import Situation
+from flannelpy.core.backend import Backend, Engines
+from flannelpy.core.desired import Scope
+from flannelpy.host.state import State
+
+log = logging.getLogger(__name__)
+
+DEFAULT_PREFIX = "/coreos.com/network"
+
+
+def find_scope(situation: Situation, kept: State, prefix: str) -> Scope:
+    """The devices and networks in use now, and those that an earlier run of this network left behind (to be swept)."""
+    devices = situation.backend.devices(situation.config)
+    return Scope(
+        links=frozenset({*devices, *kept.devices}),
+        networks=(*situation.config.networks, *_networks(kept.networks)),
+        uplink=situation.uplink.name,
+        table=table_name(prefix),
+        sysctls=frozenset(f"net/ipv6/conf/{device}/accept_ra" for device in devices),
+        fou_ports=fou_ports(situation.backend) | frozenset(kept.fou_ports),
+    )
+
+
+def fou_ports(backend: Backend) -> frozenset[int]:
+    """Where the kernel may decapsulate for this backend, by whichever engine it works."""
+    return backend.fou_ports if isinstance(backend, Engines) else frozenset()
+
+
+def table_name(prefix: str) -> str:
+    """Our nft table; agents of several networks on one host have a table each."""
+    if prefix.rstrip("/") == DEFAULT_PREFIX:
+        return "flannelpy"
+    return "flannelpy-" + re.sub(r"[^a-zA-Z0-9]+", "-", prefix).strip("-")
+
+
+def _networks(texts: tuple[str, ...]) -> list[IPNetwork]:
+    found = []
+    for text in texts:
+        try:
+            found.append(IPNetwork(text))
+        except (AddrFormatError, ValueError):
+            log.warning("state: %r is no network; passed over", text)
+    return found

@@ -1,0 +1,218 @@
+"""What is a backend? The contract of a plugin, and its look-up by name.
+
+A backend says what a lease publishes and what the kernel should hold for the host and for each peer; all of it pure. It is
+found by entry point (group ``flannelpy.backends``): a third party's package that declares one needs no change here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
+from typing import Any, Protocol, runtime_checkable
+
+from netaddr import IPAddress
+
+from flannelpy.core.config import NetworkConfig
+from flannelpy.core.desired import HostState
+from flannelpy.core.errors import BackendError, ConfigError
+from flannelpy.core.model import Family, Lease, LeaseAttrs
+
+GROUP = "flannelpy.backends"
+
+HostOptions = Mapping[str, Mapping[str, Any]]
+"""Options of a backend, by its Type, that are this host's and win over the cluster's."""
+
+NO_HOST_OPTIONS: HostOptions = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """The external interface: where encapsulated packets leave. ``mtu`` in bytes.
+
+    ``address``/``address6`` are on the interface and are what packets carry as source; ``public_ip``/``public_ipv6`` are what
+    peers are told to send to. They differ behind NAT.
+    """
+
+    name: str
+    index: int
+    mtu: int
+    address: IPAddress | None = None
+    address6: IPAddress | None = None
+    public_ip: IPAddress | None = None
+    public_ipv6: IPAddress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """What a backend may ask of its host, as data. ``lease`` is None only while the attributes of the first lease are made.
+
+    ``macs``: the stable MAC of each of the backend's devices that has one. ``on_link``: peers' addresses that the host reaches
+    without a gateway, and through which device; filled in only for a backend whose ``wants_on_link`` is true.
+    """
+
+    config: NetworkConfig
+    uplink: Uplink
+    lease: Lease | None = None
+    macs: Mapping[str, str] = field(default_factory=dict)
+    on_link: Mapping[IPAddress, str] = field(default_factory=dict)
+
+    def with_lease(self, lease: Lease) -> Local:
+        """The same host, holding ``lease``."""
+        return replace(self, lease=lease)
+
+    @property
+    def own(self) -> Lease:
+        """Our lease. Raises BackendError where there is none yet: host and peers are asked for after it."""
+        if self.lease is None:
+            raise BackendError("no lease yet")
+        return self.lease
+
+
+class Backend(Protocol):
+    """One way to carry packets between hosts. Everything is pure; called as often as anybody likes.
+
+    A backend is made by ``from_options(options)``: the ``Backend`` object of the network config without its Type. It raises
+    ConfigError on an option that cannot be, and passes over keys it does not know, as flannel does.
+    """
+
+    name: str
+    """The canonical Type, lower-case."""
+    families: tuple[Family, ...]
+    """What it can carry; a config that asks for more is refused with a clear line."""
+    accepts: frozenset[str] | None
+    """BackendTypes of peers that it can talk to; None is any (flannel's udp)."""
+    wants_on_link: bool
+    """True where ``Local.on_link`` decides something (DirectRouting)."""
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Backend: ...
+
+    def can_become(self, other: Backend) -> bool:
+        """True where a running host can go over to ``other`` (of the same name, with other options) without losing a packet."""
+        ...
+
+    def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
+        """Names of the devices it needs for this config; the value says whether its MAC is published and must be stable."""
+        ...
+
+    def mtu(self, local: Local) -> int:
+        """The MTU of the overlay in bytes, for subnet.env (flannel-compat 9.0). Raises ConfigError where nothing is left."""
+        ...
+
+    def overhead(self, underlay: Family) -> int:
+        """Bytes that encapsulation adds to a packet."""
+        ...
+
+    def published_macs(self, attrs: LeaseAttrs) -> Mapping[str, str]:
+        """The MACs of our devices that ``attrs``, a lease of this host, tells the peers; what they hold must stay true."""
+        ...
+
+    def attrs(self, local: Local) -> LeaseAttrs:
+        """What our lease publishes. Raises ConfigError where the host cannot do it (host-gw behind NAT)."""
+        ...
+
+    def host(self, local: Local) -> HostState:
+        """Device, address and network-wide routes."""
+        ...
+
+    def peer(self, lease: Lease, local: Local) -> HostState:
+        """What reaches this peer. Raises MalformedError where its lease does not say how."""
+        ...
+
+    def pump(self, local: Local) -> Pump | None:
+        """The part that moves packets in user space, where there is one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedPort:
+    """A UDP port where the kernel decapsulates, and that only peers may send to.
+
+    ``inner``: also, the packet inside must come from the subnet of the peer that sent it and go to ours.
+    """
+
+    port: int
+    inner: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A backend that has made up its mind, and why. ``refused``: what was asked for and cannot be had, for a condition."""
+
+    backend: Backend
+    reason: str
+    refused: str = ""
+
+
+@runtime_checkable
+class Engines(Protocol):
+    """What a backend has besides where more than one engine can do its work (udp: the kernel, or a pump).
+
+    The agent tries ``rehearsal`` where nobody is disturbed, lets the backend choose, and goes on with what was chosen.
+    """
+
+    rehearsal: HostState
+    """What the kernel must be able to make; empty where nothing depends on it. Its devices have names that nobody uses."""
+    fou_ports: frozenset[int]
+    """Ports where the kernel may decapsulate for it, by whichever engine it works now: what another one left is removed."""
+    guarded: GuardedPort | None
+    """What the firewall has to guard for it."""
+
+    def choose(self, refusal: str) -> Chosen:
+        """The backend to work with; ``refusal`` is what the kernel said to the rehearsal, empty where all went well."""
+        ...
+
+
+class Pump(Protocol):
+    """Running code of a backend that moves packets itself. One instance serves one (device, socket) pair for its life."""
+
+    async def open(self) -> None:
+        """Make device and socket; both exist after it. Raises BackendError or OSError with one clear line; may be called again."""
+        ...
+
+    def update(self, peers: Mapping[str, Lease | None]) -> None:
+        """Peers by lease key that came or changed; None for one that went. Cheap; takes effect soon."""
+        ...
+
+    async def run(self) -> None:
+        """Move packets until cancelled. Raises on what it cannot mend itself (device gone); the agent opens a new one then."""
+        ...
+
+    async def close(self) -> None:
+        """Give back device and socket. May be called twice."""
+        ...
+
+
+def names() -> list[str]:
+    """Every backend Type that is installed, sorted."""
+    return sorted({point.name for point in entry_points(group=GROUP)})
+
+
+def load(config: NetworkConfig, host_options: HostOptions = NO_HOST_OPTIONS) -> Backend:
+    """The backend that the config asks for, made with its options, under those of this host.
+
+    Raises ConfigError for an option that cannot be, BackendError for a Type that nobody provides.
+    """
+    for point in entry_points(group=GROUP):
+        if point.name == config.backend_type:
+            options = {**config.backend_options, **host_options.get(point.name, {})}
+            backend: Backend = point.load().from_options(options)
+            return backend
+    raise BackendError(f"Backend.Type {config.backend_type!r}: nobody provides it; installed are {', '.join(names())}")
+
+
+def understand(text: str | bytes | None, host_options: HostOptions = NO_HOST_OPTIONS) -> tuple[NetworkConfig, Backend]:
+    """A stored config and the backend it asks for; None is an absent one. Raises ConfigError with what is wrong with it."""
+    if text is None:
+        raise ConfigError('is missing: expected JSON like {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}')
+    config = NetworkConfig.parse(text)
+    try:
+        backend = load(config, host_options)
+    except BackendError as error:
+        raise ConfigError(str(error)) from None
+    missing = [f"IPv{family}" for family in config.families if family not in backend.families]
+    if missing:
+        raise ConfigError(f"Backend.Type {backend.name}: it does not carry {' and '.join(missing)}, which the config turns on")
+    backend.devices(config)  # raises where a device cannot be named
+    return config, backend

@@ -1,0 +1,64 @@
+"""Whose is a lease, can it be kept, and who gives way where two claim the same addresses?
+
+Source: flannel-compat 5.2 and 5.3. Beyond flannel: overlapping keys are settled in favour of the older create revision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from netaddr import IPNetwork
+
+from flannelpy.core.config import NetworkConfig
+from flannelpy.core.model import NO_ADDRESS, Lease, LeaseAttrs
+from flannelpy.core.pool import overlap
+
+EVERYTHING = IPNetwork("0.0.0.0/0")
+"""Stands for the IPv4 subnet in the key of a node that has none (flannel-compat, top)."""
+
+
+def same_host(one: LeaseAttrs, other: LeaseAttrs) -> bool:
+    """A host is known by its IPv4 address; without one, by its IPv6 address."""
+    if one.public_ip != NO_ADDRESS or other.public_ip != NO_ADDRESS:
+        return one.public_ip == other.public_ip
+    return one.public_ipv6 is not None and one.public_ipv6 == other.public_ipv6
+
+
+def halves(lease: Lease) -> tuple[IPNetwork, ...]:
+    """The subnets that a lease takes, IPv4 first."""
+    return tuple(net for net in (lease.subnet, lease.subnet6) if net is not None and net != EVERYTHING)
+
+
+def overlapping(one: Lease, other: Lease) -> bool:
+    """True where two leases share an address."""
+    return any(overlap(a, b) for a in halves(one) for b in halves(other))
+
+
+def older(one: Lease, other: Lease) -> bool:
+    """True where ``one`` was created first; of two in one transaction the smaller key counts as first."""
+    if one.create_revision == other.create_revision:
+        return one.key < other.key
+    return one.create_revision < other.create_revision
+
+
+def possible(lease: Lease, config: NetworkConfig) -> bool:
+    """False for a key that no node of this network can have written: it takes nothing from anybody (host bits do no harm here)."""
+    for net, pool in ((lease.subnet, config.v4), (lease.subnet6, config.v6)):
+        if net is not None and net != EVERYTHING and pool is not None and pool.misfit(net.cidr):
+            return False
+    return True
+
+
+def unusable(lease: Lease, leases: Iterable[Lease], config: NetworkConfig) -> str | None:
+    """Why its owner cannot keep a lease, as words for a log; None where it can. ``leases``: all that there are."""
+    fits = lease.subnet == EVERYTHING if config.v4 is None else config.v4.fits(lease.subnet)
+    if config.v6 is None:
+        fits = fits and lease.subnet6 is None
+    else:
+        fits = fits and lease.subnet6 is not None and config.v6.fits(lease.subnet6)
+    if not fits:
+        return "it does not fit the network config"
+    for other in leases:
+        if overlapping(other, lease) and older(other, lease) and not same_host(other.attrs, lease.attrs):
+            return f"it overlaps {other}, which is older"
+    return None

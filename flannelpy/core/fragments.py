@@ -1,0 +1,105 @@
+"""What does this host want, all told? Desired state as a sum of fragments: the host's, the firewall's, one a peer.
+
+A change recomputes one fragment and says which keys it touched; the rest is not looked at. Where two fragments claim one key (two
+leases with one VTEP MAC) the older rank keeps it and the other fragment is left out whole, until the claim is settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from flannelpy.core.desired import HostState, Key, Object
+
+HOST_RANK = -1
+"""Rank of what is not a peer's: it always wins."""
+
+
+class Desired:
+    """The sum. Mutable, single-owner; everything it hands out is a value."""
+
+    def __init__(self) -> None:
+        self._fragments: dict[str, tuple[tuple[int, str], HostState]] = {}
+        self._claims: dict[Key, list[str]] = {}
+        self._objects: dict[Key, Object] = {}
+        self._conflicts: dict[str, tuple[str, Key]] = {}
+
+    def put(self, owner: str, state: HostState, rank: int = HOST_RANK) -> set[Key]:
+        """Set ``owner``'s fragment; ``rank`` is the create revision of a lease (lower is older). Returns the touched keys."""
+        old = self._fragments.get(owner)
+        if old is not None and old[1] == state and old[0][0] == rank:
+            return set()
+        touched = self._withdraw(owner)
+        self._fragments[owner] = ((rank, owner), state)
+        for key in state.objects:
+            self._claims.setdefault(key, []).append(owner)
+        return self._settle(touched | set(state.objects))
+
+    def drop(self, owner: str) -> set[Key]:
+        """Take ``owner``'s fragment out. Returns the keys to look at again; empty where there was none."""
+        return self._settle(self._withdraw(owner))
+
+    def get(self, key: Key) -> Object | None:
+        """What is desired under ``key``."""
+        return self._objects.get(key)
+
+    def only(self, keys: Iterable[Key]) -> HostState:
+        """The desired state under these keys."""
+        return HostState({key: self._objects[key] for key in keys if key in self._objects})
+
+    @property
+    def state(self) -> HostState:
+        """Everything that is desired, now."""
+        return HostState(dict(self._objects))
+
+    def fragment(self, owner: str) -> HostState:
+        """What ``owner`` asked for; empty where it asked for nothing."""
+        entry = self._fragments.get(owner)
+        return HostState() if entry is None else entry[1]
+
+    @property
+    def owners(self) -> frozenset[str]:
+        """Whoever has a fragment, left out or not."""
+        return frozenset(self._fragments)
+
+    @property
+    def conflicts(self) -> Mapping[str, tuple[str, Key]]:
+        """Owners that are left out: who holds the key they claim, and which."""
+        return dict(self._conflicts)
+
+    def _withdraw(self, owner: str) -> set[Key]:
+        entry = self._fragments.pop(owner, None)
+        self._conflicts.pop(owner, None)
+        if entry is None:
+            return set()
+        for key in entry[1].objects:
+            claimants = self._claims[key]
+            claimants.remove(owner)
+            if not claimants:
+                del self._claims[key]
+        return set(entry[1].objects)
+
+    def _settle(self, touched: set[Key]) -> set[Key]:
+        """Recompute what is desired under ``touched`` and under every key of a fragment whose fate that changes."""
+        changed = set(touched)
+        for key in touched:
+            for owner in self._claims.get(key, ()):
+                if len(self._claims[key]) > 1 or owner in self._conflicts:
+                    changed.update(self._judge(owner))
+        for key in changed:
+            winner = next((owner for owner in self._claims.get(key, ()) if owner not in self._conflicts), None)
+            if winner is None:
+                self._objects.pop(key, None)
+            else:
+                self._objects[key] = self._fragments[winner][1].objects[key]
+        return changed
+
+    def _judge(self, owner: str) -> Iterable[Key]:
+        """Decide whether ``owner`` is left out: it is where anybody older claims one of its keys."""
+        rank, state = self._fragments[owner]
+        for key in state.objects:
+            for other in self._claims[key]:
+                if self._fragments[other][0] < rank:
+                    self._conflicts[owner] = (other, key)
+                    return state.objects
+        self._conflicts.pop(owner, None)
+        return state.objects

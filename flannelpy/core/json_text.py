@@ -1,0 +1,62 @@
+"""What does a JSON text say, whoever wrote it? Read as Go's decoder reads it, so that nothing read can trip us later.
+
+Python's own is laxer in some ways (NaN, UTF-16, numbers beyond a float) and keeps what cannot be written again (half of a
+surrogate pair). RFC 8259; flannel's daemons use encoding/json.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+DEEPEST = 64
+"""Levels of nesting that anybody needs; more could exhaust the stack of whoever walks the value."""
+
+
+def decode(text: str | bytes) -> Any:
+    """The value. Raises ValueError, with a message of one line, on whatever is not JSON or is nested too deeply."""
+    if isinstance(text, bytes):
+        text = text.decode(errors="replace")
+    try:
+        value = json.loads(text, parse_constant=_refuse, parse_float=_number)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if text.count("[") + text.count("{") > DEEPEST and _is_deeper(value, DEEPEST):
+        raise ValueError("nested too deeply")
+    if "\\u" in text or not text.isascii():
+        value = _mend(value)
+    return value
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"number {text[:20]} is too large")
+    return number
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """True where ``value`` holds more than ``levels`` levels of arrays and objects; looked at layer by layer, not by recursion."""
+    layer = [value]
+    for _ in range(levels + 1):
+        nested = [item for item in layer if isinstance(item, dict | list)]
+        if not nested:
+            return False
+        layer = [inner for item in nested for inner in (item.values() if isinstance(item, dict) else item)]
+    return True
+
+
+def _mend(value: Any) -> Any:
+    """The same with U+FFFD in place of lone surrogates, as Go does."""
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, list):
+        return [_mend(item) for item in value]
+    if isinstance(value, dict):
+        return {_mend(key): _mend(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,121 @@
+"""How does the kernel get from observed to desired? Ordered steps, as a value that prints itself.
+
+Order: a FOU port before the device that takes what comes in by it, a device before its address, before neighbour and FDB entry,
+before the route that uses them, then the firewall; additions before removals, so that nothing is ever without both; removals the
+other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from flannelpy.core.desired import (
+    ROUTE_PROTOCOL,
+    Address,
+    FdbEntry,
+    HostState,
+    Key,
+    Link,
+    Neighbour,
+    Object,
+    Route,
+    Scope,
+    Sysctl,
+)
+
+Op = Literal["add", "change", "remake", "remove"]
+
+_RANK = {"fou": 0, "link": 1, "addr": 2, "sysctl": 3, "neigh": 4, "fdb": 5, "route": 6, "nft": 7}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One change of one object. ``before`` is what was observed under its key, None for an ``add``.
+
+    add: the key is free. change: in place, atomically. remake: a device that cannot be changed in place is deleted and created.
+    """
+
+    op: Op
+    item: Object
+    before: Object | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.item.key
+
+    def __str__(self) -> str:
+        verb = {"add": "add", "change": "replace", "remake": "remake", "remove": "del"}[self.op]
+        return f"{self.item.noun} {verb} {self.item}"
+
+
+Plan = tuple[Step, ...]
+
+
+def plan(desired: HostState, observed: HostState, scope: Scope | None = None) -> Plan:
+    """The steps that turn ``observed`` into ``desired``. What is observed, not desired and not surely ours stays (``removable``).
+
+    Pure; applying it and planning again gives an empty plan.
+    """
+    steps: list[Step] = []
+    remade: set[str] = set()
+    for item in sorted(desired, key=_rank):
+        before = observed.get(item.key)
+        if before is not None and _device(before) in remade and not isinstance(item, Link):
+            before = None  # it went with its device
+        if before == item:
+            continue
+        if before is None:
+            steps.append(Step("add", item))
+        elif isinstance(item, Link) and isinstance(before, Link) and item.must_be_remade(before):
+            remade.add(item.name)
+            steps.append(Step("remake", item, before))
+        else:
+            steps.append(Step("change", item, before))
+    gone = [item for item in observed if item.key not in desired and removable(item, scope)]
+    lost_links = {item.name for item in gone if isinstance(item, Link)}
+    for item in sorted(gone, key=_rank, reverse=True):
+        device = _device(item)
+        if not isinstance(item, Link) and device is not None and (device in lost_links or device in remade):
+            continue  # the kernel takes it away with its device
+        steps.append(Step("remove", item, item))
+    # Stable: an old address goes as soon as the new one is there, because a route via it (a peer has our old subnet now) would be
+    # refused while it is ours.
+    return tuple(sorted(steps, key=_turn))
+
+
+def _turn(step: Step) -> int:
+    if step.op != "remove":
+        return _rank(step.item) if step.item.noun in ("fou", "link", "addr") else 4
+    return 3 if isinstance(step.item, Address) else 5
+
+
+def removable(item: Object, scope: Scope | None) -> bool:
+    """True where an object that nobody asked for is surely ours to remove (docs/ownership.md)."""
+    if isinstance(item, Sysctl):
+        return False  # a setting has no absence to go back to
+    if isinstance(item, Route) and item.proto != ROUTE_PROTOCOL:
+        return scope is not None and item.dev in scope.links
+    return True
+
+
+def text(steps: Iterable[Step]) -> str:
+    """A plan as a shell session reads, one step a line."""
+    return "\n".join(str(step) for step in steps)
+
+
+def _rank(item: Object) -> int:
+    return _RANK[item.noun]
+
+
+def _device(item: Object) -> str | None:
+    """The device that an object lives on and vanishes with."""
+    if isinstance(item, Link):
+        return item.name
+    if isinstance(item, Sysctl):
+        parts = item.name.split("/")
+        return parts[3] if parts[:3] in (["net", "ipv6", "conf"], ["net", "ipv4", "conf"]) else None
+    if isinstance(item, Address | Neighbour | FdbEntry | Route):
+        return item.dev
+    return None

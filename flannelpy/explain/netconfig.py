@@ -1,0 +1,69 @@
+"""What does a network config mean, and would it work? For ``flannelpy config``: before it is in etcd, not after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flannelpy.core.backend import Backend, understand
+from flannelpy.core.config import NetworkConfig, differences
+from flannelpy.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A config that would work, and what is worth knowing about it."""
+
+    config: NetworkConfig
+    backend: Backend
+    warnings: tuple[str, ...]
+
+
+def examine(text: str) -> Examined:
+    """Validate the config and its backend's options. Raises ConfigError: which key, what it holds, what was expected."""
+    config, backend = understand(text)
+    warnings = []
+    if not config.backend_given:
+        warnings.append(f'no Backend: {backend.name} is taken, as flannel does; "Backend": {{"Type": "vxlan"}} would be faster')
+    return Examined(config, backend, tuple(warnings))
+
+
+def table(examined: Examined) -> Table:
+    """The config as derived, for people."""
+    from rich.table import Table
+
+    shown = Table(show_header=False, box=None, pad_edge=False)
+    shown.add_column(style="bold")
+    shown.add_column()
+    for name, value in _rows(examined):
+        shown.add_row(name, value)
+    return shown
+
+
+def changes(before: str | None, after: str) -> list[str]:
+    """What a new text changes, a line a key, as derived; where a text cannot be read, only that it is replaced."""
+    if before is None:
+        return ["the config is new"]
+    try:
+        old, new = NetworkConfig.parse(before), NetworkConfig.parse(after)
+    except ConfigError:
+        return [f"replaced: {before.strip()[:200]}"]
+    return differences(old, new) or ["only the text: it means the same as before"]
+
+
+def _rows(examined: Examined) -> Iterator[tuple[str, str]]:
+    config, backend = examined.config, examined.backend
+    for pool in (config.v4, config.v6):
+        if pool is not None:
+            version = pool.network.version
+            yield f"IPv{version} network", str(pool.network)
+            yield "  subnets", f"{pool.count:,} of /{pool.length}, {pool.first} to {pool.last}"
+            yield "  addresses in each", f"{pool.size:,}"
+    yield "backend", backend.name + (f" {json.dumps(dict(config.backend_options))}" if config.backend_options else "")
+    overhead = max(backend.overhead(version) for version in config.families)
+    yield "MTU", f"{1500 - overhead} where the link has 1500 ({overhead} bytes of encapsulation)"

@@ -1,0 +1,183 @@
+"""Where do leases live? The registry as the rest of the agent sees it; ``etcd`` is the real one, ``memory`` a verified fake.
+
+Every call has a deadline and raises one of the RegistryError tree. "No data" is never "empty": a call that could not read
+raises; it does not return an empty answer. Both implementations pass the same tests (tests/contract).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from netaddr import IPNetwork
+
+from flannelpy.core.errors import MalformedError, RegistryError
+from flannelpy.core.model import LEASE_TTL_S, NO_ADDRESS, Lease, LeaseAttrs, parse_subnet_key
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """A key below ``<prefix>/subnets`` that could not be read: the key's last part, and why."""
+
+    key: str
+    why: str
+    mod_revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredConfig:
+    """The text at ``<prefix>/config``; None where the key is absent. ``mod_revision`` 0 when absent."""
+
+    text: str | None
+    mod_revision: int
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Every lease at one revision, in key order, from one range read (paged at one revision where it is large)."""
+
+    leases: tuple[Lease, ...]
+    revision: int
+    malformed: tuple[Malformed, ...] = ()
+
+    @property
+    def defaced(self) -> tuple[Lease, ...]:
+        """The malformed whose key is a subnet's all the same: it is taken, by nobody that is known."""
+        found = []
+        for bad in self.malformed:
+            with suppress(MalformedError):
+                subnet, subnet6 = parse_subnet_key(bad.key)
+                found.append(Lease(subnet, LeaseAttrs(NO_ADDRESS), subnet6, mod_revision=bad.mod_revision))
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A lease was created, renewed or changed."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """A lease key is gone (deleted or expired). ``mod_revision`` is the revision that took it away; 0 where unknown."""
+
+    key: str
+    mod_revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigChanged:
+    """The network config was written (or, ``text`` None, deleted)."""
+
+    text: str | None
+
+
+Event = Put | Deleted | ConfigChanged | Malformed
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What happened up to ``revision``, in order. An empty batch is a sign of life (progress), nothing else.
+
+    ``connected``: the watch stands, for the first time or anew; what it was connected to before may have been another store.
+    """
+
+    events: tuple[Event, ...]
+    revision: int
+    connected: bool = False
+
+
+class Registry(Protocol):
+    """One cluster's keys: ``<prefix>/config`` and ``<prefix>/subnets/*``."""
+
+    async def config(self) -> StoredConfig:
+        """The network config as stored."""
+        ...
+
+    async def put_config(self, text: str, expected: StoredConfig | None = None) -> int:
+        """Write the config; with ``expected`` only if it is still that (ConflictError). Returns the revision."""
+        ...
+
+    async def snapshot(self) -> Snapshot:
+        """Every lease now. Keys and values that cannot be read are in ``malformed``, and only there."""
+        ...
+
+    def watch(self, from_revision: int) -> AsyncIterator[Batch]:
+        """Every change from ``from_revision`` on (config and leases), for ever; survives reconnects by itself.
+
+        Raises WatchGapError where changes may have been missed (compaction): take a snapshot and watch anew. While the
+        registry is away it stays silent; ``alive`` tells.
+        """
+        ...
+
+    async def create(
+        self, subnet: IPNetwork, attrs: LeaseAttrs, *, subnet6: IPNetwork | None = None, ttl_s: int = LEASE_TTL_S
+    ) -> Lease:
+        """Take a subnet that nobody holds. Raises TakenError; then nothing was written. ``ttl_s`` 0 writes a reservation."""
+        ...
+
+    async def renew(self, lease: Lease, attrs: LeaseAttrs, *, ttl_s: int = LEASE_TTL_S) -> Lease:
+        """Write ``attrs`` under ``lease.key`` with a fresh etcd lease, if the key is still at ``lease.mod_revision``.
+
+        The old etcd lease is revoked afterwards. A reservation stays one (no etcd lease). Raises ConflictError where the key was
+        changed or deleted by somebody.
+        """
+        ...
+
+    async def keep_alive(self, lease: Lease) -> float:
+        """Extend the lease's etcd lease to its full TTL; returns the seconds it now has. Reservation: infinity.
+
+        Raises ConflictError where etcd no longer knows the lease.
+        """
+        ...
+
+    async def remaining(self, lease: Lease) -> float:
+        """Seconds until the lease expires, 0 when it is gone. Reservation: infinity."""
+        ...
+
+    async def outlives_key(self, lease: Lease) -> bool:
+        """Asked of a lease whose key is gone: True where somebody deleted the key, False where the lease itself has ended.
+
+        A deletion leaves the etcd lease alive; one that has expired, was revoked or was lost with etcd's data is not there.
+        """
+        ...
+
+    async def release(self, lease: Lease) -> None:
+        """Delete the key if it is still at ``lease.mod_revision``. Raises ConflictError.
+
+        The etcd lease is left to end by itself: that it outlives its key tells the peers that we do not return.
+        """
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """False once the registry has not answered for longer than the liveness bound (some seconds)."""
+        ...
+
+    @property
+    def trouble(self) -> RegistryError | None:
+        """What keeps the watch from going on; None where it goes on, or there is none."""
+        ...
+
+    async def close(self) -> None:
+        """End all streams and connections. May be called twice."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """How to reach the registry; secrets are never shown (``repr`` leaves them out)."""
+
+    urls: tuple[str, ...]
+    prefix: str = "/coreos.com/network"
+    cafile: str = ""
+    certfile: str = ""
+    keyfile: str = ""
+    username: str = ""
+    password: str = field(default="", repr=False)
+    password_file: str = ""
+    timeout_s: float = 5.0

@@ -1,0 +1,262 @@
+"""Where do leases live? In etcd v3, under flannel's keys, byte for byte (flannel-compat 4).
+
+Every write is a compare-and-swap. A write that timed out may have been carried out all the same: it is sent once more, and where it
+then loses, what stands in etcd decides; our own value under our own new etcd lease is our success.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator
+from typing import Any
+
+from netaddr import IPNetwork
+
+from flannelpy.core.errors import ConflictError, RegistryError, RegistryUnavailableError, TakenError
+from flannelpy.core.model import LEASE_TTL_S, Lease, LeaseAttrs, subnet_key
+from flannelpy.registry import Batch, Endpoint, Malformed, Snapshot, StoredConfig
+from flannelpy.registry.etcd_channel import END, Call, Link, Wire, rpc
+from flannelpy.registry.etcd_watch import Pace, Watch
+from flannelpy.registry.records import Keys, decode_put
+
+PAGE = 5_000
+"""Leases in one range read; more are read in pages at one revision, so that no message grows without bound."""
+
+REVOKE_TIMEOUT_S = 1.0
+"""Giving an etcd lease back is a courtesy: it would end by itself."""
+
+_COMPACTED = "required revision has been compacted"
+
+
+class EtcdRegistry:
+    """The registry of one cluster in etcd. Making one costs nothing and reaches nobody; UsageError for a malformed URL."""
+
+    def __init__(self, endpoint: Endpoint, pace: Pace | None = None) -> None:
+        self._link = Link(endpoint)
+        self._keys = Keys.under(endpoint.prefix)
+        self._pace = pace or Pace()
+
+    # ------------------------------------------------------------------------------------------------- reading
+
+    async def config(self) -> StoredConfig:
+        """The network config as stored."""
+        answer = await self._link.ask(_kv("Range", rpc.RangeRequest(key=self._keys.config)))
+        if not answer.kvs:
+            return StoredConfig(None, 0, answer.header.revision)
+        stored = answer.kvs[0]
+        return StoredConfig(stored.value.decode(errors="replace"), stored.mod_revision, answer.header.revision)
+
+    async def snapshot(self) -> Snapshot:
+        """Every lease now, all at one revision."""
+        while True:
+            try:
+                return await self._snapshot()
+            except RegistryError as error:
+                if _COMPACTED not in str(error):
+                    raise
+                # Compacted between two pages: the next try starts at a newer revision.
+
+    async def _snapshot(self) -> Snapshot:
+        leases: list[Lease] = []
+        malformed: list[Malformed] = []
+        revision, key, more = 0, self._keys.subnets, True
+        while more:
+            request = rpc.RangeRequest(key=key, range_end=self._keys.end, limit=PAGE, revision=revision)
+            answer = await self._link.ask(_kv("Range", request))
+            revision = revision or answer.header.revision
+            for kv in answer.kvs:
+                read = decode_put(
+                    self._keys.name(kv.key),
+                    kv.value,
+                    etcd_lease=kv.lease,
+                    create_revision=kv.create_revision,
+                    mod_revision=kv.mod_revision,
+                )
+                if isinstance(read, Malformed):
+                    malformed.append(read)
+                else:
+                    leases.append(read.lease)
+            more = answer.more
+            key = answer.kvs[-1].key + b"\0" if more else key
+        return Snapshot(tuple(leases), revision, tuple(malformed))
+
+    def watch(self, from_revision: int) -> AsyncIterator[Batch]:
+        """Every change from ``from_revision`` on; survives reconnects by itself. Raises WatchGapError.
+
+        An empty batch comes when both watches stand, again after each reconnect, and every few seconds of silence.
+        """
+        return Watch.since(from_revision, self._link, self._keys, self._pace).batches()
+
+    # ------------------------------------------------------------------------------------------------- writing
+
+    async def put_config(self, text: str, expected: StoredConfig | None = None) -> int:
+        """Write the config; with ``expected`` only if it is still that (ConflictError). Returns the revision."""
+        key, value = self._keys.config, text.encode()
+        if expected is None:
+            answer = await self._link.ask(_kv("Put", rpc.PutRequest(key=key, value=value)))
+            return int(answer.header.revision)
+        revision, there = await self._put_if(_at(key, expected.mod_revision), value, 0)
+        if revision:
+            return revision
+        found = f"at revision {there.mod_revision}" if there else "absent"
+        raise ConflictError(f"config at {key.decode()}: {found}, expected revision {expected.mod_revision}; nothing was written")
+
+    async def create(
+        self, subnet: IPNetwork, attrs: LeaseAttrs, *, subnet6: IPNetwork | None = None, ttl_s: int = LEASE_TTL_S
+    ) -> Lease:
+        """Take a subnet that nobody holds. Raises TakenError; then nothing was written. ``ttl_s`` 0 writes a reservation."""
+        name = subnet_key(subnet, subnet6)
+        key = self._keys.lease(name)
+        absent = rpc.Compare(key=key, target=rpc.Compare.VERSION, result=rpc.Compare.EQUAL, version=0)
+        etcd_lease = await self._grant(ttl_s)
+        try:
+            revision, _ = await self._put_if(absent, attrs.to_json().encode(), etcd_lease)
+            if not revision:
+                raise TakenError(f"{name}: somebody holds this subnet already; nothing was written")
+        except BaseException:
+            # Even where the put was carried out unheard: its key ends with the lease, and nothing stays behind.
+            await self._revoke(etcd_lease)
+            raise
+        return Lease(subnet, attrs, subnet6, etcd_lease, revision, revision)
+
+    async def renew(self, lease: Lease, attrs: LeaseAttrs, *, ttl_s: int = LEASE_TTL_S) -> Lease:
+        """Write ``attrs`` under ``lease.key`` with a fresh etcd lease, if the key is still at ``lease.mod_revision``.
+
+        The old etcd lease is revoked afterwards: only then does the key no longer hang on it. A reservation stays one.
+        """
+        key = self._keys.lease(lease.key)
+        etcd_lease = 0 if lease.reserved else await self._grant(ttl_s)
+        try:
+            revision, there = await self._put_if(_at(key, lease.mod_revision), attrs.to_json().encode(), etcd_lease)
+            if not revision:
+                raise _conflict(lease, there)
+        except ConflictError:
+            # Only here: after a timeout the key may hang on the new lease, and would be deleted with it.
+            await self._revoke(etcd_lease)
+            raise
+        await self._revoke(lease.etcd_lease)
+        return Lease(lease.subnet, attrs, lease.subnet6, etcd_lease, lease.create_revision, revision)
+
+    async def release(self, lease: Lease) -> None:
+        """Delete the key if it is still at ``lease.mod_revision``. Raises ConflictError. Its etcd lease ends by itself."""
+        key = self._keys.lease(lease.key)
+        request = rpc.TxnRequest(
+            compare=[_at(key, lease.mod_revision)],
+            success=[rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key))],
+            failure=[rpc.RequestOp(request_range=rpc.RangeRequest(key=key))],
+        )
+        answer, repeated = await self._link.settle(_kv("Txn", request))
+        there = None if answer.succeeded else _found(answer)
+        if not answer.succeeded and not (repeated and there is None):
+            raise _conflict(lease, there)
+
+    async def _put_if(self, condition: Any, value: bytes, etcd_lease: int) -> tuple[int, Any]:
+        """Put under the condition's key. Returns the key's new revision, or 0 and what stands there (None: nothing)."""
+        key = condition.key
+        request = rpc.TxnRequest(
+            compare=[condition],
+            success=[rpc.RequestOp(request_put=rpc.PutRequest(key=key, value=value, lease=etcd_lease))],
+            failure=[rpc.RequestOp(request_range=rpc.RangeRequest(key=key))],
+        )
+        answer, repeated = await self._link.settle(_kv("Txn", request))
+        if answer.succeeded:
+            return answer.header.revision, None
+        there = _found(answer)
+        if repeated and there is not None and there.value == value and there.lease == etcd_lease:
+            return there.mod_revision, None
+        return 0, there
+
+    # -------------------------------------------------------------------------------------------- etcd's leases
+
+    async def _grant(self, ttl_s: int) -> int:
+        """A new etcd lease; 0, which is none, for a ``ttl_s`` of 0."""
+        if not ttl_s:
+            return 0
+        answer = await self._link.ask(_lease("LeaseGrant", rpc.LeaseGrantRequest(TTL=ttl_s)))
+        return int(answer.ID)
+
+    async def _revoke(self, etcd_lease: int) -> None:
+        """Give an etcd lease back where possible."""
+        if etcd_lease:
+            with contextlib.suppress(RegistryError, TimeoutError):
+                async with asyncio.timeout(REVOKE_TIMEOUT_S):
+                    await self._link.ask(_lease("LeaseRevoke", rpc.LeaseRevokeRequest(ID=etcd_lease)))
+
+    async def keep_alive(self, lease: Lease) -> float:
+        """Extend the lease's etcd lease to its full TTL; returns the seconds it now has. Reservation: infinity."""
+        if lease.reserved:
+            return math.inf
+        request = rpc.LeaseKeepAliveRequest(ID=lease.etcd_lease)
+
+        async def exchange(wire: Wire, **how: Any) -> Any:
+            call = wire.lease.LeaseKeepAlive(**how)
+            try:
+                await call.write(request)
+                if (answer := await call.read()) is END:
+                    raise RegistryUnavailableError(f"{wire.address}: etcd ended a keep-alive unanswered; expected an answer")
+                return answer
+            finally:
+                call.cancel()
+
+        answer = await self._link.ask(exchange)
+        if answer.TTL <= 0:
+            raise ConflictError(f"{lease.key}: etcd no longer knows lease {lease.etcd_lease:x}; expected it to live")
+        return float(answer.TTL)
+
+    async def remaining(self, lease: Lease) -> float:
+        """Seconds until the lease expires, 0 when it is gone: expired, revoked, or no longer the key's."""
+        if lease.reserved:
+            return math.inf
+        request = rpc.LeaseTimeToLiveRequest(ID=lease.etcd_lease, keys=True)
+        answer = await self._link.ask(_lease("LeaseTimeToLive", request))
+        held = self._keys.lease(lease.key) in answer.keys
+        return float(max(0, answer.TTL)) if held else 0.0
+
+    async def outlives_key(self, lease: Lease) -> bool:
+        """Asked of a lease whose key is gone: True where somebody deleted the key, False where the lease itself has ended."""
+        if lease.reserved:
+            return True
+        answer = await self._link.ask(_lease("LeaseTimeToLive", rpc.LeaseTimeToLiveRequest(ID=lease.etcd_lease)))
+        return bool(answer.TTL > 0)
+
+    # -------------------------------------------------------------------------------------------------- life
+
+    @property
+    def alive(self) -> bool:
+        """False once a question has been open for longer than the liveness bound."""
+        return self._link.alive
+
+    @property
+    def trouble(self) -> RegistryError | None:
+        """What keeps the watch from going on; None where it goes on, or there is none."""
+        return self._link.trouble
+
+    async def close(self) -> None:
+        """End all streams and connections. May be called twice."""
+        await self._link.close()
+
+
+def _kv(method: str, request: Any) -> Call:
+    return lambda wire, **how: getattr(wire.kv, method)(request, **how)
+
+
+def _lease(method: str, request: Any) -> Call:
+    return lambda wire, **how: getattr(wire.lease, method)(request, **how)
+
+
+def _at(key: bytes, mod_revision: int) -> Any:
+    """The condition that a key is still at a revision; 0 is a key that is not there."""
+    return rpc.Compare(key=key, target=rpc.Compare.MOD, result=rpc.Compare.EQUAL, mod_revision=mod_revision)
+
+
+def _found(answer: Any) -> Any:
+    """What the losing branch read; None where the key is absent."""
+    kvs = answer.responses[0].response_range.kvs
+    return kvs[0] if kvs else None
+
+
+def _conflict(lease: Lease, there: Any) -> ConflictError:
+    found = f"changed at revision {there.mod_revision}" if there else "deleted"
+    return ConflictError(f"{lease.key}: {found}, expected revision {lease.mod_revision}; nothing was written")

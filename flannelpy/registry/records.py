@@ -1,0 +1,70 @@
+"""What do a cluster's keys and values look like as bytes? Shared by every registry, so that a fake cannot read them differently.
+
+Source: flannel-compat 4.1 (keys), 4.4 (values). The texts themselves are ``core.model``'s.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+
+from flannelpy.core.errors import MalformedError
+from flannelpy.core.model import Lease, LeaseAttrs, parse_subnet_key, subnet_key
+from flannelpy.registry import Deleted, Malformed, Put
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """One cluster's keys: the config's, and the range ``subnets`` <= key < ``end`` that holds every lease.
+
+    The range starts after the slash. flannel's starts before it, at the string prefix ``<prefix>/subnets``, and so trips over
+    ``<prefix>/subnets-oops`` (flannel-compat 6.4); we never see such a key.
+    """
+
+    config: bytes
+    subnets: bytes
+    end: bytes
+
+    @classmethod
+    def under(cls, prefix: str) -> Keys:
+        """The keys below ``prefix``, joined and cleaned as Go's path.Join does: no ``//``, no ``/`` at the end."""
+        config, subnets = (_join(prefix, name).encode() for name in ("config", "subnets"))
+        return cls(config, subnets + b"/", subnets + b"0")  # "0" is the byte after "/"
+
+    def lease(self, name: str) -> bytes:
+        """The etcd key of the lease that is called ``name``."""
+        return self.subnets + name.encode()
+
+    def name(self, key: bytes) -> str:
+        """The last part of a lease's etcd key, readable whatever somebody wrote there."""
+        return key[len(self.subnets) :].decode(errors="backslashreplace")
+
+
+def _join(prefix: str, name: str) -> str:
+    parts = [part for part in prefix.split("/") if part]
+    root = "/" if prefix.startswith("/") else ""
+    return posixpath.normpath(root + "/".join([*parts, name]))
+
+
+def decode_put(name: str, value: bytes, *, etcd_lease: int, create_revision: int, mod_revision: int) -> Put | Malformed:
+    """A key as it stands in etcd: a lease, or why it is none."""
+    try:
+        subnet, subnet6 = parse_subnet_key(name)
+    except MalformedError as error:
+        return Malformed(name, str(error), mod_revision)
+    try:
+        attrs = LeaseAttrs.from_json(value)
+    except MalformedError as error:
+        return Malformed(name, f"value of {name!r}: {error}", mod_revision)
+    return Put(Lease(subnet, attrs, subnet6, etcd_lease, create_revision, mod_revision))
+
+
+def decode_delete(name: str, mod_revision: int) -> Deleted:
+    """A key that is gone, at the revision that took it away.
+
+    One that was malformed is reported just the same: what was said about it can be taken back.
+    """
+    try:
+        return Deleted(subnet_key(*parse_subnet_key(name)), mod_revision)
+    except MalformedError:
+        return Deleted(name, mod_revision)

@@ -1,0 +1,302 @@
+"""What can be said to the lab on a command line? ``lab up``, ``down``, ``status``, ``exec``, ``ping``, ``pcap``, ``draw``,
+``swarm``.
+
+Exit 0: done. 1: it could not be done, one line says why. 2: the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from flannelpy.core.backend import names as backends
+from netns_lab.errors import LabError, TopologyError
+from netns_lab.etcd import EtcdFailedError
+from netns_lab.ledger import Ledger, names
+from netns_lab.topology import Topology, check_name, shipped
+
+Answer = TypeVar("Answer")
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DRAWING = Path("lab-out/topology.svg")
+
+
+def _checked(_: click.Context, __: click.Parameter, name: str) -> str:
+    try:
+        return check_name(name)
+    except TopologyError as error:
+        raise click.UsageError(str(error)) from None
+
+
+name_option = click.option(
+    "--name", metavar="NAME", callback=_checked, default="fl", show_default=True, help="the lab; leads all its namespaces' names"
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def lab() -> None:
+    """Hosts, etcd and containers out of network namespaces, on this machine alone."""
+
+
+@lab.command()
+@click.option("--topology", metavar="NAME|FILE", help=f"one of {', '.join(shipped())}, or a .toml file [default: three]")
+@click.option("--hosts", type=int, help="how many hosts")
+@click.option("--backend", metavar="TYPE", help="vxlan, udp, host-gw, alloc")
+@click.option("--etcd", type=int, help="how many etcd members: 0, 1 or 3")
+@click.option("--network", metavar="CIDR", help="the overlay's network")
+@click.option("--containers", type=int, help="how many containers on each host")
+@click.option("--no-agents", is_flag=True, help="do not start flannelpy; the containers stay without addresses")
+@name_option
+def up(topology: str | None, name: str, no_agents: bool, **changes: Any) -> None:
+    """Make a lab, start the agents, connect the containers, and leave it standing."""
+    try:
+        wanted = Topology.load(topology or "three").changed(**changes)
+    except TopologyError as error:
+        raise click.UsageError(str(error)) from None
+    provided = backends()
+    if not no_agents and provided and wanted.backend not in provided:
+        raise click.UsageError(f"backend {wanted.backend!r}: nobody provides it, expected one of {', '.join(provided)}")
+    _need_root()
+    _refuse_twice(name)
+    _run(_up(wanted, name, agents=not no_agents and wanted.etcd > 0))
+
+
+@lab.command()
+@click.option("--force", is_flag=True, help="also one that another process still holds (a running test)")
+@name_option
+def down(name: str, force: bool) -> None:
+    """Take the lab away, also what a crash has left of one. Whatever still runs inside it is ended."""
+    _need_root()
+    ledger = Ledger(name)
+    if not ledger.exists:
+        click.echo(f"no lab named {name} is up")
+        return
+    owner = ledger.owner
+    if owner is not None and not force:
+        raise click.ClickException(f"lab {name} is held by process {owner.pid} ({_short(owner.argv)}); end that, or use --force")
+    removed = _guard(ledger.remove)
+    click.echo(f"lab {name} is down: {_count(removed.namespaces, 'namespace')}, {_count(removed.processes, 'process')} ended")
+
+
+@lab.command()
+@name_option
+def status(name: str) -> None:
+    """Show the hosts, their agents and leases."""
+    from netns_lab.lab import Lab
+    from netns_lab.listing import status_table
+
+    if not Ledger(name).exists:
+        others = names()
+        hint = f"; up are {', '.join(others)}" if others else "; lab up makes one"
+        raise click.ClickException(f"no lab named {name} is up{hint}")
+    _need_root()
+
+    async def show() -> None:
+        here = Lab.attach(name)
+        topology = here.topology
+        plan = topology.etcd_plan
+        etcd = f"etcd {', '.join(here.etcd.urls)}" if plan else "no etcd"
+        click.echo(f"lab {name}: {topology.backend}, overlay {topology.network}, {etcd}; files in {here.directory}")
+        _console().print(await status_table(here))
+
+    _run(show())
+
+
+@lab.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@name_option
+@click.argument("box")
+@click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_(name: str, box: str, words: tuple[str, ...]) -> None:
+    """Run a command inside: lab exec h1 -- ip route. BOX: h1, c1, etcd, nat1, net."""
+    _replace(name, box, words[1:] if words[0] == "--" else words)
+
+
+@lab.command()
+@name_option
+@click.argument("source", required=False)
+@click.argument("target", required=False)
+def ping(name: str, source: str | None, target: str | None) -> None:
+    """Ping from SOURCE to TARGET (c1 c2, h1 h2, c1 203.0.113.1), or from every container to every other."""
+    from netns_lab.lab import Lab
+
+    if source and not target:
+        raise click.UsageError("ping takes two names, or none for every pair")
+    _need_root()
+    here = _guard(lambda: Lab.attach(name))
+    if source and target:
+        result = _run(here.ping(source, target))
+        click.echo(f"{source} to {target}: " + (f"{result.rtt_ms:.2f} ms" if result.rtt_ms is not None else "no answer"))
+        sys.exit(0 if result.ok else 1)
+    from netns_lab.listing import matrix_summary, matrix_table
+
+    results = _run(here.matrix())
+    _console().print(matrix_table(here, results))
+    click.echo(matrix_summary(results))
+    sys.exit(0 if all(result.ok for result in results.values()) else 1)
+
+
+@lab.command()
+@click.option("--write", metavar="FILE", help="write a pcap file instead of printing")
+@name_option
+@click.argument("box")
+@click.argument("device", default="eth1")
+@click.argument("filter_", metavar="[FILTER]...", nargs=-1)
+def pcap(name: str, box: str, device: str, filter_: tuple[str, ...], write: str | None) -> None:
+    """Show what passes a device (eth1 where none is named): lab pcap h1 flannel.1 icmp. Ctrl-C ends it."""
+    output = ["-U", "-w", str(Path(write).absolute())] if write else ["-l"]
+    _replace(name, box, ["tcpdump", "-n", "-Z", "root", "-i", device, *output, *filter_])
+
+
+@lab.command()
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help=f"the SVG file [default: {DRAWING}]")
+@click.option("--topology", metavar="NAME|FILE", help="draw this one as declared, instead of the lab that is up")
+@name_option
+def draw(name: str, out: Path | None, topology: str | None) -> None:
+    """Draw the lab that is up, with its leases."""
+    from netns_lab.drawing import draw as draw_svg
+    from netns_lab.lab import Lab
+
+    envs: dict[str, dict[str, str]] = {}
+    if topology is not None:
+        try:
+            wanted = Topology.load(topology)
+        except TopologyError as error:
+            raise click.UsageError(str(error)) from None
+    else:
+        here = _guard(lambda: Lab.attach(name))
+        wanted = here.topology
+        envs = {host.name: host.subnet_env() for host in here.hosts}
+    path = out or REPOSITORY / DRAWING
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(draw_svg(wanted, name, envs))
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written: {error.strerror}") from None
+    click.echo(f"drawn: {path}")
+
+
+@lab.command()
+@click.option("--nodes", type=click.IntRange(1, 100_000), required=True, help="how many")
+@click.option("--churn", type=click.FloatRange(0, 10_000), default=0.0, help="changes a second: renewals, joins, leaves, new MACs")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="how long; without it until ctrl-C")
+@click.option("--keep", is_flag=True, help="leave the nodes in etcd")
+@name_option
+def swarm(name: str, nodes: int, churn: float, seconds: float | None, keep: bool) -> None:
+    """Write leases of simulated nodes into the lab's etcd, and let them come and go."""
+    from netns_lab.lab import Lab
+
+    _need_root()
+    here = _guard(lambda: Lab.attach(name))
+    url = _guard(lambda: here.etcd.urls[0])
+    words = [sys.executable, "-m", "netns_lab.swarm", url, f"--nodes={nodes}", f"--churn={churn}"]
+    words += [f"--seconds={seconds}"] if seconds else []
+    words += ["--keep"] if keep else []
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (REPOSITORY / "netns-lab", REPOSITORY)))
+    _replace(name, "etcd", words)
+
+
+# ---------------------------------------------------------------------------------------------------------- doing
+
+
+async def _up(topology: Topology, name: str, *, agents: bool) -> None:
+    from netns_lab.lab import Lab
+
+    here = await Lab.build(topology, name=name, lasting=True)
+    try:
+        if agents:
+            await here.start_agents()
+            await here.connect_containers()
+    except BaseException:
+        here.down()
+        raise
+    here.leave()
+    parts = (
+        _count(topology.hosts, "host"),
+        _count(len(here.containers), "container"),
+        _count(topology.etcd, "etcd member"),
+        topology.backend,
+        "agents are ready" if agents else "no agents",
+    )
+    click.echo(f"lab {name} is up: {', '.join(parts)}")
+    suffix = "" if name == "fl" else f" --name {name}"
+    click.echo(f"next: lab status{suffix}; lab ping{suffix}; lab exec{suffix} h1 -- ip route; lab down{suffix}")
+
+
+def _refuse_twice(name: str) -> None:
+    ledger = Ledger(name)
+    if not ledger.exists:
+        return
+    if ledger.released:
+        raise click.ClickException(f"lab {name} is up already; lab status shows it, lab down ends it, --name makes another")
+    owner = ledger.owner
+    if owner is not None:
+        raise click.ClickException(f"lab {name} is held by process {owner.pid} ({_short(owner.argv)}); --name makes another")
+    raise click.ClickException(f"lab {name} was left unfinished; lab down removes what is left of it")
+
+
+def _replace(name: str, box: str, words: tuple[str, ...] | list[str]) -> None:
+    """Become the command, so that its terminal, its signals and its exit code are its own."""
+    from netns_lab.lab import Lab
+
+    _need_root()
+    command = _guard(lambda: Lab.attach(name).box(box).namespace.command(*words))
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        raise click.ClickException(f"{command[0]}: {error.strerror}") from None
+
+
+def _run(work: Coroutine[Any, Any, Answer]) -> Answer:
+    """Run to the end; ctrl-C and SIGTERM cancel, so that whatever was begun is taken away again."""
+
+    async def whole() -> Answer:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    try:
+        return _guard(lambda: asyncio.run(whole()))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        click.echo("interrupted; what was made is removed", err=True)
+        sys.exit(130)
+
+
+def _guard(action: Callable[[], Answer]) -> Answer:
+    """What it returns; errors of the lab as one line and exit 1."""
+    try:
+        return action()
+    except (LabError, EtcdFailedError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _need_root() -> None:
+    if os.geteuid() != 0:
+        raise click.ClickException("network namespaces need root: start it with sudo")
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
+def _short(argv: tuple[str, ...]) -> str:
+    return " ".join(Path(word).name for word in argv[:3])
+
+
+def _count(number: int, what: str) -> str:
+    plural = "es" if what.endswith("s") else "s"
+    return f"{number} {what}{'' if number == 1 else plural}"
+
+
+def main() -> None:
+    """The command; a script's entry point."""
+    lab(prog_name="lab")

@@ -1,0 +1,95 @@
+"""Any bytes from device or wire: never an exception, never a look past the packet's end, never past the guard."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from netaddr import IPAddress, IPNetwork
+from scapy.layers.inet import ICMP, IP, UDP
+
+from backends.udp.control import COUNTERS, OUT_NO_PEER
+from backends.udp.packet import PASSED, SHORTEST, Gate, checksum, inbound, outbound, unreachable
+from backends.udp.table import Table
+
+OWN, NINE = IPNetwork("10.5.72.0/24"), IPNetwork("10.5.9.0/24")
+PEER = "192.0.2.2"
+MTU = 200
+
+TABLE = Table(OWN.first, OWN.prefixlen, 8285)
+TABLE.set(NINE.first, NINE.prefixlen, int(IPAddress(PEER)))
+GATE = Gate(TABLE, OWN.first, OWN.prefixlen, MTU, "strict")
+
+address = st.sampled_from(["10.5.72.0", "10.5.72.9", "10.5.9.0", "10.5.9.255", "10.5.8.255", "10.5.73.0", "0.0.0.0", "127.0.0.1"])
+well_formed = st.builds(
+    lambda src, dst, ttl, options, upper: bytes(IP(src=src, dst=dst, ttl=ttl, options=[b"\x01"] * options) / upper),
+    address,
+    address,
+    st.integers(0, 255),
+    st.integers(0, 40),
+    st.sampled_from([UDP(), ICMP(), UDP() / bytes(150)]),
+)
+
+
+@st.composite
+def bent(draw: st.DrawFn) -> bytes:
+    """A packet that was in order, with some bytes changed and its end cut or lengthened."""
+    packet = bytearray(draw(well_formed))
+    for at, value in draw(st.lists(st.tuples(st.integers(0, len(packet) - 1), st.integers(0, 255)), max_size=3)):
+        packet[at] = value
+    return (
+        bytes(packet[: draw(st.integers(0, len(packet)))]) if draw(st.booleans()) else bytes(packet) + draw(st.binary(max_size=2))
+    )
+
+
+packets = st.one_of(st.binary(max_size=MTU + 20), well_formed, bent())
+
+
+def filled(packet: bytes, stale: int) -> bytearray:
+    """A buffer as the worker's: the packet, then what earlier ones left."""
+    return bytearray(packet + bytes([stale]) * 100)
+
+
+@settings(max_examples=400, deadline=None)
+@given(packets)
+def test_outbound(packet: bytes) -> None:
+    verdicts: list[object] = []
+    for stale in (0x00, 0xFF):
+        held = filled(packet, stale)
+        verdict = outbound(held, len(packet), TABLE)
+        verdicts.append(verdict)
+        assert held[len(packet) :] == filled(packet, stale)[len(packet) :]
+        if verdict == OUT_NO_PEER:
+            reply = unreachable(held, len(packet), OWN.first)
+            verdicts.append(reply)
+            if reply is not None:
+                assert checksum(reply[:20]) == checksum(reply[20:]) == 0
+                assert len(reply) <= 28 + 56 + 8
+        if isinstance(verdict, int):
+            assert COUNTERS[verdict].startswith("outbound_dropped_")
+            assert held == filled(packet, stale)
+        else:
+            assert IPAddress(IP(packet).dst) in NINE
+            assert held[8] == packet[8] - 1
+    assert verdicts[: len(verdicts) // 2] == verdicts[len(verdicts) // 2 :]
+
+
+@settings(max_examples=400, deadline=None)
+@given(packets, st.sampled_from([PEER, "192.0.2.3"]))
+def test_inbound(packet: bytes, sender: str) -> None:
+    verdicts = set()
+    for stale in (0x00, 0xFF):
+        held = filled(packet, stale)
+        verdict = inbound(held, len(packet), sender, GATE)
+        verdicts.add(verdict)
+        if verdict == PASSED:
+            read = IP(packet)
+            assert sender == PEER
+            assert SHORTEST <= len(packet) == read.len <= MTU
+            assert read.version == 4
+            assert IPAddress(read.src) in NINE
+            assert IPAddress(read.dst) in OWN
+            assert held[8] == packet[8] - 1 >= 1
+        else:
+            assert COUNTERS[verdict].startswith("inbound_dropped_")
+            assert held == filled(packet, stale)
+    assert len(verdicts) == 1

@@ -1,0 +1,236 @@
+"""udp: does the packet pump carry what it should, and does it come back whatever is killed?
+
+c1 10.1.72.2 - h1 flannel0 - pump - 192.168.50.11:8285 ==== 192.168.50.12:8285 - pump - flannel0 h2 - c2 10.1.9.2
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from netns_lab.host import Host
+from netns_lab.lab import Lab
+from tests.lab.agent_support import (  # noqa: F401
+    SUBNETS,
+    Log,
+    captured,
+    lab_name,
+    no_traceback,
+    put_many,
+    remember_subnet,
+    routes,
+    shell,
+    until,
+    until_cut_off,
+)
+
+pytestmark = pytest.mark.topology(hosts=2, backend="udp", agent_options=("--udp-engine=pump",))
+
+
+@pytest.fixture
+async def tunnel(lab: Lab) -> Lab:
+    remember_subnet(lab.host(1), "10.1.72.0/24", "10.1.0.0/16")
+    remember_subnet(lab.host(2), "10.1.9.0/24", "10.1.0.0/16")
+    await lab.start_agents()
+    await lab.connect_containers()
+    return lab
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below one."""
+    found = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for word in children.read_text().split():
+            found += [int(word), *descendants(int(word))]
+    return found
+
+
+def runs(pid: int) -> bool:
+    """Is it there, and no zombie?"""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def workers(host: Host) -> list[int]:
+    """The processes that hold the UDP port."""
+    text = await host.exec("ss", "-Hlunp", "sport = :8285")
+    own = set(descendants(host.agent.pid))
+    return [pid for pid in own if f"pid={pid}," in text]
+
+
+async def test_containers_meet_and_the_largest_packet_arrives_whole(tunnel: Lab) -> None:
+    assert [pair for pair, ping in (await tunnel.matrix()).items() if not ping.ok] == []
+    whole = ["ping", "-n", "-c3", "-i", "0.05", "-W2", "-M", "do", "-s", str(1472 - 28)]
+    async with tunnel.pcap("h2", "eth1", "udp port 8285 or (ip[6:2] & 0x3fff != 0)") as capture:
+        out = await tunnel.container("c1").exec(*whole, "10.1.9.2")
+        lines = await captured(capture, 6)
+    assert " 0% packet loss" in out
+    assert len(lines) == 6  # none in pieces
+    assert all("UDP, length 1472" in line for line in lines)
+    too_long = await tunnel.container("c1").attempt("ping", "-n", "-c1", "-W1", "-M", "do", "-s", str(1472 - 27), "10.1.9.2")
+    assert "mtu=1472" in too_long.stdout + too_long.stderr or "mtu 1472" in too_long.stdout + too_long.stderr
+
+
+async def test_a_transfer_arrives_whole(tunnel: Lab) -> None:
+    """Super-packets through TUN, segments on the wire, super-packets again: every byte the same."""
+    data = tunnel.directory / "data"
+    data.write_bytes(os.urandom(1 << 20) * 16)
+    server = "import socket,hashlib,sys\ns=socket.create_server(('10.1.9.2',7));c,_=s.accept();h=hashlib.sha256()\n"
+    server += "while b:=c.recv(65536): h.update(b)\nprint(h.hexdigest())"
+    client = "import socket,sys;s=socket.create_connection(('10.1.9.2',7),5);s.sendall(open(sys.argv[1],'rb').read());s.close()"
+    log = tunnel.directory / "server.log"
+    listening = tunnel.container("c2").namespace.spawn("server", ["python3", "-c", server], log=log, lasting=False)
+
+    async def listens() -> bool:
+        return bool(await shell(tunnel.container("c2"), "ss -Hltn sport = :7"))
+
+    await until(listens, 5, "the server listens", lambda: log.read_text())
+    await tunnel.container("c1").exec("python3", "-c", client, str(data), timeout_s=20)
+    assert await listening.wait(20) == 0
+    assert log.read_text().strip() == hashlib.sha256(data.read_bytes()).hexdigest()
+
+
+async def test_ipv6_noise_and_unknown_subnets_go_nowhere(tunnel: Lab) -> None:
+    async with tunnel.pcap("h1", "eth1", "udp port 8285") as capture:
+        unknown = await tunnel.container("c1").attempt("ping", "-n", "-c1", "-W1", "10.1.200.2")
+        assert (await tunnel.ping("c1", "c2")).ok
+        lines = await captured(capture, 2)
+    assert unknown.code != 0
+    assert len(lines) == 2
+
+
+async def test_a_datagram_of_a_stranger_is_not_let_in(tunnel: Lab) -> None:
+    """flanneld's proxy takes packets from anybody (field-problems 2.12); here the outer source has to be the peer's."""
+    open_from = "import socket;s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM);s.bind((%r,%d));"
+    # An IPv4 packet with an echo request from c2 to c1, as h2 would send it.
+    ends = bytes([10, 1, 9, 2, 10, 1, 72, 2])
+    header = bytes.fromhex("4500001c000100004001")
+    packet = header + checksum(header + bytes(2) + ends).to_bytes(2, "big") + ends + bytes.fromhex("0800f7fd00010001")
+    send = f"s.sendto(bytes.fromhex('{packet.hex()}'),('192.168.50.11',8285))"
+    await tunnel.host(2).exec("ip", "addr", "add", "192.168.50.99/24", "dev", "eth1")
+    async with tunnel.pcap("c1", "eth0", "icmp") as capture:
+        await tunnel.host(2).exec("python3", "-c", open_from % ("192.168.50.99", 8285) + send)
+        assert (await tunnel.ping("c2", "c1")).ok
+        lines = await captured(capture, 2)
+    assert len(lines) == 2
+    # The same from the peer's address is let in: it was the address that it was judged by.
+    async with tunnel.pcap("c1", "eth0", "icmp") as capture:
+        await tunnel.host(2).exec("python3", "-c", open_from % ("192.168.50.12", 0) + send)
+        assert (await tunnel.ping("c2", "c1")).ok
+        lines = await captured(capture, 4)
+    assert len(lines) == 4
+
+
+def checksum(header: bytes) -> int:
+    """RFC 1071."""
+    total = sum(int.from_bytes(header[at : at + 2], "big") for at in range(0, len(header), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+async def test_a_worker_that_is_killed_is_back_within_half_a_second(tunnel: Lab) -> None:
+    one = tunnel.host(1)
+    before = await workers(one)
+    assert before
+    log = Log.from_now(one)
+    async with tunnel.pinging("c1", "c2", per_second=100) as pings:
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        answered = pings.answers()
+        await until(lambda: pings.answers() > answered + 10, 5, "answers again", lambda: log.text)
+    assert pings.longest_ms < 500
+    after = await workers(one)
+    assert after
+    assert not set(after) & set(before)
+    assert log.text
+    assert one.agent.running
+    assert len(await shell(one, "ip -br link show type tun")) == 1
+
+
+async def test_a_worker_that_is_killed_again_and_again_does_not_wear_out(tunnel: Lab) -> None:
+    one = tunnel.host(1)
+    for _ in range(3):
+        for pid in await workers(one):
+            os.kill(pid, signal.SIGKILL)
+
+        async def answered() -> bool:
+            return (await tunnel.ping("c1", "c2", wait_s=0.2)).ok
+
+        await until(answered, 5, "a ping", lambda: Log.of(one).text)
+    assert len(await workers(one)) >= 1
+
+
+async def test_kill_9_of_the_agent_leaves_no_orphan_and_a_restart_works(tunnel: Lab) -> None:
+    one = tunnel.host(1)
+    below = descendants(one.agent.pid)
+    assert below
+    await one.agent.kill()
+    await until(lambda: not [pid for pid in below if runs(pid)], 2, "no process of it is left", lambda: below)
+    assert await shell(one, "ss -Hlun sport = :8285") == []
+    await one.start_agent()
+    assert str(one.subnet) == "10.1.72.0/24"
+    assert (await tunnel.ping("c1", "c2")).ok
+    assert (await tunnel.ping("c2", "c1")).ok
+
+
+async def test_a_clean_restart_keeps_the_subnet_and_the_device_comes_again(tunnel: Lab) -> None:
+    one = tunnel.host(1)
+    below = descendants(one.agent.pid)
+    start = time.monotonic()
+    assert await one.agent.stop() == 0
+    assert time.monotonic() - start < 1
+    assert not [pid for pid in below if runs(pid)]
+    async with tunnel.pinging("c2", "c1", per_second=50, first_answer_within_s=None) as pings:
+        await one.start_agent()
+        await until(lambda: pings.answers() > 5, 2, "answers after READY", lambda: Log.of(one).text)
+    assert str(one.subnet) == "10.1.72.0/24"
+    assert "10.1.0.0/16 dev flannel0" in " ".join(await routes(one))
+
+
+async def test_what_is_changed_on_the_tunnel_is_put_right(tunnel: Lab) -> None:
+    one = tunnel.host(1)
+    for command in (
+        "ip link set flannel0 down",
+        "ip route del 10.1.0.0/16",
+        "ip addr flush dev flannel0",
+        "ip link set flannel0 mtu 1400",
+    ):
+        await one.exec(*command.split())
+
+        async def right() -> bool:
+            text = " ".join(await shell(one, "ip link show flannel0; ip -4 addr show flannel0; ip route"))
+            return all(part in text for part in ("mtu 1472", "UP,LOWER_UP", "inet 10.1.72.0/32", "10.1.0.0/16 dev flannel0"))
+
+        await until(right, 2, f"{command} is put right", lambda: Log.of(one).text)
+        assert (await tunnel.ping("c1", "c2")).ok
+
+
+async def test_garbage_and_leases_of_other_backends_do_not_stop_it(tunnel: Lab) -> None:
+    """A lease without BackendType is udp's own; what others have no business here is said."""
+    values = {
+        f"{SUBNETS}/10.1.{100 + n}.0-24": value for n, value in enumerate(("oops", "{}", '{"PublicIP":null}', '{"PublicIP":"x"}'))
+    }
+    put_many(tunnel, values)
+    log = Log.of(tunnel.host(1))
+    await until(lambda: len(log.begun("warning:")) >= 4, 3, "four lines", lambda: log.text)
+    assert (await tunnel.ping("c1", "c2")).ok
+    assert (await tunnel.ping("c2", "c1")).ok
+
+
+async def test_etcd_away_stops_no_packet(tunnel: Lab) -> None:
+    async with tunnel.pinging("c1", "c2", per_second=100) as pings:
+        tunnel.etcd.kill()
+        for host in tunnel.hosts:
+            await until_cut_off(host)
+        answered = pings.answers()
+        await until(lambda: pings.answers() > answered + 20, 5, "answers without etcd")
+        tunnel.etcd.restart()
+    assert pings.lost == 0

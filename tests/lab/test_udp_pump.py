@@ -1,0 +1,509 @@
+"""
+  ca 10.5.72.2 -- cbr0 - ha - flannel0 ~ UDP 8285 ~ flannel0 - hb - cbr0 -- cb 10.5.9.2
+                         192.0.2.1 ======= veth ======= 192.0.2.2                          198.51.100.9 is nobody's, on ha's veth
+
+Two real pumps, each driven by a small process (this file, run as a program) in its host's namespace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from netaddr import IPAddress, IPNetwork
+from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.inet6 import IPv6
+
+from backends.udp import Udp
+from flannelpy.core.backend import Local, Uplink
+from flannelpy.core.config import NetworkConfig
+from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.model import Lease, LeaseAttrs
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and TUN devices")
+
+PREFIX = f"udp-{os.getpid()}-"
+HA, HB, CA, CB = (PREFIX + name for name in ("a", "b", "ca", "cb"))
+MTU = 1472
+BOUND_S = 5.0
+
+
+# ------------------------------------------------------------------------------------------------- the driver process
+
+
+def lease(subnet: str, public_ip: str) -> Lease:
+    return Lease(IPNetwork(subnet), LeaseAttrs(IPAddress(public_ip)))
+
+
+async def drive(subnet: str, address: str, options: str) -> None:
+    """Run one pump as told on stdin, one JSON object a line; each is answered by one on stdout."""
+    uplink = Uplink("eth1", 2, MTU + 28, address=IPAddress(address), public_ip=IPAddress(address))
+    local = Local(NetworkConfig.parse('{"Network": "10.5.0.0/16"}'), uplink, lease(subnet, address))
+    told = json.loads(options)
+    pump = Udp.from_options(told).pump(local)
+    pump._offload = told.get("offload", True)
+    running: asyncio.Task[None] | None = None
+    lines = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    while line := await lines.readline():
+        word, argument = json.loads(line)
+        answer: object = None
+        try:
+            if word == "open":
+                await pump.open()
+            elif word == "run":
+                running = asyncio.create_task(pump.run())
+            elif word == "update":
+                pump.update({f"{net.replace('/', '-')}": lease(net, at) if at else None for net, at in argument.items()})
+            elif word == "counters":
+                answer = {name: count for name, count in pump.counters().items() if count}
+            elif word == "outcome":
+                assert running is not None
+                await running
+            elif word == "stop":
+                assert running is not None
+                running.cancel()
+                await asyncio.wait([running])
+            elif word == "close":
+                await pump.close()
+        except FlannelpyError as error:
+            answer = f"{type(error).__name__}: {error}"
+        print(json.dumps(answer), flush=True)
+    if running is not None:
+        running.cancel()
+        await asyncio.wait([running])
+    await pump.close()
+
+
+if __name__ == "__main__":
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(drive(*sys.argv[1:4]))
+    sys.exit()
+
+
+# --------------------------------------------------------------------------------------------------------- namespaces
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *" ".join(words).split()], check=True, capture_output=True, text=True)
+
+
+def inside(namespace: str, command: str, *, check: bool = True) -> str:
+    """What ``command`` prints, run in a namespace."""
+    words = ["ip", "netns", "exec", namespace, *command.split()]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=20)
+    assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def socket_in(namespace: str, family: int, kind: int, proto: int = 0) -> socket.socket:
+    """A socket that lives in a namespace: made by a thread that enters it (setns(2) is per thread)."""
+    made: list[socket.socket] = []
+
+    def make() -> None:
+        with Path(f"/run/netns/{namespace}").open() as handle:
+            if ctypes.CDLL(None, use_errno=True).setns(handle.fileno(), 0x40000000):
+                raise OSError(ctypes.get_errno(), "setns")
+        made.append(socket.socket(family, kind, proto))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    made[0].settimeout(BOUND_S)
+    return made[0]
+
+
+def capture(namespace: str, device: str, proto: int = 0x0800) -> socket.socket:
+    """A packet socket on one device of a namespace; on flannel0 it reads IP packets, on others Ethernet frames' payload."""
+    sock = socket_in(namespace, socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(proto))
+    sock.bind((device, proto))
+    return sock
+
+
+def first(sock: socket.socket, wanted: Callable[[bytes], bool]) -> bytes:
+    """The first packet captured that is wanted, within the bound."""
+    deadline = time.monotonic() + BOUND_S
+    while time.monotonic() < deadline:
+        packet = sock.recv(65536)
+        if wanted(packet):
+            return packet
+    raise AssertionError("no such packet")
+
+
+def until(true: Callable[[], bool], within_s: float = BOUND_S) -> None:
+    """Wait for a fact with a bound."""
+    deadline = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline, "not within the bound"
+        time.sleep(0.01)
+
+
+@dataclass
+class Host:
+    """One namespace and the driver in it."""
+
+    name: str
+    subnet: str
+    address: str
+    process: subprocess.Popen[str] = field(init=False)
+
+    def begin(self, options: str = "{}") -> None:
+        words = ["ip", "netns", "exec", self.name, sys.executable, __file__, self.subnet, self.address, options]
+        root = str(Path(__file__).parents[2])
+        environment = {**os.environ, "PYTHONPATH": root}
+        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment)
+
+    def tell(self, word: str, argument: object = None) -> Any:
+        """One command to the driver, and its answer."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps([word, argument]) + "\n")
+        line = self.process.stdout.readline()
+        assert line, f"the driver in {self.name} is gone"
+        return json.loads(line)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        counted: dict[str, int] = self.tell("counters")
+        return counted
+
+    def counts(self, name: str, value: int) -> bool:
+        return self.counters.get(name, 0) == value
+
+    def configure(self) -> None:
+        """What the agent's kernel part would: address, MTU, up, route."""
+        base = IPNetwork(self.subnet).network
+        for words in (
+            f"addr replace {base}/32 dev flannel0",
+            f"link set flannel0 mtu {MTU} up",
+            "route replace 10.5.0.0/16 dev flannel0",
+        ):
+            ip(f"-n {self.name} {words}")
+
+    def worker(self) -> int | None:
+        """The worker's process id, if there is one."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(children[0]) if children else None
+
+    def cpu_s(self) -> float:
+        """Processor time that the worker has used, in seconds."""
+        fields = Path(f"/proc/{self.worker()}/stat").read_text().rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def end(self) -> None:
+        """Close the driver's stdin, which ends it; kill it where it does not."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        try:
+            self.process.wait(BOUND_S)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            assert self.process.stdout
+            self.process.stdout.close()
+
+
+def runs(process: int | None) -> bool:
+    """False for one that is gone, or dead and not yet reaped."""
+    status = Path(f"/proc/{process}/stat")
+    try:
+        return status.read_text().rpartition(") ")[2][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[None]:
+    """The namespaces and their links; without pumps."""
+    with ExitStack() as undo:
+        for name in (HA, HB, CA, CB):
+            ip(f"netns add {name}")
+            undo.callback(ip, f"netns del {name}")
+            ip(f"-n {name} link set lo up")
+        ip(f"link add eth1 netns {HA} type veth peer eth1 netns {HB}")
+        for host, container, address, subnet in ((HA, CA, "192.0.2.1", "10.5.72"), (HB, CB, "192.0.2.2", "10.5.9")):
+            ip(f"-n {host} addr add {address}/24 dev eth1")
+            ip(f"-n {host} link set eth1 up")
+            ip(f"-n {host} link add cbr0 type bridge")
+            ip(f"-n {host} addr add {subnet}.1/24 dev cbr0")
+            ip(f"-n {host} link set cbr0 up")
+            ip(f"link add c0 netns {host} type veth peer eth0 netns {container}")
+            ip(f"-n {host} link set c0 master cbr0 up")
+            ip(f"-n {container} addr add {subnet}.2/24 dev eth0")
+            ip(f"-n {container} link set eth0 mtu {MTU} up")
+            ip(f"-n {container} route add default via {subnet}.1")
+            inside(host, "sysctl -qw net.ipv4.ip_forward=1")
+        ip(f"-n {HA} addr add 198.51.100.9/32 dev eth1")
+        ip(f"-n {HB} route add 198.51.100.9 dev eth1")
+        yield
+
+
+@pytest.fixture
+def hosts(network: None) -> Iterator[tuple[Host, Host]]:
+    """Both pumps open, configured and running, each knowing the other."""
+    a, b = Host(HA, "10.5.72.0/24", "192.0.2.1"), Host(HB, "10.5.9.0/24", "192.0.2.2")
+    with ExitStack() as undo:
+        for host, peer in ((a, b), (b, a)):
+            host.begin()
+            undo.callback(host.end)
+            assert host.tell("open") is None
+            host.tell("update", {peer.subnet: peer.address})
+            host.configure()
+            host.tell("run")
+        until(lambda: pings(CA, "10.5.9.2") and pings(CB, "10.5.72.2"))
+        yield a, b
+
+
+def pings(namespace: str, address: str) -> bool:
+    return " 0% packet loss" in inside(namespace, f"ping -c1 -W1 {address}", check=False)
+
+
+# -------------------------------------------------------------------------------------------------------------- tests
+
+
+def test_containers_and_hosts_reach_each_other(hosts: tuple[Host, Host]) -> None:
+    a, b = hosts
+    assert pings(CA, "10.5.9.2")
+    assert pings(CB, "10.5.72.2")
+    assert pings(HA, "10.5.9.2")  # from the TUN address, the base of the lease
+    assert pings(HB, "10.5.72.0")
+    before = b.counters["inbound_packets"]
+    inside(CA, "ping -c3 -i0.01 -s1444 -Mdo 10.5.9.2")  # 1472 bytes: just fits
+    assert b.counters["inbound_packets"] == before + 3
+    assert "outbound_dropped_send_failed" not in a.counters
+
+
+def test_the_path_costs_four_hops(hosts: tuple[Host, Host]) -> None:
+    with capture(CB, "eth0") as seen, socket_in(CA, socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"how far", ("10.5.9.2", 4000))
+        packet = IP(first(seen, lambda packet: packet.endswith(b"how far")))
+    assert packet.ttl == 60
+
+
+def test_a_datagram_is_one_ipv4_packet_and_nothing_else(hosts: tuple[Host, Host]) -> None:
+    with capture(HB, "eth1") as wire, socket_in(CA, socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.bind(("10.5.72.2", 5000))
+        sender.sendto(b"to the letter", ("10.5.9.2", 4000))
+        outer = IP(first(wire, lambda packet: b"to the letter" in packet))
+    assert (outer.src, outer.dst, outer[UDP].sport, outer[UDP].dport) == ("192.0.2.1", "192.0.2.2", 8285, 8285)
+    payload = bytes(outer[UDP].payload)
+    inner = IP(payload)
+    assert inner.len == len(payload)
+    again = IP(payload)
+    del again.chksum, again[UDP].chksum
+    assert bytes(again) == payload
+    assert (inner.src, inner.dst, inner.ttl, inner[UDP].sport, inner[UDP].dport) == ("10.5.72.2", "10.5.9.2", 62, 5000, 4000)
+
+
+def test_an_unknown_subnet_is_answered_with_icmp(hosts: tuple[Host, Host]) -> None:
+    a, _ = hosts
+    with capture(HA, "flannel0") as device, socket_in(CA, socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"anybody there", ("10.5.200.1", 4000))
+        reply = IP(first(device, lambda packet: packet[9] == 1))
+        assert (reply.src, reply.dst, reply.ttl, reply.id) == ("10.5.72.0", "10.5.72.2", 8, 0)
+        assert (reply[ICMP].type, reply[ICMP].code) == (3, 0)
+        assert a.counters["unreachables"] == 1
+        assert not pings(CA, "10.5.200.1")  # any ICMP stays unanswered
+    assert a.counters["unreachables"] == 1
+    assert a.counters["outbound_dropped_no_peer"] == 2
+
+
+SPOOFED: list[tuple[str, dict[str, object], str]] = [
+    ("198.51.100.9", {}, "outer_source"),
+    ("192.0.2.1", {"src": "10.5.200.2"}, "inner_source"),
+    ("192.0.2.1", {"src": "10.5.9.7"}, "inner_source"),
+    ("192.0.2.1", {"dst": "10.5.72.2"}, "inner_destination"),
+    ("192.0.2.1", {"dst": "127.0.0.1"}, "inner_destination"),
+    ("192.0.2.1", {"ttl": 1}, "ttl"),
+]
+
+
+def test_forged_datagrams_are_refused_and_counted(hosts: tuple[Host, Host]) -> None:
+    _, b = hosts
+
+    def forge(outer: str, packet: bytes) -> None:
+        with socket_in(HA, socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.bind((outer, 0))
+            sender.sendto(packet, ("192.0.2.2", 8285))
+
+    def packet(**fields: object) -> bytes:
+        return bytes(IP(**{"src": "10.5.72.2", "dst": "10.5.9.2", **fields}) / UDP(dport=4000) / b"forged")
+
+    for outer, fields, reason in SPOOFED:
+        name = f"inbound_dropped_{reason}"
+        passed, refused = b.counters["inbound_packets"], b.counters.get(name, 0)
+        forge(outer, packet(**fields))
+        until(partial(b.counts, name, refused + 1))
+        assert b.counters["inbound_packets"] == passed, fields
+    before = b.counters
+    forge("192.0.2.1", packet()[:-1])
+    forge("192.0.2.1", bytes(IPv6(dst="ff02::2") / UDP(dport=4000)))
+    forge("192.0.2.1", b"")
+    forge("192.0.2.1", bytes(IP(src="10.5.72.2", dst="10.5.9.2") / UDP(dport=4000) / bytes(MTU - 27)))
+    reasons = ("length", "not_ipv4", "short", "oversized")
+    until(lambda: all(b.counters.get(f"inbound_dropped_{reason}") == 1 for reason in reasons))
+    assert b.counters["inbound_packets"] == before["inbound_packets"]
+    with capture(CB, "eth0") as seen:  # and one that is in order passes, so the refusals above mean something
+        forge("192.0.2.1", packet())
+        assert first(seen, lambda packet: packet.endswith(b"forged"))
+
+
+def test_noise_and_spent_packets_from_the_device_stay_here(hosts: tuple[Host, Host]) -> None:
+    a, _ = hosts
+    before = a.counters
+    with socket_in(HA, socket.AF_PACKET, socket.SOCK_DGRAM) as raw:
+        raw.sendto(bytes(IPv6(dst="ff02::2") / ICMP()), ("flannel0", 0x86DD))
+        raw.sendto(bytes(IP(src="10.5.72.2", dst="10.5.9.2", ttl=1) / UDP()), ("flannel0", 0x0800))
+    until(lambda: a.counters.get("outbound_dropped_ttl", 0) == before.get("outbound_dropped_ttl", 0) + 1)
+    assert a.counters["outbound_dropped_not_ipv4"] > before.get("outbound_dropped_not_ipv4", 0)
+    assert a.counters["outbound_packets"] == before["outbound_packets"]
+
+
+def test_a_killed_worker_is_replaced_with_its_table(hosts: tuple[Host, Host]) -> None:
+    a, _ = hosts
+    worker, sent = a.worker(), a.counters["outbound_packets"]
+    assert worker is not None
+    began = time.monotonic()
+    os.kill(worker, 9)
+    until(lambda: inside(CA, "ping -c1 -W1 10.5.9.2", check=False).count(" 0% packet loss") == 1)
+    assert time.monotonic() - began < 0.5
+    assert a.worker() not in (None, worker)
+    assert a.counters["outbound_packets"] > sent
+
+
+def test_a_peer_that_goes_is_no_longer_sent_to_nor_heard(hosts: tuple[Host, Host]) -> None:
+    a, b = hosts
+    a.tell("update", {b.subnet: None})
+    until(lambda: not pings(CB, "10.5.72.2"))
+    assert a.counters["inbound_dropped_outer_source"] >= 1
+    a.tell("update", {b.subnet: b.address})
+    until(lambda: pings(CB, "10.5.72.2"))
+
+
+def test_a_deleted_device_ends_run_and_can_be_opened_again(hosts: tuple[Host, Host]) -> None:
+    a, _ = hosts
+    ip(f"-n {HA} link del flannel0")
+    assert a.tell("outcome") == "BackendError: TUN device flannel0 was deleted"
+    assert a.worker() is None
+    assert a.tell("open") is None
+    a.configure()
+    a.tell("run")
+    until(lambda: pings(CA, "10.5.9.2"))
+
+
+def test_stop_and_close_leave_nothing(hosts: tuple[Host, Host]) -> None:
+    a, _ = hosts
+    worker = a.worker()
+    a.tell("stop")
+    assert a.worker() is None
+    assert not runs(worker)
+    a.tell("close")
+    a.tell("close")
+    assert "flannel0" not in inside(HA, "ip -br link")
+    assert ":8285" not in inside(HA, "ss -Hlun")
+
+
+def test_a_worker_does_not_outlive_a_killed_agent(hosts: tuple[Host, Host]) -> None:
+    a, _ = hosts
+    worker = a.worker()
+    a.process.kill()
+    until(lambda: not runs(worker))
+
+
+def test_who_is_in_the_way_is_named(hosts: tuple[Host, Host]) -> None:
+    second = Host(HA, "10.5.73.0/24", "192.0.2.1")
+    with ExitStack() as undo:
+        second.begin()
+        undo.callback(second.end)
+        assert second.tell("open").startswith("BackendError: UDP 192.0.2.1:8285: taken: a running flanneld or another agent")
+    third = Host(HA, "10.5.73.0/24", "192.0.2.1")
+    with ExitStack() as undo:
+        third.begin('{"Port": 8286}')
+        undo.callback(third.end)
+        assert third.tell("open").startswith("BackendError: TUN device flannel0: busy: a running flanneld or another agent")
+        assert ":8286" not in inside(HA, "ss -Hlun")
+    fourth = Host(HA, "10.5.73.0/24", "192.0.2.77")
+    with ExitStack() as undo:
+        fourth.begin()
+        undo.callback(fourth.end)
+        assert fourth.tell("open") == "BackendError: UDP 192.0.2.77:8285: no interface has 192.0.2.77 now"
+
+
+def test_the_worker_has_no_privileges(hosts: tuple[Host, Host]) -> None:
+    a, _ = hosts
+    status = Path(f"/proc/{a.worker()}/status").read_text()
+    fields = dict(line.split(":\t", 1) for line in status.splitlines())
+    assert fields["CapEff"] == fields["CapPrm"] == "0" * 16
+    assert fields["Uid"].split()[0] == "65534"
+    assert fields["NoNewPrivs"] == "1"
+
+
+def flood(namespace: str, target: str, go_on: Callable[[int], bool]) -> None:
+    """Small datagrams as fast as they go, as long as ``go_on`` of their number says so."""
+    with socket_in(namespace, socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        number = 0
+        while go_on(number):
+            sender.sendto(number.to_bytes(8, "big"), (target, 4000))
+            number += 1
+
+
+def test_ten_thousand_packets_each_way(hosts: tuple[Host, Host]) -> None:
+    count = 10_000
+    before = [host.counters for host in hosts]
+    workers = [host.worker() for host in hosts]
+    pairs = ((CA, "10.5.9.2"), (CB, "10.5.72.2"))
+    threads = [threading.Thread(target=flood, args=(*pair, lambda number: number < count)) for pair in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert pings(CA, "10.5.9.2")
+    # The device's queue may overflow, which is the kernel's to count; what the pumps took they carried.
+    for host, old in zip(hosts, before, strict=True):
+        assert host.counters["inbound_packets"] > old["inbound_packets"] + count // 10
+        assert "inbound_dropped_write_failed" not in host.counters
+    assert [host.worker() for host in hosts] == workers
+
+
+def test_orders_are_obeyed_under_load(hosts: tuple[Host, Host]) -> None:
+    a, b = hosts
+    enough = threading.Event()
+    thread = threading.Thread(target=flood, args=(CA, "10.5.9.2", lambda number: not enough.is_set()))
+    thread.start()
+    try:
+        until(lambda: a.counters["outbound_packets"] > 1000)
+        a.tell("update", {b.subnet: None})
+        until(lambda: a.counters.get("outbound_dropped_no_peer", 0) > 1000)
+    finally:
+        enough.set()
+        thread.join()
+
+
+def test_a_device_that_is_down_costs_nothing_and_comes_back(hosts: tuple[Host, Host]) -> None:
+    a, _ = hosts
+    worker = a.worker()
+    ip(f"-n {HA} link set flannel0 down")
+    inside(CB, "ping -c3 -W1 -i0.01 10.5.72.2", check=False)
+    until(lambda: a.counters.get("inbound_dropped_write_failed", 0) >= 3)
+    used, began = a.cpu_s(), time.monotonic()
+    until(lambda: time.monotonic() - began > 0.3)  # a span to measure in, not a wait for something
+    assert a.cpu_s() - used < 0.1
+    a.configure()
+    until(lambda: pings(CB, "10.5.72.2"))
+    assert a.worker() == worker

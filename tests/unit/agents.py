@@ -1,0 +1,132 @@
+"""A host in memory for tests of the agent: a kernel with eth1, a shared registry, files in a folder of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from netaddr import IPAddress
+
+from flannelpy.agent.agent import Agent
+from flannelpy.agent.cluster import Patience
+from flannelpy.agent.systemd import Notifier
+from flannelpy.core.uplink import Interface, InterfaceAddress
+from flannelpy.kernel.fake import FakeKernel
+from flannelpy.registry import Endpoint
+from flannelpy.registry.memory import MemoryRegistry, MemoryStore
+from flannelpy.settings import Settings
+
+PREFIX = "/coreos.com/network"
+VXLAN: dict[str, object] = {"Network": "10.5.0.0/16", "SubnetMin": "10.5.200.0", "Backend": {"Type": "vxlan"}}
+"""Our own lease comes from 10.5.200.0 up, so that the peers of the tests never meet it."""
+WITHIN_S = 5.0
+PATIENCE = Patience(departure_s=0.02, reset_s=0.2, offline_s=0.02)
+
+
+def vxlan_value(at: str, mac: str) -> str:
+    """What a real node writes."""
+    return json.dumps({"PublicIP": at, "PublicIPv6": None, "BackendType": "vxlan", "BackendData": {"VNI": 1, "VtepMAC": mac}})
+
+
+async def until(fact: Callable[[], object]) -> None:
+    """Let the loop turn until the fact is true."""
+    async with asyncio.timeout(WITHIN_S):
+        while not fact():  # noqa: ASYNC110 - any fact, not one that has an event
+            await asyncio.sleep(0)
+
+
+class Notes(Notifier):
+    """What systemd would have been told."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.sent: list[str] = []
+
+    def _send(self, message: str) -> None:
+        self.sent += message.splitlines()
+
+
+class HostInMemory:
+    """One host. ``run`` is its agent's life; kernel and files stay between lives."""
+
+    def __init__(self, store: MemoryStore, folder: Path, number: int = 1, **settings: object) -> None:
+        self.store = store
+        self.registry = MemoryRegistry(store)
+        address = InterfaceAddress(IPAddress(f"192.0.2.{number}"), 24)
+        self.kernel = FakeKernel([Interface("eth1", 2, 1500, True, (address,))])
+        self.settings = Settings(
+            Endpoint(("http://etcd:2379",)),
+            iface=("eth1",),
+            subnet_file=folder / f"{number}" / "subnet.env",
+            state_dir=folder / f"{number}" / "state",
+            **settings,  # type: ignore[arg-type]
+        )
+        self.notes = Notes()
+        self.agent: Agent | None = None
+        self._life: asyncio.Task[None] | None = None
+
+    def put_config(self, config: dict[str, object] | str) -> None:
+        self.store.put(f"{PREFIX}/config", config if isinstance(config, str) else json.dumps(config))
+
+    def put_peer(self, key: str, value: str) -> None:
+        self.store.put(f"{PREFIX}/subnets/{key}", value)
+
+    def delete(self, key: str) -> None:
+        self.store.delete(f"{PREFIX}/subnets/{key}")
+
+    @asynccontextmanager
+    async def run(self, *, ready: bool = True) -> AsyncIterator[HostInMemory]:
+        """The agent, for the time of the block."""
+
+        agent = self.agent = Agent(self.settings, self.registry, self.kernel, self.notes, PATIENCE)
+
+        async def live() -> None:
+            await agent.live()
+
+        life = self._life = asyncio.create_task(live())
+        try:
+            if ready:
+                await until(lambda: life.done() or self.ready)
+                if life.done():
+                    life.result()
+            yield self
+        finally:
+            life.cancel()
+            await asyncio.gather(life, return_exceptions=True)
+
+    @property
+    def over(self) -> bool:
+        """True where the agent has ended by itself."""
+        return self._life is not None and self._life.done()
+
+    def raise_failure(self) -> None:
+        """Raise what it ended with."""
+        assert self._life is not None
+        self._life.result()
+
+    @property
+    def ready(self) -> bool:
+        """True where /readyz would say so."""
+        return self.agent is not None and self.agent.ready
+
+    @property
+    def lease(self) -> str:
+        """Our subnet, as the subnet file tells it."""
+        env = dict(line.split("=") for line in self.settings.subnet_file.read_text().split())
+        return env["FLANNEL_SUBNET"].replace(".1/", ".0-")
+
+    def holds(self, text: str) -> bool:
+        """True where the kernel has an object that reads like this."""
+        return text in self.state()
+
+    def state(self) -> list[str]:
+        """Everything that was programmed and is there, as an operator reads it."""
+        found = {step.key for step in self.kernel.applied}
+        return [f"{item.noun} {item}" for key in found if (item := self.kernel.get(key)) is not None]
+
+    def conditions(self) -> dict[str, str]:
+        """What is wrong now, by code (and subject)."""
+        return {f"{active.condition.code} {active.subject}".strip(): active.text for active in self.agent.health}

@@ -1,0 +1,234 @@
+"""A store with the registry's semantics and hosts that run the lease rules against it, in time that only the test moves.
+
+      rules -- ask --> [ under way ] -- serve, lose, delay --> store
+        ^                                                        |
+        +--- outcome ------------ watch, each host's own pace ---+
+
+Create writes where nothing is (version 0), renew and release where the revision is still the same, and an etcd lease takes its
+key away when its time is over. A host that writes over or deletes what another host owns is caught in the act.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from random import Random
+
+from netaddr import IPAddress, IPNetwork
+
+from flannelpy.core import lease_events as ev
+from flannelpy.core.config import NetworkConfig
+from flannelpy.core.leasing import Leasing
+from flannelpy.core.model import Lease, LeaseAttrs, parse_subnet_key
+
+TTL_S = 900
+MARGIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class Gone:
+    key: str
+    revision: int
+
+
+Change = Lease | Gone
+
+
+class Store:
+    """etcd, as far as leases go."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.revision = 1
+        self.leases: dict[str, Lease] = {}
+        self.times: dict[int, tuple[float, int]] = {}  # etcd lease -> (when it ends, its TTL)
+        self.watchers: list[deque[Change]] = []
+        self._next_id = 100
+
+    def listing(self) -> ev.Listed:
+        return ev.Listed(tuple(self.leases[key] for key in sorted(self.leases)), self.revision)
+
+    def grant(self, ttl_s: int) -> int:
+        if ttl_s == 0:
+            return 0
+        self._next_id += 1
+        self.times[self._next_id] = (self.now + ttl_s, ttl_s)
+        return self._next_id
+
+    def put(self, subnet: IPNetwork, subnet6: IPNetwork | None, attrs: LeaseAttrs, ttl_s: int) -> Lease:
+        """Write without looking, as etcdctl and flanneld do."""
+        self.revision += 1
+        lease = Lease(subnet, attrs, subnet6, self.grant(ttl_s), self.revision, self.revision)
+        if (before := self.leases.get(lease.key)) is not None:
+            lease = replace(lease, create_revision=before.create_revision)
+        self.leases[lease.key] = lease
+        self._say(lease)
+        return lease
+
+    def delete(self, key: str) -> None:
+        self.revision += 1
+        del self.leases[key]
+        self._say(Gone(key, self.revision))
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        for key, lease in sorted(self.leases.items()):
+            if lease.etcd_lease and self.times[lease.etcd_lease][0] <= self.now:
+                self.delete(key)
+
+    def perform(self, ask: ev.Ask, host: IPAddress) -> ev.Event:
+        """What the registry does and answers. Raises AssertionError where a host touches what is not its own."""
+        match ask:
+            case ev.List():
+                return self.listing()
+            case ev.Create(subnet, subnet6, attrs, ttl_s):
+                if Lease(subnet, attrs, subnet6).key in self.leases:
+                    return ev.CreateTaken()
+                return ev.Created(self.put(subnet, subnet6, attrs, ttl_s))
+            case ev.Renew(lease, attrs, ttl_s):
+                there = self.leases.get(lease.key)
+                if there is None or there.mod_revision != lease.mod_revision:
+                    return ev.RenewConflict()
+                assert there.public_ip == host, f"{host} writes over {there}"
+                assert (ttl_s == 0) == there.reserved, (
+                    f"{host} renews {there} for {ttl_s} s: a reservation stays one, and only that"
+                )
+                return ev.Renewed(self.put(lease.subnet, lease.subnet6, attrs, ttl_s))
+            case ev.KeepAlive(lease):
+                ends, ttl_s = self.times.get(lease.etcd_lease, (0.0, 0))
+                if ends <= self.now:
+                    return ev.KeepAliveLost()
+                self.times[lease.etcd_lease] = (self.now + ttl_s, ttl_s)
+                return ev.KeptAlive(float(ttl_s))
+            case ev.Release(lease):
+                there = self.leases.get(lease.key)
+                if there is None or there.mod_revision != lease.mod_revision:
+                    return ev.ReleaseConflict()
+                assert there.public_ip == host, f"{host} deletes {there}"
+                assert not there.reserved, f"{host} deletes the reservation {there}"
+                self.delete(lease.key)
+                return ev.Released()
+
+    def _say(self, change: Change) -> None:
+        for watcher in self.watchers:
+            watcher.append(change)
+
+
+FAILED: dict[type[ev.Ask], type[ev.Event]] = {
+    ev.List: ev.ListFailed,
+    ev.Create: ev.CreateFailed,
+    ev.Renew: ev.RenewFailed,
+    ev.KeepAlive: ev.KeepAliveFailed,
+    ev.Release: ev.ReleaseFailed,
+}
+
+
+class Host:
+    """A host: the rules, what they have under way, and the part of the watch that has not reached it yet."""
+
+    def __init__(
+        self, store: Store, config: NetworkConfig, attrs: LeaseAttrs, seed: int, previous: Iterable[IPNetwork] = ()
+    ) -> None:
+        self.store, self.config, self.attrs, self.seed = store, config, attrs, seed
+        self.watch: deque[Change] = deque()
+        store.watchers.append(self.watch)
+        self.conditions: dict[str, str] = {}
+        self.history: list[ev.Action] = []
+        self.late: list[ev.Ask] = []  # given up, but on their way
+        self.start(previous)
+
+    def start(self, previous: Iterable[IPNetwork] = ()) -> None:
+        """Begin anew, as after a crash; what was under way is not heard of again."""
+        self.rules = Leasing(self.config, self.attrs, Random(self.seed), previous=previous, ttl_s=TTL_S, renew_margin_s=MARGIN_S)
+        self.ask: ev.Ask | None = None
+        self.alarm: float | None = None
+        self.conditions.clear()
+        self.watch.clear()
+        self.tell(ev.Started())
+
+    def tell(self, event: ev.Event) -> list[ev.Action]:
+        before = self.rules.held
+        actions = self.rules.step(self.store.now, event)
+        self.history += actions
+        for action in actions:
+            match action:
+                case ev.WakeAt(when):
+                    self.alarm = when
+                case ev.Tell(code, detail):
+                    self.conditions[code] = detail
+                case ev.Clear(code):
+                    del self.conditions[code]
+                case ev.Hold(lease):
+                    assert lease == self.rules.held
+                case ev.Lost():
+                    assert before is not None
+                case _:
+                    assert self.ask is None, f"{self.ask} is under way, and now {action}"
+                    self.ask = action
+        assert self.ask is not None or self.alarm is not None, "nothing will ever happen again"
+        return actions
+
+    def serve(self) -> None:
+        """What is under way arrives, and so does its answer."""
+        ask, self.ask = self.ask, None
+        assert ask is not None
+        self.tell(self.store.perform(ask, self.attrs.public_ip))
+
+    def lose_request(self) -> None:
+        ask, self.ask = self.ask, None
+        assert ask is not None
+        self.tell(FAILED[type(ask)]("no answer in 5 s"))
+
+    def lose_answer(self) -> None:
+        assert self.ask is not None
+        self.store.perform(self.ask, self.attrs.public_ip)
+        self.lose_request()
+
+    def delay_request(self) -> None:
+        """Given up now, and it arrives yet."""
+        assert self.ask is not None
+        self.late.append(self.ask)
+        self.lose_request()
+
+    def arrive(self) -> None:
+        self.store.perform(self.late.pop(0), self.attrs.public_ip)
+
+    def see(self) -> None:
+        """The next change of the watch."""
+        change = self.watch.popleft()
+        held = self.rules.held
+        if isinstance(change, Lease):
+            self.tell(ev.OwnPut(change))
+        elif held is not None and change.key == held.key:
+            self.tell(ev.OwnDeleted(change.revision))
+        else:
+            self.tell(ev.SubnetFreed(*parse_subnet_key(change.key)))
+
+    def wake(self) -> None:
+        self.alarm = None
+        self.tell(ev.Woke())
+
+
+def settle(store: Store, hosts: list[Host], seconds: float = 5.0 * TTL_S) -> None:
+    """No more faults: everything is served in turn, and time passes where nobody has anything to do."""
+    over = store.now + seconds
+    for _ in range(20_000):
+        for host in hosts:
+            while host.late:
+                host.arrive()
+            while host.watch:
+                host.see()
+            if host.ask:
+                host.serve()
+        if any(host.ask or host.watch or host.late for host in hosts):
+            continue
+        if store.now >= over:
+            return
+        alarms = [host.alarm for host in hosts if host.alarm is not None]
+        ends = [store.times[lease.etcd_lease][0] for lease in store.leases.values() if lease.etcd_lease]
+        store.pass_time(max(0.0, min([*alarms, *ends, over]) - store.now))
+        for host in hosts:
+            if host.alarm is not None and host.alarm <= store.now:
+                host.wake()
+    raise AssertionError(f"they never come to rest: {[host.ask for host in hosts]}")

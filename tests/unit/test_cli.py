@@ -1,0 +1,296 @@
+"""The command line as a stranger uses it: what comes out where, and with which exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from flannelpy import __version__, cli, options
+from netns_lab.etcd import Etcd
+
+CONFIG = "/coreos.com/network/config"
+GOOD = '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":7}}'
+WRONG = '{"Network":"10.5.0.0/16","SubnetLen":17,"Backend":{"Type":"vxlan"}}'
+HOW_WRONG = "SubnetLen 17 leaves 2 subnets in 10.5.0.0/16, at least 4 are needed (18 to 30)"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+class Person:
+    """Types a command in this process, with an environment of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch = monkeypatch
+        self.capsys = capsys
+        for name in [name for name in os.environ if name.startswith(("FLANNEL", "DOCKER_OPT"))]:
+            monkeypatch.delenv(name)
+
+    def types(self, *words: str, stdin: bytes = b"", **environ: str) -> Outcome:
+        for name, value in environ.items():
+            self.monkeypatch.setenv(name, value)
+        self.monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        for name in environ:
+            self.monkeypatch.delenv(name)
+        out, err = self.capsys.readouterr()
+        assert "Traceback" not in err
+        return Outcome(int(ended.value.code or 0), out, err)
+
+
+@pytest.fixture
+def person(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Person:
+    return Person(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[Etcd]:
+    with Etcd() as running:
+        yield running
+
+
+@pytest.fixture
+def etcd(started: Etcd) -> Iterator[Etcd]:
+    yield started
+    started.delete(CONFIG)
+
+
+# ------------------------------------------------------------------------------------------------------- version, help, usage
+
+
+@pytest.mark.parametrize("word", ["--version", "-version", "version"])
+def test_version_is_on_stdout(person: Person, word: str) -> None:
+    assert person.types(word) == Outcome(0, f"flannelpy {__version__}\n", "")
+
+
+def test_version_is_said_whatever_else_is_wrong(person: Person) -> None:
+    assert person.types("--healthz-port=x", "--version").code == 0
+
+
+@pytest.mark.parametrize("word", ["--help", "-help", "-h"])
+def test_help_is_on_stdout_and_names_every_option_that_means_something(person: Person, word: str) -> None:
+    said = person.types(word)
+    assert (said.code, said.err) == (0, "")
+    assert all(option.flag in said.out for option in (*options.ETCD, *options.AGENT))
+    assert "--kube" not in said.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--nope",), "flannelpy: No such option '--nope'\n"),
+        (("-nope",), "flannelpy: No such option '--nope'\n"),
+        (("nope",), "flannelpy: No such command 'nope'\n"),
+        (("--ip-masq", "false"), "flannelpy: --ip-masq false: expected --ip-masq=false\n"),
+        (("--iface",), "flannelpy: --iface: expected a value after it (NAME|ADDRESS)\n"),
+        (
+            ("-etcd-endpoints", "etcd:2379"),
+            "flannelpy: --etcd-endpoints 'etcd:2379': expected http:// or https:// before the host\n",
+        ),
+        (("config", "get", "--etcd-prefix="), "flannelpy: --etcd-prefix '': expected a path like /coreos.com/network\n"),
+        (("config", "check"), "flannelpy: Missing argument 'FILE|-'\n"),
+        (("docker-opts", "-k", "a b"), "flannelpy: -k 'a b': expected the name of a variable\n"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(person: Person, words: tuple[str, ...], said: str) -> None:
+    assert person.types(*words) == Outcome(2, "", said)
+
+
+def test_wrong_variables_are_wrong_usage(person: Person) -> None:
+    assert person.types(FLANNELD_HEALTHZ_PORT="x").err.startswith("flannelpy: FLANNELD_HEALTHZ_PORT 'x': expected a whole number")
+
+
+def test_an_output_that_cannot_be_written() -> None:
+    with Path("/dev/full").open("w") as stdout:
+        ended = subprocess.run(
+            [sys.executable, "-m", "flannelpy", "version"], stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (ended.returncode, ended.stderr) == (1, "flannelpy: the output cannot be written: No space left on device\n")
+
+
+# ------------------------------------------------------------------------------------------------------------------ the agent
+
+
+@pytest.mark.parametrize(
+    ("status", "may"),
+    [
+        ("Name:\tx\nCapEff:\t000001ffffffffff\n", True),
+        ("CapEff:\t0000000000001000\n", True),
+        ("CapEff:\t000001ffffffefff\n", False),
+    ],
+)
+def test_what_counts_is_the_capability_in_effect(status: str, may: bool) -> None:
+    assert cli.may_configure_networks(status) is may
+
+
+def test_without_the_capability_the_agent_says_so(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "may_configure_networks", lambda status: False)
+    said = person.types("--iface=eth1")
+    assert (said.code, said.out) == (1, "")
+    assert said.err.startswith("flannelpy: CAP_NET_ADMIN is missing: ")
+
+
+def test_wrong_settings_are_told_before_missing_privileges(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "may_configure_networks", lambda status: False)
+    assert person.types("--healthz-port=x").code == 2
+
+
+def test_version_and_help_load_nothing_but_the_command_line() -> None:
+    code = "import sys, flannelpy.cli; print(sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "'click'" in loaded
+    for heavy in ("asyncio", "etcd3", "google", "grpc", "h11", "netaddr", "numpy", "pyroute2", "rich", "uvloop"):
+        assert f"'{heavy}'" not in loaded
+
+
+# ------------------------------------------------------------------------------------------------------------- config check
+
+
+def test_check_shows_what_a_config_means(person: Person) -> None:
+    said = person.types("config", "check", "-", stdin=GOOD.encode())
+    assert (said.code, said.err) == (0, "")
+    shown = [" ".join(line.split()) for line in said.out.splitlines()]
+    assert shown == [
+        "IPv4 network 10.5.0.0/16",
+        "subnets 255 of /24, 10.5.1.0 to 10.5.255.0",
+        "addresses in each 256",
+        'backend vxlan {"VNI": 7}',
+        "MTU 1450 where the link has 1500 (50 bytes of encapsulation)",
+    ]
+
+
+def test_check_json_is_the_config_as_derived(person: Person, tmp_path: Path) -> None:
+    (tmp_path / "net.json").write_text('{"network": "10.5.1.3/16", "backend": {"type": "VXLAN"}}')
+    said = person.types("config", "check", "--json", str(tmp_path / "net.json"))
+    assert json.loads(said.out) == {
+        "EnableIPv4": True,
+        "EnableIPv6": False,
+        "Network": "10.5.0.0/16",
+        "SubnetLen": 24,
+        "SubnetMin": "10.5.1.0",
+        "SubnetMax": "10.5.255.0",
+        "Backend": {"Type": "vxlan"},
+    }
+
+
+def test_check_warns_where_no_backend_is_given(person: Person) -> None:
+    said = person.types("config", "check", "--json", "-", stdin=b'{"Network": "10.5.0.0/16"}')
+    assert said.code == 0
+    assert said.err.startswith("flannelpy: warning: no Backend: udp is taken, as flannel does")
+
+
+@pytest.mark.parametrize(
+    ("stdin", "said"),
+    [
+        (WRONG.encode(), HOW_WRONG),
+        (b"", "not JSON: "),
+        (b"\xff\xfe", "byte 0 is not UTF-8; expected JSON text"),
+        (b'{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":"x"}}', 'Backend.VNI "x": expected a whole number'),
+        (b'{"Network":"10.5.0.0/16","Backend":{"Type":"pigeon"}}', "Backend.Type 'pigeon': nobody provides it"),
+        (
+            b'{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"udp"}}',
+            "Backend.Type udp: it does not carry IPv6",
+        ),
+    ],
+)
+def test_check_says_what_is_wrong_in_one_line(person: Person, stdin: bytes, said: str) -> None:
+    told = person.types("config", "check", "-", stdin=stdin)
+    assert (told.code, told.out) == (1, "")
+    assert told.err.startswith(f"flannelpy: standard input: {said}")
+    assert told.err.count("\n") == 1
+
+
+def test_check_of_a_file_that_cannot_be_read(person: Person, tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.json")
+    assert person.types("config", "check", missing).err == f"flannelpy: {missing}: cannot be read: No such file or directory\n"
+    assert person.types("config", "check", str(tmp_path)) == Outcome(
+        1, "", f"flannelpy: {tmp_path}: cannot be read: Is a directory\n"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- config get and put
+
+
+def test_get_prints_what_is_stored(person: Person, etcd: Etcd) -> None:
+    etcd.put(CONFIG, GOOD)
+    assert person.types("config", "get", "--etcd-endpoints", etcd.urls[0]) == Outcome(0, f"{GOOD}\n", "")
+
+
+def test_get_says_what_is_wrong_with_it(person: Person, etcd: Etcd) -> None:
+    etcd.put(CONFIG, WRONG)
+    said = person.types("config", "get", FLANNELD_ETCD_ENDPOINTS=etcd.urls[0])
+    assert said == Outcome(1, f"{WRONG}\n", f"flannelpy: config at {CONFIG}: {HOW_WRONG}\n")
+
+
+def test_get_of_nothing(person: Person, etcd: Etcd) -> None:
+    said = person.types("--etcd-endpoints", etcd.urls[0], "config", "get", "--etcd-prefix=/elsewhere/")
+    assert said == Outcome(1, "", "flannelpy: no config at /elsewhere/config; flannelpy config put FILE writes one\n")
+
+
+def test_put_writes_and_says_what_changed(person: Person, etcd: Etcd) -> None:
+    def put(text: str) -> Outcome:
+        return person.types("config", "put", "-", stdin=text.encode(), FLANNELPY_ETCD_ENDPOINTS=etcd.urls[0])
+
+    assert put(GOOD) == Outcome(0, "the config is new\n", "")
+    assert etcd.get(CONFIG) == GOOD
+    assert put(GOOD).out == "unchanged\n"
+    assert put(GOOD.replace(",", ", ")).out == "only the text: it means the same as before\n"
+    assert put(GOOD.replace("7", "8")).out == "Backend.VNI: 7 -> 8\n"
+
+
+def test_put_refuses_what_is_wrong_unless_forced(person: Person, etcd: Etcd) -> None:
+    at = f"--etcd-endpoints={etcd.urls[0]}"
+    refused = person.types("config", "put", "-", at, stdin=WRONG.encode())
+    assert refused == Outcome(1, "", f"flannelpy: standard input: {HOW_WRONG}; nothing was written (--force writes it)\n")
+    assert etcd.get(CONFIG) is None
+    forced = person.types("config", "put", "--force", "-", at, stdin=WRONG.encode())
+    assert (forced.code, forced.err) == (0, f"flannelpy: warning: {HOW_WRONG}; --force writes it all the same\n")
+    assert etcd.get(CONFIG) == WRONG
+
+
+def test_an_etcd_that_is_not_there_is_one_line(person: Person) -> None:
+    said = person.types("config", "get", "--etcd-endpoints=http://127.0.0.1:1")
+    assert said.code == 1
+    assert said.err.startswith("flannelpy: http://127.0.0.1:1: ")
+    assert said.err.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------------------------------- Docker
+
+
+@pytest.mark.parametrize(
+    ("flags", "lines"),
+    [
+        ((), ("BIP", "IPMASQ", "MTU", "OPTS")),
+        (("-i",), ("BIP", "IPMASQ", "MTU")),
+        (("-c",), ("OPTS",)),
+        (("-icm",), ("BIP", "MTU", "OPTS")),
+    ],
+)
+def test_docker_opts_writes_the_file(person: Person, tmp_path: Path, flags: tuple[str, ...], lines: tuple[str, ...]) -> None:
+    (tmp_path / "subnet.env").write_text("FLANNEL_SUBNET=192.0.2.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n")
+    output = tmp_path / "run" / "docker_opts.env"
+    assert person.types("docker-opts", "-f", str(tmp_path / "subnet.env"), "-d", str(output), *flags) == Outcome(0, "", "")
+    assert tuple(line.partition("=")[0].rpartition("_")[2] for line in output.read_text().splitlines()) == lines
+    assert output.stat().st_mode & 0o777 == 0o644
+
+
+def test_docker_opts_without_an_agent_leaves_the_old_file(person: Person, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("old")
+    said = person.types("docker-opts", "-f", str(tmp_path / "none"), "-d", str(tmp_path / "out"))
+    assert said.code == 1
+    assert said.err.startswith(f"flannelpy: {tmp_path}/none: no FLANNEL_SUBNET to be had")
+    assert (tmp_path / "out").read_text() == "old"

@@ -1,0 +1,228 @@
+"""What becomes of a peer whose key is gone? It depends on what became of the etcd lease that the key hung on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+from netaddr import IPAddress, IPNetwork
+
+from flannelpy.agent.cluster import Cluster
+from flannelpy.agent.report import Reporter
+from flannelpy.core import lease_events as ev
+from flannelpy.core.config import NetworkConfig
+from flannelpy.core.leasing import Leasing
+from flannelpy.core.membership import Membership
+from flannelpy.core.model import LEASE_TTL_S, NO_ADDRESS, Lease, LeaseAttrs
+from flannelpy.registry import Batch
+from flannelpy.registry.memory import MemoryRegistry, MemoryStore
+from tests.unit.agents import PATIENCE, PREFIX, VXLAN, HostInMemory, until, vxlan_value
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> HostInMemory:
+    made = HostInMemory(MemoryStore(), tmp_path)
+    made.put_config(VXLAN)
+    return made
+
+
+def key(number: int) -> str:
+    return f"{PREFIX}/subnets/10.5.{number}.0-24"
+
+
+def put_leased(host: HostInMemory, number: int, at: str = "", mac: str = "") -> None:
+    """A peer as its own agent would write it, under an etcd lease."""
+    value = vxlan_value(at or f"192.0.2.{number}", mac or f"02:00:00:00:00:{number:02x}")
+    host.store.put(key(number), value, host.store.grant(60))
+
+
+def route(number: int) -> str:
+    return f"route 10.5.{number}.0/24 via 10.5.{number}.0 dev flannel.1 onlink"
+
+
+async def test_a_lease_that_expired_is_kept_and_one_that_was_deleted_is_not(host: HostInMemory) -> None:
+    for number in (9, 10):
+        put_leased(host, number)
+    async with host.run():
+        await until(lambda: host.holds(route(9)) and host.holds(route(10)))
+        host.store.expire(key(9))
+        host.store.delete(key(10))
+        await until(lambda: not host.holds(route(10)))
+        await asyncio.sleep(3 * PATIENCE.departure_s)
+        assert host.holds(route(9))
+        put_leased(host, 9, at="192.0.2.99", mac="02:00:00:00:00:99")  # the subnet has a new host
+        await until(lambda: host.holds("fdb 02:00:00:00:00:99 dst 192.0.2.99 dev flannel.1 self permanent"))
+        assert not host.holds("fdb 02:00:00:00:00:09 dst 192.0.2.9 dev flannel.1 self permanent")
+
+
+async def test_one_whose_key_is_gone_stands_in_nobodys_way(host: HostInMemory) -> None:
+    """Its host is back with another subnet and the MAC that it has kept; the older key is the one that is no more."""
+    put_leased(host, 9, mac="02:00:00:00:00:99")
+    async with host.run():
+        await until(lambda: host.holds(route(9)))
+        host.store.expire(key(9))
+        put_leased(host, 10, at="192.0.2.10", mac="02:00:00:00:00:99")
+        await until(lambda: host.holds(route(10)))
+        assert host.holds("fdb 02:00:00:00:00:99 dst 192.0.2.10 dev flannel.1 self permanent")
+        await until(lambda: host.conditions() == {})
+
+
+async def test_nobody_goes_while_etcd_cannot_be_asked(host: HostInMemory) -> None:
+    put_leased(host, 9)
+    async with host.run():
+        await until(lambda: host.holds(route(9)))
+        host.store.delete(key(9))
+        put_leased(host, 10)
+        await until(lambda: host.holds(route(10)))  # so the deletion was seen, too
+        host.store.stop()
+        await asyncio.sleep(4 * PATIENCE.departure_s)
+        assert host.holds(route(9))
+        host.store.start()
+        await until(lambda: not host.holds(route(9)))
+
+
+async def test_a_store_that_lost_everything_and_has_a_higher_revision_than_before(host: HostInMemory) -> None:
+    """No revision tells; the lease that the watch's new connection does not know does."""
+    put_leased(host, 9)
+    async with host.run():
+        await until(lambda: host.holds(route(9)))
+        lease, steps = host.lease, len(host.kernel.applied)
+        config, revision = host.store.records[f"{PREFIX}/config".encode()].value, host.store.revision
+        host.store.lose_data()
+        assert config is not None
+        host.store.put(f"{PREFIX}/config", config)
+        while host.store.revision < revision + 10:
+            host.store.put("/elsewhere", "x")
+        await until(lambda: f"{PREFIX}/subnets/{lease}".encode() in host.store.records)
+        await asyncio.sleep(4 * PATIENCE.departure_s)
+        assert host.holds(route(9))
+        assert len(host.kernel.applied) == steps
+
+
+# ------------------------------------------------------------------------------------------------ the rules of our lease
+
+
+CONFIG = NetworkConfig.parse('{"Network": "10.5.0.0/16"}')
+OURS = LeaseAttrs(IPAddress("192.0.2.1"), backend_type="vxlan")
+
+
+def held(rules: Leasing, etcd_lease: int) -> Lease:
+    """Take the lease that the rules choose."""
+    rules.step(0.0, ev.Started())
+    (create,) = rules.step(0.1, ev.Listed((), 1))
+    assert isinstance(create, ev.Create)
+    lease = Lease(create.subnet, create.attrs, etcd_lease=etcd_lease, create_revision=2, mod_revision=2)
+    rules.step(0.2, ev.Created(lease))
+    return lease
+
+
+def test_a_new_connection_is_asked_at_once_whether_it_knows_our_lease() -> None:
+    rules = Leasing(CONFIG, OURS, Random(1))
+    lease = held(rules, 7)
+    assert rules.step(1.0, ev.Reconnected()) == [ev.KeepAlive(lease)]
+    rules.step(1.1, ev.KeepAliveLost())
+    assert ev.List() in rules.step(5.0, ev.Woke())
+
+
+def test_of_a_reservation_the_key_is_looked_for() -> None:
+    rules = Leasing(CONFIG, OURS, Random(1))
+    held(rules, 0)
+    assert rules.step(1.0, ev.Reconnected()) == [ev.List()]
+
+
+# --------------------------------------------------------------------------------------- a watch that knows nothing of it
+
+
+class Unaware(MemoryRegistry):
+    """Its watch goes on as if revisions had not started over; it has come up again when others had written as much as before."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__(store)
+        self.begun: list[int] = []
+        self.batches: asyncio.Queue[Batch] = asyncio.Queue()
+
+    async def watch(self, from_revision: int) -> AsyncIterator[Batch]:
+        self.begun.append(from_revision)
+        while True:
+            yield await self.batches.get()
+
+
+async def test_a_watch_of_before_a_reset_is_not_trusted(host: HostInMemory) -> None:
+    registry = Unaware(host.store)
+    reporter = Reporter(lambda: 0.0)
+    ignore: Callable[[object], None] = lambda _: None  # noqa: E731
+    cluster = Cluster(
+        registry,
+        Membership(NetworkConfig.parse('{"Network": "10.5.0.0/16"}'), None),
+        reporter,
+        PATIENCE,
+        on_peers=ignore,
+        on_event=ignore,
+        on_listed=ignore,
+        on_reset=lambda: None,
+        on_reconnect=lambda: None,
+    )
+    for _ in range(5):
+        put_leased(host, 9)
+    await cluster.refresh()
+    before = cluster.revision
+    following = asyncio.create_task(cluster.follow())
+    try:
+        registry.batches.put_nowait(Batch((), before, connected=True))
+        await until(lambda: registry.batches.empty())
+        host.store.lose_data()
+        await cluster.refresh()  # the keeper asked
+        put_leased(host, 10)
+        registry.batches.put_nowait(Batch((), before, connected=True))
+        await until(lambda: len(registry.begun) == 2)
+        assert registry.begun == [before + 1, host.store.revision + 1]
+        assert "10.5.10.0-24" in cluster.membership.leases
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        cluster.close()
+
+
+# ------------------------------------------------------------------------------------------------- a key that is defaced
+
+
+def test_what_nobody_can_read_in_our_key_is_written_over() -> None:
+    rules = Leasing(CONFIG, OURS, Random(1))
+    lease = held(rules, 7)
+    (renew,) = rules.step(1.0, ev.OwnDefaced(lease.key, 9))
+    assert renew == ev.Renew(replace(lease, mod_revision=9), OURS, LEASE_TTL_S)
+    rules.step(1.1, ev.Renewed(replace(lease, etcd_lease=8, mod_revision=10)))
+    assert rules.held == replace(lease, etcd_lease=8, mod_revision=10)
+    assert not any(isinstance(action, ev.Renew) for action in rules.step(2.0, ev.OwnDefaced(lease.key, 11)))  # not at once again
+    assert any(isinstance(action, ev.Renew) for action in rules.step(4.0, ev.Woke()))
+
+
+def test_a_listing_in_which_our_key_is_defaced_loses_nothing() -> None:
+    rules = Leasing(CONFIG, OURS, Random(1))
+    lease = held(rules, 7)
+    (renew,) = rules.step(1.0, ev.Overheard((), 9, (Lease(lease.subnet, LeaseAttrs(NO_ADDRESS), mod_revision=9),)))
+    assert renew == ev.Renew(replace(lease, mod_revision=9), OURS, LEASE_TTL_S)
+
+
+def test_our_subnet_of_before_is_taken_up_although_its_key_is_defaced_and_no_other_is() -> None:
+    before, other = IPNetwork("10.5.1.0/24"), IPNetwork("10.5.2.0/24")
+    config = NetworkConfig.parse('{"Network": "10.5.0.0/16", "SubnetMin": "10.5.1.0", "SubnetMax": "10.5.4.0"}')
+    defaced = tuple(Lease(net, LeaseAttrs(NO_ADDRESS), mod_revision=9) for net in (before, other, IPNetwork("10.0.0.0/8")))
+    rules = Leasing(config, OURS, Random(1), previous=[before])
+    rules.step(0.0, ev.Started())
+    (release,) = rules.step(0.1, ev.Listed((), 9, defaced))
+    assert release == ev.Release(defaced[0])
+    assert rules.step(0.2, ev.Released()) == [ev.List()]
+    (create,) = rules.step(0.3, ev.Listed((), 10, defaced[1:]))
+    assert isinstance(create, ev.Create)
+    assert create.subnet == before
+    for seed in range(20):
+        stranger = Leasing(config, OURS, Random(seed))
+        stranger.step(0.0, ev.Started())
+        (create,) = stranger.step(0.1, ev.Listed((), 9, defaced))
+        assert isinstance(create, ev.Create)
+        assert create.subnet not in (before, other)

@@ -1,0 +1,59 @@
+"""Can what pyproject.toml asks for be installed today, and does it meet current protobuf?"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def resolved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Version by package, as pip would install it into an empty environment now."""
+    report = tmp_path_factory.mktemp("pip") / "report.json"
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--ignore-installed",
+        "--quiet",
+        f"--report={report}",
+        str(ROOT),
+    ]
+    asked = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if asked.returncode and "Temporary failure in name resolution" in asked.stderr:
+        pytest.skip("the package registry cannot be reached from here")
+    assert asked.returncode == 0, asked.stderr
+    found = json.loads(report.read_text())["install"]
+    return {item["metadata"]["name"].lower(): item["metadata"]["version"] for item in found}
+
+
+def test_the_ranges_resolve_on_todays_registry(resolved: dict[str, str]) -> None:
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    for requirement in asked:
+        name = requirement.partition("=")[0].rstrip("<>!~").lower()
+        assert name in resolved, f"{requirement}: not in {sorted(resolved)}"
+
+
+def test_they_resolve_to_a_protobuf_that_etcd3_alone_could_not_load(resolved: dict[str, str]) -> None:
+    """etcd3 0.12 fails on protobuf 4 and later; our loader is what makes the two meet."""
+    assert int(resolved["protobuf"].partition(".")[0]) >= 4
+    assert resolved["etcd3"] == "0.12.0"
+
+
+def test_etcd3_messages_work_on_the_protobuf_that_is_installed() -> None:
+    from flannelpy.registry.etcd3_loader import load
+
+    rpc = load()
+    put = rpc.PutRequest(key=b"k", value=b"v", lease=7)
+    assert rpc.PutRequest.FromString(put.SerializeToString()) == put
+    assert int(importlib.metadata.version("protobuf").partition(".")[0]) >= 4

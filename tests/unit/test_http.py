@@ -1,0 +1,159 @@
+"""The HTTP server: real sockets on loopback, raw bytes in and out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from flannelpy.core.errors import FlannelpyError
+from flannelpy.explain import http
+from flannelpy.explain.http import HttpServer, Page, Pages, health_pages, serve
+
+
+class Readiness:
+    now = False
+
+
+@pytest.fixture
+def readiness() -> Readiness:
+    return Readiness()
+
+
+@pytest.fixture
+async def server(readiness: Readiness) -> AsyncIterator[HttpServer]:
+    def broken() -> Page:
+        raise RuntimeError("no page today")
+
+    pages: Pages = {
+        **health_pages(lambda: readiness.now),
+        "/broken": broken,
+        "/umlaut": lambda: (200, "text/plain; charset=utf-8", "ä"),
+    }
+    running = await serve("127.0.0.1", 0, pages)
+    yield running
+    await running.close()
+
+
+async def say(server: HttpServer, *parts: bytes) -> str:
+    """Everything that comes back until the server closes."""
+    async with asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        try:
+            for part in parts:
+                writer.write(part)
+                await writer.drain()
+            return (await reader.read()).decode()
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+
+def get(path: str, method: str = "GET") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode()
+
+
+async def test_health_is_200_while_it_runs(server: HttpServer) -> None:
+    answer = await say(server, get("/healthz"))
+    assert answer.startswith("HTTP/1.1 200 OK\r\n")
+    assert answer.endswith("\r\n\r\nflannelpy is running\n")
+
+
+async def test_readiness_follows_the_agent_both_ways(server: HttpServer, readiness: Readiness) -> None:
+    assert (await say(server, get("/readyz"))).startswith("HTTP/1.1 503 ")
+    readiness.now = True
+    assert (await say(server, get("/readyz?verbose"))).startswith("HTTP/1.1 200 ")
+    readiness.now = False
+    assert (await say(server, get("/readyz"))).endswith("flannelpy is not ready yet\n")
+
+
+async def test_an_unknown_path_is_told_what_there_is(server: HttpServer) -> None:
+    answer = await say(server, get("/"))
+    assert answer.startswith("HTTP/1.1 404 Not Found\r\n")
+    assert "/healthz, /readyz" in answer
+
+
+async def test_other_methods_are_refused(server: HttpServer) -> None:
+    answer = await say(server, get("/healthz", "POST"))
+    assert answer.startswith("HTTP/1.1 405 ")
+    assert "Allow: GET, HEAD\r\n" in answer
+
+
+async def test_head_has_the_length_and_no_body(server: HttpServer) -> None:
+    answer = await say(server, get("/umlaut", "HEAD"))
+    assert "Content-Length: 2\r\n" in answer
+    assert answer.endswith("\r\n\r\n")
+
+
+async def test_a_page_that_fails_is_500_and_the_server_lives(server: HttpServer, caplog: pytest.LogCaptureFixture) -> None:
+    assert (await say(server, get("/broken"))).startswith("HTTP/1.1 500 ")
+    assert "page /broken failed" in caplog.text
+    assert (await say(server, get("/healthz"))).startswith("HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("noise", [b"\x16\x03\x01\x02\x00\x01\n\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"])
+async def test_what_is_not_http_is_400(server: HttpServer, noise: bytes) -> None:
+    assert (await say(server, noise)).startswith("HTTP/1.1 4")
+
+
+async def test_a_head_that_does_not_end_is_refused(server: HttpServer) -> None:
+    answer = await say(server, b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"a" * (http.HEAD_BYTES + 1))
+    assert answer.startswith("HTTP/1.1 431 ")
+
+
+async def test_a_connection_is_kept_for_the_next_request_and_for_pipelined_ones(server: HttpServer) -> None:
+    first = b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n"
+    assert (await say(server, first, first + get("/readyz"))).count("HTTP/1.1 ") == 3
+
+
+async def test_http_1_0_gets_its_answer_and_the_end(server: HttpServer) -> None:
+    assert "flannelpy is running" in await say(server, b"GET /healthz HTTP/1.0\r\n\r\n")
+
+
+async def test_a_body_is_passed_over(server: HttpServer) -> None:
+    posted = b"POST /healthz HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello"
+    answer = await say(server, posted + get("/healthz"))
+    assert [line.split()[1] for line in answer.splitlines() if line.startswith("HTTP/")] == ["405", "200"]
+
+
+async def test_a_slow_request_is_given_up(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "REQUEST_S", 0.05)
+    assert await say(server, b"GET /healthz HT") == ""
+
+
+async def test_a_client_that_goes_away_early_is_no_news(server: HttpServer, caplog: pytest.LogCaptureFixture) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /hea")
+    writer.close()
+    await writer.wait_closed()
+    assert (await say(server, get("/healthz"))).startswith("HTTP/1.1 200 ")
+    assert caplog.text == ""
+
+
+async def test_too_many_connections_are_told_so(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "CONNECTIONS", 1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+    assert (await say(server, get("/healthz"))).startswith("HTTP/1.1 503 ")
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_close_ends_what_is_open(server: HttpServer) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert await reader.readline()
+    async with asyncio.timeout(5):
+        await server.close()
+        await server.close()
+        await reader.read()
+    writer.close()
+    assert server.tasks == set()
+
+
+async def test_a_port_that_is_taken_is_one_clear_line(server: HttpServer) -> None:
+    with pytest.raises(FlannelpyError) as caught:
+        await serve("127.0.0.1", server.port, {})
+    assert str(caught.value) == f"cannot listen on 127.0.0.1:{server.port}: another program listens there; expected a free port"

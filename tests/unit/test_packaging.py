@@ -1,0 +1,85 @@
+"""The systemd unit: understood by systemd without a murmur, and no more exposed than said."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from flannelpy.options import ALL, spell_out
+
+PACKAGING = Path(__file__).parents[2] / "packaging" / "systemd"
+MOST_EXPOSURE = 30
+"""Tenths, as systemd-analyze's --threshold takes them."""
+
+needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """A copy whose program exists on any machine: verify looks for it."""
+    copy = tmp_path / "flannelpy.service"
+    copy.write_text((PACKAGING / "flannelpy.service").read_text().replace("/usr/bin/flannelpy", "/bin/true"))
+    return copy
+
+
+@needs_systemd
+def test_systemd_understands_every_line(unit: Path) -> None:
+    # It exits 0 on unknown keys: what counts is that it has nothing to say.
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+@needs_systemd
+def test_a_line_that_systemd_does_not_know_would_be_noticed(unit: Path) -> None:
+    unit.write_text(unit.read_text().replace("[Install]", "NoSuchKey=1\n[Install]"))
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "NoSuchKey" in verified.stderr
+
+
+@needs_systemd
+def test_exposure_stays_low(unit: Path) -> None:
+    command = ["systemd-analyze", "security", "--offline=true", f"--threshold={MOST_EXPOSURE}", str(unit)]
+    rated = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    found = re.search(r"Overall exposure level.*: ([\d.]+)", rated.stdout)
+    assert found is not None, rated.stderr
+    print(f"exposure {found[1]}, at most {MOST_EXPOSURE / 10}")
+    assert rated.returncode == 0, f"exposure {found[1]}"
+
+
+@pytest.mark.parametrize(
+    "needed",
+    [
+        "Type=notify",
+        "NotifyAccess=main",
+        "Before=docker.service",
+        "TimeoutStartSec=infinity",
+        "RuntimeDirectoryPreserve=yes",
+        "DeviceAllow=/dev/net/tun rw",
+    ],
+)
+def test_what_the_agent_relies_on(needed: str) -> None:
+    assert needed in (PACKAGING / "flannelpy.service").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    "forbidden", ["ProtectKernelTunables=yes", "PrivateDevices=yes", "PrivateNetwork=yes", "Requires=docker.service"]
+)
+def test_what_would_break_it(forbidden: str) -> None:
+    assert forbidden not in (PACKAGING / "flannelpy.service").read_text()
+
+
+def test_the_defaults_are_options_and_variables_that_exist() -> None:
+    assignments = re.findall(r"^#?([A-Z][A-Z_]+)=(.*)$", (PACKAGING / "flannelpy.default").read_text(), re.MULTILINE)
+    variables = {variable for option in ALL for variable in option.variables}
+    assert {name for name, _ in assignments} - variables == {"FLANNELPY_OPTIONS"}
+    options = dict(assignments)["FLANNELPY_OPTIONS"].strip('"')
+    assert spell_out(shlex.split(options)) == ["--iface=eth1"]

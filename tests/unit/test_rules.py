@@ -1,0 +1,92 @@
+"""The firewall table as text, rule by rule. flannel-compat 10.1, 10.2."""
+
+from __future__ import annotations
+
+from netaddr import IPAddress, IPNetwork
+
+from flannelpy.core.backend import GuardedPort
+from flannelpy.core.desired import HostState, Key, NftTable
+from flannelpy.core.model import NO_ADDRESS, Lease, LeaseAttrs
+from flannelpy.core.rules import EncapsulationGuard, FirewallOptions, firewall
+
+PAIR = (IPNetwork("10.5.0.0/16"), IPNetwork("10.5.72.0/24"))
+
+
+def rules(state: HostState, chain: str) -> list[str]:
+    table = state.get(Key("nft", "flannelpy"))
+    assert isinstance(table, NftTable)
+    body = table.body.partition(f"chain {chain} {{\n")[2].partition("\t}")[0]
+    return [line.strip() for line in body.splitlines()]
+
+
+def test_masquerade_has_the_effect_of_the_iptables_rules() -> None:
+    assert rules(firewall("flannelpy", [PAIR], FirewallOptions(masquerade=True)), "postrtg") == [
+        "type nat hook postrouting priority srcnat; policy accept;",
+        "meta mark & 0x00004000 == 0x00004000 return",
+        "ip saddr 10.5.72.0/24 ip daddr 10.5.0.0/16 return",
+        "ip saddr 10.5.0.0/16 ip daddr 10.5.72.0/24 return",
+        "ip saddr != 10.5.0.0/16 ip daddr 10.5.72.0/24 return",
+        "ip saddr 10.5.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random",
+        "ip saddr != 10.5.0.0/16 ip daddr 10.5.0.0/16 masquerade fully-random",
+    ]
+
+
+def test_forward_accepts_both_directions_of_each_family() -> None:
+    v6 = (IPNetwork("fd00:5::/48"), IPNetwork("fd00:5:0:72::/64"))
+    assert rules(firewall("flannelpy", [PAIR, v6], FirewallOptions()), "forward")[1:] == [
+        "ip saddr 10.5.0.0/16 accept",
+        "ip daddr 10.5.0.0/16 accept",
+        "ip6 saddr fd00:5::/48 accept",
+        "ip6 daddr fd00:5::/48 accept",
+    ]
+
+
+def test_ports_may_be_kept() -> None:
+    state = firewall("flannelpy", [PAIR], FirewallOptions(masquerade=True, fully_random=False))
+    assert rules(state, "postrtg")[-1].endswith(" masquerade")
+
+
+def test_nothing_asked_for_is_no_table() -> None:
+    assert len(firewall("flannelpy", [PAIR], FirewallOptions(forward=False))) == 0
+
+
+def lease(subnet: str, public_ip: str) -> Lease:
+    return Lease(IPNetwork(subnet), LeaseAttrs(IPAddress(public_ip)))
+
+
+PEERS = (lease("10.5.9.0/24", "192.0.2.9"), lease("10.5.3.0/24", "192.0.2.3"), Lease(PAIR[0], LeaseAttrs(NO_ADDRESS)))
+
+
+def guard(inner: bool, peers: tuple[Lease, ...] = PEERS) -> str:
+    guarded = EncapsulationGuard(GuardedPort(8285, inner), PAIR[1], peers)
+    table = firewall("flannelpy", [PAIR], FirewallOptions(forward=False), guarded).get(Key("nft", "flannelpy"))
+    assert isinstance(table, NftTable)
+    return table.body
+
+
+def test_a_strict_guard_pairs_each_peer_with_its_subnet() -> None:
+    assert guard(inner=True).splitlines() == [
+        "\tset peers {",
+        "\t\ttypeof ip saddr . @th,160,32",
+        "\t\tflags interval",
+        "\t\telements = { 192.0.2.3 . 0xa050300-0xa0503ff,",
+        "\t\t\t     192.0.2.9 . 0xa050900-0xa0509ff }",
+        "\t}",
+        "",
+        "\tchain guard {",
+        "\t\ttype filter hook input priority filter - 10; policy accept;",
+        "\t\tudp dport 8285 ip saddr . @th,160,32 != @peers drop",
+        "\t\tudp dport 8285 @th,192,32 != 0xa054800-0xa0548ff drop",
+        "\t}",
+    ]
+
+
+def test_a_guard_by_peers_looks_at_the_outer_source_only() -> None:
+    body = guard(inner=False)
+    assert "\t\ttype ipv4_addr\n\t\telements = { 192.0.2.3,\n\t\t\t     192.0.2.9 }\n" in body
+    assert "\t\tudp dport 8285 ip saddr != @peers drop\n\t}\n" in body
+
+
+def test_without_peers_nobody_may_send() -> None:
+    assert "elements" not in guard(inner=True, peers=())
+    assert "!= @peers drop" in guard(inner=True, peers=())

@@ -1,0 +1,172 @@
+"""What is asked of the kernel, and what is done without: by feature, each refusal for itself. And what leaves together."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from typing import Any
+
+import pytest
+
+from backends.udp import tun
+from backends.udp.control import COUNTERS, OUT_PACKETS, OUT_SEND_FAILED
+from backends.udp.offload import Offload, ask_socket, ask_tun, header_known
+from backends.udp.outbox import Outbox
+
+PEER = ("192.0.2.2", 8285)
+
+
+class Kernel:
+    """Stands for ioctl(2): a TUN driver that knows these bits of TUNSETOFFLOAD and these flags."""
+
+    def __init__(self, offloads: int, flags: int = 0xFFFF) -> None:
+        self.offloads = offloads
+        self.flags = flags
+        self.asked_for = 0
+
+    def ioctl(self, descriptor: int, request: int, argument: Any) -> bytes:
+        if request == 0x800454CF:
+            return self.flags.to_bytes(4, "little")
+        if request == 0x400454CA:
+            self.asked_for = int.from_bytes(argument[16:18], "little")
+        if request == 0x400454D0 and argument & ~self.offloads:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return b""
+
+
+@pytest.mark.parametrize(
+    ("known", "found"),
+    [
+        (0x7F, "header, checksum, tcp, tcp ecn, udp"),
+        (0x1F, "header, checksum, tcp, tcp ecn"),
+        (0x03, "header, checksum, tcp"),
+        (0x01, "header, checksum"),
+        (0x00, "header"),
+    ],
+)
+def test_the_device_is_asked_from_the_most_to_the_least(known: int, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "ioctl", Kernel(known).ioctl)
+    assert str(ask_tun(0)) == found
+
+
+def test_a_driver_without_virtio_headers_gets_a_plain_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, wanted, asked_for, found in (
+        (0x1002, True, 0x1001, Offload.NONE),
+        (0x5002, False, 0x1001, Offload.NONE),
+        (0x5002, True, 0x5001, Offload.HEADER),
+    ):
+        kernel = Kernel(0, flags)
+        monkeypatch.setattr(fcntl, "ioctl", kernel.ioctl)
+        monkeypatch.setattr(os, "open", lambda *_: 77)
+        assert tun.open_tun("flannel0", wanted) == (77, found)
+        assert kernel.asked_for == asked_for
+
+
+def test_a_driver_too_old_to_be_asked_has_no_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> bytes:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(fcntl, "ioctl", refuse)
+    assert not header_known(0)
+
+
+class OldSocket:
+    """A socket of a kernel that knows these options of UDP only."""
+
+    def __init__(self, *known: int) -> None:
+        self.known = known
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        if option not in self.known:
+            raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+
+
+@pytest.mark.parametrize(
+    ("known", "found"), [((103, 104), "segment, gather"), ((103,), "segment"), ((104,), "gather"), ((), "none")]
+)
+def test_the_socket_is_asked_for_each(known: tuple[int, ...], found: str) -> None:
+    assert str(ask_socket(OldSocket(*known))) == found  # type: ignore[arg-type]
+
+
+def test_this_kernels_socket() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        assert ask_socket(sock) in (Offload.SEGMENT | Offload.GATHER, Offload.SEGMENT, Offload.NONE)
+
+
+# ------------------------------------------------------------------------------------------------------------- outbox
+
+
+class Post:
+    """A socket that keeps what it is given, or fails with an error where several are sent together or always."""
+
+    def __init__(self, together: int = 0, alone: int = 0) -> None:
+        self.fails = (together, alone)
+        self.calls: list[tuple[bytes, int]] = []
+
+    def sendto(self, octets: memoryview, peer: object) -> None:
+        assert peer == PEER
+        if self.fails[1]:
+            raise OSError(self.fails[1], "")
+        self.calls.append((bytes(octets), 1))
+
+    def sendmsg(self, views: list[memoryview], notes: Any, flags: int, peer: object) -> None:
+        assert peer == PEER
+        if self.fails[0]:
+            raise OSError(self.fails[0], "")
+        self.calls.append((b"".join(views), int.from_bytes(notes[0][2], "little")))
+
+
+def posted(post: Post, *packets: tuple[int, int], together: bool = True) -> list[int]:
+    """Counters after runs of (size, count)."""
+    counts = [0] * len(COUNTERS)
+    box = Outbox(post, counts, together)  # type: ignore[arg-type]
+    for size, count in packets:
+        box.add(memoryview(bytes(size * count)), size, count, PEER)
+    box.flush()
+    return counts
+
+
+def test_a_call_carries_sixty_four_and_no_more_than_a_datagram_could() -> None:
+    post = Post()
+    counts = posted(post, (100, 130), (1472, 45))
+    assert [(len(octets), size) for octets, size in post.calls] == [
+        (6400, 100),
+        (6400, 100),
+        (200, 100),
+        (44 * 1472, 1472),
+        (1472, 1),
+    ]
+    assert counts[OUT_PACKETS] == 175
+
+
+def test_single_ones_of_a_size_leave_together_and_a_shorter_one_ends_it() -> None:
+    post = Post()
+    counts = [0] * len(COUNTERS)
+    box = Outbox(post, counts, True)  # type: ignore[arg-type]
+    for _ in range(3):
+        box.add(memoryview(bytes(50)), 50, 1, PEER)
+    box.add(memoryview(bytes(150)), 100, 2, PEER)  # the last one is of 50 bytes
+    assert [(len(octets), size) for octets, size in post.calls] == [(150, 50), (150, 100)]
+    assert counts[OUT_PACKETS] == 5
+
+
+def test_a_socket_that_does_not_segment_gets_one_by_one() -> None:
+    post = Post()
+    posted(post, (100, 3), together=False)
+    assert post.calls == [(bytes(100), 1)] * 3
+
+
+@pytest.mark.parametrize("refusal", [errno.EINVAL, errno.EMSGSIZE, errno.EIO])
+def test_what_may_not_go_together_goes_alone(refusal: int) -> None:
+    post = Post(together=refusal)
+    counts = posted(post, (100, 3))
+    assert post.calls == [(bytes(100), 1)] * 3
+    assert (counts[OUT_PACKETS], counts[OUT_SEND_FAILED]) == (3, 0)
+
+
+def test_what_is_not_sent_is_counted_by_packet() -> None:
+    assert posted(Post(together=errno.EAGAIN), (100, 3))[OUT_SEND_FAILED] == 3
+    assert posted(Post(together=errno.EIO, alone=errno.EPERM), (100, 3))[OUT_SEND_FAILED] == 3
+    assert posted(Post(alone=errno.EAGAIN), (100, 1))[OUT_SEND_FAILED] == 1

@@ -1,0 +1,92 @@
+"""The peer table against a naive longest prefix."""
+
+from __future__ import annotations
+
+from socket import inet_ntoa
+
+from hypothesis import given
+from hypothesis import strategies as st
+from netaddr import IPAddress, IPNetwork
+
+from backends.udp.table import Table
+
+OWN = IPNetwork("10.5.72.0/24")
+PORT = 8285
+
+
+def table(*peers: str) -> Table:
+    """A table from lines like ``10.5.9.0/24 at 192.0.2.2``."""
+    made = Table(OWN.first, OWN.prefixlen, PORT)
+    for line in peers:
+        subnet, _, host = line.partition(" at ")
+        made.set(IPNetwork(subnet).first, IPNetwork(subnet).prefixlen, int(IPAddress(host)))
+    return made
+
+
+def found(made: Table, address: str) -> tuple[str, int] | None:
+    return made.find(int(IPAddress(address)))
+
+
+def test_a_peer_is_found_by_any_address_of_its_subnet_and_by_no_other() -> None:
+    made = table("10.5.9.0/24 at 192.0.2.2")
+    assert found(made, "10.5.9.0") == found(made, "10.5.9.255") == ("192.0.2.2", PORT)
+    assert found(made, "10.5.8.255") is None
+    assert found(made, "10.5.10.0") is None
+
+
+def test_the_most_specific_subnet_wins_whatever_came_first() -> None:
+    for order in (1, -1):
+        made = table(*["10.5.8.0/22 at 192.0.2.2", "10.5.9.0/24 at 192.0.2.3", "10.5.9.128/26 at 192.0.2.4"][::order])
+        assert found(made, "10.5.10.1") == ("192.0.2.2", PORT)
+        assert found(made, "10.5.9.1") == ("192.0.2.3", PORT)
+        assert found(made, "10.5.9.129") == ("192.0.2.4", PORT)
+
+
+def test_what_overlaps_our_own_subnet_is_ignored() -> None:
+    made = table("10.5.72.0/24 at 192.0.2.2", "10.5.72.128/25 at 192.0.2.2", "10.5.64.0/20 at 192.0.2.2", "0.0.0.0/0 at 192.0.2.2")
+    assert len(made) == 0
+    assert not made.knows("192.0.2.2")
+    assert table("10.5.73.0/24 at 192.0.2.2").knows("192.0.2.2")
+
+
+def test_a_host_is_known_as_long_as_one_of_its_subnets_is() -> None:
+    made = table("10.5.9.0/24 at 192.0.2.2", "10.5.10.0/24 at 192.0.2.2")
+    made.delete(IPNetwork("10.5.9.0/24").first, 24)
+    assert made.knows("192.0.2.2")
+    made.set(IPNetwork("10.5.10.0/24").first, 24, int(IPAddress("192.0.2.3")))
+    assert not made.knows("192.0.2.2")
+    assert made.knows("192.0.2.3")
+    made.delete(IPNetwork("10.5.10.0/24").first, 24)
+    made.delete(IPNetwork("10.5.10.0/24").first, 24)
+    assert not made.knows("192.0.2.3")
+    assert found(made, "10.5.10.1") is None
+
+
+# A small corner of the address space, so that subnets collide, nest and touch our own.
+corner = st.integers(0, 2**12 - 1).map(lambda low: int(IPAddress("10.5.64.0")) + low)
+length = st.integers(20, 32)
+host = st.integers(1, 4).map(lambda last: int(IPAddress("192.0.2.0")) + last)
+change = st.tuples(st.sampled_from(["set", "set", "delete"]), corner, length, host)
+
+
+@given(st.lists(change, max_size=40), st.lists(corner, min_size=1, max_size=20))
+def test_as_a_naive_longest_prefix(changes: list[tuple[str, int, int, int]], asked: list[int]) -> None:
+    made = table()
+    naive: dict[IPNetwork, int] = {}
+    for what, address, prefix, at in changes:
+        net = IPNetwork((address, prefix), version=4).cidr
+        if what == "delete":
+            made.delete(net.first, prefix)
+            naive.pop(net, None)
+        else:
+            made.set(net.first, prefix, at)
+            if net.last < OWN.first or net.first > OWN.last:
+                naive[net] = at
+    assert len(made) == len(naive)
+    for address in asked:
+        holding = [net for net in naive if net.first <= address <= net.last]
+        best = max(holding, key=lambda net: int(net.prefixlen), default=None)
+        assert made.find(address) == (None if best is None else (inet_ntoa(naive[best].to_bytes(4, "big")), PORT))
+    for at in range(1, 5):
+        name = f"192.0.2.{at}"
+        assert made.knows(name) == (int(IPAddress(name)) in naive.values())

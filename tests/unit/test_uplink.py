@@ -1,0 +1,235 @@
+"""Which interface carries the overlay? Hosts are written as an operator would draw them, the choice is read from its text."""
+
+from __future__ import annotations
+
+import pytest
+from netaddr import IPAddress, IPNetwork
+
+from flannelpy.core.errors import NoUplinkError
+from flannelpy.core.model import Family
+from flannelpy.core.uplink import Choice, DefaultRoute, HostFacts, Interface, InterfaceAddress, RouteAnswer, Wish, choose
+
+IPV4: tuple[Family, ...] = (4,)
+IPV6: tuple[Family, ...] = (6,)
+DUAL: tuple[Family, ...] = (4, 6)
+
+
+def interface(index: int, name: str, *addresses: str, mtu: int = 1500, up: bool = True) -> Interface:
+    """``10.0.0.1/24`` or ``fd00::1/64 deprecated``, ``... dynamic``, ``... temporary``."""
+    held = []
+    for text in addresses:
+        cidr, *flags = text.split()
+        network = IPNetwork(cidr)
+        held.append(
+            InterfaceAddress(
+                network.ip,
+                network.prefixlen,
+                scope="link" if network.ip.is_link_local() else "global",
+                deprecated="deprecated" in flags,
+                permanent="dynamic" not in flags,
+                temporary="temporary" in flags,
+            )
+        )
+    return Interface(name, index, mtu, up, tuple(held))
+
+
+LO = interface(1, "lo", "127.0.0.1/8", "::1/128", mtu=65536)
+ETH0 = interface(2, "eth0", "10.0.2.15/24", "fe80::2/64")
+ETH1 = interface(3, "eth1", "192.0.2.1/24", "192.0.2.7/24", "fe80::3/64", "2001:db8::1/64")
+DUMMY0 = interface(4, "dummy0", "172.16.30.4/24", "fd00::30/64")
+HOST = HostFacts((LO, ETH0, ETH1, DUMMY0), (DefaultRoute(4, 2), DefaultRoute(6, 3)))
+
+
+def pick(wish: Wish = Wish(), families: tuple[Family, ...] = IPV4, facts: HostFacts = HOST, **answers: RouteAnswer) -> Choice:  # noqa: B008
+    return choose(facts, wish, families, {IPAddress("198.51.100.1"): answer for answer in answers.values()})
+
+
+def refusal(wish: Wish = Wish(), families: tuple[Family, ...] = IPV4, facts: HostFacts = HOST) -> str:  # noqa: B008
+    with pytest.raises(NoUplinkError) as caught:
+        pick(wish, families, facts)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def shown(choice: Choice) -> str:
+    """The interface and every address of the uplink: own, then told where it differs."""
+    uplink = choice.uplink
+    addresses = [str(address) for address in (uplink.address, uplink.address6) if address is not None]
+    return " ".join([uplink.name, *addresses])
+
+
+# ------------------------------------------------------------------------------------------- flannel's own test cases (13)
+
+
+def test_conformance_lookup_by_v4_regex() -> None:
+    assert shown(pick(Wish(iface_regex=(r"172\.16\.30\.\d+",)))) == "dummy0 172.16.30.4"
+
+
+def test_conformance_lookup_by_name_regex_gives_first_address() -> None:
+    assert shown(pick(Wish(iface_regex=("^eth1$",)))) == "eth1 192.0.2.1"
+
+
+def test_conformance_lookup_by_name() -> None:
+    assert shown(pick(Wish(iface=("dummy0",)))) == "dummy0 172.16.30.4"
+
+
+def test_conformance_lookup_by_address() -> None:
+    assert shown(pick(Wish(iface=("192.0.2.7",)))) == "eth1 192.0.2.7"
+
+
+def test_conformance_lookup_by_address_dual() -> None:
+    assert shown(pick(Wish(iface=("192.0.2.7",)), DUAL)) == "eth1 192.0.2.7 2001:db8::1"
+
+
+def test_conformance_regex_with_public_ip_is_what_peers_are_told() -> None:
+    uplink = pick(Wish(iface_regex=(r"172\.16\.30\.\d+",), public_ip=IPAddress("203.0.113.9"))).uplink
+    assert (uplink.address, uplink.public_ip) == (IPAddress("172.16.30.4"), IPAddress("203.0.113.9"))
+
+
+def test_conformance_can_reach_gives_the_source_address() -> None:
+    answer = RouteAnswer("eth1", 3, source=IPAddress("192.0.2.7"), via=IPAddress("192.0.2.254"))
+    assert shown(pick(Wish(can_reach=IPAddress("198.51.100.1")), a=answer)) == "eth1 192.0.2.7"
+
+
+# ------------------------------------------------------------------------------------------------------------------ order
+
+
+def test_the_default_route_is_taken_where_nothing_is_asked_for() -> None:
+    assert shown(pick()) == "eth0 10.0.2.15"
+    assert shown(pick(families=IPV6)) == "eth1 2001:db8::1"
+
+
+def test_names_come_before_patterns_and_those_before_can_reach() -> None:
+    reach = IPAddress("198.51.100.1")
+    answer = RouteAnswer("eth0", 2, source=IPAddress("10.0.2.15"))
+    assert shown(pick(Wish(("nope", "dummy0"), ("eth1",), reach), a=answer)) == "dummy0 172.16.30.4"
+    assert shown(pick(Wish(("nope",), ("eth1",), reach), a=answer)) == "eth1 192.0.2.1"
+    assert shown(pick(Wish(("nope",), ("nope",), reach), a=answer)) == "eth0 10.0.2.15"
+
+
+def test_the_default_route_is_no_last_resort_for_what_was_asked_for() -> None:
+    assert refusal(Wish(iface=("nope",))).startswith(
+        "no interface fits; --iface nope: no such interface; there is lo (127.0.0.1, ::1), eth0"
+    )
+
+
+def test_public_ip_never_selects_the_interface() -> None:
+    assert shown(pick(Wish(public_ip=IPAddress("192.0.2.1")))) == "eth0 10.0.2.15"
+    assert shown(pick(Wish(iface=("eth1",), public_ipv6=IPAddress("fd00::30")), DUAL)) == "eth1 192.0.2.1 2001:db8::1"
+
+
+def test_every_candidate_that_fell_out_is_told_with_its_reason() -> None:
+    facts = HostFacts((interface(1, "eth0", "10.0.0.1/24"), interface(2, "eth1")))
+    assert refusal(Wish(("nope", "192.0.2.99"), ("^wl",), IPAddress("198.51.100.1")), facts=facts).split("; ") == [
+        "no interface fits",
+        "--iface nope: no such interface",
+        "--iface 192.0.2.99: no interface has this address",
+        "--iface-regex ^wl: matches no address and no name",
+        "--iface-can-reach 198.51.100.1: the kernel has no route to it",
+        "there is eth0 (10.0.0.1), eth1 (no address)",
+    ]
+    assert pick(Wish(iface=("nope", "eth1"))).reasons[-1] == "--iface eth1: eth1, 192.0.2.1, MTU 1500"
+
+
+# ------------------------------------------------------------------------------------------------------------- patterns
+
+
+def test_a_pattern_prefers_an_address_on_a_later_interface_to_a_name_on_an_earlier() -> None:
+    facts = HostFacts((interface(1, "net17", "10.0.0.1/24"), interface(2, "eth0", "17.0.0.1/24")))
+    assert shown(pick(Wish(iface_regex=("17",)), facts=facts)) == "eth0 17.0.0.1"
+
+
+def test_a_pattern_goes_by_index_whatever_the_order_of_the_facts() -> None:
+    facts = HostFacts((interface(5, "b", "10.0.0.5/24"), interface(2, "a", "10.0.0.2/24")))
+    assert shown(pick(Wish(iface_regex=("10",)), facts=facts)) == "a 10.0.0.2"
+
+
+def test_a_pattern_takes_the_best_of_the_addresses_that_match() -> None:
+    facts = HostFacts((interface(1, "eth0", "10.0.0.1/24 dynamic", "10.0.0.2/24"),))
+    assert shown(pick(Wish(iface_regex=("10",)), facts=facts)) == "eth0 10.0.0.2"
+
+
+def test_a_pattern_is_not_anchored_and_ignores_unusable_addresses() -> None:
+    assert shown(pick(Wish(iface_regex=("ummy",)))) == "dummy0 172.16.30.4"
+    assert "matches no address" in refusal(Wish(iface_regex=("^127",)))
+
+
+def test_dual_a_pattern_must_match_both_families_on_one_interface() -> None:
+    assert shown(pick(Wish(iface_regex=(r"^172\.|^fd00",)), DUAL)) == "dummy0 172.16.30.4 fd00::30"
+    assert "matches no address and no name" in refusal(Wish(iface_regex=(r"^172\.",)), DUAL)
+    assert "matches no address and no name" in refusal(Wish(iface_regex=(r"^192\.|^fd00",)), DUAL)
+
+
+# ---------------------------------------------------------------------------------------------------------------- addresses
+
+
+@pytest.mark.parametrize(
+    ("addresses", "best"),
+    [
+        (("fe80::1/64", "2001:db8::1/64"), "2001:db8::1"),
+        (("2001:db8::1/64 dynamic", "2001:db8::2/64"), "2001:db8::2"),
+        (("2001:db8::1/64 dynamic temporary", "2001:db8::2/64 dynamic"), "2001:db8::2"),
+        (("2001:db8::1/64 deprecated", "fe80::1/64"), "fe80::1"),
+        (("2001:db8::1/64", "2001:db8::2/64"), "2001:db8::1"),
+        (("fe80::1/64", "2001:db8::1/64 dynamic temporary"), "2001:db8::1"),
+    ],
+)
+def test_the_best_address_is_global_permanent_not_temporary(addresses: tuple[str, ...], best: str) -> None:
+    facts = HostFacts((interface(1, "eth0", *addresses),))
+    assert shown(pick(Wish(iface=("eth0",)), IPV6, facts)) == f"eth0 {best}"
+
+
+def test_loopback_is_usable_only_by_its_address() -> None:
+    assert "lo has no usable IPv4 address" in refusal(Wish(iface=("lo",)))
+    assert shown(pick(Wish(iface=("127.0.0.1",)))) == "lo 127.0.0.1"
+
+
+def test_a_private_address_is_global_in_this_sense() -> None:
+    facts = HostFacts((interface(1, "eth0", "169.254.1.1/16", "10.0.0.1/24"),))
+    assert shown(pick(Wish(iface=("eth0",)), facts=facts)) == "eth0 10.0.0.1"
+
+
+def test_an_interface_without_the_family_falls_out_and_the_next_is_tried() -> None:
+    bare = interface(9, "bare")
+    facts = HostFacts((*HOST.interfaces, bare))
+    choice = pick(Wish(iface=("bare", "eth1")), facts=facts)
+    assert shown(choice) == "eth1 192.0.2.1"
+    assert choice.reasons[0] == "--iface bare: bare has no usable IPv4 address"
+
+
+def test_an_interface_without_mtu_falls_out() -> None:
+    facts = HostFacts((interface(1, "eth0", "10.0.0.1/24", mtu=0),))
+    assert refusal(Wish(iface=("eth0",)), facts=facts).startswith("no interface fits; --iface eth0: eth0 has MTU 0; ")
+
+
+def test_an_interface_that_is_down_is_taken_and_told() -> None:
+    facts = HostFacts((interface(1, "eth0", "10.0.0.1/24", up=False),))
+    assert pick(Wish(iface=("eth0",)), facts=facts).reasons == ("--iface eth0: eth0, 10.0.0.1, MTU 1500; it is down",)
+
+
+def test_an_address_of_a_family_that_the_network_has_not() -> None:
+    assert refusal(Wish(iface=("2001:db8::1",))).startswith("no interface fits; --iface 2001:db8::1: the network has no IPv6; ")
+
+
+def test_only_the_families_of_the_network_are_told() -> None:
+    uplink = pick(Wish(iface=("eth1",), public_ipv6=IPAddress("2001:db8::99"))).uplink
+    assert (uplink.address6, uplink.public_ipv6) == (None, None)
+
+
+# ------------------------------------------------------------------------------------------------------------ default route
+
+
+def test_default_routes_that_cannot_be_used() -> None:
+    assert "there is none for IPv4" in refusal(facts=HostFacts(HOST.interfaces))
+    assert "several next hops" in refusal(facts=HostFacts(HOST.interfaces, (DefaultRoute(4, 0),)))
+    assert "different interfaces" in refusal(families=DUAL)
+    assert "(index 77) is not there" in refusal(facts=HostFacts(HOST.interfaces, (DefaultRoute(4, 77),)))
+
+
+def test_dual_default_routes_by_one_interface() -> None:
+    facts = HostFacts(HOST.interfaces, (DefaultRoute(6, 3), DefaultRoute(4, 3), DefaultRoute(4, 2)))
+    assert shown(pick(families=DUAL, facts=facts)) == "eth1 192.0.2.1 2001:db8::1"
+
+
+def test_can_reach_fills_in_what_the_kernel_does_not_say() -> None:
+    assert shown(pick(Wish(can_reach=IPAddress("198.51.100.1")), DUAL, a=RouteAnswer("eth1", 3))) == "eth1 192.0.2.1 2001:db8::1"
