@@ -168,9 +168,9 @@ def main() -> int:
     """The process: 0 when told to end, DEVICE_GONE, or a traceback and 1."""
     setting = Setting.parse(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the agent decides when packets stop
+    station = Station(setting)  # with all that is imported: nobody may not be able to read where Python is installed
     shed_privileges()
     die_with_parent(setting.parent)
-    station = Station(setting)
     gc.collect()
     gc.freeze()
     try:
