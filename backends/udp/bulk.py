@@ -25,6 +25,7 @@ from backends.udp.control import (
     OUTBOUND_SPLIT,
     RECEIVE_ERRORS,
     UNREACHABLES,
+    Counts,
     Setting,
 )
 from backends.udp.join import Joiner
@@ -40,6 +41,10 @@ READS = 64
 LARGE = 8
 """How many small packets a super-packet or a gathered buffer counts for: a turn is about a millisecond, then control is served."""
 
+SINGLES = 16
+"""After a turn that found no more than one packet, this many are passed on as they come, without a look for the next one, which
+is most often in vain. Then such a look is taken again."""
+
 _LONGEST = 1 << 16
 _ROOM = 3 * _LONGEST
 """Small packets are read one after the other, and there must be room for a super-packet behind them."""
@@ -54,12 +59,13 @@ _REFUSED = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 class BulkMover:
     """Moves packets between one TUN descriptor with virtio headers and one socket."""
 
-    def __init__(self, setting: Setting, sock: socket.socket, counts: list[int]) -> None:
+    def __init__(self, setting: Setting, sock: socket.socket, counts: Counts) -> None:
         offloads = Offload(setting.offloads)
         self.counts = counts
         self.table = Table(setting.network, setting.length, setting.port)
         self._gate = Gate(self.table, setting.network, setting.length, setting.mtu, setting.guard)
         self._own = setting.network
+        self._singles_out = self._singles_in = SINGLES
         self._mtu = setting.mtu
         self._tun = setting.tun
         self._socket = sock
@@ -100,20 +106,24 @@ class BulkMover:
                 size = readv(tun, (head_views[index], view[at:])) - HEADER_BYTES
             except BlockingIOError:
                 break
+            budget -= 1
             if size < SHORTEST:
                 counts[OUT_SHORT] += 1
-                budget -= 1
             elif heads[index * HEADER_BYTES + 1]:
                 if sizes:
                     self._pass_small(sizes)
                     sizes = []
                 self._pass_large(at, size, index)
                 at = 0
-                budget -= LARGE
+                budget -= LARGE - 1
+            elif self._singles_out:
+                self._singles_out -= 1
+                self._pass_one(0, size, 0)
+                self._outbox.flush()
+                return
             else:
                 sizes.append(size)
                 at += size
-                budget -= 1
                 if at > _LONGEST:
                     self._pass_small(sizes)
                     sizes = []
@@ -121,6 +131,8 @@ class BulkMover:
         if sizes:
             self._pass_small(sizes)
         self._outbox.flush()
+        if budget >= READS - 1:
+            self._singles_out = SINGLES
 
     def _pass_small(self, sizes: list[int]) -> None:
         """Packets that are read and stand one after the other, with their virtio headers in order."""
@@ -201,18 +213,23 @@ class BulkMover:
             try:
                 length, notes, _, sender = receive(into, _CONTROL_BYTES)
             except BlockingIOError:
-                return
+                break
             except OSError:  # reading it has cleared it
                 counts[RECEIVE_ERRORS] += 1
                 budget -= 1
                 continue
+            budget -= 1
             size = int.from_bytes(notes[0][2][:4], ORDER) if notes else length
             if length > size > 0:
                 self._pass_gathered(length, size, sender[0])
-                budget -= LARGE
-            else:
-                self._pass_in(0, length, sender[0])
-                budget -= 1
+                budget -= LARGE - 1
+                continue
+            self._pass_in(0, length, sender[0])
+            if self._singles_in:
+                self._singles_in -= 1
+                return
+        if budget >= READS - 1:
+            self._singles_in = SINGLES
 
     def _pass_gathered(self, length: int, size: int, sender: str) -> None:
         if size > self._mtu:  # none but a shorter last one can be in order

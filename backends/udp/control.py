@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from struct import Struct
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 Guard = Literal["strict", "peers", "off"]
 
@@ -138,14 +138,24 @@ COUNTERS = (
 _COUNTS = Struct(f"={len(COUNTERS)}Q")
 
 
+class Counts(Protocol):
+    """Values by index."""
+
+    def __getitem__(self, index: int, /) -> int: ...
+    def __setitem__(self, index: int, value: int, /) -> None: ...
+    def __iter__(self) -> Iterator[int]: ...
+
+
 class Counters:
     """The counters behind a descriptor. They outlive a worker, so that its successor counts on."""
 
-    __slots__ = ("_memory", "fd")
+    __slots__ = ("_memory", "fd", "live")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._memory = mmap.mmap(fd, _COUNTS.size)
+        self.live: memoryview = memoryview(self._memory).cast("Q")
+        """The shared values themselves: what is stored here is counted, with no further call."""
 
     def read(self) -> list[int]:
         """The values in the order of COUNTERS."""
@@ -157,6 +167,7 @@ class Counters:
 
     def close(self) -> None:
         """Give back memory and descriptor."""
+        self.live.release()
         self._memory.close()
         os.close(self.fd)
 

@@ -16,6 +16,7 @@ from backends.udp.control import (
     OUT_SEND_FAILED,
     RECEIVE_ERRORS,
     UNREACHABLES,
+    Counts,
     Setting,
 )
 from backends.udp.packet import PASSED, Gate, inbound, outbound, unreachable
@@ -31,7 +32,7 @@ BUFFER = 1 << 16
 class Mover:
     """Moves packets between one TUN descriptor without virtio headers and one socket."""
 
-    def __init__(self, setting: Setting, sock: socket.socket, counts: list[int]) -> None:
+    def __init__(self, setting: Setting, sock: socket.socket, counts: Counts) -> None:
         self.counts = counts
         self.table = Table(setting.network, setting.length, setting.port)
         self._gate = Gate(self.table, setting.network, setting.length, setting.mtu, setting.guard)

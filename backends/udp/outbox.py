@@ -9,7 +9,7 @@ import errno
 import socket
 from struct import Struct
 
-from backends.udp.control import OUT_BYTES, OUT_PACKETS, OUT_SEND_FAILED
+from backends.udp.control import OUT_BYTES, OUT_PACKETS, OUT_SEND_FAILED, Counts
 from backends.udp.offload import SOL_UDP, UDP_SEGMENT
 from backends.udp.table import Peer
 
@@ -30,7 +30,7 @@ class Outbox:
 
     __slots__ = ("_bytes", "_count", "_counts", "_peer", "_size", "_socket", "_together", "_views")
 
-    def __init__(self, sock: socket.socket, counts: list[int], together: bool) -> None:
+    def __init__(self, sock: socket.socket, counts: Counts, together: bool) -> None:
         self._socket = sock
         self._counts = counts
         self._together = together
