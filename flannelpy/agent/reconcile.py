@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 AUDIT_S = 300.0
 """A full observation this often, in seconds, under the notices."""
 
+SILENT_S = 5.0
+SILENT = frozenset({"fou"})
+"""Kinds of objects that the kernel changes without a notice are looked at this often, in seconds."""
+
 FIRST_RETRY_S, LAST_RETRY_S = 0.4, 30.0
 
 LOGGED = 3
@@ -177,10 +181,17 @@ class Reconciler:
                     self.dirty.poke()
 
     async def audit(self) -> None:
-        """Look at everything every AUDIT_S, for ever."""
+        """Look at everything every AUDIT_S, and at what no notice tells of every SILENT_S, for ever."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + AUDIT_S
         while True:
-            await asyncio.sleep(AUDIT_S)
-            self.dirty.add_everything()
+            await asyncio.sleep(SILENT_S)
+            if loop.time() >= due:
+                due += AUDIT_S
+                self.dirty.add_everything()
+            for key in self.desired.fragment(HOST).objects:
+                if key.kind in SILENT:
+                    self._doubt(key)
 
     # -------------------------------------------------------------------------------------------- parts of a round
 

@@ -14,6 +14,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from backends.udp import Udp
 from backends.udp.engine import TRIAL_DEVICE
+from flannelpy.agent import reconcile
 from flannelpy.agent.supervise import make_way
 from flannelpy.core.backend import Engines, GuardedPort, Local, Uplink, understand
 from flannelpy.core.config import NetworkConfig
@@ -353,6 +354,13 @@ async def test_a_port_that_somebody_took_away_is_back_at_the_next_look(host: Hos
     async with host.run():
         host.kernel.take(Key("fou", "8285"))
         host.kernel.overflow()
+        await until(lambda: host.kernel.get(Key("fou", "8285")) is not None)
+
+
+async def test_a_port_that_went_without_a_notice_is_missed_soon(host: HostInMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconcile, "SILENT_S", 0.001)
+    async with host.run():
+        host.kernel.take(Key("fou", "8285"))
         await until(lambda: host.kernel.get(Key("fou", "8285")) is not None)
 
 
