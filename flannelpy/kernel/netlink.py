@@ -207,8 +207,8 @@ class NetlinkKernel:
         try:
             return await self._dump(lambda sequence: messages.dump_routes(sequence, family), read)
         except KernelError as reason:
-            if family == AF_INET6 and reason.code in NO_FAMILY:
-                return []
+            if reason.code == errno.ENOENT or (family == AF_INET6 and reason.code in NO_FAMILY):
+                return []  # a routing table is made with its first route
             raise
 
     async def _dump_of(self, request: Callable[[int], bytes], read: Callable[[bytes, int, int], T | None]) -> list[T]:

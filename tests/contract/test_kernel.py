@@ -112,6 +112,14 @@ async def test_an_empty_host_holds_nothing_of_ours(host: Host) -> None:
     assert len(await host.kernel.observe(SCOPE)) == 0
 
 
+@real_only
+async def test_a_namespace_that_never_had_a_route_holds_nothing() -> None:
+    with fresh_namespace():
+        kernel = NetlinkKernel()
+        assert len(await kernel.observe(SCOPE)) == 0
+        await kernel.close()
+
+
 async def test_what_was_applied_is_observed_and_the_second_plan_is_empty(host: Host) -> None:
     await reach(host.kernel, HOST | peer(9) | peer(10) | HostState.of(TABLE))
 
