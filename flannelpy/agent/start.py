@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,10 +14,10 @@ from flannelpy.agent.cluster import report_error, report_success
 from flannelpy.agent.report import Reporter
 from flannelpy.core.backend import NO_HOST_OPTIONS, Backend, Engines, HostOptions, Local, Uplink, understand
 from flannelpy.core.config import NetworkConfig
-from flannelpy.core.desired import HostState
+from flannelpy.core.desired import Fou, HostState, Key, Scope
 from flannelpy.core.errors import ConfigError, RegistryError, WatchGapError
 from flannelpy.core.model import Lease
-from flannelpy.core.plan import plan
+from flannelpy.core.plan import Step, plan
 from flannelpy.core.uplink import Choice, RouteAnswer, Wish, choose
 from flannelpy.host.view_file import KeptView
 from flannelpy.kernel import Kernel
@@ -96,13 +97,31 @@ async def _choose_engine(kernel: Kernel, reporter: Reporter, backend: Backend) -
     if not isinstance(backend, Engines):
         return backend
     tried = await kernel.rehearse(plan(backend.rehearsal, HostState())) if len(backend.rehearsal) else ()
-    chosen = backend.choose("; ".join(str(result.error) for result in tried if result.error is not None))
+    refusal = "; ".join(str(result.error) for result in tried if result.error is not None)
+    chosen = backend.choose(refusal or await _port_refusal(kernel, backend.rehearsal))
     log.info("%s", chosen.reason)
     if chosen.refused:
         reporter.begin("engine-refused", chosen.refused)
     else:
         reporter.end("engine-refused")
     return chosen.backend
+
+
+async def _port_refusal(kernel: Kernel, rehearsal: HostState) -> str:
+    """Why the kernel cannot decapsulate at a port on this host, where a rehearsal elsewhere went well; empty where it can."""
+    ports = [item for item in rehearsal if isinstance(item, Fou)]
+    there = await kernel.observe(Scope(fou_ports=frozenset(item.port for item in ports)), [Key("fou", "")])
+    for item in ports:
+        if item.key in there:
+            continue
+        (tried,) = await kernel.apply([Step("add", item)])
+        if tried.error is None:
+            await kernel.apply([Step("remove", item, item)])
+        elif tried.error.code == errno.EADDRINUSE:
+            return f"UDP port {item.port} is taken (ss -lunp 'sport = :{item.port}' names who has it)"
+        else:
+            return str(tried.error)
+    return ""
 
 
 async def _offline(kernel: Kernel, reporter: Reporter, wishes: Wishes, kept: KeptView | None) -> Situation | None:

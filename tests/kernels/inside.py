@@ -385,6 +385,20 @@ def vxlan() -> float:
     return goodput("a", "b", "10.8.0.2")
 
 
+@contextlib.contextmanager
+def holder_of_port(host: str) -> Iterator[None]:
+    """Another program has the port, at an address that only the kernel's engine would want, too."""
+    shell(f"ip fou del port {PORT}", host)
+    program = f"import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('127.0.0.1', {PORT})); time.sleep(60)"
+    holder = subprocess.Popen(["ip", "netns", "exec", host, sys.executable, "-c", program])
+    try:
+        until(lambda: f"127.0.0.1:{PORT}" in shell("ss -lun", host), "the port is taken")
+        yield
+    finally:
+        holder.kill()
+        holder.wait()
+
+
 def engine_of(host: Host) -> str:
     """Which one is seen to carry packets."""
     shown = shell("ip -d link show flannel0; ip fou show", host.name)
@@ -457,6 +471,13 @@ def main() -> None:
             b.start("kernel")
             b.await_ready()
             assert (str(b.subnet), engine_of(b)) == (had, "kernel"), f"{b.subnet} {engine_of(b)}"
+            meet(a, b)
+        b.stop()
+        with check("a port that is taken"), holder_of_port("b"):
+            b.start("kernel")
+            b.await_ready()
+            assert "UDP port 8285 is taken" in b.log.read_text()
+            assert engine_of(b) == "pump"
             meet(a, b)
         for name, value in figures.items():
             say("figure", f"{name}: {value:.0f} Mbit/s, {value / figures['vxlan']:.2f} of vxlan")

@@ -32,6 +32,7 @@ CHECKS = (
     "goodput across",
     "goodput of pumps",
     "back to the kernel",
+    "a port that is taken",
 )
 
 

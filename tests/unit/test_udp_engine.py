@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -348,6 +349,23 @@ async def test_an_agent_that_may_not_have_the_kernel_says_so(tmp_path: Path) -> 
     async with host.run(ready=False):
         await until(lambda: "pump-failed" in host.conditions())  # 192.0.2.1 is nobody's here: the pump was tried, and that is all
         assert host.conditions()["engine-refused"] == f"udp's engine kernel: {REFUSAL}; the pump carries the packets"
+
+
+async def test_a_port_that_somebody_has_leaves_the_pump(tmp_path: Path) -> None:
+    host = HostInMemory(MemoryStore(), tmp_path)
+    host.put_config({"Network": "10.5.0.0/16", "Backend": {"Type": "udp", "Engine": "kernel"}})
+    host.kernel.fail(Key("fou", "8285"), errno.EADDRINUSE)
+    async with host.run(ready=False):
+        await until(lambda: "pump-failed" in host.conditions())
+        assert "UDP port 8285 is taken (ss -lunp 'sport = :8285' names who has it)" in host.conditions()["engine-refused"]
+
+
+async def test_looking_for_a_free_port_leaves_nothing(tmp_path: Path) -> None:
+    host = HostInMemory(MemoryStore(), tmp_path, udp_engine="pump")
+    host.put_config({"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}})
+    async with host.run(ready=False):
+        await until(lambda: "pump-failed" in host.conditions())
+        assert host.kernel.get(Key("fou", "8285")) is None
 
 
 async def test_a_port_that_somebody_took_away_is_back_at_the_next_look(host: HostInMemory) -> None:
