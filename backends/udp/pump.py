@@ -1,6 +1,6 @@
-"""How does the agent keep packets moving? It opens device and socket, starts the worker on them and starts it anew when it dies.
+"""How does the agent keep packets moving? It has device and socket opened, starts the worker on them and anew when it dies.
 
-Device, socket, counters and the peer table stay with the agent, so a dead worker costs the time of one start (about 0.1 s),
+What is open (``descriptors``) and the peer table stay with the agent, so a dead worker costs the time of one start (about 0.1 s),
 in which packets wait in the device's and the socket's queues.
 """
 
@@ -20,15 +20,12 @@ from backends.udp.control import (
     READY,
     SET,
     START,
-    Counters,
     Guard,
     Order,
     Setting,
-    make_counters,
     pack,
 )
-from backends.udp.offload import Offload, ask_socket
-from backends.udp.tun import open_socket, open_tun
+from backends.udp.descriptors import Descriptors, Lane
 from flannelpy.core.backend import Local
 from flannelpy.core.errors import BackendError
 from flannelpy.core.model import NO_ADDRESS, Lease
@@ -58,12 +55,7 @@ class UdpPump:
         self._uplink = local.uplink
         self._own = _subnet(local.own)
         self._device, self._mtu, self._port, self._guard = device, mtu, port, guard
-        self._offload = offload
-        self.offloads = Offload.NONE
-        self._tun: int | None = None
-        self._socket: socket.socket | None = None
-        self._counters: Counters | None = None
-        self._last_counts: list[int] = [0] * len(COUNTERS)
+        self.descriptors = Descriptors(device, port, offload)
         self._control: asyncio.StreamWriter | None = None
         self._peers: dict[Subnet, tuple[str, int]] = {}  # -> lease key, PublicIP
         self._subnets: dict[str, Subnet] = {}  # lease key -> the subnet it holds in _peers
@@ -73,31 +65,15 @@ class UdpPump:
         await self.close()
         if self._uplink.address is None:
             raise BackendError(f"interface {self._uplink.name} has no IPv4 address: expected one, to bind UDP port {self._port} to")
-        self._socket = open_socket(str(self._uplink.address), self._port)
-        try:
-            self._tun, self.offloads = open_tun(self._device, self._offload)
-        except BackendError:
-            await self.close()
-            raise
-        if Offload.HEADER in self.offloads:
-            self.offloads |= ask_socket(self._socket)
-        self._counters = make_counters()
-        self._counters.write(self._last_counts)
+        self.descriptors.open(str(self._uplink.address))
 
     async def close(self) -> None:
         """Give back device, which vanishes, and socket. May be called twice."""
-        if self._tun is not None:
-            os.close(self._tun)
-        if self._socket is not None:
-            self._socket.close()
-        if self._counters is not None:
-            self._last_counts = self._counters.read()
-            self._counters.close()
-        self._tun = self._socket = self._counters = None
+        self.descriptors.close()
 
     def counters(self) -> Mapping[str, int]:
         """Everything counted since this object was made, by the names in ``control.COUNTERS``; at most one burst old."""
-        return dict(zip(COUNTERS, self._counters.read() if self._counters else self._last_counts, strict=True))
+        return dict(zip(COUNTERS, self.descriptors.counted(), strict=True))
 
     # ------------------------------------------------------------------------------------------------------ peers
 
@@ -139,11 +115,14 @@ class UdpPump:
 
     async def run(self) -> None:
         """Move packets until cancelled. Raises BackendError once the device was deleted; a worker that dies is replaced."""
+        if not self.descriptors.lanes:
+            raise BackendError("the udp pump is not open")
+        (lane,) = self.descriptors.lanes
         loop = asyncio.get_running_loop()
         in_a_row = 0
         while True:
             started = loop.time()
-            code = await self._live()
+            code = await self._live(lane)
             if code == DEVICE_GONE:
                 raise BackendError(f"TUN device {self._device} was deleted")
             in_a_row = 0 if loop.time() - started >= STEADY_S else in_a_row
@@ -152,25 +131,23 @@ class UdpPump:
             log.warning("udp worker %s; %s", _fate(code), f"a new one in {delay:g} s" if delay else "a new one starts now")
             await asyncio.sleep(delay)
 
-    async def _live(self) -> int:
+    async def _live(self, lane: Lane) -> int:
         """One worker from start to end; its exit code."""
-        if self._tun is None or self._socket is None or self._counters is None:
-            raise BackendError("the udp pump is not open")
         ours, theirs = socket.socketpair()
         with theirs:
             reader, writer = await asyncio.open_unix_connection(sock=ours)
             setting = Setting(
-                tun=self._tun,
-                socket=self._socket.fileno(),
+                tun=lane.tun,
+                socket=lane.socket.fileno(),
                 control=theirs.fileno(),
-                counters=self._counters.fd,
+                counters=lane.counters.fd,
                 parent=os.getpid(),
                 port=self._port,
                 mtu=self._mtu,
                 network=self._own[0],
                 length=self._own[1],
                 guard=self._guard,
-                offloads=self.offloads.value,
+                offloads=self.descriptors.offloads.value,
             )
             try:
                 process = await start(setting)
@@ -182,7 +159,7 @@ class UdpPump:
         self._control = writer
         try:
             if await reader.read(1) == READY:
-                told = (process.pid, self._device, len(self._peers), self.offloads)
+                told = (process.pid, self._device, len(self._peers), self.descriptors.offloads)
                 log.info("udp worker %d moves packets on %s, %d peers, offloads: %s", *told)
             return await process.wait()
         finally:

@@ -55,7 +55,7 @@ async def drive(subnet: str, address: str, options: str) -> None:
     local = Local(NetworkConfig.parse('{"Network": "10.5.0.0/16"}'), uplink, lease(subnet, address))
     told = json.loads(options)
     pump = Udp.from_options(told).pump(local)
-    pump._offload = told.get("offload", True)
+    pump.descriptors.offload = told.get("offload", True)
     running: asyncio.Task[None] | None = None
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)

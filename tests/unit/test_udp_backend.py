@@ -181,13 +181,15 @@ async def test_a_worker_that_keeps_dying_is_replaced_at_once_then_ever_later(
     codes = [-9, *[1] * 7, DEVICE_GONE]
     waited: list[float] = []
 
-    async def live() -> int:
+    async def live(lane: object) -> int:
+        assert lane == "the lane"
         return codes.pop(0)
 
     async def sleep(delay: float) -> None:
         waited.append(delay)
 
     monkeypatch.setattr(pump, "_live", live)
+    monkeypatch.setattr(pump.descriptors, "lanes", ("the lane",))
     monkeypatch.setattr(asyncio, "sleep", sleep)
     with pytest.raises(BackendError, match="TUN device flannel0 was deleted"):
         await pump.run()
