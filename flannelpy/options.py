@@ -84,6 +84,7 @@ AGENT = (
     Option("iptables-forward-rules", help="let the host forward the overlay's packets", default="true", boolean=True),
     Option("ip-blackhole-route", help="drop what goes to unused addresses of our own subnet", default="false", boolean=True),
     Option("udp-engine", "ENGINE", "who carries udp's packets here: auto, kernel or pump; wins over the config's Backend.Engine"),
+    Option("udp-workers", "N", "worker processes of udp's pump here, 1 to 64; wins over the config's Backend.Workers"),
     Option("healthz-ip", "ADDRESS", "where the pages /healthz and /readyz listen", "0.0.0.0"),
     Option("healthz-port", "PORT", "their port; 0 is off", "0"),
     Option("state-dir", "DIR", "what must survive a reboot", "/var/lib/flannelpy"),

@@ -51,6 +51,7 @@ class Settings:
     forward_rules: bool = True
     blackhole_route: bool = False
     udp_engine: str | None = None
+    udp_workers: int | None = None
     healthz_ip: IPAddress = IPAddress("0.0.0.0")  # noqa: RUF009 - never changed in place
     healthz_port: int = 0
     state_dir: Path = Path("/var/lib/flannelpy")
@@ -62,7 +63,9 @@ class Settings:
     @property
     def host_options(self) -> HostOptions:
         """What this host says to a backend, over what the network config says."""
-        return {} if self.udp_engine is None else {"udp": {"Engine": self.udp_engine}}
+        said = {"Engine": self.udp_engine, "Workers": self.udp_workers}
+        udp = {name: value for name, value in said.items() if value is not None}
+        return {"udp": udp} if udp else {}
 
 
 def load(given: Given, environ: Mapping[str, str]) -> Settings:
@@ -86,6 +89,7 @@ def load(given: Given, environ: Mapping[str, str]) -> Settings:
         forward_rules=source.value("iptables-forward-rules", _boolean),
         blackhole_route=source.value("ip-blackhole-route", _boolean),
         udp_engine=source.optional("udp-engine", _one_of(UDP_ENGINES)),
+        udp_workers=source.optional("udp-workers", _whole(1, 64, "worker processes")),
         healthz_ip=source.value("healthz-ip", _address),
         healthz_port=source.value("healthz-port", _whole(0, 65535, "a port; 0 is off")),
         state_dir=source.value("state-dir", _path),

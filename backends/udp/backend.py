@@ -33,6 +33,9 @@ OVERHEAD = 28
 SMALLEST_MTU = 68
 """What every IPv4 link must carry (RFC 791); the kernel refuses less on a TUN device."""
 
+MOST_WORKERS = 64
+"""A quarter of the queues that the kernel gives a TUN device (MAX_TAP_QUEUES); nobody has packets for more."""
+
 
 class Udp:
     """The ``udp`` backend. ``port`` is the cluster's: peers are sent to at our own configured port.
@@ -45,24 +48,29 @@ class Udp:
     accepts: frozenset[str] | None = None
     wants_on_link = False
 
-    def __init__(self, port: int = 8285, guard: Guard = "strict", engine: Engine = "auto") -> None:
+    def __init__(self, port: int = 8285, guard: Guard = "strict", engine: Engine = "auto", workers: int = 1) -> None:
         self.port = port
         self.guard = guard
         self.engine = engine
+        self.workers = workers
         self.rehearsal = HostState() if engine == "pump" else kernel_engine.rehearsal(port)
         self.fou_ports = frozenset({port})
         self.guarded = GuardedPort(port, inner=guard == "strict") if engine == "kernel" and guard != "off" else None
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Udp:
-        """Port (8285), Guard (strict) and Engine (auto), in any letter case; other keys are passed over. Raises ConfigError."""
+        """Port (8285), Guard (strict), Engine (auto) and Workers (1), in any letter case; other keys are passed over.
+
+        Raises ConfigError.
+        """
         members = Members(options, "Backend.")
         port = members.unsigned("Port", 8285, 1, 65_535)
-        return cls(port, _word(members, "Guard", GUARDS, "strict"), _word(members, "Engine", ENGINES, "auto"))
+        workers = members.unsigned("Workers", 1, 1, MOST_WORKERS)
+        return cls(port, _word(members, "Guard", GUARDS, "strict"), _word(members, "Engine", ENGINES, "auto"), workers)
 
     def choose(self, refusal: str) -> Chosen:
         """The engine that can be had: the kernel where it can be and nobody forbade it."""
-        kernel, pump = (Udp(self.port, self.guard, engine) for engine in ("kernel", "pump"))
+        kernel, pump = (Udp(self.port, self.guard, engine, self.workers) for engine in ("kernel", "pump"))
         if self.engine == "pump":
             return Chosen(pump, "udp engine: pump, as asked for")
         if not refusal:
@@ -110,7 +118,7 @@ class Udp:
     def pump(self, local: Local) -> UdpPump | None:
         if self.engine == "kernel":
             return None
-        return UdpPump(local, device=DEVICE, mtu=self.mtu(local), port=self.port, guard=self.guard)
+        return UdpPump(local, device=DEVICE, mtu=self.mtu(local), port=self.port, guard=self.guard, workers=self.workers)
 
 
 def _word(members: Members, name: str, words: tuple[Word, ...], default: Word) -> Word:

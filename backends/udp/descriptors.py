@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from backends.udp.control import COUNTERS, Counters, make_counters
 from backends.udp.offload import Offload, ask_socket
-from backends.udp.tun import open_socket, open_tun
+from backends.udp.tun import open_sockets, open_tun, possible_queues
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +32,29 @@ class Lane:
 class Descriptors:
     """The lanes of one device; all of them open, or none. Without ``offload`` nothing is asked of the kernel."""
 
-    def __init__(self, device: str, port: int, offload: bool) -> None:
-        self._device, self._port = device, port
+    def __init__(self, device: str, port: int, workers: int, offload: bool) -> None:
+        self._device, self._port, self._workers = device, port, workers
         self.offload = offload
         self.offloads = Offload.NONE
         """What the kernel does for us in bulk, on every lane alike; known while they are open."""
         self.lanes: tuple[Lane, ...] = ()
+        """One for each worker; one in all where the kernel's TUN has a single queue."""
         self._counted = [0] * len(COUNTERS)
 
     def open(self, address: str) -> None:
-        """Make device and socket, the socket at this address; nothing may be open. Raises BackendError: what is in the way."""
-        sock = open_socket(address, self._port)
+        """Make device and sockets, these at ``address``; nothing may be open. Raises BackendError: what is in the way."""
+        number = possible_queues(self._workers)
+        sockets = open_sockets(address, self._port, number)
         try:
-            tun, self.offloads = open_tun(self._device, self.offload)
+            tuns, self.offloads = open_tun(self._device, self.offload, number)
         except BaseException:
-            sock.close()
+            for sock in sockets:
+                sock.close()
             raise
         if Offload.HEADER in self.offloads:
-            self.offloads |= ask_socket(sock)
-        self.lanes = (Lane(tun, sock, make_counters()),)
+            for sock in sockets:
+                self.offloads |= ask_socket(sock)
+        self.lanes = tuple(Lane(tun, sock, make_counters()) for tun, sock in zip(tuns, sockets, strict=True))
 
     def close(self) -> None:
         """Give everything back; the device vanishes. May be called twice."""

@@ -67,13 +67,13 @@ _TUN_WISHES = (
 """From the most to the least; the kernel refuses a word with one bit that it does not know."""
 
 
-def header_known(tun: int) -> bool:
-    """True where the driver has virtio headers; to be asked before the device is made."""
+def tun_features(tun: int) -> int:
+    """The IFF_ flags that the driver knows; to be asked before the device is made. 0 where it is too old to be asked."""
     try:
         (features,) = _INT.unpack(fcntl.ioctl(tun, _TUNGETFEATURES, _INT.pack(0)))
     except OSError:
-        return False
-    return bool(features & IFF_VNET_HDR)
+        return 0
+    return int(features)
 
 
 def ask_tun(tun: int) -> Offload:

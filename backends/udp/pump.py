@@ -1,7 +1,7 @@
-"""How does the agent keep packets moving? It has device and socket opened, starts the worker on them and anew when it dies.
+"""How does the agent keep packets moving? It has device and sockets opened, starts a worker on each lane and anew when it dies.
 
 What is open (``descriptors``) and the peer table stay with the agent, so a dead worker costs the time of one start (about 0.1 s),
-in which packets wait in the device's and the socket's queues.
+in which the packets of its lane wait in the device's queue and in the socket, and the other workers go on.
 """
 
 from __future__ import annotations
@@ -51,12 +51,14 @@ class UdpPump:
     Without ``offload`` packets are moved one by one, as where the kernel offloads nothing.
     """
 
-    def __init__(self, local: Local, *, device: str, mtu: int, port: int, guard: Guard, offload: bool = True) -> None:
+    def __init__(
+        self, local: Local, *, device: str, mtu: int, port: int, guard: Guard, workers: int = 1, offload: bool = True
+    ) -> None:
         self._uplink = local.uplink
         self._own = _subnet(local.own)
-        self._device, self._mtu, self._port, self._guard = device, mtu, port, guard
-        self.descriptors = Descriptors(device, port, offload)
-        self._control: asyncio.StreamWriter | None = None
+        self._device, self._mtu, self._port, self._guard, self._workers = device, mtu, port, guard, workers
+        self.descriptors = Descriptors(device, port, workers, offload)
+        self._controls: set[asyncio.StreamWriter] = set()  # of the workers that live
         self._peers: dict[Subnet, tuple[str, int]] = {}  # -> lease key, PublicIP
         self._subnets: dict[str, Subnet] = {}  # lease key -> the subnet it holds in _peers
 
@@ -66,6 +68,8 @@ class UdpPump:
         if self._uplink.address is None:
             raise BackendError(f"interface {self._uplink.name} has no IPv4 address: expected one, to bind UDP port {self._port} to")
         self.descriptors.open(str(self._uplink.address))
+        if len(self.descriptors.lanes) < self._workers:
+            log.warning("udp worker: one and not %d, for this kernel's TUN has a single queue", self._workers)
 
     async def close(self) -> None:
         """Give back device, which vanishes, and socket. May be called twice."""
@@ -89,8 +93,9 @@ class UdpPump:
         for key, lease in wanted.items():
             if lease is not None:
                 orders += self._set(key, _subnet(lease), int(lease.public_ip))
-        if self._control is not None and orders:
-            self._control.write(pack(orders))
+        if orders:
+            for control in self._controls:
+                control.write(pack(orders))
 
     def _drop(self, key: str, kept: Subnet | None) -> Iterable[Order]:
         """Forget what ``key`` holds, but not ``kept``."""
@@ -115,23 +120,34 @@ class UdpPump:
 
     async def run(self) -> None:
         """Move packets until cancelled. Raises BackendError once the device was deleted; a worker that dies is replaced."""
-        if not self.descriptors.lanes:
+        lanes = self.descriptors.lanes
+        if not lanes:
             raise BackendError("the udp pump is not open")
-        (lane,) = self.descriptors.lanes
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for number, lane in enumerate(lanes, 1):
+                    name = f"udp worker {number} of {len(lanes)}" if len(lanes) > 1 else "udp worker"
+                    tasks.create_task(self._keep(lane, name), name=name)
+        except ExceptionGroup as failed:  # a device that is gone is gone for all of them: the first one's word will do
+            raise failed.exceptions[0] from None
+
+    async def _keep(self, lane: Lane, name: str) -> None:
+        """One worker after the other on this lane; ``name`` is for the log."""
         loop = asyncio.get_running_loop()
         in_a_row = 0
         while True:
             started = loop.time()
-            code = await self._live(lane)
+            code = await self._live(lane, name)
             if code == DEVICE_GONE:
                 raise BackendError(f"TUN device {self._device} was deleted")
             in_a_row = 0 if loop.time() - started >= STEADY_S else in_a_row
             delay = min(FIRST_BACKOFF_S * 2 ** (in_a_row - 1), LONGEST_BACKOFF_S) if in_a_row else 0.0
             in_a_row += 1
-            log.warning("udp worker %s; %s", _fate(code), f"a new one in {delay:g} s" if delay else "a new one starts now")
+            again = f"a new one in {delay:g} s" if delay else "a new one starts now"
+            log.warning("%s %s; %s", name, _fate(code), again)
             await asyncio.sleep(delay)
 
-    async def _live(self, lane: Lane) -> int:
+    async def _live(self, lane: Lane, name: str) -> int:
         """One worker from start to end; its exit code."""
         ours, theirs = socket.socketpair()
         with theirs:
@@ -156,14 +172,14 @@ class UdpPump:
                 raise
         whole = [Order(SET, *subnet, host) for subnet, (_, host) in self._peers.items()]
         writer.write(pack([*whole, Order(START)]))
-        self._control = writer
+        self._controls.add(writer)
         try:
             if await reader.read(1) == READY:
-                told = (process.pid, self._device, len(self._peers), self.descriptors.offloads)
-                log.info("udp worker %d moves packets on %s, %d peers, offloads: %s", *told)
+                told = (name, process.pid, self._device, len(self._peers), self.descriptors.offloads)
+                log.info("%s: process %d moves packets on %s, %d peers, offloads: %s", *told)
             return await process.wait()
         finally:
-            self._control = None
+            self._controls.remove(writer)
             writer.close()
             await stop(process)
 

@@ -1,6 +1,9 @@
-"""How are the TUN device and the socket opened, and what does a person read when they cannot be? flannel-compat 9.4.
+"""How are the TUN device and the sockets opened, and what does a person read when they cannot be? flannel-compat 9.4.
 
-Source: Documentation/networking/tuntap.rst, udp(7), socket(7).
+Several workers have a queue of the device and a socket each. Which socket gets a datagram depends on its outer addresses and ports:
+all that one peer sends comes to one worker. Nothing finer keeps the order, for what the kernel gathers (UDP_GRO) is one buffer of
+many flows. The device gives a flow to the queue that its last packet came from, so that answers are the same worker's, and new
+flows by their hash. Source: Documentation/networking/tuntap.rst, drivers/net/tun.c, udp(7), socket(7), netdevice(7).
 """
 
 from __future__ import annotations
@@ -10,44 +13,87 @@ import errno
 import fcntl
 import os
 import socket
+from pathlib import Path
 from struct import Struct
 
-from backends.udp.offload import IFF_VNET_HDR, Offload, ask_tun, header_known
+from backends.udp.offload import IFF_VNET_HDR, Offload, ask_tun, tun_features
 from flannelpy.core.errors import BackendError
 
 CLONE = "/dev/net/tun"
 
 _TUNSETIFF = 0x400454CA
 _IFF_TUN = 0x0001
+_IFF_MULTI_QUEUE = 0x0100
 _IFF_NO_PI = 0x1000
+_IFF_TUN_EXCL = 0x8000
 _IFREQ = Struct("16sH22x")
+
+_SIOCSIFTXQLEN = 0x8943
+_IFREQ_LENGTH = Struct("16si20x")
 
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
+
+WAITING = 2000
+"""Packets that wait in each queue of the device while a worker is replaced: two seconds of 1,000 a second. The kernel's is 500."""
+
 SOCKET_BUFFER = 4 << 20
-"""Bytes; what arrives while a worker is replaced waits here: 0.1 s at 0.3 Gbit/s."""
+"""Bytes, which the kernel doubles: 0.1 s at 0.3 Gbit/s, or WAITING small datagrams at what one occupies, 0.8 to 2.3 KB."""
 
 
-def open_tun(name: str, offload: bool = False) -> tuple[int, Offload]:
-    """Make the TUN device ``name``; it lives as long as its descriptor, which is returned and does not block.
-
-    With it what the device offloads, where that is wanted. Raises BackendError: what is in the way and how to remove it.
-    """
+def possible_queues(wanted: int) -> int:
+    """``wanted``, or 1 where the kernel's TUN has no more. Raises BackendError."""
+    if wanted == 1:
+        return 1
+    tun = _open_clone()
     try:
-        fd = os.open(CLONE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        return wanted if tun_features(tun) & _IFF_MULTI_QUEUE else 1
+    finally:
+        os.close(tun)
+
+
+def open_tun(name: str, offload: bool = False, queues: int = 1) -> tuple[tuple[int, ...], Offload]:
+    """Make the TUN device ``name``; it lives as long as one of its descriptors, which are returned, one a queue. None blocks.
+
+    With them what the device offloads, where that is wanted. Raises BackendError: what is in the way and how to remove it.
+    """
+    with contextlib.ExitStack() as undo:
+        tuns = []
+        for _ in range(queues):
+            tuns.append(_open_clone())
+            undo.callback(os.close, tuns[-1])
+        found = Offload.NONE
+        offload = offload and bool(tun_features(tuns[0]) & IFF_VNET_HDR)
+        flags = _IFF_TUN | _IFF_NO_PI | (IFF_VNET_HDR if offload else 0) | (_IFF_MULTI_QUEUE if queues > 1 else 0)
+        try:
+            # Another agent's device with several queues would let us in as one more; EXCL has it refuse.
+            _attach(tuns[0], name, flags | _IFF_TUN_EXCL if queues > 1 else flags)
+            _lengthen(name)  # before the others come: a queue is made as long as the device says
+            for tun in tuns[1:]:
+                _attach(tun, name, flags)
+            if offload:
+                found = ask_tun(tuns[0])
+        except OSError as error:
+            raise BackendError(f"TUN device {name}: {_why_no_device(name, error)}") from None
+        undo.pop_all()
+    return tuple(tuns), found
+
+
+def _open_clone() -> int:
+    try:
+        return os.open(CLONE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise BackendError(f"{CLONE}: {_why_no_clone(error)}") from None
-    found = Offload.NONE
-    flags = _IFF_TUN | _IFF_NO_PI
-    offload = offload and header_known(fd)
-    try:
-        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), flags | IFF_VNET_HDR if offload else flags))
-        if offload:
-            found = ask_tun(fd)
-    except OSError as error:
-        os.close(fd)
-        raise BackendError(f"TUN device {name}: {_why_no_device(name, error)}") from None
-    return fd, found
+
+
+def _attach(tun: int, name: str, flags: int) -> None:
+    fcntl.ioctl(tun, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+
+
+def _lengthen(name: str) -> None:
+    """Have more packets wait; with fewer it works, too."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
+        fcntl.ioctl(any_socket.fileno(), _SIOCSIFTXQLEN, _IFREQ_LENGTH.pack(name.encode(), WAITING))
 
 
 def _why_no_clone(error: OSError) -> str:
@@ -65,31 +111,53 @@ def _why_no_clone(error: OSError) -> str:
 
 def _why_no_device(name: str, error: OSError) -> str:
     match error.errno:
-        case errno.EBUSY:
-            return f"busy: a running flanneld or another agent holds it; stop that one (fuser -v {CLONE} names it)"
+        case errno.EBUSY | errno.EINVAL | errno.EEXIST if _is_of_another_kind(name):
+            return f"a device of this name and of another kind is in the way: ip link del {name}"
+        case errno.EBUSY | errno.EINVAL:
+            who = f"stop that one (fuser -v {CLONE} names it), or ip link del {name} where there is none"
+            return f"busy: a running flanneld or another agent holds it; {who}"
         case errno.EPERM | errno.EACCES:
             return "not permitted: expected to run as root or with CAP_NET_ADMIN"
-        case errno.EINVAL | errno.EEXIST:
-            return f"a device of this name and of another kind is in the way: ip link del {name}"
         case _:
             return str(error.strerror)
 
 
-def open_socket(address: str, port: int) -> socket.socket:
-    """The UDP socket that datagrams come to and leave from; does not block. Raises BackendError naming address and port."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        sock.bind((address, port))
-    except OSError as error:
-        sock.close()
-        raise BackendError(f"UDP {address}:{port}: {_why_no_socket(address, port, error)}") from None
+def _is_of_another_kind(name: str) -> bool:
+    known = Path("/sys/class/net", name)
+    return known.exists() and not (known / "tun_flags").exists()
+
+
+def open_sockets(address: str, port: int, number: int = 1) -> tuple[socket.socket, ...]:
+    """The UDP sockets that datagrams come to and leave from, all at one address and port; none blocks.
+
+    Raises BackendError naming address and port.
+    """
+    with contextlib.ExitStack() as undo:
+        sockets: list[socket.socket] = []
+        for _ in range(number):
+            sock = undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC))
+            # The first is bound alone, so that it is refused where anybody holds the port; only then others may join it.
+            if sockets:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            try:
+                sock.bind((address, port))
+            except OSError as error:
+                raise BackendError(f"UDP {address}:{port}: {_why_no_socket(address, port, error)}") from None
+            if number > 1:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            _enlarge(sock)
+            sockets.append(sock)
+        undo.pop_all()
+    return tuple(sockets)
+
+
+def _enlarge(sock: socket.socket) -> None:
     for forced, polite in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
         try:
             sock.setsockopt(socket.SOL_SOCKET, forced, SOCKET_BUFFER)
         except PermissionError:  # without CAP_NET_ADMIN the kernel's limit (net.core.rmem_max) applies
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, polite, SOCKET_BUFFER)
-    return sock
 
 
 def _why_no_socket(address: str, port: int, error: OSError) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.lab.agent_support import (  # noqa: F401
     shell,
     until,
     until_cut_off,
+    until_said,
 )
 
 pytestmark = pytest.mark.topology(hosts=2, backend="udp", agent_options=("--udp-engine=pump",))
@@ -166,6 +168,43 @@ async def test_a_worker_that_is_killed_again_and_again_does_not_wear_out(tunnel:
 
         await until(answered, 5, "a ping", lambda: Log.of(one).text)
     assert len(await workers(one)) >= 1
+
+
+@pytest.mark.topology(hosts=2, backend="udp", agent_options=("--udp-engine=pump", "--udp-workers=3"))
+async def test_each_of_several_workers_has_its_own_and_is_replaced_alone(tunnel: Lab) -> None:
+    one = tunnel.host(1)
+    before = await workers(one)
+    assert len(before) == 3
+    agents = open_in(one.agent.pid)
+    own = set()
+    for pid in before:
+        await until(lambda pid=pid: is_nobody(pid), 5, "the worker is nobody")
+        held = open_in(pid)
+        shared = {what for what in held & agents if what.startswith(("socket:", "pipe:"))}
+        assert len(shared) == 1
+        own |= shared
+        files = {what for what in held if what.startswith("/") and not what.startswith("/memfd:")}
+        assert files == {"/dev/null", "/dev/net/tun", str(one.directory / "agent.log")}
+    assert len(own) == 3
+
+    log = Log.from_now(one)
+    os.kill(before[0], signal.SIGKILL)
+    line = await until_said(log, "udp worker", "of 3 was killed by signal 9; a new one starts now")
+    await until_said(log, re.findall(r"udp worker \d of 3", line)[0], "moves packets")
+    after = await workers(one)
+    assert set(before) - set(after) == {before[0]}
+    assert len(after) == 3
+    assert [pair for pair, ping in (await tunnel.matrix()).items() if not ping.ok] == []
+
+
+def is_nobody(pid: int) -> bool:
+    """A worker is, shortly before it moves packets."""
+    return "\nUid:\t65534\t65534\t65534\t65534\n" in Path(f"/proc/{pid}/status").read_text()
+
+
+def open_in(pid: int) -> set[str]:
+    """What a process has open, as /proc shows it."""
+    return {str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir()}
 
 
 async def test_kill_9_of_the_agent_leaves_no_orphan_and_a_restart_works(tunnel: Lab) -> None:

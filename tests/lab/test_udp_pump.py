@@ -28,7 +28,8 @@ from netaddr import IPAddress, IPNetwork
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import IPv6
 
-from backends.udp import Udp
+from backends.udp import Udp, tun
+from backends.udp.control import COUNTERS
 from flannelpy.core.backend import Local, Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import FlannelpyError
@@ -56,6 +57,8 @@ async def drive(subnet: str, address: str, options: str) -> None:
     told = json.loads(options)
     pump = Udp.from_options(told).pump(local)
     pump.descriptors.offload = told.get("offload", True)
+    if "tun_features" in told:  # as a kernel that knows only these
+        tun.tun_features = lambda _: told["tun_features"]
     running: asyncio.Task[None] | None = None
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
@@ -71,6 +74,16 @@ async def drive(subnet: str, address: str, options: str) -> None:
                 pump.update({f"{net.replace('/', '-')}": lease(net, at) if at else None for net, at in argument.items()})
             elif word == "counters":
                 answer = {name: count for name, count in pump.counters().items() if count}
+            elif word == "lanes":
+                answer = [
+                    {
+                        "tun": lane.tun,
+                        "socket": os.fstat(lane.socket.fileno()).st_ino,
+                        "memory": os.fstat(lane.counters.fd).st_ino,
+                        **dict(zip(COUNTERS, lane.counters.read(), strict=True)),
+                    }
+                    for lane in pump.descriptors.lanes
+                ]
             elif word == "outcome":
                 assert running is not None
                 await running
@@ -196,10 +209,13 @@ class Host:
         ):
             ip(f"-n {self.name} {words}")
 
+    def workers(self) -> list[int]:
+        """The process ids of all workers."""
+        return [int(word) for word in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()]
+
     def worker(self) -> int | None:
         """The worker's process id, if there is one."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(children[0]) if children else None
+        return next(iter(self.workers()), None)
 
     def cpu_s(self) -> float:
         """Processor time that the worker has used, in seconds."""

@@ -231,6 +231,9 @@ def test_user_and_password_come_together_and_the_password_is_never_shown(tmp_pat
         ("--etcd-prefix=", "--etcd-prefix '': expected a path like /coreos.com/network"),
         ("--log-level=loud", "--log-level 'loud': expected debug, info, warning or error"),
         ("--udp-engine=fou", "--udp-engine 'fou': expected auto, kernel or pump"),
+        ("--udp-workers=0", "--udp-workers '0': expected a whole number from 1 to 64 (worker processes)"),
+        ("--udp-workers=65", "--udp-workers '65': expected a whole number from 1 to 64 (worker processes)"),
+        ("--udp-workers=all", "--udp-workers 'all': expected a whole number from 1 to 64 (worker processes)"),
         ("--log-format=xml", "--log-format 'xml': expected text, json or journal"),
     ],
 )
@@ -321,3 +324,5 @@ def test_the_hosts_word_about_a_backend() -> None:
     assert settings().host_options == {}
     assert settings("--udp-engine", "Pump").host_options == {"udp": {"Engine": "pump"}}
     assert settings(FLANNELPY_UDP_ENGINE="kernel").host_options == {"udp": {"Engine": "kernel"}}
+    assert settings(FLANNELPY_UDP_WORKERS="4").host_options == {"udp": {"Workers": 4}}
+    assert settings("--udp-engine=pump", "--udp-workers=2").host_options == {"udp": {"Engine": "pump", "Workers": 2}}

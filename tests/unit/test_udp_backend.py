@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,8 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from backends.udp import Udp, tun
-from backends.udp.control import DELETE, DEVICE_GONE, SET, START, Order, Setting, make_counters, pack, unpack
+from backends.udp.control import COUNTERS, DELETE, DEVICE_GONE, SET, START, Order, Setting, make_counters, pack, unpack
+from backends.udp.descriptors import Descriptors, Lane
 from backends.udp.pump import UdpPump
 from flannelpy.core.backend import Backend, Local, Pump, Uplink, load
 from flannelpy.core.config import NetworkConfig
@@ -87,6 +89,22 @@ def test_a_port_that_cannot_be(port: object) -> None:
         Udp.from_options({"Port": port})
 
 
+def test_workers() -> None:
+    for options, workers in (({}, 1), ({"Workers": None}, 1), ({"workers": 4}, 4), ({"WORKERS": 64}, 64)):
+        assert Udp.from_options(options).workers == workers
+    asked = Udp(9000, "peers", "auto", 4)
+    for refusal in ("", "no fou"):
+        assert isinstance(chosen := asked.choose(refusal).backend, Udp)
+        assert chosen.workers == 4
+    assert not Udp().can_become(asked)
+
+
+@pytest.mark.parametrize("workers", [0, 65, -1, "4", True, 2.0, [], {}])
+def test_workers_that_cannot_be(workers: object) -> None:
+    with pytest.raises(ConfigError, match=r"^Backend.Workers .*: expected a whole number, 1 to 64$"):
+        Udp.from_options({"Workers": workers})
+
+
 @pytest.mark.parametrize("guard", ["Strict", "", 1, False, [], {}])
 def test_a_guard_that_cannot_be(guard: object) -> None:
     with pytest.raises(ConfigError, match=r"^Backend.Guard .*: expected strict, peers or off$"):
@@ -126,9 +144,9 @@ def wire() -> Wire:
 @pytest.fixture
 def pump(wire: Wire) -> Iterator[UdpPump]:
     made = Udp().pump(LOCAL)
-    made._control = wire  # type: ignore[assignment]
+    made._controls.add(wire)  # type: ignore[arg-type]
     yield made
-    made._control = None
+    made._controls.clear()
 
 
 def test_it_is_a_pump(pump: UdpPump) -> None:
@@ -181,7 +199,7 @@ async def test_a_worker_that_keeps_dying_is_replaced_at_once_then_ever_later(
     codes = [-9, *[1] * 7, DEVICE_GONE]
     waited: list[float] = []
 
-    async def live(lane: object) -> int:
+    async def live(lane: object, name: str) -> int:
         assert lane == "the lane"
         return codes.pop(0)
 
@@ -196,6 +214,46 @@ async def test_a_worker_that_keeps_dying_is_replaced_at_once_then_ever_later(
     assert waited == [0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0]
     assert caplog.messages[0] == "udp worker was killed by signal 9; a new one starts now"
     assert caplog.messages[-1] == "udp worker ended with code 1; a new one in 5 s"
+
+
+async def test_each_of_several_workers_is_replaced_alone(
+    pump: UdpPump, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fates = {"steady": [], "frail": [-9, 1, DEVICE_GONE], "slow": [-11]}
+    waited: list[float] = []
+
+    async def live(lane: str, name: str) -> int:
+        return fates[lane].pop(0) if fates[lane] else await asyncio.get_running_loop().create_future()
+
+    async def sleep(delay: float) -> None:
+        waited.append(delay)
+
+    monkeypatch.setattr(pump, "_live", live)
+    monkeypatch.setattr(pump.descriptors, "lanes", tuple(fates))
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(BackendError, match=r"^TUN device flannel0 was deleted$"):
+        await pump.run()
+    assert sorted(waited) == [0.0, 0.0, 0.1]
+    assert sorted(caplog.messages) == [
+        "udp worker 2 of 3 ended with code 1; a new one in 0.1 s",
+        "udp worker 2 of 3 was killed by signal 9; a new one starts now",
+        "udp worker 3 of 3 was killed by signal 11; a new one starts now",
+    ]
+
+
+async def test_a_single_queue_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    made = Udp(workers=4).pump(LOCAL)
+    assert made is not None
+    monkeypatch.setattr(made.descriptors, "open", lambda address: monkeypatch.setattr(made.descriptors, "lanes", ("the lane",)))
+    await made.open()
+    assert caplog.messages == ["udp worker: one and not 4, for this kernel's TUN has a single queue"]
+
+
+def test_changes_go_to_every_worker_that_lives(pump: UdpPump, wire: Wire) -> None:
+    second = Wire()
+    pump._controls.add(second)  # type: ignore[arg-type]
+    pump.update({"10.5.9.0-24": lease("10.5.9.0/24", "192.0.2.2")})
+    assert wire.take() == second.take() == ["set 10.5.9.0/24 at 192.0.2.2"]
 
 
 async def test_a_pump_that_is_not_open_says_so(pump: UdpPump) -> None:
@@ -261,3 +319,15 @@ def test_counters_are_shared_by_descriptor() -> None:
     counters.write(values)
     assert counters.read() == values
     counters.close()
+
+
+def test_counters_of_all_lanes_are_summed_and_outlive_them() -> None:
+    held = Descriptors("flannel0", 8285, 2, offload=True)
+    for closed in range(1, 3):
+        held.lanes = tuple(Lane(os.open(os.devnull, os.O_RDONLY), socket.socket(), make_counters()) for _ in range(2))
+        for number, lane in enumerate(held.lanes, 1):
+            lane.counters.write([number * index for index in range(len(COUNTERS))])
+        counted = [3 * closed * index for index in range(len(COUNTERS))]
+        assert held.counted() == counted
+        held.close()
+        assert held.counted() == counted

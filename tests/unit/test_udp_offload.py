@@ -12,8 +12,9 @@ import pytest
 
 from backends.udp import tun
 from backends.udp.control import COUNTERS, OUT_PACKETS, OUT_SEND_FAILED
-from backends.udp.offload import Offload, ask_socket, ask_tun, header_known
+from backends.udp.offload import Offload, ask_socket, ask_tun, tun_features
 from backends.udp.outbox import Outbox
+from flannelpy.core.errors import BackendError
 
 PEER = ("192.0.2.2", 8285)
 
@@ -24,13 +25,16 @@ class Kernel:
     def __init__(self, offloads: int, flags: int = 0xFFFF) -> None:
         self.offloads = offloads
         self.flags = flags
-        self.asked_for = 0
+        self.asked_for: list[int] = []
+        self.waiting = 0
 
     def ioctl(self, descriptor: int, request: int, argument: Any) -> bytes:
         if request == 0x800454CF:
             return self.flags.to_bytes(4, "little")
         if request == 0x400454CA:
-            self.asked_for = int.from_bytes(argument[16:18], "little")
+            self.asked_for.append(int.from_bytes(argument[16:18], "little"))
+        if request == 0x8943:
+            self.waiting = int.from_bytes(argument[16:20], "little")
         if request == 0x400454D0 and argument & ~self.offloads:
             raise OSError(errno.EINVAL, "Invalid argument")
         return b""
@@ -60,8 +64,44 @@ def test_a_driver_without_virtio_headers_gets_a_plain_device(monkeypatch: pytest
         kernel = Kernel(0, flags)
         monkeypatch.setattr(fcntl, "ioctl", kernel.ioctl)
         monkeypatch.setattr(os, "open", lambda *_: 77)
-        assert tun.open_tun("flannel0", wanted) == (77, found)
-        assert kernel.asked_for == asked_for
+        assert tun.open_tun("flannel0", wanted) == ((77,), found)
+        assert kernel.asked_for == [asked_for]
+        assert kernel.waiting == 2000
+
+
+def test_several_queues_join_a_device_that_was_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(0, 0xFFFF)
+    monkeypatch.setattr(fcntl, "ioctl", kernel.ioctl)
+    monkeypatch.setattr(os, "open", lambda *_: next(descriptors))
+    for offload, header in ((True, 0x4000), (False, 0)):
+        descriptors, kernel.asked_for = iter((70, 71, 72)), []
+        assert tun.open_tun("flannel0", offload, 3)[0] == (70, 71, 72)
+        assert kernel.asked_for == [0x9101 | header, 0x1101 | header, 0x1101 | header]
+
+
+def test_a_queue_that_cannot_be_had_leaves_none_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(0, 0xFFFF)
+    descriptors, closed = iter((70, 71, 72)), []
+
+    def refuse(descriptor: int, request: int, argument: Any) -> bytes:
+        if descriptor == 71:
+            raise OSError(errno.E2BIG, "Argument list too long")
+        return kernel.ioctl(descriptor, request, argument)
+
+    monkeypatch.setattr(fcntl, "ioctl", refuse)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", lambda *_: next(descriptors))
+        patched.setattr(os, "close", closed.append)
+        with pytest.raises(BackendError, match=r"^TUN device flannel0: Argument list too long$"):
+            tun.open_tun("flannel0", offload=True, queues=3)
+    assert sorted(closed) == [70, 71, 72]
+
+
+def test_a_driver_with_a_single_queue_is_asked_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, wanted, possible in ((0x5002, 4, 1), (0x5102, 4, 4), (0x5102, 1, 1)):
+        monkeypatch.setattr(fcntl, "ioctl", Kernel(0, flags).ioctl)
+        monkeypatch.setattr(tun, "CLONE", os.devnull)
+        assert tun.possible_queues(wanted) == possible
 
 
 def test_a_driver_too_old_to_be_asked_has_no_headers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +109,7 @@ def test_a_driver_too_old_to_be_asked_has_no_headers(monkeypatch: pytest.MonkeyP
         raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(fcntl, "ioctl", refuse)
-    assert not header_known(0)
+    assert tun_features(0) == 0
 
 
 class OldSocket:
