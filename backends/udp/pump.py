@@ -7,6 +7,7 @@ in which the packets of its lane wait in the device's queue and in the socket, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -174,9 +175,10 @@ class UdpPump:
         writer.write(pack([*whole, Order(START)]))
         self._controls.add(writer)
         try:
-            if await reader.read(1) == READY:
-                told = (name, process.pid, self._device, len(self._peers), self.descriptors.offloads)
-                log.info("%s: process %d moves packets on %s, %d peers, offloads: %s", *told)
+            with contextlib.suppress(ConnectionError):  # reset by one that died with orders unread
+                if await reader.read(1) == READY:
+                    told = (name, process.pid, self._device, len(self._peers), self.descriptors.offloads)
+                    log.info("%s: process %d moves packets on %s, %d peers, offloads: %s", *told)
             return await process.wait()
         finally:
             self._controls.remove(writer)

@@ -241,6 +241,18 @@ async def test_each_of_several_workers_is_replaced_alone(
     ]
 
 
+async def test_a_worker_that_dies_with_orders_unread_is_one_that_died(pump: UdpPump, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start(setting: Setting) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec("sh", "-c", "kill -9 $$", pass_fds=(setting.control,))
+
+    monkeypatch.setattr("backends.udp.pump.start", start)
+    lane = Lane(os.open(os.devnull, os.O_RDONLY), socket.socket(), make_counters())
+    try:
+        assert await pump._live(lane, "udp worker") == -9
+    finally:
+        lane.close()
+
+
 async def test_a_single_queue_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     made = Udp(workers=4).pump(LOCAL)
     assert made is not None
