@@ -152,6 +152,19 @@ def version() -> None:
     click.echo(f"flannelpy {__version__}")
 
 
+@flannelpy.command()
+@click.option("--peers", is_flag=True, help="each peer, too")
+@click.option("--json", "as_json", is_flag=True, help="for programs: everything, with each peer")
+@_takes(BY_NAME["run-dir"])
+@click.pass_context
+def status(context: click.Context, /, peers: bool, as_json: bool, **values: Any) -> int:
+    """What this host's agent is doing. Exit code 0: it is ready; 1: it is not, or it cannot be asked."""
+    from flannelpy.explain.ask import report
+    from flannelpy.settings import load_run_dir
+
+    return report(load_run_dir(_given(values, context.find_root().obj), os.environ), peers=peers, as_json=as_json)
+
+
 # -------------------------------------------------------------------------------------------------------- network config
 
 

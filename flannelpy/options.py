@@ -88,7 +88,12 @@ AGENT = (
     Option("healthz-ip", "ADDRESS", "where the pages /healthz and /readyz listen", "0.0.0.0"),
     Option("healthz-port", "PORT", "their port; 0 is off", "0"),
     Option("state-dir", "DIR", "what must survive a reboot", "/var/lib/flannelpy"),
-    Option("run-dir", "DIR", "the lock that keeps a second agent out; one directory for each agent", "/run/flannelpy"),
+    Option(
+        "run-dir",
+        "DIR",
+        "the lock that keeps a second agent out, and the socket of flannelpy status; one for each agent",
+        "/run/flannelpy",
+    ),
     *LOG,
 )
 

@@ -110,6 +110,11 @@ def load_subnet_file(given: Given, environ: Mapping[str, str]) -> Path:
     return _Source(given, environ).value("subnet-file", _path)
 
 
+def load_run_dir(given: Given, environ: Mapping[str, str]) -> Path:
+    """Only where this host's agent can be asked. Raises UsageError."""
+    return _Source(given, environ).value("run-dir", _path)
+
+
 def load_public(given: Given) -> tuple[IPAddress | None, IPAddress | None]:
     """The address of the host that is spoken of, IPv4 and IPv6; never from the environment, which speaks of this host.
 

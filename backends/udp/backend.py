@@ -72,11 +72,11 @@ class Udp:
         """The engine that can be had: the kernel where it can be and nobody forbade it."""
         kernel, pump = (Udp(self.port, self.guard, engine, self.workers) for engine in ("kernel", "pump"))
         if self.engine == "pump":
-            return Chosen(pump, "udp engine: pump, as asked for")
+            return Chosen(pump, "udp engine: pump, as asked for", engine="pump")
         if not refusal:
-            return Chosen(kernel, f"udp engine: kernel{', as asked for' if self.engine == 'kernel' else ''}")
+            return Chosen(kernel, f"udp engine: kernel{', as asked for' if self.engine == 'kernel' else ''}", engine="kernel")
         refused = f"udp's engine kernel: {refusal}; the pump carries the packets" if self.engine == "kernel" else ""
-        return Chosen(pump, f"udp engine: pump; the kernel's cannot be had: {refusal}", refused)
+        return Chosen(pump, f"udp engine: pump; the kernel's cannot be had: {refusal}", refused, "pump")
 
     def can_become(self, other: Backend) -> bool:
         return False  # the pump, or the device, would have to be made anew

@@ -7,7 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from flannelpy import __version__
 from flannelpy.agent.cluster import Patience
@@ -16,9 +16,11 @@ from flannelpy.agent.node import Node, SituationChangedError, Surroundings
 from flannelpy.agent.report import Reporter
 from flannelpy.agent.start import Wishes, find_situation
 from flannelpy.agent.systemd import Notifier
+from flannelpy.agent.tell import answering, tell
 from flannelpy.core.conditions import Health
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.uplink import Wish
+from flannelpy.explain.status import Status
 from flannelpy.host import view_file
 from flannelpy.host.view_file import KeptView
 from flannelpy.kernel import Kernel
@@ -57,6 +59,7 @@ class Agent:
         wish = Wish(settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip, settings.public_ipv6)
         self._around = Surroundings(settings, wish, registry, kernel, Reporter(clock), notifier, clock, patience or Patience())
         self._node: Node | None = None
+        self._born = clock()
 
     async def run(self) -> int:
         """Run until SIGTERM, SIGINT or a failure; see the module's ``run``."""
@@ -97,8 +100,8 @@ class Agent:
         log.info("flannelpy %s", __version__)
         for note in around.settings.notes:
             log.info("%s", note)
-        with hold_lock(around.settings.run_dir):
-            async with self._health_pages():
+        with hold_lock(around.settings.run_dir) as held:
+            async with self._health_pages(), answering(around.settings.run_dir, self.status) if held else nullcontext():
                 await self.live()
 
     async def live(self) -> None:
@@ -148,6 +151,10 @@ class Agent:
             yield
         finally:
             await server.close()
+
+    def status(self) -> Status:
+        """For ``flannelpy status``."""
+        return tell(self._around, self._node.parts if self._node else None, self.ready, self._born, time.time())
 
     @property
     def _what_stays(self) -> str:

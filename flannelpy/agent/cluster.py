@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from flannelpy.agent.report import Reporter
 from flannelpy.core.errors import RegistryAuthError, RegistryError, RegistryTlsError, RegistryUnavailableError, WatchGapError
@@ -21,7 +22,12 @@ from flannelpy.registry import ConfigChanged, Deleted, Event, Malformed, Put, Re
 
 log = logging.getLogger(__name__)
 
+FIRST_RETRY_S, LAST_RETRY_S = 0.1, 2.0
+
 _CODES = {RegistryTlsError: "registry-tls", RegistryAuthError: "registry-auth"}
+
+REGISTRY_CODES = ("registry-unreachable", *_CODES.values())
+"""The conditions under which the registry is not to be reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,7 @@ def report_error(reporter: Reporter, error: RegistryError) -> None:
 
 def report_success(reporter: Reporter) -> None:
     """A call went through: whatever kept us from the registry is over."""
-    for code in ("registry-unreachable", *_CODES.values()):
+    for code in REGISTRY_CODES:
         reporter.end(code)
 
 
@@ -60,6 +66,16 @@ def report_life(reporter: Reporter, registry: Registry) -> None:
         reporter.begin("registry-unreachable", "no sign of life on the watch")
     elif trouble is None:
         report_success(reporter)
+
+
+class Departure(NamedTuple):
+    """What is to become of a peer whose key is gone. ``state``: leaving, kept-after-expiry or kept-after-reset; ``until`` in the
+    loop's time.
+    """
+
+    timer: asyncio.TimerHandle
+    state: str
+    until: float
 
 
 class Cluster:
@@ -95,13 +111,28 @@ class Cluster:
         self._floor = 0
         self._rewound = False
         self._malformed: set[str] = set()
-        self._departing: dict[str, asyncio.TimerHandle] = {}
+        self.departing: dict[str, Departure] = {}
+        """By lease key: peers that are kept although their keys are gone."""
         self._unexplained: asyncio.Queue[str] = asyncio.Queue()
 
     def restore(self, leases: Iterable[Lease], revision: int) -> None:
         """Begin with what was kept on disk, instead of ``refresh``, while the registry is away."""
         self.revision = revision
         self._note(self.membership.replace(leases))
+
+    async def begin(self) -> None:
+        """The first listing, whenever the registry gives one."""
+        delay = FIRST_RETRY_S
+        while True:
+            try:
+                await self.refresh()
+            except RegistryError as error:
+                report_error(self._reporter, error)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, LAST_RETRY_S)
+            else:
+                report_success(self._reporter)
+                return
 
     async def refresh(self) -> Snapshot:
         """List everything and bring the membership up to it. Raises RegistryError; then nothing has changed."""
@@ -165,26 +196,26 @@ class Cluster:
         while True:
             key = await self._unexplained.get()
             lease = self.membership.leases.get(key)
-            if lease is None or key not in self._departing:
+            if lease is None or key not in self.departing:
                 continue
             try:
                 deleted = await self._registry.outlives_key(lease)
             except RegistryError:
-                self._set_out(key, self._patience.departure_s, self._unexplained.put_nowait)
+                self._set_out(key, "leaving", self._patience.departure_s, self._unexplained.put_nowait)
                 continue
-            if key not in self._departing:
+            if key not in self.departing:
                 continue  # it came back while we asked
             if deleted:
                 self._gone(key)
             else:
                 log.info("%s: its lease has ended, not been given back; kept for %.0f s", lease, self._patience.expired_s)
-                self._set_out(key, self._patience.expired_s, self._gone)
+                self._set_out(key, "kept-after-expiry", self._patience.expired_s, self._gone)
 
     def close(self) -> None:
         """Stop the clocks of departing peers."""
-        for timer in self._departing.values():
-            timer.cancel()
-        self._departing.clear()
+        for departure in self.departing.values():
+            departure.timer.cancel()
+        self.departing.clear()
 
     def note_own(self, changes: Changes) -> None:
         """Our own lease moved, and with it the verdict on others."""
@@ -225,30 +256,31 @@ class Cluster:
         """These keys are gone; believe it later, unless they come back. A key that departs already keeps its time."""
         for key in keys:
             lease = self.membership.leases.get(key)
-            if lease is None or key in self._departing:
+            if lease is None or key in self.departing:
                 continue
             self._note(self.membership.put(lease.depart()))
             if reset:
-                self._set_out(key, self._patience.reset_s, self._gone)
+                self._set_out(key, "kept-after-reset", self._patience.reset_s, self._gone)
             else:
-                self._set_out(key, self._patience.departure_s, self._unexplained.put_nowait)
+                self._set_out(key, "leaving", self._patience.departure_s, self._unexplained.put_nowait)
 
-    def _set_out(self, key: str, delay_s: float, then: Callable[[str], None]) -> None:
-        self._departing[key] = asyncio.get_running_loop().call_later(delay_s, then, key)
+    def _set_out(self, key: str, state: str, delay_s: float, then: Callable[[str], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self.departing[key] = Departure(loop.call_later(delay_s, then, key), state, loop.time() + delay_s)
 
     def _returned(self, key: str) -> None:
-        timer = self._departing.pop(key, None)
-        if timer is not None:
-            timer.cancel()
+        departure = self.departing.pop(key, None)
+        if departure is not None:
+            departure.timer.cancel()
             self._settle_reset()
 
     def _gone(self, key: str) -> None:
-        self._departing.pop(key, None)
+        self.departing.pop(key, None)
         self._note(self.membership.remove(key))
         self._settle_reset()
 
     def _settle_reset(self) -> None:
-        if not self._departing:
+        if not self.departing:
             self._reporter.end("registry-reset")
 
     def _clear_malformed(self, key: str) -> None:

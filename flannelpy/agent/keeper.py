@@ -48,6 +48,11 @@ class Keeper:
         self._listed: tuple[Lease, ...] = ()  # while we have no lease: what stands in our way
         self._telling: asyncio.Task[None] | None = None
 
+    @property
+    def sure_until(self) -> float:
+        """When our lease would end if nobody extended it, in the clock's seconds; infinity for a reservation."""
+        return self._machine.sure_until
+
     def tell(self, event: ev.Event) -> None:
         """Something happened to our lease, seen by the watch or asked for by the agent."""
         self._events.put_nowait(event)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +12,28 @@ from pathlib import Path
 
 from flannelpy.core.errors import FlannelpyError
 
+log = logging.getLogger("flannelpy")
+
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+
 
 @contextmanager
-def hold_lock(directory: Path) -> Iterator[None]:
-    """Hold ``<directory>/lock`` (flock(2)); its text is our process id. Raises FlannelpyError where another agent has it."""
+def hold_lock(directory: Path) -> Iterator[bool]:
+    """Hold ``<directory>/lock`` (flock(2)); its text is our process id. False, with a warning, where nothing can be written there.
+
+    Raises FlannelpyError where another agent has it, and where it can be no directory.
+    """
     path = directory / "lock"
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise FlannelpyError(f"--run-dir {directory}: {error.strerror}; expected a directory that can be written") from None
+        told = f"--run-dir {directory}: {error.strerror}; expected a directory that can be written"
+        if error.errno not in _UNWRITABLE:
+            raise FlannelpyError(told) from None
+        log.warning("%s; without it nothing keeps a second agent out, and flannelpy status cannot ask this one", told)
+        yield False
+        return
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -30,6 +44,6 @@ def hold_lock(directory: Path) -> Iterator[None]:
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
+        yield True
     finally:
         os.close(descriptor)

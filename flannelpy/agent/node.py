@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from netaddr import IPNetwork
 
-from flannelpy.agent.cluster import Cluster, Patience, report_error, report_life, report_success
+from flannelpy.agent.cluster import Cluster, Patience, report_life
 from flannelpy.agent.firewall import compose, speaks_of_peers
 from flannelpy.agent.identity import stable_macs
 from flannelpy.agent.keeper import Keeper
@@ -21,6 +21,7 @@ from flannelpy.agent.scope import find_scope, fou_ports
 from flannelpy.agent.start import Situation, can_become, choose_uplink, read_config
 from flannelpy.agent.supervise import PumpSupervisor, make_way
 from flannelpy.agent.systemd import Notifier
+from flannelpy.agent.tell import Parts
 from flannelpy.core import lease_events as ev
 from flannelpy.core.backend import Local, understand
 from flannelpy.core.config import differences
@@ -43,7 +44,6 @@ log = logging.getLogger("flannelpy")
 LIVENESS_S = 1.0
 KEEP_VIEW_S = 5.0
 RELEASE_S = 3.0
-FIRST_RETRY_S, LAST_RETRY_S = 0.1, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +117,19 @@ class Node:
         """True where packets are moved by a process of ours, and stop with it."""
         return self._pump.has_pump
 
+    @property
+    def parts(self) -> Parts:
+        """What there is to tell of."""
+        told = (self._situation, self._cluster, self._reconciler, self._pump, self._keeper)
+        return Parts(*told, self._lease, self._lost, self._publisher.ready)
+
     async def run(self) -> None:
         """Take a lease, program the kernel, and keep both, until cancelled. Raises SituationChangedError."""
         kept = self._situation.kept
         notices = self._around.kernel.notices(self._scope)  # before the first look, so that nothing falls between
         try:
             if kept is None:
-                await self._first_listing()
+                await self._cluster.begin()
             else:
                 self._cluster.restore(kept.leases, kept.revision)
             self._macs = await self._find_macs()
@@ -161,19 +167,6 @@ class Node:
             self._around.settings.subnet_file.unlink(missing_ok=True)  # or the next cluster's first start would ask for it (F34)
 
     # ------------------------------------------------------------------------------------------------------- start
-
-    async def _first_listing(self) -> None:
-        delay = FIRST_RETRY_S
-        while True:
-            try:
-                await self._cluster.refresh()
-            except RegistryError as error:
-                report_error(self._around.reporter, error)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, LAST_RETRY_S)
-            else:
-                report_success(self._around.reporter)
-                return
 
     async def _find_macs(self) -> dict[str, str]:
         """The MACs of our devices; see ``identity``."""
@@ -328,7 +321,7 @@ class Node:
             stored = await read_config(around.registry, around.reporter)
             if stored.text != kept.config:
                 raise SituationChangedError("the network config is another one than was kept on disk")
-            await self._first_listing()
+            await self._cluster.begin()
             around.reporter.end("view-stale")
         keeper = self._keeper = self._make_keeper()
         async with asyncio.TaskGroup() as tasks:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from netaddr import IPAddress
@@ -60,6 +60,8 @@ class Reconciler:
         self.desired = Desired()
         self.dirty = Dirty()
         self.repairs = 0
+        self.last_repair: tuple[float, Step] | None = None
+        """When (in the loop's time) and what somebody else had changed."""
         self.settled = False
         """True once a full round has been applied."""
         self._kernel = kernel
@@ -126,6 +128,17 @@ class Reconciler:
     def peer_count(self) -> int:
         """Peers that are to be programmed."""
         return len(self._peers)
+
+    @property
+    def failing(self) -> set[str]:
+        """Owners of what the kernel has refused so far."""
+        return {owner for key in self._delays for owner in self.desired.claimants(key)}
+
+    def count(self) -> tuple[Counter[str], Counter[str]]:
+        """Kernel objects by kind: those that are wanted, and those of them that are there as wanted, as far as we were told."""
+        wanted = self.desired.state.objects
+        held = Counter(key.kind for key, item in wanted.items() if self._mirror.get(key) == item)
+        return Counter(key.kind for key in wanted), held
 
     # ------------------------------------------------------------------------------------------------------- tasks
 
@@ -342,6 +355,7 @@ class Reconciler:
                 loop.call_later(pause, self._try_contested, key)
         drift = [step for step in drift if step.key not in put_off]
         self.repairs += len(drift)
+        self.last_repair = (loop.time(), drift[-1]) if drift else self.last_repair
         for step in drift[:LOGGED]:
             log.warning("%s was changed by somebody else; repairing: %s", step.key, step)
         if len(drift) > LOGGED:

@@ -12,7 +12,7 @@ from netaddr import IPAddress
 
 from flannelpy.agent.cluster import report_error, report_success
 from flannelpy.agent.report import Reporter
-from flannelpy.core.backend import NO_HOST_OPTIONS, Backend, Engines, HostOptions, Local, Uplink, understand
+from flannelpy.core.backend import NO_HOST_OPTIONS, Backend, Chosen, Engines, HostOptions, Local, Uplink, understand
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.desired import Fou, HostState, Key, Scope
 from flannelpy.core.errors import ConfigError, RegistryError, WatchGapError
@@ -48,6 +48,9 @@ class Situation:
     """The config as stored."""
     kept: KeptView | None = None
     """The cluster as it was kept on disk, where etcd does not answer; None where it does."""
+    uplink_reasons: tuple[str, ...] = ()
+    engine: Chosen | None = None
+    """How the backend works here, where it has several ways."""
 
 
 async def find_situation(
@@ -88,14 +91,13 @@ async def _examine(kernel: Kernel, reporter: Reporter, wishes: Wishes, text: str
     backend.attrs(local)  # refuses what the host cannot do (host-gw behind NAT)
     for reason in choice.reasons:
         log.info("uplink: %s", reason)
-    backend = await _choose_engine(kernel, reporter, backend)
-    return Situation(config, backend, choice.uplink, mtu, text or "")
+    engine = await _choose_engine(kernel, reporter, backend) if isinstance(backend, Engines) else None
+    backend = backend if engine is None else engine.backend
+    return Situation(config, backend, choice.uplink, mtu, text or "", uplink_reasons=choice.reasons, engine=engine)
 
 
-async def _choose_engine(kernel: Kernel, reporter: Reporter, backend: Backend) -> Backend:
-    """The backend as it can work here, with a word about how; the same one where there is nothing to choose."""
-    if not isinstance(backend, Engines):
-        return backend
+async def _choose_engine(kernel: Kernel, reporter: Reporter, backend: Engines) -> Chosen:
+    """The backend as it can work here, with a word about how."""
     tried = await kernel.rehearse(plan(backend.rehearsal, HostState())) if len(backend.rehearsal) else ()
     refusal = "; ".join(str(result.error) for result in tried if result.error is not None)
     chosen = backend.choose(refusal or await _port_refusal(kernel, backend.rehearsal))
@@ -104,7 +106,7 @@ async def _choose_engine(kernel: Kernel, reporter: Reporter, backend: Backend) -
         reporter.begin("engine-refused", chosen.refused)
     else:
         reporter.end("engine-refused")
-    return chosen.backend
+    return chosen
 
 
 async def _port_refusal(kernel: Kernel, rehearsal: HostState) -> str:

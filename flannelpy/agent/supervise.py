@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 from flannelpy.agent.report import Reporter
-from flannelpy.core.backend import Backend, Local, Pump
+from flannelpy.core.backend import Backend, Local, Pump, PumpStatus, Telling
 from flannelpy.core.desired import Fou, HostState, Key, Link, Scope
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.model import Lease
@@ -59,6 +59,10 @@ class PumpSupervisor:
     def has_pump(self) -> bool:
         """True where the backend moves packets itself."""
         return self._pump is not None
+
+    def status(self) -> PumpStatus | None:
+        """What the pump says of itself; None where there is none, or it says nothing."""
+        return self._pump.status() if isinstance(self._pump, Telling) else None
 
     def set_local(self, local: Local) -> None:
         """The host is this now; the pump is made anew for it."""

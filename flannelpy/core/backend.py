@@ -143,6 +143,8 @@ class Chosen:
     backend: Backend
     reason: str
     refused: str = ""
+    engine: str = ""
+    """Its name."""
 
 
 @runtime_checkable
@@ -181,6 +183,37 @@ class Pump(Protocol):
 
     async def close(self) -> None:
         """Give back device and socket. May be called twice."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """A process that moves packets. ``pid`` is None between two of them; ``restarts``: how often one died and was replaced."""
+
+    pid: int | None
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class PumpStatus:
+    """What a pump does now. ``offloads``: what the kernel does for it in bulk, by name, and ``missing`` what it does not here.
+
+    ``counters``: everything it counted, by name; names with ``dropped`` in them are packets that went nowhere, by reason.
+    """
+
+    device: str
+    offloads: tuple[str, ...]
+    missing: tuple[str, ...]
+    workers: tuple[WorkerStatus, ...]
+    counters: Mapping[str, int]
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """What a pump has besides where it can say what it does, for ``flannelpy status``."""
+
+    def status(self) -> PumpStatus:
+        """As things are now, open or not; quick."""
         ...
 
 

@@ -56,6 +56,10 @@ class Desired:
         entry = self._fragments.get(owner)
         return HostState() if entry is None else entry[1]
 
+    def claimants(self, key: Key) -> tuple[str, ...]:
+        """Whose fragments speak of ``key``."""
+        return tuple(self._claims.get(key, ()))
+
     @property
     def owners(self) -> frozenset[str]:
         """Whoever has a fragment, left out or not."""

@@ -123,7 +123,9 @@ class Leasing:
         self._failures = self._races = self._no_room = self._edits = 0
         self._edited_at = -inf
         self._reput_at = -inf
-        self._sure_until = self._renew_at = self._keep_at = inf
+        self._renew_at = self._keep_at = inf
+        self.sure_until = inf
+        """When the held lease ends if nobody extends it, in the seconds of ``now``; infinity for a reservation."""
         self._unconfirmed = False  # sure_until has passed
         self._memory = Memory(previous)
 
@@ -374,13 +376,13 @@ class Leasing:
 
     def _believe(self, lease: Lease, sure_until: float, keep_at: float) -> None:
         """Set the clock of the lease: how long it surely lives, and when to extend it next. A reservation has no end."""
-        self._sure_until, self._keep_at = (inf, inf) if lease.reserved else (sure_until, keep_at)
-        if self._sure_until > self._now:
+        self.sure_until, self._keep_at = (inf, inf) if lease.reserved else (sure_until, keep_at)
+        if self.sure_until > self._now:
             self._unconfirmed = False
             self._clear("lease-unconfirmed")
 
     def _look_at_the_clock(self) -> None:
-        if self._held is not None and not self._unconfirmed and self._now >= self._sure_until:
+        if self._held is not None and not self._unconfirmed and self._now >= self.sure_until:
             self._unconfirmed = self._doubt = True
             self._tell("lease-unconfirmed", f"{self._held} was not extended in time and may have expired")
         if self._edits and self._now - self._edited_at > QUIET_S:
@@ -480,7 +482,7 @@ class Leasing:
                 if self._held.attrs != self._attrs:
                     times.append(self._reput_at)
             if not self._unconfirmed:
-                times.append(self._sure_until)
+                times.append(self.sure_until)
             if self._edits:
                 times.append(self._edited_at + QUIET_S + 1)
         self._actions.append(WakeAt(min(times)))

@@ -54,6 +54,11 @@ class Membership:
         """The usable peers, a new dict."""
         return {key: lease for key, lease in self._leases.items() if key not in self._refused}
 
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Why each lease that is not a usable peer is none, by key; empty text where that is nothing to report (our own)."""
+        return self._refused
+
     def set_own(self, own: Lease | None) -> Changes:
         """Our lease is another one now; every verdict is made anew where it moved."""
         old, self._own = self._own, own

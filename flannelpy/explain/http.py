@@ -1,7 +1,8 @@
-"""How do load balancers, orchestrators and Prometheus ask? A small HTTP/1.1 server for pages that are made on request.
+"""How do load balancers, orchestrators and ``flannelpy status`` ask? A small HTTP/1.1 server for pages that are made on request.
 
 GET and HEAD only; h11 parses. A request must arrive whole within ``REQUEST_S`` and its head within ``HEAD_BYTES``; an idle
-connection is closed after ``IDLE_S``. At most ``CONNECTIONS`` at a time: one more is told 503.
+connection is closed after ``IDLE_S``, and one that does not take its answer is cut after ``REQUEST_S``. At most ``CONNECTIONS``
+at a time: one more is told 503, and where twice as many are open, it is cut.
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Mapping
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flannelpy.core.errors import FlannelpyError
@@ -60,6 +65,31 @@ async def serve(host: str, port: int, pages: Pages) -> HttpServer:
     return server
 
 
+@contextmanager
+def bound(path: Path) -> Iterator[socket.socket]:
+    """A Unix socket at ``path``, for the time of the block, that only its owner and root may connect to.
+
+    One that is there is taken for a dead process's: whoever calls holds the lock on the directory. Raises OSError.
+    """
+    if path.is_socket():
+        path.unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        # Linux gives the file the socket's mode: unlike with a chmod after bind, it is never there with another.
+        os.fchmod(listener.fileno(), 0o600)
+        listener.bind(os.fspath(path))
+        try:
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
+
+
+async def serve_on(listener: socket.socket, pages: Pages) -> HttpServer:
+    """Answer on a Unix socket until closed."""
+    server = HttpServer(pages)
+    server.listener = await asyncio.start_unix_server(server.connected, sock=listener)
+    return server
+
+
 @dataclass(slots=True, eq=False)
 class HttpServer:
     """A listening server. It owns the tasks of its connections."""
@@ -88,6 +118,9 @@ class HttpServer:
 
     def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Start a connection's task; called by asyncio."""
+        if len(self.tasks) >= 2 * CONNECTIONS:
+            writer.transport.abort()
+            return
         crowded = len(self.tasks) >= CONNECTIONS
         task = asyncio.get_running_loop().create_task(
             _converse(reader, writer, {} if crowded else self.pages, crowded), name="http"
@@ -119,13 +152,28 @@ async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
     except h11.RemoteProtocolError as error:
         if connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             status = error.error_status_hint or 400
-            await _answer(connection, writer, (status, TEXT, f"{HTTPStatus(status).phrase}\n"), close=True)
+            with suppress(TimeoutError, ConnectionError):
+                await _answer(connection, writer, (status, TEXT, f"{HTTPStatus(status).phrase}\n"), close=True)
     except (TimeoutError, ConnectionError, h11.LocalProtocolError):
         pass  # too slow, gone, or half a request: nobody is there to be told
+    except asyncio.CancelledError:
+        writer.transport.abort()  # we stop, and wait for nobody
+        raise
     except Exception:  # the task's edge: one bad page or connection must not end the others
         log.exception("a HTTP connection failed")
     finally:
-        writer.close()
+        await _hang_up(writer)
+
+
+async def _hang_up(writer: asyncio.StreamWriter) -> None:
+    """Close; what the other side does not take in time is thrown away, or it would stay in memory for as long as it likes."""
+    writer.close()
+    try:
+        with suppress(TimeoutError, ConnectionError):
+            async with asyncio.timeout(REQUEST_S):
+                await writer.wait_closed()
+    finally:
+        writer.transport.abort()
 
 
 async def _request(connection: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:

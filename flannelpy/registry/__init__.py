@@ -163,6 +163,11 @@ class Registry(Protocol):
         """What keeps the watch from going on; None where it goes on, or there is none."""
         ...
 
+    @property
+    def endpoint(self) -> str:
+        """Who is spoken to now, or tried next."""
+        ...
+
     async def close(self) -> None:
         """End all streams and connections. May be called twice."""
         ...

@@ -233,6 +233,11 @@ class EtcdRegistry:
         """What keeps the watch from going on; None where it goes on, or there is none."""
         return self._link.trouble
 
+    @property
+    def endpoint(self) -> str:
+        """Who is spoken to now, or tried next."""
+        return str(self._link.address)
+
     async def close(self) -> None:
         """End all streams and connections. May be called twice."""
         await self._link.close()

@@ -111,6 +111,11 @@ class Link:
     def __post_init__(self) -> None:
         self.addresses = tuple(parse_endpoint(url) for url in self.endpoint.urls)
 
+    @property
+    def address(self) -> Address:
+        """The endpoint that is spoken to, or that has the next turn."""
+        return self._wire.address if self._wire is not None else self.addresses[self._turn % len(self.addresses)]
+
     # ------------------------------------------------------------------------------------------------- asking
 
     async def ask(self, call: Call) -> Any:
@@ -170,9 +175,8 @@ class Link:
         if self.closed:
             raise RegistryUnavailableError("the registry was closed")
         if self._wire is None:
-            address = self.addresses[self._turn % len(self.addresses)]
             try:
-                self._wire = Wire.open(address, self.endpoint)
+                self._wire = Wire.open(self.address, self.endpoint)
             except RegistryTlsError:
                 self._turn += 1
                 raise

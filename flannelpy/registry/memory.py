@@ -284,6 +284,11 @@ class MemoryRegistry:
         """What keeps the watch from going on; None where it goes on, or there is none."""
         return RegistryUnavailableError("memory: no answer; expected the store to be up") if self.down else None
 
+    @property
+    def endpoint(self) -> str:
+        """Who is spoken to now."""
+        return "memory"
+
     async def close(self) -> None:
         """End all watches. May be called twice."""
         self._closed = True
