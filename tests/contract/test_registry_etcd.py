@@ -397,7 +397,9 @@ async def test_a_dead_endpoint_is_passed_over(here: EtcdPlace) -> None:
         unused.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{unused.getsockname()[1]}"
         async with bounded(2), opened(here.etcd.endpoint(here.prefix, urls=(dead, here.etcd.urls[0]))) as registry:
+            assert registry.endpoint == dead
             lease = await registry.create(A, attrs())
+            assert registry.endpoint == here.etcd.urls[0]
             async with watching(registry, lease.mod_revision) as seen:
                 assert await seen.count(1) == [Put(lease)]
         async with opened(here.etcd.endpoint(here.prefix, urls=(dead, dead.replace("127.0.0.1", "localhost")))) as registry:
