@@ -8,7 +8,6 @@ the kernel's acknowledgements and notices.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,10 +15,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from netaddr import IPAddress
 
 from flannelpy.agent.dirty import Dirty
+from flannelpy.agent.refusal import explain, is_moot
 from flannelpy.agent.report import Reporter
 from flannelpy.core.backend import Backend, Local
 from flannelpy.core.contests import QUIET_S, Contests
-from flannelpy.core.desired import HostState, Key, Link, Object, Route, Scope, Sysctl
+from flannelpy.core.desired import HostState, Key, Link, Object, Scope
 from flannelpy.core.errors import FlannelpyError, KernelError
 from flannelpy.core.fragments import Desired
 from flannelpy.core.model import Lease
@@ -312,7 +312,7 @@ class Reconciler:
         again: dict[float, list[Key]] = defaultdict(list)
         for result in results:
             key, item = result.step.key, result.step.item
-            if result.error is None or _is_moot(result.step, result.error):
+            if result.error is None or is_moot(result.step, result.error):
                 self._delays.pop(key, None)
                 there = None if result.step.op == "remove" else item
                 if key in self._noticed and self._noticed[key] != there:
@@ -376,29 +376,15 @@ class Reconciler:
         """One condition for each kind of failure, with the first of its steps."""
         failures: dict[str, list[Result]] = defaultdict(list)
         for result in results:
-            if result.error is not None and not _is_moot(result.step, result.error):
+            if result.error is not None and not is_moot(result.step, result.error):
                 failures[f"{result.step.item.noun} {result.error.code}"].append(result)
         for kind, failed in failures.items():
             first = failed[0]
             more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
             if kind not in self._failed_kinds:
-                reason = await self._explain(first)
+                reason = await explain(self._kernel, first)
                 self._reporter.begin("kernel-refused", f"{first.step}: {reason}{more}; trying again", kind)
         self._failed_kinds |= set(failures)
         if not self._delays and self._failed_kinds:
             self._failed_kinds.clear()
             self._reporter.end_all_but("kernel-refused", set())
-
-    async def _explain(self, failed: Result) -> str:
-        """The kernel's reason; and where a route of somebody else is in the way, which."""
-        item, error = failed.step.item, failed.error
-        if isinstance(item, Route) and error is not None and error.code == errno.EEXIST:
-            theirs = await self._kernel.route_at(item.dst)
-            if theirs is not None:
-                return f"{theirs} is there and is not ours"
-        return str(error)
-
-
-def _is_moot(step: Step, error: KernelError) -> bool:
-    """A setting that this kernel does not have (IPv6 switched off) is not worth a word."""
-    return isinstance(step.item, Sysctl) and error.code == errno.ENOENT
