@@ -199,23 +199,34 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
+def _place(lease: Lease) -> tuple[int, int]:
+    """Orders leases as their addresses are."""
+    return int(lease.subnet.value or 0), 0 if lease.subnet6 is None else int(lease.subnet6.value or 0)
+
+
 def _peers(parts: Parts, health: Health) -> Iterable[tells.PeerStatus]:
     """Every lease but our own, and what has become of it here."""
     membership, failing = parts.cluster.membership, parts.reconciler.failing
     told = {active.subject: active.detail for active in health if active.condition.code in ("peer-unreadable", "peer-conflict")}
-    for key, lease in membership.leases.items():
+    for lease in sorted(membership.leases.values(), key=_place):
+        key = lease.key
         why = membership.refused.get(key, told.get(key))
         if parts.lease is not None and key == parts.lease.key:
             continue
         departure = parts.cluster.departing.get(key)
         left = None
         if why is not None:
-            state, why = "left-out", why or None
+            state, why = "left-out", why or _nothing_to_report(lease)
         elif departure is not None:
             state, left = departure.state, round(max(0.0, departure.until - asyncio.get_running_loop().time()), 1)
         else:
             state = "kernel-refused" if key in failing else "programmed"
         yield tells.PeerStatus(*_identity(lease), lease.attrs.backend_type, state, why, left)
+
+
+def _nothing_to_report(lease: Lease) -> str:
+    """Why a lease is no peer's although nothing is wrong with it (``core.membership``)."""
+    return "a reservation that waits for its host" if lease.reserved and not lease.attrs.backend_type else "it is this host's, too"
 
 
 def _kernel(reconciler: Reconciler, calendar: Calendar) -> tells.KernelStatus:

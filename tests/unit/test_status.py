@@ -353,6 +353,7 @@ async def test_each_peer_says_how_it_stands(host: HostInMemory) -> None:
     host.put_peer("10.5.4.0-24", vxlan_value("192.0.2.14", "02:00:00:00:00:03"))  # the MAC of another
     host.put_peer("10.9.6.0-24", vxlan_value("192.0.2.16", "02:00:00:00:00:06"))
     host.put_peer("10.5.7.0-24", vxlan_value("192.0.2.17", "x"))
+    host.put_peer("10.5.8.0-24", '{"PublicIP":"192.0.2.18","PublicIPv6":null}')
     host.kernel.plant(Route(IPNetwork("10.5.5.0/24"), dev="eth1", proto=4))
     async with host.run():
         await until(lambda: states().get("10.5.5.0-24") == ("kernel-refused", None))
@@ -364,7 +365,8 @@ async def test_each_peer_says_how_it_stands(host: HostInMemory) -> None:
         assert "claims fdb 02:00:00:00:00:03 dev flannel.1" in why
         assert now["10.9.6.0-24"] == ("left-out", "10.9.6.0/24 at 192.0.2.16: lies outside the network 10.5.0.0/16")
         assert now["10.5.7.0-24"][0] == "left-out"
-        assert len(now) == 7  # ours is not among them
+        assert now["10.5.8.0-24"] == ("left-out", "a reservation that waits for its host")
+        assert list(now) == [*(f"10.5.{n}.0-24" for n in (1, 2, 3, 4, 5, 7, 8)), "10.9.6.0-24"]  # ours is not among them
         lease = host.store.grant(60)
         host.store.put(f"{PREFIX}/subnets/10.5.2.0-24", vxlan_value("192.0.2.12", "02:00:00:00:00:02"), lease)
         await until(lambda: told(host).etcd.revision == host.store.revision)
