@@ -33,7 +33,12 @@ class Offload(enum.Flag):
     """The socket hands over datagrams of one size and sender in one buffer."""
 
     def __str__(self) -> str:
-        return ", ".join(str(each.name).lower().replace("_", " ") for each in type(self) if each in self) or "none"
+        return ", ".join(map(name_of, self)) or "none"
+
+
+def name_of(feature: Offload) -> str:
+    """For people: ``tcp ecn``."""
+    return str(feature.name).lower().replace("_", " ")
 
 
 HEADER_BYTES = 10

@@ -27,7 +27,8 @@ from backends.udp.control import (
     pack,
 )
 from backends.udp.descriptors import Descriptors, Lane
-from flannelpy.core.backend import Local
+from backends.udp.offload import Offload, name_of
+from flannelpy.core.backend import Local, PumpStatus, WorkerStatus
 from flannelpy.core.errors import BackendError
 from flannelpy.core.model import NO_ADDRESS, Lease
 
@@ -60,6 +61,7 @@ class UdpPump:
         self._device, self._mtu, self._port, self._guard, self._workers = device, mtu, port, guard, workers
         self.descriptors = Descriptors(device, port, workers, offload)
         self._controls: set[asyncio.StreamWriter] = set()  # of the workers that live
+        self._told: dict[str, WorkerStatus] = {}  # by the worker's name
         self._peers: dict[Subnet, tuple[str, int]] = {}  # -> lease key, PublicIP
         self._subnets: dict[str, Subnet] = {}  # lease key -> the subnet it holds in _peers
 
@@ -79,6 +81,12 @@ class UdpPump:
     def counters(self) -> Mapping[str, int]:
         """Everything counted since this object was made, by the names in ``control.COUNTERS``; at most one burst old."""
         return dict(zip(COUNTERS, self.descriptors.counted(), strict=True))
+
+    def status(self) -> PumpStatus:
+        """See ``flannelpy.core.backend.Telling``."""
+        on = self.descriptors.offloads
+        missing = tuple(name_of(each) for each in Offload if each not in on)
+        return PumpStatus(self._device, tuple(map(name_of, on)), missing, tuple(self._told.values()), self.counters())
 
     # ------------------------------------------------------------------------------------------------------ peers
 
@@ -136,11 +144,13 @@ class UdpPump:
         """One worker after the other on this lane; ``name`` is for the log."""
         loop = asyncio.get_running_loop()
         in_a_row = 0
+        self._tell(name, None)
         while True:
             started = loop.time()
             code = await self._live(lane, name)
             if code == DEVICE_GONE:
                 raise BackendError(f"TUN device {self._device} was deleted")
+            self._tell(name, None, died=1)
             in_a_row = 0 if loop.time() - started >= STEADY_S else in_a_row
             delay = min(FIRST_BACKOFF_S * 2 ** (in_a_row - 1), LONGEST_BACKOFF_S) if in_a_row else 0.0
             in_a_row += 1
@@ -171,6 +181,7 @@ class UdpPump:
             except BaseException:
                 writer.close()
                 raise
+        self._tell(name, process.pid)
         whole = [Order(SET, *subnet, host) for subnet, (_, host) in self._peers.items()]
         writer.write(pack([*whole, Order(START)]))
         self._controls.add(writer)
@@ -184,6 +195,11 @@ class UdpPump:
             self._controls.remove(writer)
             writer.close()
             await stop(process)
+            self._tell(name, None)
+
+    def _tell(self, name: str, pid: int | None, *, died: int = 0) -> None:
+        before = self._told.get(name)
+        self._told[name] = WorkerStatus(pid, died + (before.restarts if before is not None else 0))
 
 
 async def start(setting: Setting) -> asyncio.subprocess.Process:

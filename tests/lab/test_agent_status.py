@@ -106,6 +106,40 @@ async def test_a_ready_agent_tells_what_the_kernel_and_etcd_hold(overlay: Lab) -
     assert "1 kept-after-expiry" in (await status(one)).stdout
 
 
+@pytest.mark.topology(hosts=2, backend="udp")
+async def test_the_engine_and_the_pump_are_told(overlay: Lab) -> None:
+    """This kernel has no FOU; whichever engine it is, the reason is the one in the log."""
+    one = overlay.host(1)
+    document = await told(one)
+    assert document["backend"]["engine"] == "pump"
+    assert document["backend"]["reason"] in Log.of(one).lines("udp engine: ")[0]
+    assert "the kernel's cannot be had: " in document["backend"]["reason"]
+    pump = document["pump"]
+    assert pump["device"] == "flannel0"
+    assert {"header", "tcp"} <= set(pump["offloads"])
+    assert sorted([*pump["offloads"], *pump["missing"]]) == ["checksum", "gather", "header", "segment", "tcp", "tcp ecn", "udp"]
+    assert (await overlay.ping("c1", "c2")).ok
+    await until_told(one, lambda seen: seen["pump"]["counters"]["inbound_packets"], "what the pump has counted")
+    (worker,) = (await told(one))["pump"]["workers"]
+    assert worker["restarts"] == 0
+    os.kill(worker["pid"], signal.SIGKILL)
+
+    def replaced(seen: dict[str, Any]) -> bool:
+        (now,) = seen["pump"]["workers"]
+        return now["restarts"] == 1 and now["pid"] not in (None, worker["pid"])
+
+    document = await until_told(one, replaced, "another worker")
+    pid = document["pump"]["workers"][0]["pid"]
+    assert "backends.udp.worker" in await one.exec("cat", f"/proc/{pid}/cmdline")
+    shown = (await status(one)).stdout
+    assert "pump; the kernel's cannot be had: " in shown
+    assert "replaced once" in shown
+    assert "inbound packets " in shown
+    assert "inbound dropped" not in shown  # what was not counted is not worth a line
+    await one.exec("ip", "link", "del", "flannel0")  # the pump is opened anew
+    await until_told(one, lambda seen: seen["ready"] and seen["pump"]["workers"][0]["pid"], "the pump is back")
+
+
 @pytest.mark.topology(hosts=1, containers=0)
 async def test_an_agent_that_waits_says_for_what(lab: Lab) -> None:
     one = lab.host(1)

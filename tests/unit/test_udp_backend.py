@@ -17,8 +17,9 @@ from netaddr import IPAddress, IPNetwork
 from backends.udp import Udp, tun
 from backends.udp.control import COUNTERS, DELETE, DEVICE_GONE, SET, START, Order, Setting, make_counters, pack, unpack
 from backends.udp.descriptors import Descriptors, Lane
+from backends.udp.offload import Offload
 from backends.udp.pump import UdpPump
-from flannelpy.core.backend import Backend, Local, Pump, Uplink, load
+from flannelpy.core.backend import Backend, Local, Pump, PumpStatus, Telling, Uplink, WorkerStatus, load
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError, ConfigError
 from flannelpy.core.model import Lease, LeaseAttrs
@@ -151,8 +152,15 @@ def pump(wire: Wire) -> Iterator[UdpPump]:
 
 def test_it_is_a_pump(pump: UdpPump) -> None:
     contract: Pump = pump
-    assert contract is pump
+    telling: Telling = pump
+    assert contract is telling
+    assert isinstance(pump, Telling)
     assert set(pump.counters().values()) == {0}
+    every = ("header", "checksum", "tcp", "tcp ecn", "udp", "segment", "gather")
+    assert pump.status() == PumpStatus("flannel0", (), every, (), pump.counters())
+    pump.descriptors.offloads = Offload.HEADER | Offload.TCP
+    assert pump.status().offloads == ("header", "tcp")
+    assert pump.status().missing == ("checksum", "tcp ecn", "udp", "segment", "gather")
 
 
 def test_peers_are_sent_as_changes(pump: UdpPump, wire: Wire) -> None:
@@ -214,6 +222,8 @@ async def test_a_worker_that_keeps_dying_is_replaced_at_once_then_ever_later(
     assert waited == [0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0]
     assert caplog.messages[0] == "udp worker was killed by signal 9; a new one starts now"
     assert caplog.messages[-1] == "udp worker ended with code 1; a new one in 5 s"
+    monkeypatch.setattr(pump.descriptors, "lanes", ())
+    assert pump.status().workers == (WorkerStatus(None, 8),)
 
 
 async def test_each_of_several_workers_is_replaced_alone(
@@ -239,6 +249,8 @@ async def test_each_of_several_workers_is_replaced_alone(
         "udp worker 2 of 3 was killed by signal 9; a new one starts now",
         "udp worker 3 of 3 was killed by signal 11; a new one starts now",
     ]
+    monkeypatch.setattr(pump.descriptors, "lanes", ())
+    assert [worker.restarts for worker in pump.status().workers] == [0, 2, 1]
 
 
 async def test_a_worker_that_dies_with_orders_unread_is_one_that_died(pump: UdpPump, monkeypatch: pytest.MonkeyPatch) -> None:
