@@ -89,6 +89,8 @@ def tell(around: Surroundings, parts: Parts | None, ready: bool, born: float, no
     """The agent as it is. ``born``: when it began, on its clock; ``now``: in seconds since the epoch."""
     health, clock, calendar = around.reporter.health, around.clock(), Calendar(now)
     unreachable = [clock - active.since for active in health if active.condition.code in REGISTRY_CODES]
+    if unreachable or not around.registry.alive:
+        unreachable.append(around.registry.silent_s)
     endpoint = around.settings.endpoint
     status = Status(
         version=__version__,
@@ -97,7 +99,7 @@ def tell(around: Surroundings, parts: Parts | None, ready: bool, born: float, no
         ready=ready,
         why_not=() if ready else _why_not(parts, health),
         etcd=tells.EtcdStatus(
-            reachable=around.registry.alive and not unreachable,
+            reachable=not unreachable,
             endpoint=around.registry.endpoint,
             endpoints=endpoint.urls,
             prefix=endpoint.prefix,
@@ -216,7 +218,7 @@ def _peers(parts: Parts, health: Health) -> Iterable[tells.PeerStatus]:
         departure = parts.cluster.departing.get(key)
         left = None
         if why is not None:
-            state, why = "left-out", why or _nothing_to_report(lease)
+            state, why = "left-out", why.removeprefix(f"{lease}: ") or _nothing_to_report(lease)
         elif departure is not None:
             state, left = departure.state, round(max(0.0, departure.until - asyncio.get_running_loop().time()), 1)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 
 from rich.console import Console
@@ -117,10 +117,21 @@ def _pump(pump: PumpStatus) -> Iterator[Line]:
     missing = f"; not here: {', '.join(pump.missing)}" if pump.missing else ""
     yield "offloads", f"{', '.join(pump.offloads) or 'none'}{missing}"
     for worker in pump.workers:
-        who = "between two" if worker.pid is None else f"process {worker.pid}"
+        who = "not running" if worker.pid is None else f"process {worker.pid}"
         yield "worker", who + (f", replaced {_times(worker.restarts)}" if worker.restarts else "")
-    counted = [f"{name.replace('_', ' ')} {count:,}" for name, count in pump.counters.items() if count]
-    yield "counters", ", ".join(counted) or "nothing yet"
+    yield from _counters({name: count for name, count in pump.counters.items() if count})
+
+
+def _counters(counted: Mapping[str, int]) -> Iterator[Line]:
+    """``outbound_dropped_no_peer`` is told under outbound; what is neither that nor inbound, by itself."""
+    for heading in ("outbound", "inbound", "counters"):
+        told = [
+            f"{count:,} {name.removeprefix(f'{heading}_').replace('_', ' ')}"
+            for name, count in counted.items()
+            if name.startswith(f"{heading}_") or (heading == "counters" and not name.startswith(("outbound_", "inbound_")))
+        ]
+        if told or heading != "counters":
+            yield heading, ", ".join(told) or "nothing yet"
 
 
 def _uplink(uplink: UplinkStatus) -> Iterator[Line]:

@@ -164,6 +164,11 @@ class Registry(Protocol):
         ...
 
     @property
+    def silent_s(self) -> float:
+        """How long the oldest question has been without an answer, in seconds; 0 where none is open."""
+        ...
+
+    @property
     def endpoint(self) -> str:
         """Who is spoken to now, or tried next."""
         ...

@@ -234,6 +234,11 @@ class EtcdRegistry:
         return self._link.trouble
 
     @property
+    def silent_s(self) -> float:
+        """How long the oldest question has been without an answer, in seconds; 0 where none is open."""
+        return self._link.silent_s
+
+    @property
     def endpoint(self) -> str:
         """Who is spoken to now, or tried next."""
         return str(self._link.address)

@@ -213,7 +213,12 @@ class Link:
     @property
     def alive(self) -> bool:
         """False once a question has been open for longer than LIVENESS_S, over all endpoints and repetitions."""
-        return self._asked_at is None or time.monotonic() - self._asked_at <= LIVENESS_S
+        return self.silent_s <= LIVENESS_S
+
+    @property
+    def silent_s(self) -> float:
+        """How long the oldest open question has been without an answer; 0 where none is open."""
+        return 0.0 if self._asked_at is None else time.monotonic() - self._asked_at
 
     def asked(self) -> None:
         """Something was asked; the oldest open question counts."""

@@ -285,6 +285,11 @@ class MemoryRegistry:
         return RegistryUnavailableError("memory: no answer; expected the store to be up") if self.down else None
 
     @property
+    def silent_s(self) -> float:
+        """Nothing is waited for: what cannot be answered is refused at once."""
+        return 0.0
+
+    @property
     def endpoint(self) -> str:
         """Who is spoken to now."""
         return "memory"

@@ -328,6 +328,7 @@ async def test_a_watch_on_an_etcd_that_stands_still_is_cut_and_alive_says_so(
                 here.etcd.signal(0, SIGSTOP)
                 await until(lambda: "no sign of life on the watch" in caplog.text)
                 await until(lambda: not registry.alive)
+                assert registry.silent_s > 0.5
             finally:
                 here.etcd.signal(0, SIGCONT)
             stood = len(seen.batches)
