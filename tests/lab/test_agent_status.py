@@ -107,7 +107,7 @@ async def test_a_ready_agent_tells_what_the_kernel_and_etcd_hold(overlay: Lab) -
     assert "1 kept-after-expiry" in (await status(one)).stdout
 
 
-@pytest.mark.topology(hosts=2, backend="udp")
+@pytest.mark.topology(hosts=2, backend="udp", agent_options=("--udp-workers=2",))
 async def test_the_engine_and_the_pump_are_told(overlay: Lab) -> None:
     """This kernel has no FOU; whichever engine it is, the reason is the one in the log."""
     one = overlay.host(1)
@@ -121,17 +121,18 @@ async def test_the_engine_and_the_pump_are_told(overlay: Lab) -> None:
     assert sorted([*pump["offloads"], *pump["missing"]]) == ["checksum", "gather", "header", "segment", "tcp", "tcp ecn", "udp"]
     assert (await overlay.ping("c1", "c2")).ok
     await until_told(one, lambda seen: seen["pump"]["counters"]["inbound_packets"], "what the pump has counted")
-    (worker,) = (await told(one))["pump"]["workers"]
-    assert worker["restarts"] == 0
-    os.kill(worker["pid"], signal.SIGKILL)
+    first, second = (await told(one))["pump"]["workers"]
+    assert (first["restarts"], second["restarts"]) == (0, 0)
+    os.kill(first["pid"], signal.SIGKILL)
 
     def replaced(seen: dict[str, Any]) -> bool:
-        (now,) = seen["pump"]["workers"]
-        return now["restarts"] == 1 and now["pid"] not in (None, worker["pid"])
+        now, other = seen["pump"]["workers"]
+        return other == second and now["restarts"] == 1 and now["pid"] not in (None, first["pid"])
 
     document = await until_told(one, replaced, "another worker")
-    pid = document["pump"]["workers"][0]["pid"]
-    assert "backends.udp.worker" in await one.exec("cat", f"/proc/{pid}/cmdline")
+    for worker in document["pump"]["workers"]:
+        assert "backends.udp.worker" in await one.exec("cat", f"/proc/{worker['pid']}/cmdline")
+    assert document["network"]["Backend"] == {"Type": "udp", "Workers": 2}
     shown = (await status(one)).stdout
     assert "pump; the kernel's cannot be had: " in shown
     assert "replaced once" in shown
