@@ -3,6 +3,7 @@
 VENV    ?= .venv
 PYTHON  := $(VENV)/bin/python
 DEV     := $(VENV)/.dev-installed
+DOCKER  := $(VENV)/docker/usr/bin/docker
 LAB     := netns-lab/lab
 
 NAME    ?= fl
@@ -13,7 +14,9 @@ ROUNDS  ?= 5
 
 # What the lab, the tests and the agent use on a Debian machine: the command that shows it is there, and its package.
 NEEDED  := ip:iproute2 ping:iputils-ping nft:nftables tcpdump:tcpdump iperf3:iperf3 ethtool:ethtool ps:procps modprobe:kmod \
-           openssl:openssl nsenter:util-linux systemd-analyze:systemd cc:build-essential
+           openssl:openssl nsenter:util-linux systemd-analyze:systemd cc:build-essential iptables:iptables dmsetup:dmsetup
+# Unpacked, not installed: an installed Docker starts, and changes the firewall of the machine. It needs iptables and dmsetup's library.
+DOCKER_PACKAGES := docker.io containerd runc busybox-static
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
@@ -27,13 +30,13 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  make lab takes HOSTS=$(HOSTS) BACKEND=$(BACKEND) ETCD=$(ETCD) NAME=$(NAME)"
 
-setup: $(DEV) ## install what is missing: Debian packages (as root) and .venv
+setup: $(DEV) $(DOCKER) ## install what is missing: Debian packages (as root) and .venv
 	@echo "ready: $(VENV)"
 
 demo: $(DEV) ## three hosts, a real etcd, every container pings every other
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.demo
 
-test: lint types ## everything that is checked: lint, types, all tests
+test: lint types $(DOCKER) ## everything that is checked: lint, types, all tests
 	$(PYTHON) -m pytest -q
 
 lint: $(DEV) ## style of the code
@@ -95,3 +98,11 @@ $(DEV): pyproject.toml
 	if $(PYTHON) -m pip install --quiet -e '.[dev]' >"$$log" 2>&1; then rm -f "$$log"; \
 	else echo "setup: pip failed: $$(grep -E '^ *ERROR' "$$log" | tail -n 1 | sed 's/^ *//') (all of it: $$log)"; exit 1; fi
 	@touch $@
+
+$(DOCKER): | $(DEV)
+	@command -v apt-get >/dev/null 2>&1 || { echo "setup: no apt-get, no Docker: its tests will be skipped"; exit 0; }; \
+	echo "unpacking into $(VENV)/docker: $(DOCKER_PACKAGES)"; \
+	log=$$(mktemp); rm -rf $(VENV)/docker; mkdir $(VENV)/docker; cd $(VENV)/docker; \
+	if { apt-get download -q $(DOCKER_PACKAGES) || { apt-get update -q && apt-get download -q $(DOCKER_PACKAGES); }; } >"$$log" 2>&1 \
+		&& ls *.deb | xargs -I{} dpkg -x {} . && touch usr/bin/docker; then rm -f "$$log" *.deb; \
+	else echo "setup: apt-get download failed: $$(grep -E '^E:' "$$log" | tail -n 1) (all of it: $$log)"; exit 1; fi

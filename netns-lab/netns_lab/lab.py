@@ -25,6 +25,7 @@ from typing import Any
 from netns_lab import capture as captures
 from netns_lab import pinging as pings
 from netns_lab.agent import READY_WITHIN_S
+from netns_lab.docker import Docker
 from netns_lab.errors import LabError, TimedOutError
 from netns_lab.etcd import Etcd, EtcdFailedError, Tls
 from netns_lab.host import AgentSettings, Box, Container, Host
@@ -195,6 +196,10 @@ class Lab:
             raise LabError("this topology has no etcd")
         return self._etcd
 
+    def docker(self, which: int | str, *, iptables: str = "nft") -> Docker:
+        """A Docker on a host, not started. ``iptables``: the variant that it finds there, nft or legacy."""
+        return Docker(self.host(which), self._ledger, iptables)
+
     def running_agents(self) -> dict[str, int]:
         """The pid of each host's agent, where it runs; also of agents that another process has started."""
         agents = [record for record in self._ledger.processes if record.role.startswith("agent ") and record.alive]
@@ -319,7 +324,7 @@ class Lab:
             host.settings = settings
 
     def _address(self, target: str) -> str:
-        if target in self._wiring.namespaces:
+        if target in self._wiring.namespaces or target in (container.name for container in self.containers):
             box = self.box(target)
             if isinstance(box, Container | Host):
                 return str(box.address)

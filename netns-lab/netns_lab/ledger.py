@@ -2,8 +2,8 @@
 
 One directory a lab, ``/run/netns-lab/NAME``; making it claims the name. In it ``made.jsonl``, one record a line: a namespace
 before it is made and again, with its inode, after; a process with its start time and its arguments. A pid is signalled only if both
-still fit (proc(5): pid and start time never repeat in one boot). Everything else of a lab lives inside its namespaces or below
-this directory and goes with them.
+still fit (proc(5): pid and start time never repeat in one boot). Folders elsewhere (a cgroup) are noted before they are made.
+Everything else of a lab lives inside its namespaces or below this directory and goes with them.
 """
 
 from __future__ import annotations
@@ -104,6 +104,10 @@ class Ledger:
         self._children.append(child)
         self.note_process(role, child.pid, argv)
 
+    def note_folder(self, path: Path) -> None:
+        """This folder outside the lab's directory is about to be made: a cgroup, and others in it. They are removed while empty."""
+        self._write(kind="folder", path=os.fspath(path))
+
     def release(self) -> None:
         """The lab is complete and stays when this process ends."""
         self._write(kind="released")
@@ -176,8 +180,28 @@ class Ledger:
         left = [name for name in namespaces if (NETNS / name).exists()]
         if left:
             raise LabError(f"namespaces {', '.join(left)} could not be removed; lab down tries again")
+        self._remove_folders()
         shutil.rmtree(self.directory, ignore_errors=True)
         return Removed(len(namespaces), ended)
+
+    def _remove_folders(self) -> None:
+        deadline = time.monotonic() + KILL_WITHIN_S
+        for path in reversed(self._paths("folder")):
+            below = [Path(found) for found, _, _ in os.walk(path, topdown=False)]
+            while below:
+                try:
+                    below[0].rmdir()
+                except FileNotFoundError:
+                    pass
+                except OSError as error:
+                    if time.monotonic() > deadline:
+                        raise LabError(f"{below[0]} cannot be removed: {error.strerror}; lab down tries again") from None
+                    time.sleep(0.01)  # a cgroup is busy until the last process in it has been reaped
+                    continue
+                del below[0]
+
+    def _paths(self, kind: str) -> list[str]:
+        return [record["path"] for record in self._read() if record["kind"] == kind]
 
     def _is_ours(self, record: NamespaceRecord) -> bool:
         try:
