@@ -131,8 +131,8 @@ async def test_forward_rules_are_there_unless_switched_off(lab: Lab) -> None:
 
 @pytest.mark.topology(hosts=2, agent_options=())
 async def test_a_chain_of_somebody_else_that_drops_needs_its_accept_there(lab: Lab) -> None:
-    """Docker sets iptables' FORWARD policy to DROP (the table is what iptables-nft makes of it). What docs/running.md tells to do
-    helps; an accept in our table cannot, because a packet passes every chain of the hook (nft(8), "VERDICT STATEMENTS").
+    """Docker sets iptables' FORWARD policy to DROP (the table is what iptables-nft makes of it). An accept there helps; one in our
+    table cannot, because a packet passes every chain of the hook (nft(8), "VERDICT STATEMENTS").
     """
     policy = "table ip filter { chain FORWARD { type filter hook forward priority filter; policy drop; }; }"
     for host in lab.hosts:

@@ -46,6 +46,20 @@ def test_a_line_that_systemd_does_not_know_would_be_noticed(unit: Path) -> None:
 
 
 @needs_systemd
+def test_systemd_understands_the_drop_in_for_docker(tmp_path: Path) -> None:
+    """What it does to a Docker: tests/lab/test_docker.py."""
+    text = (PACKAGING / "docker-flannelpy.conf").read_text()
+    for program in ("/usr/bin/flannelpy", "dockerd"):
+        text = re.sub(rf"^(Exec\w+=.*?){program} ", r"\1/bin/true ", text, flags=re.MULTILINE)
+    (tmp_path / "docker.service").write_text("[Service]\nType=notify\nExecStart=/bin/false\n")
+    (tmp_path / "docker.service.d").mkdir()
+    (tmp_path / "docker.service.d" / "flannelpy.conf").write_text(text)
+    command = ["systemd-analyze", "verify", "--man=no", tmp_path / "docker.service"]
+    verified = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+@needs_systemd
 def test_exposure_stays_low(unit: Path) -> None:
     command = ["systemd-analyze", "security", "--offline=true", f"--threshold={MOST_EXPOSURE}", str(unit)]
     rated = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
