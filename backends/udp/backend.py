@@ -14,10 +14,11 @@ from netaddr import IPNetwork
 from backends.udp import engine as kernel_engine
 from backends.udp.control import GUARDS, Guard
 from backends.udp.engine import ENGINES, Engine
+from backends.udp.packet import OVERHEAD
 from backends.udp.pump import UdpPump
 from flannelpy.core.backend import Backend, Chosen, GuardedPort, Local
 from flannelpy.core.config import NetworkConfig
-from flannelpy.core.desired import Address, HostState, Link, Route
+from flannelpy.core.desired import Address, HostState, Link, Route, Sysctl
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.model import Family, Lease, LeaseAttrs
 from flannelpy.core.options import Members
@@ -26,9 +27,6 @@ Word = TypeVar("Word", bound=str)
 
 DEVICE = "flannel0"
 """flannel's pattern is ``flannel%d``; on a host of one agent that is this name."""
-
-OVERHEAD = 28
-"""Outer IPv4 header and UDP header, in bytes."""
 
 SMALLEST_MTU = 68
 """What every IPv4 link must carry (RFC 791); the kernel refuses less on a TUN device."""
@@ -109,6 +107,8 @@ class Udp:
         return HostState.of(
             Link(DEVICE, "tun", mtu=self.mtu(local)),
             Address(base, DEVICE),
+            # The worker's ICMP errors have our own address as source. Nobody else's packets can, where the inner source is checked.
+            Sysctl(f"net/ipv4/conf/{DEVICE}/accept_local", "1" if self.guard == "strict" else "0"),
             *(Route(network, dev=DEVICE) for network in local.config.networks if network.version == 4),
         )
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 
 import numpy as np
 
+from backends.udp.answers import Answers, Clock
 from backends.udp.burst import FEW, Burst
 from backends.udp.columns import FULL, ORDER
 from backends.udp.control import (
@@ -20,18 +22,17 @@ from backends.udp.control import (
     IN_WRITE_FAILED,
     INBOUND_JOINED,
     OUT_LENGTH,
-    OUT_NO_PEER,
     OUT_SHORT,
     OUTBOUND_SPLIT,
     RECEIVE_ERRORS,
-    UNREACHABLES,
     Counts,
     Setting,
 )
 from backends.udp.join import Joiner
 from backends.udp.offload import HEADER, HEADER_BYTES, NEEDS_CHECKSUM, Offload
 from backends.udp.outbox import Outbox
-from backends.udp.packet import PASSED, SHORTEST, Gate, inbound, outbound, unreachable
+from backends.udp.packet import PASSED, SHORTEST, Gate, inbound, outbound
+from backends.udp.path import Path
 from backends.udp.split import Splitter
 from backends.udp.table import Table
 
@@ -59,14 +60,13 @@ _REFUSED = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 class BulkMover:
     """Moves packets between one TUN descriptor with virtio headers and one socket."""
 
-    def __init__(self, setting: Setting, sock: socket.socket, counts: Counts) -> None:
+    def __init__(self, setting: Setting, sock: socket.socket, counts: Counts, clock: Clock = time.monotonic) -> None:
         offloads = Offload(setting.offloads)
         self.counts = counts
         self.table = Table(setting.network, setting.length, setting.port)
-        self._gate = Gate(self.table, setting.network, setting.length, setting.mtu, setting.guard)
-        self._own = setting.network
+        self._gate = Gate(self.table, setting.network, setting.length, setting.guard)
+        self._answers = Answers(setting, counts, self.table, sock, self._inject, clock)
         self._singles_out = self._singles_in = SINGLES
-        self._mtu = setting.mtu
         self._tun = setting.tun
         self._socket = sock
 
@@ -78,7 +78,7 @@ class BulkMover:
         self._head_views = [heads[at : at + HEADER_BYTES] for at in range(0, len(heads), HEADER_BYTES)]
         self._burst = Burst(self._packets_octets)
         self._splitter = Splitter(setting.mtu)
-        self._outbox = Outbox(sock, counts, Offload.SEGMENT in offloads)
+        self._outbox = Outbox(sock, counts, Offload.SEGMENT in offloads, Path(sock, counts, self._answers, clock))
 
         self._received = bytearray(2 * _LONGEST)
         self._received_view = memoryview(self._received)
@@ -160,9 +160,9 @@ class BulkMover:
     def _pass_one(self, at: int, size: int, index: int) -> None:
         verdict = outbound(self._packets, size, self.table, at)
         if isinstance(verdict, int):
-            self.counts[verdict] += 1
-            if verdict == OUT_NO_PEER:
-                self._refuse(at, size)
+            if self._heads[index * HEADER_BYTES] & NEEDS_CHECKSUM:
+                self._complete(at, size, index)  # for it may be quoted
+            self._answers.drop_outbound(verdict, self._packets_view[at : at + size])
         elif self._heads[index * HEADER_BYTES] & NEEDS_CHECKSUM and not self._complete(at, size, index):
             self.counts[OUT_LENGTH] += 1
         else:
@@ -185,9 +185,7 @@ class BulkMover:
         _, kind, _, piece, _, _ = HEADER.unpack_from(self._heads, index * HEADER_BYTES)
         verdict = outbound(self._packets, size, self.table, at)
         if isinstance(verdict, int):
-            self.counts[verdict] += 1
-            if verdict == OUT_NO_PEER:
-                self._refuse(at, size)
+            self._answers.drop_outbound(verdict, self._packets_view[at : at + size])
             return
         cut = self._splitter.split(self._packets, self._packets_octets, at, size, kind, piece)
         if cut is None:
@@ -196,12 +194,6 @@ class BulkMover:
         self.counts[OUTBOUND_SPLIT] += 1
         self._outbox.add(cut.octets, cut.size, cut.count, verdict)
         self._outbox.flush()  # with the next one's packets behind these, the peer would find two runs in one buffer
-
-    def _refuse(self, at: int, size: int) -> None:
-        """Tell the sender of a packet that nobody has its destination."""
-        answer = unreachable(self._packets[at : at + min(size, 128)], size, self._own)
-        if answer is not None and self._inject(answer):
-            self.counts[UNREACHABLES] += 1
 
     # ------------------------------------------------------------------------------------------------------ inbound
 
@@ -232,10 +224,6 @@ class BulkMover:
             self._singles_in = SINGLES
 
     def _pass_gathered(self, length: int, size: int, sender: str) -> None:
-        if size > self._mtu:  # none but a shorter last one can be in order
-            for at in range(0, length, size):
-                self._pass_in(at, min(size, length - at), sender)
-            return
         for first, past in self._joiner.runs(length, size):
             if past - first > 1:
                 self._pass_joined(first, past, length, size, sender)
@@ -249,7 +237,7 @@ class BulkMover:
         octets = min(length, past * size) - at
         verdict = inbound(self._received, size, sender, self._gate, at)
         if verdict != PASSED:
-            counts[verdict] += number
+            self._answers.drop_inbound(verdict, self._received_view[at : at + size], number)
             return
         try:
             os.writev(self._tun, self._joiner.join(first, past, length, size))
@@ -273,7 +261,7 @@ class BulkMover:
         if verdict == PASSED:
             self._write(at, size)
         else:
-            self.counts[verdict] += 1
+            self._answers.drop_inbound(verdict, self._received_view[at : at + size])
 
     def _write(self, at: int, size: int) -> None:
         if self._inject(self._received_view[at : at + size]):

@@ -95,7 +95,6 @@ COUNTERS = (
     "inbound_dropped_short",
     "inbound_dropped_not_ipv4",
     "inbound_dropped_length",
-    "inbound_dropped_oversized",
     "inbound_dropped_outer_source",
     "inbound_dropped_inner_source",
     "inbound_dropped_inner_destination",
@@ -105,9 +104,17 @@ COUNTERS = (
     "receive_errors",
     "outbound_split",
     "inbound_joined",
+    "outbound_dropped_too_big",
+    "outbound_fragmented",
+    "times_exceeded",
+    "fragmentations_needed",
+    "answers_suppressed",
 )
-"""Names by index. Bytes are of inner packets. ``unreachables``: ICMP errors that answered ``outbound_dropped_no_peer``.
-``outbound_split``, ``inbound_joined``: super-packets, whose packets are counted as on the wire."""
+"""Names by index. Bytes are of inner packets. ``outbound_dropped_too_big``: with DF, and longer than their path takes.
+ICMP errors that were sent: ``unreachables`` for ``outbound_dropped_no_peer``, ``times_exceeded`` for either ``dropped_ttl``,
+``fragmentations_needed`` for ``outbound_dropped_too_big``; ``answers_suppressed``: those that were one too many.
+What was cut for its path, ``outbound_fragmented``, and super-packets, ``outbound_split``, ``inbound_joined``, are counted as on the
+wire, too."""
 
 (
     OUT_PACKETS,
@@ -123,7 +130,6 @@ COUNTERS = (
     IN_SHORT,
     IN_NOT_IPV4,
     IN_LENGTH,
-    IN_OVERSIZED,
     IN_OUTER_SOURCE,
     IN_INNER_SOURCE,
     IN_INNER_DESTINATION,
@@ -133,6 +139,11 @@ COUNTERS = (
     RECEIVE_ERRORS,
     OUTBOUND_SPLIT,
     INBOUND_JOINED,
+    OUT_TOO_BIG,
+    OUT_FRAGMENTED,
+    TIMES_EXCEEDED,
+    FRAGMENTATIONS_NEEDED,
+    ANSWERS_SUPPRESSED,
 ) = range(len(COUNTERS))
 
 _COUNTS = Struct(f"={len(COUNTERS)}Q")

@@ -5,21 +5,22 @@ from __future__ import annotations
 import errno
 import io
 import socket
+import time
 
+from backends.udp.answers import Answers, Clock
 from backends.udp.control import (
     IN_BYTES,
     IN_PACKETS,
     IN_WRITE_FAILED,
     OUT_BYTES,
-    OUT_NO_PEER,
     OUT_PACKETS,
     OUT_SEND_FAILED,
     RECEIVE_ERRORS,
-    UNREACHABLES,
     Counts,
     Setting,
 )
-from backends.udp.packet import PASSED, Gate, inbound, outbound, unreachable
+from backends.udp.packet import PASSED, Gate, inbound, outbound
+from backends.udp.path import Path
 from backends.udp.table import Table
 
 BURST = 32
@@ -32,11 +33,12 @@ BUFFER = 1 << 16
 class Mover:
     """Moves packets between one TUN descriptor without virtio headers and one socket."""
 
-    def __init__(self, setting: Setting, sock: socket.socket, counts: Counts) -> None:
+    def __init__(self, setting: Setting, sock: socket.socket, counts: Counts, clock: Clock = time.monotonic) -> None:
         self.counts = counts
         self.table = Table(setting.network, setting.length, setting.port)
-        self._gate = Gate(self.table, setting.network, setting.length, setting.mtu, setting.guard)
-        self._own = setting.network
+        self._gate = Gate(self.table, setting.network, setting.length, setting.guard)
+        self._answers = Answers(setting, counts, self.table, sock, self._inject, clock)
+        self._path = Path(sock, counts, self._answers, clock)
         # FileIO answers None, without an exception, where a descriptor would block.
         self._tun = io.FileIO(setting.tun, "r+", closefd=False)
         self._socket = sock
@@ -52,16 +54,17 @@ class Mover:
                 return
             peer = outbound(buffer, size, table)
             if isinstance(peer, int):
-                counts[peer] += 1
-                if peer == OUT_NO_PEER:
-                    self._refuse(size)
+                self._answers.drop_outbound(peer, view[:size])
                 continue
             try:
                 send(view[:size], peer)
                 counts[OUT_PACKETS] += 1
                 counts[OUT_BYTES] += size
-            except OSError:  # buffer full, no route, a firewall: lost, as on any wire
-                counts[OUT_SEND_FAILED] += 1
+            except OSError as error:
+                if error.errno == errno.EMSGSIZE:
+                    self._path.send((view[:size],), size, peer)
+                else:  # buffer full, no route, a firewall: lost, as on any wire
+                    counts[OUT_SEND_FAILED] += 1
 
     def move_in(self) -> None:
         """Up to BURST packets from peers to the device. Raises OSError with EBADFD where the device was deleted."""
@@ -77,20 +80,14 @@ class Mover:
                 continue
             verdict = inbound(buffer, size, sender[0], gate)
             if verdict != PASSED:
-                counts[verdict] += 1
+                self._answers.drop_inbound(verdict, view[:size])
             elif self._inject(view[:size]):
                 counts[IN_PACKETS] += 1
                 counts[IN_BYTES] += size
             else:
                 counts[IN_WRITE_FAILED] += 1
 
-    def _refuse(self, size: int) -> None:
-        """Tell the sender of the packet in the buffer that nobody has its destination."""
-        answer = unreachable(self._buffer, size, self._own)
-        if answer is not None and self._inject(memoryview(answer)):
-            self.counts[UNREACHABLES] += 1
-
-    def _inject(self, packet: memoryview) -> bool:
+    def _inject(self, packet: memoryview | bytes) -> bool:
         """Hand a packet to the kernel; False where it takes none: queue full (None), device down (EIO), or refused."""
         try:
             return self._tun.write(packet) is not None

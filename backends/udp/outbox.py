@@ -11,6 +11,7 @@ from struct import Struct
 
 from backends.udp.control import OUT_BYTES, OUT_PACKETS, OUT_SEND_FAILED, Counts
 from backends.udp.offload import SOL_UDP, UDP_SEGMENT
+from backends.udp.path import Path
 from backends.udp.table import Peer
 
 MOST = 64
@@ -22,18 +23,21 @@ MOST_BYTES = 65_507
 _SIZE = Struct("=H")
 
 NOT_TOGETHER = frozenset({errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP, errno.ENOPROTOOPT})
-"""A path MTU below the size, or a device that makes no checksums (EIO): each alone may still go."""
+"""A path MTU below the size (in older kernels EINVAL), or a device that makes no checksums (EIO): each alone may still go."""
+
+_TOO_LONG = frozenset({errno.EMSGSIZE})
 
 
 class Outbox:
     """Packets that wait for others of their size; ``flush`` before their memory is used again. ``together``: by UDP_SEGMENT."""
 
-    __slots__ = ("_bytes", "_count", "_counts", "_peer", "_size", "_socket", "_together", "_views")
+    __slots__ = ("_bytes", "_count", "_counts", "_path", "_peer", "_size", "_socket", "_together", "_views")
 
-    def __init__(self, sock: socket.socket, counts: Counts, together: bool) -> None:
+    def __init__(self, sock: socket.socket, counts: Counts, together: bool, path: Path) -> None:
         self._socket = sock
         self._counts = counts
         self._together = together
+        self._path = path
         self._views: list[memoryview] = []
         self._count = self._bytes = self._size = 0
         self._peer: Peer = ("", 0)
@@ -75,21 +79,10 @@ class Outbox:
             counts[OUT_PACKETS] += count
             counts[OUT_BYTES] += self._bytes
         except OSError as error:  # buffer full, no route, a firewall: lost, as on any wire
-            if count > 1 and error.errno in NOT_TOGETHER:
+            if error.errno in (NOT_TOGETHER if count > 1 else _TOO_LONG):
                 self._together = self._together and error.errno != errno.EIO
-                self._send_each()
+                self._path.send(views, self._size, self._peer)
             else:
                 counts[OUT_SEND_FAILED] += count
         self._views = []
         self._count = self._bytes = 0
-
-    def _send_each(self) -> None:
-        for view in self._views:
-            for start in range(0, len(view), self._size):
-                packet = view[start : start + self._size]
-                try:
-                    self._socket.sendto(packet, self._peer)
-                    self._counts[OUT_PACKETS] += 1
-                    self._counts[OUT_BYTES] += len(packet)
-                except OSError:
-                    self._counts[OUT_SEND_FAILED] += 1

@@ -1,4 +1,4 @@
-"""What becomes of one packet? Checks, TTL, checksum and ICMP, on a buffer; no descriptor, no clock.
+"""What becomes of one packet? Checks, TTL and checksum, on a buffer; no descriptor, no clock.
 
 Each decision returns an index of ``control.COUNTERS`` for a packet that must be dropped. flannel-compat 9.4; checks that
 flannel lacks are marked.
@@ -15,7 +15,6 @@ from backends.udp.control import (
     IN_LENGTH,
     IN_NOT_IPV4,
     IN_OUTER_SOURCE,
-    IN_OVERSIZED,
     IN_SHORT,
     IN_TTL,
     OUT_LENGTH,
@@ -31,6 +30,9 @@ SHORTEST = 20
 """An IPv4 header without options, in bytes."""
 
 LONGEST_HEADER = 60
+
+OVERHEAD = 28
+"""Outer IPv4 header and UDP header, in bytes."""
 
 PASSED: Literal[-1] = -1
 
@@ -57,7 +59,7 @@ def outbound(buffer: bytearray, size: int, table: Table, at: int = 0) -> Peer | 
 
     It begins at ``at`` in the buffer.
 
-    ``no_peer`` is to be answered with ``unreachable``; the packet is as it was then.
+    One that is dropped is as it was, so that it can be quoted.
     """
     if size < SHORTEST:
         return OUT_SHORT
@@ -70,31 +72,32 @@ def outbound(buffer: bytearray, size: int, table: Table, at: int = 0) -> Peer | 
     if peer is None:
         return OUT_NO_PEER
     if word < _TWO_HOPS:
-        return OUT_TTL  # in silence, as flannel: no time-exceeded
+        return OUT_TTL
     _write_word(buffer, at + 8, aged(word))
     return peer
 
 
 class Gate:
-    """Who may send us what: the peers, our own subnet (``network``/``length``), the MTU in bytes and how strict to be."""
+    """Who may send us what: the peers, our own subnet (``network``/``length``), and how strict to be."""
 
-    __slots__ = ("inner", "mtu", "outer", "own", "shift", "table")
+    __slots__ = ("inner", "outer", "own", "shift", "table")
 
-    def __init__(self, table: Table, network: int, length: int, mtu: int, guard: Guard) -> None:
+    def __init__(self, table: Table, network: int, length: int, guard: Guard) -> None:
         self.table = table
         self.shift = 32 - length
         self.own = network >> self.shift
-        self.mtu = mtu
         self.outer = guard != "off"
         self.inner = guard == "strict"
 
 
 def inbound(buffer: bytearray, size: int, sender: str, gate: Gate, at: int = 0) -> int:
-    """A datagram of ``size`` bytes at ``at``, from ``sender``: PASSED with its TTL decremented in place, or why it is dropped."""
+    """A datagram of ``size`` bytes at ``at``, from ``sender``: PASSED with its TTL decremented in place, or why it is dropped.
+
+    One that is longer than the device's MTU passes (flannel cuts it): the kernel forwards it, cuts it or refuses it by ICMP, as it
+    would one from any link.
+    """
     if size < SHORTEST:
         return IN_SHORT
-    if size > gate.mtu:
-        return IN_OVERSIZED  # flannel cuts it to the MTU and passes the stump
     first, total, word, source, destination = _read_fields(buffer, at)
     if first >> 4 != 4:
         return IN_NOT_IPV4
@@ -112,32 +115,6 @@ def inbound(buffer: bytearray, size: int, sender: str, gate: Gate, at: int = 0) 
         return IN_TTL
     _write_word(buffer, at + 8, aged(word))
     return PASSED
-
-
-_ICMP = 1
-_NET_UNREACHABLE = bytes((3, 0, 0, 0, 0, 0, 0, 0))  # type, code, checksum (filled in later), unused
-_REPLY_TTL = 8
-_HEADER = Struct("!BBHHHBBHII")
-_QUOTED_BYTES = 8
-
-
-def unreachable(buffer: bytearray, size: int, source: int) -> bytes | None:
-    """The ICMP net-unreachable that answers the packet in ``buffer``, from ``source``; None where it must not be answered.
-
-    None for any ICMP, for a fragment that is not the first, and for a header of 60 bytes (flannel-compat 9.4). The kernel drops it
-    as a martian, its source being an address of this host, unless the device has accept_local=1 (ip-sysctl.rst).
-    """
-    header_size = (buffer[0] & 15) * 4
-    fragment_offset = (buffer[6] << 8 | buffer[7]) & 0x1FFF
-    if buffer[9] == _ICMP or fragment_offset or header_size >= LONGEST_HEADER:
-        return None
-    quoted = bytes(buffer[: min(size, header_size + _QUOTED_BYTES)])
-    message = bytearray(_NET_UNREACHABLE + quoted)
-    message[2:4] = checksum(message).to_bytes(2, "big")
-    offender = int.from_bytes(buffer[12:16], "big")
-    header = bytearray(_HEADER.pack(0x45, 0, SHORTEST + len(message), 0, 0, _REPLY_TTL, _ICMP, 0, source, offender))
-    header[10:12] = checksum(header).to_bytes(2, "big")
-    return bytes(header + message)
 
 
 def checksum(octets: bytes | bytearray) -> int:

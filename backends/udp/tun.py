@@ -17,6 +17,7 @@ from pathlib import Path
 from struct import Struct
 
 from backends.udp.offload import IFF_VNET_HDR, Offload, ask_tun, tun_features
+from backends.udp.path import refuse_what_is_too_long
 from flannelpy.core.errors import BackendError
 
 CLONE = "/dev/net/tun"
@@ -145,6 +146,7 @@ def open_sockets(address: str, port: int, number: int = 1) -> tuple[socket.socke
                 raise BackendError(f"UDP {address}:{port}: {_why_no_socket(address, port, error)}") from None
             if number > 1:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            refuse_what_is_too_long(sock)
             _enlarge(sock)
             sockets.append(sock)
         undo.pop_all()

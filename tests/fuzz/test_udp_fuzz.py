@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from netaddr import IPAddress, IPNetwork
 from scapy.layers.inet import ICMP, IP, UDP
 
-from backends.udp.control import COUNTERS, OUT_NO_PEER
-from backends.udp.packet import PASSED, SHORTEST, Gate, checksum, inbound, outbound, unreachable
+from backends.udp.control import COUNTERS, OUT_NO_PEER, OUT_TTL
+from backends.udp.fragment import fragments
+from backends.udp.icmp import TIME_EXCEEDED, TOO_BIG, UNREACHABLE, answer, is_answered
+from backends.udp.packet import PASSED, SHORTEST, Gate, checksum, inbound, outbound
 from backends.udp.table import Table
 
 OWN, NINE = IPNetwork("10.5.72.0/24"), IPNetwork("10.5.9.0/24")
@@ -17,7 +19,7 @@ MTU = 200
 
 TABLE = Table(OWN.first, OWN.prefixlen, 8285)
 TABLE.set(NINE.first, NINE.prefixlen, int(IPAddress(PEER)))
-GATE = Gate(TABLE, OWN.first, OWN.prefixlen, MTU, "strict")
+GATE = Gate(TABLE, OWN.first, OWN.prefixlen, "strict")
 
 address = st.sampled_from(["10.5.72.0", "10.5.72.9", "10.5.9.0", "10.5.9.255", "10.5.8.255", "10.5.73.0", "0.0.0.0", "127.0.0.1"])
 well_formed = st.builds(
@@ -58,18 +60,25 @@ def test_outbound(packet: bytes) -> None:
         verdict = outbound(held, len(packet), TABLE)
         verdicts.append(verdict)
         assert held[len(packet) :] == filled(packet, stale)[len(packet) :]
-        if verdict == OUT_NO_PEER:
-            reply = unreachable(held, len(packet), OWN.first)
-            verdicts.append(reply)
-            if reply is not None:
-                assert checksum(reply[:20]) == checksum(reply[20:]) == 0
-                assert len(reply) <= 28 + 56 + 8
+        if verdict in (OUT_NO_PEER, OUT_TTL):
+            for error in (UNREACHABLE, TIME_EXCEEDED, TOO_BIG):
+                quoted = memoryview(held)[: len(packet)]
+                reply = answer(quoted, error, OWN.first) if is_answered(quoted, error) else None
+                verdicts.append(reply)
+                if reply is not None:
+                    assert checksum(reply[:20]) == checksum(reply[20:]) == 0
+                    assert packet.startswith(reply[28:])
+                    assert len(reply) <= (28 + 56 + 8 if error is UNREACHABLE else 576)
         if isinstance(verdict, int):
             assert COUNTERS[verdict].startswith("outbound_dropped_")
             assert held == filled(packet, stale)
         else:
             assert IPAddress(IP(packet).dst) in NINE
             assert held[8] == packet[8] - 1
+            for room in (MTU, 68, 28):
+                pieces = fragments(memoryview(held)[: len(packet)], room)
+                assert all(len(piece) <= room and checksum(piece[: (piece[0] & 15) * 4]) == 0 for piece in pieces)
+                assert not pieces or b"".join(piece[(piece[0] & 15) * 4 :] for piece in pieces) == packet[(packet[0] & 15) * 4 :]
     assert verdicts[: len(verdicts) // 2] == verdicts[len(verdicts) // 2 :]
 
 
@@ -84,7 +93,7 @@ def test_inbound(packet: bytes, sender: str) -> None:
         if verdict == PASSED:
             read = IP(packet)
             assert sender == PEER
-            assert SHORTEST <= len(packet) == read.len <= MTU
+            assert SHORTEST <= len(packet) == read.len
             assert read.version == 4
             assert IPAddress(read.src) in NINE
             assert IPAddress(read.dst) in OWN

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import socket
+import time
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from backends.udp import tun
 from backends.udp.control import COUNTERS, OUT_PACKETS, OUT_SEND_FAILED
 from backends.udp.offload import Offload, ask_socket, ask_tun, tun_features
 from backends.udp.outbox import Outbox
+from backends.udp.path import Path
 from flannelpy.core.errors import BackendError
 
 PEER = ("192.0.2.2", 8285)
@@ -161,7 +163,7 @@ class Post:
 def posted(post: Post, *packets: tuple[int, int], together: bool = True) -> list[int]:
     """Counters after runs of (size, count)."""
     counts = [0] * len(COUNTERS)
-    box = Outbox(post, counts, together)  # type: ignore[arg-type]
+    box = Outbox(post, counts, together, Path(post, counts, None, time.monotonic))  # type: ignore[arg-type]
     for size, count in packets:
         box.add(memoryview(bytes(size * count)), size, count, PEER)
     box.flush()
@@ -184,7 +186,7 @@ def test_a_call_carries_sixty_four_and_no_more_than_a_datagram_could() -> None:
 def test_single_ones_of_a_size_leave_together_and_a_shorter_one_ends_it() -> None:
     post = Post()
     counts = [0] * len(COUNTERS)
-    box = Outbox(post, counts, True)  # type: ignore[arg-type]
+    box = Outbox(post, counts, True, Path(post, counts, None, time.monotonic))  # type: ignore[arg-type]
     for _ in range(3):
         box.add(memoryview(bytes(50)), 50, 1, PEER)
     box.add(memoryview(bytes(150)), 100, 2, PEER)  # the last one is of 50 bytes
