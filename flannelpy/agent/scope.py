@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 
 DEFAULT_PREFIX = "/coreos.com/network"
 
+_SYSCTLS = ("ipv6/conf/{}/accept_ra", "ipv4/conf/{}/accept_local")
+"""Of a device, what some backend wants to be set."""
+
 
 def find_scope(situation: Situation, kept: State, prefix: str) -> Scope:
     """The devices and networks in use now, and those that an earlier run of this network left behind (to be swept)."""
@@ -25,7 +28,7 @@ def find_scope(situation: Situation, kept: State, prefix: str) -> Scope:
         networks=(*situation.config.networks, *_networks(kept.networks)),
         uplink=situation.uplink.name,
         table=table_name(prefix),
-        sysctls=frozenset(f"net/ipv6/conf/{device}/accept_ra" for device in devices),
+        sysctls=frozenset(f"net/{name.format(device)}" for device in devices for name in _SYSCTLS),
         fou_ports=fou_ports(situation.backend) | frozenset(kept.fou_ports),
     )
 

@@ -131,6 +131,13 @@ async def test_a_lost_notification_leads_to_a_full_look(host: HostInMemory) -> N
         await until(lambda: host.kernel.calls["observe"] > looks)
 
 
+async def test_a_sysctl_that_cannot_be_set_is_told_and_holds_up_nothing(host: HostInMemory) -> None:
+    host.kernel.fail(Key("sysctl", "net/ipv6/conf/flannel.1/accept_ra"), errno.EROFS, times=100)
+    async with host.run():
+        assert host.settings.subnet_file.exists()
+        await until(lambda: "kernel-refused sysctl 30" in host.conditions())
+
+
 async def test_a_step_that_fails_is_told_tried_again_and_holds_up_nobody(host: HostInMemory) -> None:
     bad = Key("route", "10.5.9.0/24")
     host.kernel.fail(bad, errno.EINVAL, times=2)

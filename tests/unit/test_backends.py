@@ -166,6 +166,7 @@ def test_udp_publishes_no_type_and_takes_the_whole_network() -> None:
     assert lines(backend.host(local)) == [
         "link flannel0 mtu 1472 up type tun",
         "addr 10.5.72.0/32 dev flannel0",
+        "sysctl net/ipv4/conf/flannel0/accept_local=1",
         "route 10.5.0.0/16 dev flannel0",
     ]
 

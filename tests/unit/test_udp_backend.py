@@ -15,12 +15,13 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from backends.udp import Udp, tun
-from backends.udp.control import COUNTERS, DELETE, DEVICE_GONE, SET, START, Order, Setting, make_counters, pack, unpack
+from backends.udp.control import COUNTERS, DELETE, DEVICE_GONE, SET, START, Guard, Order, Setting, make_counters, pack, unpack
 from backends.udp.descriptors import Descriptors, Lane
 from backends.udp.offload import Offload
 from backends.udp.pump import UdpPump
 from flannelpy.core.backend import Backend, Local, Pump, PumpStatus, Telling, Uplink, WorkerStatus, load
 from flannelpy.core.config import NetworkConfig
+from flannelpy.core.desired import Sysctl
 from flannelpy.core.errors import BackendError, ConfigError
 from flannelpy.core.model import Lease, LeaseAttrs
 
@@ -52,9 +53,16 @@ def test_the_host_holds_device_address_and_network_route() -> None:
         "addr 10.5.72.0/32 dev flannel0",
         "link flannel0 mtu 1472 up type tun",
         "route 10.5.0.0/16 dev flannel0",
+        "sysctl net/ipv4/conf/flannel0/accept_local=1",
     ]
     assert not any(getattr(item, "link_scope", False) for item in state)
     assert Udp().devices(CONFIG) == {"flannel0": False}
+
+
+@pytest.mark.parametrize("guard", ["peers", "off"])
+def test_where_inner_sources_are_not_checked_none_may_be_our_own(guard: Guard) -> None:
+    assert "net/ipv4/conf/flannel0/accept_local=0" in map(str, Udp(guard=guard).host(LOCAL))
+    assert not any(isinstance(item, Sysctl) for item in Udp(guard=guard, engine="kernel").host(LOCAL))
 
 
 def test_a_peer_is_nothing_to_the_kernel() -> None:
