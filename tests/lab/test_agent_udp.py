@@ -273,3 +273,56 @@ async def test_etcd_away_stops_no_packet(tunnel: Lab) -> None:
         await until(lambda: pings.answers() > answered + 20, 5, "answers without etcd")
         tunnel.etcd.restart()
     assert pings.lost == 0
+
+
+ACCEPT_LOCAL = "/proc/sys/net/ipv4/conf/flannel0/accept_local"
+CONNECT = """
+import socket, sys
+try:
+    socket.create_connection(("10.1.200.1", 80), 5)
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+async def test_a_container_learns_at_once_that_nobody_has_a_subnet(tunnel: Lab) -> None:
+    one, container = tunnel.host(1), tunnel.container("c1")
+    assert await shell(one, f"cat {ACCEPT_LOCAL}") == ["1"]
+    for box in (container, one):
+        started = time.monotonic()
+        assert await box.exec("python3", "-c", CONNECT) == "Network is unreachable\n"
+        assert time.monotonic() - started < 2
+    ping = await container.attempt("ping", "-n", "-c1", "-W1", "-t3", "10.1.9.2")
+    assert "From 10.1.9.0 icmp_seq=1 Time to live exceeded" in ping.stdout
+
+
+async def test_accept_local_is_put_right(tunnel: Lab) -> None:
+    one = tunnel.host(1)
+    # The kernel does not tell of it; it does of the device, and then everything is looked at.
+    await one.exec("sh", "-c", f"echo 0 > {ACCEPT_LOCAL}; ip link set flannel0 down")
+
+    async def right() -> bool:
+        return (await one.attempt("cat", ACCEPT_LOCAL)).stdout == "1\n"
+
+    await until(right, 2, "accept_local is put right", lambda: Log.of(one).text)
+    await one.exec("ip", "link", "delete", "flannel0")
+    await until(right, 5, "accept_local of a new device", lambda: Log.of(one).text)
+
+
+@pytest.mark.topology(hosts=2, backend="udp", agent_options=("--udp-engine=pump",), config={"Backend": {"Guard": "peers"}})
+async def test_where_peers_may_send_from_any_source_ours_is_not_taken(tunnel: Lab) -> None:
+    assert await shell(tunnel.host(1), f"cat {ACCEPT_LOCAL}") == ["0"]
+
+
+async def test_what_the_path_does_not_take_is_cut_or_refused(tunnel: Lab) -> None:
+    await tunnel.host(1).exec("ip", "route", "replace", "192.168.50.12/32", "dev", "eth1", "mtu", "1400")
+    await tunnel.host(2).exec("ip", "route", "replace", "192.168.50.11/32", "dev", "eth1", "mtu", "1400")
+    container = tunnel.container("c1")
+    large = ["ping", "-n", "-c3", "-i", "0.05", "-W2", "-s", str(1472 - 28)]
+    async with tunnel.pcap("h2", "eth1", "udp port 8285 or (ip[6:2] & 0x3fff != 0)") as capture:
+        assert " 0% packet loss" in await container.exec(*large, "-M", "dont", "10.1.9.2")
+        lines = await captured(capture, 12)
+    assert len(lines) == 12  # each way three in two
+    assert sum("UDP, length 1372" in line for line in lines) == 6
+    refused = await container.attempt(*large, "-M", "do", "10.1.9.2")
+    assert "Frag needed and DF set (mtu = 1372)" in refused.stdout

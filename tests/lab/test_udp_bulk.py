@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.lab.test_udp_pump import CA, CB, HA, HB, MTU, Host, capture, inside, ip, network, pings, socket_in, until
+from tests.lab.test_udp_pump import CA, CB, HA, HB, MTU, Host, capture, first, inside, ip, network, pings, socket_in, until
 from tests.unit.test_udp_split import ACK, PSH, Packet, folded
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and TUN devices")
@@ -203,16 +203,25 @@ def test_a_forged_buffer_is_refused_whole_and_one_forged_among_good_alone(
     assert b.counters["inbound_packets"] == passed + (0 if stranger else 4)
 
 
-def test_a_buffer_of_packets_above_the_mtu_is_refused(hosts: tuple[Host, Host]) -> None:
+def test_a_buffer_of_packets_above_the_mtu_is_the_kernels_to_cut_or_to_refuse(hosts: tuple[Host, Host]) -> None:
+    """Joined, as any: the kernel segments it again, and then fragments each or answers that it must not."""
     _, b = hosts
-    ip(f"-n {HA} link set eth1 mtu 1600")
-    ip(f"-n {HB} link set eth1 mtu 1600")
+    run = Packet(random.Random(2).randbytes(4500), protocol=17, ports=struct.pack("!HH", 5000, 4000), fragment=0)
+    for name in (HA, HB):
+        ip(f"-n {name} link set eth1 mtu 1600")
     try:
-        gathered("192.0.2.1", [each.octets() for each in Packet(bytes(4500)).segments(1500)])
-        until(lambda: b.counts("inbound_dropped_oversized", 3))
+        with socket_in(CB, socket.AF_INET, socket.SOCK_DGRAM) as target:
+            target.bind(("10.5.9.2", 4000))
+            gathered("192.0.2.1", [each.octets() for each in run.segments(1500)])
+            assert b"".join(target.recv(2000) for _ in range(3)) == run.payload
+        until(lambda: b.counts("inbound_joined", 1))
+        with capture(CA, "eth0") as seen:
+            gathered("192.0.2.1", [each.octets() for each in replace(run, fragment=0x4000).segments(1500)])
+            told = first(seen, lambda packet: packet[9] == 1 and packet[20:22] == bytes((3, 4)))
+        assert int.from_bytes(told[26:28], "big") == MTU  # the bridge's
     finally:
-        ip(f"-n {HA} link set eth1 mtu 1500")
-        ip(f"-n {HB} link set eth1 mtu 1500")
+        for name in (HA, HB):
+            ip(f"-n {name} link set eth1 mtu 1500")
 
 
 def test_a_joined_flow_has_its_push_and_its_order(hosts: tuple[Host, Host]) -> None:
@@ -229,11 +238,13 @@ def test_a_joined_flow_has_its_push_and_its_order(hosts: tuple[Host, Host]) -> N
 
 
 def test_a_path_that_takes_less_than_the_mtu_is_still_served(hosts: tuple[Host, Host]) -> None:
-    """The kernel refuses to segment for a route with a smaller MTU; each packet alone is fragmented below us, as flannel's are."""
+    """The kernel refuses to segment for a route with a smaller MTU; TCP is told what fits."""
     a, _ = hosts
     ip(f"-n {HA} route replace 192.0.2.2/32 dev eth1 mtu 1000")
     try:
         transfer(CA, 2)
     finally:
         ip(f"-n {HA} route del 192.0.2.2/32")
+        ip(f"-n {CA} route flush cache")
     assert a.counters["outbound_packets"] > 1000
+    assert a.counters["fragmentations_needed"] >= 1
