@@ -32,7 +32,7 @@ AUDIT_S = 300.0
 """A full observation this often, in seconds, under the notices."""
 
 SILENT_S = 5.0
-SILENT = frozenset({"fou"})
+SILENT = frozenset({"fou", "sysctl"})
 """Kinds of objects that the kernel changes without a notice are looked at this often, in seconds."""
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.4, 30.0
@@ -122,11 +122,10 @@ class Reconciler:
     def host_failed(self) -> bool:
         """True while something of the host's own (device, address, network route, firewall) could not be applied.
 
-        Packets flow without a sysctl, which cannot be set where /proc/sys is read-only, as in a container.
+        Packets flow without a sysctl, which in a container may not be settable.
         """
-        fragments = [self.desired.fragment(owner) for owner in (HOST, FIREWALL)]
-        ours = {item.key for fragment in fragments for item in fragment if not isinstance(item, Sysctl)}
-        return any(key in ours for key in self._delays)
+        ours = {key for owner in (HOST, FIREWALL) for key in self.desired.fragment(owner).objects}
+        return any(key in ours and key.kind != "sysctl" for key in self._delays)
 
     @property
     def peer_count(self) -> int:
@@ -342,6 +341,7 @@ class Reconciler:
         Returns the steps to take now: what is changed again and again is repaired with growing pauses.
         """
         drift = [step for step in steps if step.key not in self._meant and step.key not in self._delays]
+        drift = [step for step in drift if step.before or step.key.kind != "sysctl"]  # one that the kernel does not have
         self._meant.clear()
         if self._first_sweep and any(step.op == "remove" for step in drift):
             left = [step for step in drift if step.op == "remove"]

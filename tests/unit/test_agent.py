@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.desired import FdbEntry, Key, Neighbour, Route
+from flannelpy.agent import reconcile
+from flannelpy.core.desired import FdbEntry, Key, Neighbour, Route, Sysctl
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.kernel.fake import FakeKernel
@@ -136,6 +138,16 @@ async def test_a_sysctl_that_cannot_be_set_is_told_and_holds_up_nothing(host: Ho
     async with host.run():
         assert host.settings.subnet_file.exists()
         await until(lambda: "kernel-refused sysctl 30" in host.conditions())
+
+
+async def test_a_sysctl_that_somebody_sets_is_put_right_though_no_notice_tells(
+    host: HostInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "SILENT_S", 0.001)
+    wanted = Sysctl("net/ipv6/conf/flannel.1/accept_ra", "0")
+    async with host.run():
+        host.kernel.plant(replace(wanted, value="2"))
+        await until(lambda: host.kernel.get(wanted.key) == wanted)
 
 
 async def test_a_step_that_fails_is_told_tried_again_and_holds_up_nobody(host: HostInMemory) -> None:
