@@ -10,6 +10,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -228,7 +230,14 @@ def test_a_worker_that_is_killed_is_back_at_once_and_the_others_go_on(hosts: tup
         lost = [flows.lost(flow) - old for flow, old in zip(few, lost, strict=True)]
         assert sum(lost) == sum(lost[flow] for flow in few if found[flow] == victim)
         assert sum(lost) <= READS  # what it had in hand
-    assert min(gaps) < 0.5, gaps  # others that are busy on the machine only add to it
+    assert min(gaps) < max(0.5, 2 * start_s()), gaps  # of a machine that is busy with other things no more can be asked
+
+
+def start_s() -> float:
+    """How long a process with what a worker imports takes to start on this machine now."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-P", "-c", "import uvloop, backends.udp.worker, backends.udp.bulk"], check=True)
+    return time.monotonic() - began
 
 
 def kill_under_load(pid: int | None, flows: Flows) -> float:
