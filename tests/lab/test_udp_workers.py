@@ -10,8 +10,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +25,7 @@ from scapy.layers.inet import IP, UDP
 from backends.udp.bulk import READS
 from backends.udp.control import COUNTERS
 from tests.lab.test_udp_bulk import transfer
-from tests.lab.test_udp_pump import CA, CB, HA, HB, Host, inside, ip, network, pings, runs, socket_in, until
+from tests.lab.test_udp_pump import CA, CB, HA, HB, Host, inside, ip, network, pings, runs, socket_in, start_s, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and TUN devices")
 __all__ = ["network"]
@@ -231,13 +229,6 @@ def test_a_worker_that_is_killed_is_back_at_once_and_the_others_go_on(hosts: tup
         assert sum(lost) == sum(lost[flow] for flow in few if found[flow] == victim)
         assert sum(lost) <= READS  # what it had in hand
     assert min(gaps) < max(0.5, 2 * start_s()), gaps  # of a machine that is busy with other things no more can be asked
-
-
-def start_s() -> float:
-    """How long a process with what a worker imports takes to start on this machine now."""
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-P", "-c", "import uvloop, backends.udp.worker, backends.udp.bulk"], check=True)
-    return time.monotonic() - began
 
 
 def kill_under_load(pid: int | None, flows: Flows) -> float:
