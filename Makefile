@@ -14,7 +14,8 @@ ROUNDS  ?= 5
 
 # What the lab, the tests and the agent use on a Debian machine: the command that shows it is there, and its package.
 NEEDED  := ip:iproute2 ping:iputils-ping nft:nftables tcpdump:tcpdump iperf3:iperf3 ethtool:ethtool ps:procps modprobe:kmod \
-           openssl:openssl nsenter:util-linux systemd-analyze:systemd cc:build-essential iptables:iptables dmsetup:dmsetup
+           openssl:openssl nsenter:util-linux systemd-analyze:systemd systemd-nspawn:systemd-container cc:build-essential \
+           iptables:iptables dmsetup:dmsetup
 # Unpacked, not installed: an installed Docker starts, and changes the firewall of the machine. It needs iptables and dmsetup's library.
 DOCKER_PACKAGES := docker.io containerd runc busybox-static
 

@@ -114,19 +114,20 @@ class Host(Box):
 
     def agent_words(self, *options: str) -> list[str]:
         """The agent's command line; a later option wins over an earlier one."""
+        files = (f"--subnet-file={self.subnet_file}", f"--state-dir={self.state_dir}", f"--run-dir={self.run_dir}")
+        return [*self._known_settings.program, *files, *self.agent_options(*options)]
+
+    def agent_options(self, *options: str) -> list[str]:
+        """What an agent on this host has to be told in any case, and these; its files are where they are by default."""
+        settings = self._known_settings
+        where = (f"--etcd-endpoints={settings.endpoints}", f"--etcd-prefix={settings.prefix}")
+        return ["--iface=eth1", *where, *settings.options, *options]
+
+    @property
+    def _known_settings(self) -> AgentSettings:
         if self.settings is None:
             raise LabError(f"{self.name}: the lab has no etcd, start agents with a topology that has one")
-        return [
-            *self.settings.program,
-            "--iface=eth1",
-            f"--etcd-endpoints={self.settings.endpoints}",
-            f"--etcd-prefix={self.settings.prefix}",
-            f"--subnet-file={self.subnet_file}",
-            f"--state-dir={self.state_dir}",
-            f"--run-dir={self.run_dir}",
-            *self.settings.options,
-            *options,
-        ]
+        return self.settings
 
     def launch_agent(self, *options: str, program: Sequence[str] | None = None, env: Mapping[str, str] | None = None) -> Agent:
         """Start the agent (or another program in its place, as it is) and do not wait for it."""

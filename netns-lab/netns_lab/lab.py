@@ -25,6 +25,7 @@ from typing import Any
 from netns_lab import capture as captures
 from netns_lab import pinging as pings
 from netns_lab.agent import READY_WITHIN_S
+from netns_lab.booted import Booted, boot, flannelpy_files
 from netns_lab.docker import Docker
 from netns_lab.errors import LabError, TimedOutError
 from netns_lab.etcd import Etcd, EtcdFailedError, Tls
@@ -220,6 +221,16 @@ class Lab:
             if isinstance(outcome, BaseException):
                 raise outcome
 
+    async def install(self, which: int | str, *options: str) -> Booted:
+        """Boot a systemd on a host where flannelpy is installed as an administrator would do it; nothing of it is started.
+
+        Then ``systemctl`` has the agent, not ``host.agent``. Raises LabError where this machine cannot do it.
+        """
+        host = self.host(which)
+        booted = await boot(host.namespace, self._ledger, host.directory, flannelpy_files(host.agent_options(*options)))
+        host.subnet_file.symlink_to(booted.root / "run/flannel/subnet.env")
+        return booted
+
     async def connect_containers(self) -> None:
         """Give every host's bridge and containers their addresses from its subnet.env."""
         await asyncio.gather(*(host.connect_containers() for host in self.hosts))
@@ -255,6 +266,11 @@ class Lab:
             log=log,
             first_answer_within_s=first_answer_within_s,
         )
+
+    def pinging_steadily(self, source: str, target: str, *, per_second: float) -> AbstractAsyncContextManager[pings.Steady]:
+        """A stream of pings at a rate that holds, whatever comes back; counted by the kernel, to be asked by its ``tally``."""
+        log = self._next_file(f"ping-{source}-{target}.log")
+        return pings.pinging_steadily(self.box(source).namespace, self._address(target), per_second=per_second, log=log)
 
     def pcap(self, box: str, device: str, filter_: str = "") -> AbstractAsyncContextManager[captures.Capture]:
         """What passes a device, for the time of a block; ``filter_`` is tcpdump's."""

@@ -2,8 +2,8 @@
 
 One directory a lab, ``/run/netns-lab/NAME``; making it claims the name. In it ``made.jsonl``, one record a line: a namespace
 before it is made and again, with its inode, after; a process with its start time and its arguments. A pid is signalled only if both
-still fit (proc(5): pid and start time never repeat in one boot). Folders elsewhere (a cgroup) are noted before they are made.
-Everything else of a lab lives inside its namespaces or below this directory and goes with them.
+still fit (proc(5): pid and start time never repeat in one boot). Mounts, and folders elsewhere (a cgroup), are noted before they
+are made. Everything else of a lab lives inside its namespaces or below this directory and goes with them.
 """
 
 from __future__ import annotations
@@ -104,6 +104,10 @@ class Ledger:
         self._children.append(child)
         self.note_process(role, child.pid, argv)
 
+    def note_mount(self, path: Path) -> None:
+        """Something is about to be mounted here, below the lab's directory."""
+        self._write(kind="mount", path=os.fspath(path))
+
     def note_folder(self, path: Path) -> None:
         """This folder outside the lab's directory is about to be made: a cgroup, and others in it. They are removed while empty."""
         self._write(kind="folder", path=os.fspath(path))
@@ -180,9 +184,18 @@ class Ledger:
         left = [name for name in namespaces if (NETNS / name).exists()]
         if left:
             raise LabError(f"namespaces {', '.join(left)} could not be removed; lab down tries again")
+        self._remove_mounts()
         self._remove_folders()
         shutil.rmtree(self.directory, ignore_errors=True)
         return Removed(len(namespaces), ended)
+
+    def _remove_mounts(self) -> None:
+        """Take off what was mounted, the last one first. What stays mounted is never emptied: it may show somebody's root."""
+        for path in reversed(self._paths("mount")):
+            while os.path.ismount(path):
+                words = ["umount", "--lazy", path]
+                if subprocess.run(words, capture_output=True, check=False).returncode:
+                    raise LabError(f"{path} cannot be unmounted; lab down tries again")
 
     def _remove_folders(self) -> None:
         deadline = time.monotonic() + KILL_WITHIN_S

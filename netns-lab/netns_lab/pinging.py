@@ -20,6 +20,7 @@ _TIMES = re.compile(r"rtt min/avg/max/mdev = [\d.]+/([\d.]+)/")
 _ANSWER = re.compile(r"^\[(\d+\.\d+)\] \d+ bytes from .*icmp_seq=(\d+) .*time=([\d.]+) ms", re.MULTILINE)
 _UNANSWERED = re.compile(r"no answer yet for icmp_seq=(\d+)")
 _WRAP = 65536
+LAST_ANSWERS_WITHIN_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,74 @@ async def pinging(
     finally:
         await process.stop(number=signal.SIGINT)
         read_stream(process.printed(), result, from_first_answer=first_answer_within_s is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Echo requests and their answers as the kernel has counted them, so far."""
+
+    sent: int
+    answered: int
+
+    @property
+    def lost(self) -> int:
+        return self.sent - self.answered
+
+
+class Steady:
+    """A stream of many requests a second; ``tally`` may be asked for while the block runs and after it."""
+
+    def __init__(self, source: Namespace) -> None:
+        self._source = source
+        self._final: Tally | None = None
+
+    async def tally(self) -> Tally:
+        """What was sent and answered, so far; complete after the block."""
+        if self._final is not None:
+            return self._final
+        text = await self._source.exec("nft", "list", "counters", "table", "ip", _TALLY)
+        counts = dict(re.findall(r"counter (\w+) \{\s+packets (\d+)", text))
+        return Tally(int(counts["sent"]), int(counts["answered"]))
+
+    async def drain(self, within_s: float) -> None:
+        """Give the last answers time to come."""
+        deadline = time.monotonic() + within_s
+        now = await self.tally()
+        while now.lost and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+            now = await self.tally()
+        self._final = now
+
+
+_TALLY = "tally"
+_COUNT = f"""
+add table ip {_TALLY}
+add counter ip {_TALLY} sent
+add counter ip {_TALLY} answered
+add chain ip {_TALLY} leaving {{ type filter hook output priority 0; }}
+add chain ip {_TALLY} coming {{ type filter hook input priority 0; }}
+add rule ip {_TALLY} leaving ip daddr ADDRESS icmp type echo-request counter name sent
+add rule ip {_TALLY} coming ip saddr ADDRESS icmp type echo-reply counter name answered
+"""
+
+
+@asynccontextmanager
+async def pinging_steadily(source: Namespace, address: str, *, per_second: float, log: Path) -> AsyncIterator[Steady]:
+    """Ping for as long as the block runs, at a rate that holds also while no answers come; up to some thousands a second.
+
+    The kernel counts, because a burst of answers is more than ping's socket can hold.
+    """
+    await source.exec("nft", "-f", "-", stdin=_COUNT.replace("ADDRESS", address))
+    # While an answer is due, ping sleeps for 10 ms and then sends one request; with a preload, all that would have been due.
+    words = ["ping", "-n", "-q", "-i", f"{1 / per_second:.4f}", "-l", "50", address]
+    process = source.spawn(f"ping to {address}", words, log=log, lasting=False)
+    stream = Steady(source)
+    try:
+        yield stream
+    finally:
+        await process.stop(number=signal.SIGINT)
+        await stream.drain(LAST_ANSWERS_WITHIN_S)
+        await source.exec("nft", "delete", "table", "ip", _TALLY)
 
 
 async def _first_answer(process: Process, address: str, within_s: float) -> None:
