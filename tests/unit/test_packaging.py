@@ -78,6 +78,7 @@ def test_exposure_stays_low(unit: Path) -> None:
         "TimeoutStartSec=infinity",
         "RuntimeDirectoryPreserve=yes",
         "DeviceAllow=/dev/net/tun rw",
+        "FileDescriptorStoreMax=256",
     ],
 )
 def test_what_the_agent_relies_on(needed: str) -> None:
