@@ -162,6 +162,9 @@ class Counters:
 
     __slots__ = ("_memory", "fd", "live")
 
+    SIZE = _COUNTS.size
+    """Bytes behind the descriptor."""
+
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._memory = mmap.mmap(fd, _COUNTS.size)

@@ -1,17 +1,25 @@
 """What does the pump hold open, whoever moves the packets? A TUN queue, a socket and counters for each worker: its lane.
 
-They stay with the agent, so that packets wait in the queue and in the socket while a worker is replaced.
+They stay with the agent, so that packets wait in the queue and in the socket while a worker is replaced; and on the shelf, so that
+they do while the agent is.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from backends.udp.adoption import COUNTERS_OF, SOCKET_OF, TUN_OF, Wanted, adopt, adopt_counters
 from backends.udp.control import COUNTERS, Counters, make_counters
 from backends.udp.offload import Offload, ask_socket
 from backends.udp.tun import open_sockets, open_tun, possible_queues
+from flannelpy.core.backend import Shelf
+from flannelpy.core.errors import BackendError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,28 +49,58 @@ class Descriptors:
         """One for each worker; one in all where the kernel's TUN has a single queue."""
         self._counted = [0] * len(COUNTERS)
 
-    def open(self, address: str) -> None:
-        """Make device and sockets, these at ``address``; nothing may be open. Raises BackendError: what is in the way."""
-        number = possible_queues(self._workers)
-        sockets = open_sockets(address, self._port, number)
+    async def open(self, address: str, shelf: Shelf) -> None:
+        """Make device and sockets, these at ``address``, and keep them on the shelf; or take over what is there, if it fits.
+
+        Nothing may be open. Raises BackendError: what is in the way.
+        """
+        wanted = Wanted(self._device, address, self._port, possible_queues(self._workers), self.offload)
+        if not (shelf.names and self._adopt(shelf, wanted)):
+            await shelf.drop(*shelf.names)
+            self._make(wanted)
+            for number, lane in enumerate(self.lanes):
+                shelf.keep(TUN_OF.format(number), lane.tun)
+                shelf.keep(SOCKET_OF.format(number), lane.socket.fileno())
+                shelf.keep(COUNTERS_OF.format(number), lane.counters.fd)
+
+    def _make(self, wanted: Wanted) -> None:
+        sockets = open_sockets(wanted.address, wanted.port, wanted.number)
         try:
-            tuns, self.offloads = open_tun(self._device, self.offload, number)
+            tuns, offloads = open_tun(wanted.device, wanted.offload, wanted.number)
         except BaseException:
             for sock in sockets:
                 sock.close()
             raise
-        if Offload.HEADER in self.offloads:
+        self._equip(tuns, sockets, [make_counters() for _ in sockets], offloads)
+
+    def _adopt(self, shelf: Shelf, wanted: Wanted) -> bool:
+        """Take over what is on the shelf; False where it is not what is wanted, with a word."""
+        try:
+            tuns, sockets, offloads = adopt(shelf, wanted)
+        except BackendError as error:
+            log.info("what was kept cannot be used: %s; device and port are opened anew", error)
+            return False
+        log.info("TUN device %s and UDP %s:%d were kept, with what waits in them", wanted.device, wanted.address, wanted.port)
+        self._equip(tuns, sockets, [adopt_counters(shelf, number) for number in range(wanted.number)], offloads)
+        self._counted = [0] * len(COUNTERS)  # the lanes' counters hold what was counted before
+        return True
+
+    def _equip(
+        self, tuns: Sequence[int], sockets: Sequence[socket.socket], counters: Sequence[Counters], offloads: Offload
+    ) -> None:
+        if Offload.HEADER in offloads:
             for sock in sockets:
-                self.offloads |= ask_socket(sock)
-        self.lanes = tuple(Lane(tun, sock, make_counters()) for tun, sock in zip(tuns, sockets, strict=True))
+                offloads |= ask_socket(sock)
+        self.offloads = offloads
+        self.lanes = tuple(Lane(*each) for each in zip(tuns, sockets, counters, strict=True))
 
     def close(self) -> None:
-        """Give everything back; the device vanishes. May be called twice."""
+        """Give everything back; what is not on the shelf vanishes. May be called twice."""
         self._counted = self.counted()
         lanes, self.lanes = self.lanes, ()
         for lane in lanes:
             lane.close()
 
     def counted(self) -> list[int]:
-        """The sums over all lanes since this object was made, in the order of COUNTERS."""
+        """The sums over all lanes, in the order of COUNTERS: since this object was made, or what it took over."""
         return [sum(each) for each in zip(self._counted, *(lane.counters.read() for lane in self.lanes), strict=True)]

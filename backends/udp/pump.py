@@ -28,7 +28,7 @@ from backends.udp.control import (
 )
 from backends.udp.descriptors import Descriptors, Lane
 from backends.udp.offload import Offload, name_of
-from flannelpy.core.backend import Local, PumpStatus, WorkerStatus
+from flannelpy.core.backend import Local, PumpStatus, Shelf, WorkerStatus
 from flannelpy.core.errors import BackendError
 from flannelpy.core.model import NO_ADDRESS, Lease
 
@@ -65,17 +65,17 @@ class UdpPump:
         self._peers: dict[Subnet, tuple[str, int]] = {}  # -> lease key, PublicIP
         self._subnets: dict[str, Subnet] = {}  # lease key -> the subnet it holds in _peers
 
-    async def open(self) -> None:
-        """Make device and socket, anew where they are open. Raises BackendError: what is in the way, and how to remove it."""
+    async def open(self, shelf: Shelf) -> None:
+        """Make device and sockets, or take them over from the shelf. Raises BackendError: what is in the way and its remedy."""
         await self.close()
         if self._uplink.address is None:
             raise BackendError(f"interface {self._uplink.name} has no IPv4 address: expected one, to bind UDP port {self._port} to")
-        self.descriptors.open(str(self._uplink.address))
+        await self.descriptors.open(str(self._uplink.address), shelf)
         if len(self.descriptors.lanes) < self._workers:
             log.warning("udp worker: one and not %d, for this kernel's TUN has a single queue", self._workers)
 
     async def close(self) -> None:
-        """Give back device, which vanishes, and socket. May be called twice."""
+        """Give back device and sockets; what is not on a shelf vanishes. May be called twice."""
         self.descriptors.close()
 
     def counters(self) -> Mapping[str, int]:

@@ -23,11 +23,11 @@ from flannelpy.core.errors import BackendError
 CLONE = "/dev/net/tun"
 
 _TUNSETIFF = 0x400454CA
-_IFF_TUN = 0x0001
-_IFF_MULTI_QUEUE = 0x0100
-_IFF_NO_PI = 0x1000
+IFF_TUN = 0x0001
+IFF_MULTI_QUEUE = 0x0100
+IFF_NO_PI = 0x1000
 _IFF_TUN_EXCL = 0x8000
-_IFREQ = Struct("16sH22x")
+IFREQ = Struct("16sH22x")
 
 _SIOCSIFTXQLEN = 0x8943
 _IFREQ_LENGTH = Struct("16si20x")
@@ -35,11 +35,12 @@ _IFREQ_LENGTH = Struct("16si20x")
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 
-WAITING = 2000
-"""Packets that wait in each queue of the device while a worker is replaced: two seconds of 1,000 a second. The kernel's is 500."""
+WAITING = 4000
+"""Packets that wait in each queue of the device while a worker or the agent is replaced: four seconds of 1,000 a second, twice what
+an agent takes to be back that was killed. The kernel's is 500."""
 
 SOCKET_BUFFER = 4 << 20
-"""Bytes, which the kernel doubles: 0.1 s at 0.3 Gbit/s, or WAITING small datagrams at what one occupies, 0.8 to 2.3 KB."""
+"""Bytes, which the kernel doubles: 0.1 s at 0.3 Gbit/s, or WAITING small datagrams at what most occupy, 0.8 to 2.3 KB."""
 
 
 def possible_queues(wanted: int) -> int:
@@ -48,7 +49,7 @@ def possible_queues(wanted: int) -> int:
         return 1
     tun = _open_clone()
     try:
-        return wanted if tun_features(tun) & _IFF_MULTI_QUEUE else 1
+        return wanted if tun_features(tun) & IFF_MULTI_QUEUE else 1
     finally:
         os.close(tun)
 
@@ -64,20 +65,25 @@ def open_tun(name: str, offload: bool = False, queues: int = 1) -> tuple[tuple[i
             tuns.append(_open_clone())
             undo.callback(os.close, tuns[-1])
         found = Offload.NONE
-        offload = offload and bool(tun_features(tuns[0]) & IFF_VNET_HDR)
-        flags = _IFF_TUN | _IFF_NO_PI | (IFF_VNET_HDR if offload else 0) | (_IFF_MULTI_QUEUE if queues > 1 else 0)
+        flags = tun_flags(tuns[0], offload, queues)
         try:
             # Another agent's device with several queues would let us in as one more; EXCL has it refuse.
             _attach(tuns[0], name, flags | _IFF_TUN_EXCL if queues > 1 else flags)
             _lengthen(name)  # before the others come: a queue is made as long as the device says
             for tun in tuns[1:]:
                 _attach(tun, name, flags)
-            if offload:
+            if flags & IFF_VNET_HDR:
                 found = ask_tun(tuns[0])
         except OSError as error:
             raise BackendError(f"TUN device {name}: {_why_no_device(name, error)}") from None
         undo.pop_all()
     return tuple(tuns), found
+
+
+def tun_flags(tun: int, offload: bool, queues: int) -> int:
+    """The flags of a device with this many queues and, where ``offload`` is wanted and the driver has it, virtio headers."""
+    header = IFF_VNET_HDR if offload and tun_features(tun) & IFF_VNET_HDR else 0
+    return IFF_TUN | IFF_NO_PI | header | (IFF_MULTI_QUEUE if queues > 1 else 0)
 
 
 def _open_clone() -> int:
@@ -88,7 +94,7 @@ def _open_clone() -> int:
 
 
 def _attach(tun: int, name: str, flags: int) -> None:
-    fcntl.ioctl(tun, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+    fcntl.ioctl(tun, _TUNSETIFF, IFREQ.pack(name.encode(), flags))
 
 
 def _lengthen(name: str) -> None:
@@ -146,14 +152,15 @@ def open_sockets(address: str, port: int, number: int = 1) -> tuple[socket.socke
                 raise BackendError(f"UDP {address}:{port}: {_why_no_socket(address, port, error)}") from None
             if number > 1:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            refuse_what_is_too_long(sock)
-            _enlarge(sock)
+            set_up(sock)
             sockets.append(sock)
         undo.pop_all()
     return tuple(sockets)
 
 
-def _enlarge(sock: socket.socket) -> None:
+def set_up(sock: socket.socket) -> None:
+    """Whatever else a socket of ours needs, also one that another version has opened; doing it twice does no harm."""
+    refuse_what_is_too_long(sock)
     for forced, polite in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
         try:
             sock.setsockopt(socket.SOL_SOCKET, forced, SOCKET_BUFFER)

@@ -12,11 +12,14 @@ from contextlib import asynccontextmanager, nullcontext
 from flannelpy import __version__
 from flannelpy.agent.cluster import Patience
 from flannelpy.agent.lock import hold_lock
-from flannelpy.agent.node import Node, SituationChangedError, Surroundings
+from flannelpy.agent.node import Node
 from flannelpy.agent.report import Reporter
-from flannelpy.agent.start import Wishes, find_situation
-from flannelpy.agent.systemd import Notifier
+from flannelpy.agent.shelf import SystemdShelf
+from flannelpy.agent.start import SituationChangedError, find_situation
+from flannelpy.agent.surroundings import Surroundings
+from flannelpy.agent.systemd import Notifier, inherited
 from flannelpy.agent.tell import answering, tell
+from flannelpy.core.backend import NoShelf, Shelf
 from flannelpy.core.conditions import Health
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.uplink import Wish
@@ -37,9 +40,11 @@ async def run(settings: Settings) -> int:
     from flannelpy.kernel.netlink import NetlinkKernel
     from flannelpy.registry.etcd import EtcdRegistry
 
+    notifier, left = Notifier(), inherited()
+    shelf = SystemdShelf(notifier, left) if notifier.listened_to else NoShelf()
     registry, kernel = EtcdRegistry(settings.endpoint), NetlinkKernel()
     try:
-        return await Agent(settings, registry, kernel, Notifier()).run()
+        return await Agent(settings, registry, kernel, notifier, shelf).run()
     finally:
         await registry.close()
         await kernel.close()
@@ -54,10 +59,18 @@ class Agent:
     """One host's agent, for one call of ``run``."""
 
     def __init__(
-        self, settings: Settings, registry: Registry, kernel: Kernel, notifier: Notifier, patience: Patience | None = None
+        self,
+        settings: Settings,
+        registry: Registry,
+        kernel: Kernel,
+        notifier: Notifier,
+        shelf: Shelf | None = None,
+        patience: Patience | None = None,
     ) -> None:
         wish = Wish(settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip, settings.public_ipv6)
-        self._around = Surroundings(settings, wish, registry, kernel, Reporter(clock), notifier, clock, patience or Patience())
+        self._around = Surroundings(
+            settings, wish, registry, kernel, Reporter(clock), notifier, shelf or NoShelf(), clock, patience or Patience()
+        )
         self._node: Node | None = None
         self._born = clock()
 
@@ -107,19 +120,16 @@ class Agent:
     async def live(self) -> None:
         """One node after the other, for ever: a new one where the config has changed so that this host can go over to it."""
         around = self._around
-        where = f"{around.settings.endpoint.prefix}/config"
         kept = self._read_view()
-        wishes = Wishes(around.wish, around.settings.host_options)
         while True:
-            situation = await find_situation(
-                around.registry, around.kernel, around.reporter, wishes, where, kept, around.patience.offline_s
-            )
+            situation = await find_situation(around, kept)
             node = self._node = Node(around, situation)
             try:
                 await node.run()
             except asyncio.CancelledError:
                 if around.settings.release_on_exit:
                     await node.release()
+                    await around.shelf.drop(*around.shelf.names)  # who gives its lease back does not take it up again unasked
                 raise
             except SituationChangedError:
                 pass
@@ -161,7 +171,9 @@ class Agent:
         if self._around.settings.release_on_exit:
             return "the lease is given back"
         if self._node is not None and self._node.has_pump:
-            return "the lease stays; packets wait for the next start, which brings the pump back"
+            if isinstance(self._around.shelf, NoShelf):
+                return "the lease stays; packets are cut off until the next start, which brings the pump back"
+            return "the lease stays; at a restart by systemd packets wait, after a stop they are cut off"
         return "the lease and what is programmed stay, so that packets keep flowing"
 
     @property

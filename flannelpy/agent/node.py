@@ -6,21 +6,20 @@ import asyncio
 import logging
 import random
 from contextlib import suppress
-from dataclasses import dataclass
 
 from netaddr import IPNetwork
 
-from flannelpy.agent.cluster import Cluster, Patience, report_life
+from flannelpy.agent.catch_up import catch_up
+from flannelpy.agent.cluster import Cluster, report_life
 from flannelpy.agent.firewall import compose, speaks_of_peers
 from flannelpy.agent.identity import stable_macs
 from flannelpy.agent.keeper import Keeper
 from flannelpy.agent.publish import Publisher
 from flannelpy.agent.reconcile import Reconciler
-from flannelpy.agent.report import Clock, Reporter
 from flannelpy.agent.scope import find_scope, fou_ports
-from flannelpy.agent.start import Situation, can_become, choose_uplink, read_config
+from flannelpy.agent.start import Situation, SituationChangedError, can_become, choose_uplink
 from flannelpy.agent.supervise import PumpSupervisor, make_way
-from flannelpy.agent.systemd import Notifier
+from flannelpy.agent.surroundings import Surroundings
 from flannelpy.agent.tell import Parts
 from flannelpy.core import lease_events as ev
 from flannelpy.core.backend import Local, understand
@@ -30,38 +29,17 @@ from flannelpy.core.errors import ConfigError, FlannelpyError, MalformedError, N
 from flannelpy.core.leasing import Leasing
 from flannelpy.core.membership import Changes, Membership
 from flannelpy.core.model import Lease, parse_subnet_key
-from flannelpy.core.uplink import Wish
 from flannelpy.host import state as state_file
 from flannelpy.host import subnet_env
 from flannelpy.host.state import State
 from flannelpy.host.view_file import KeptView
-from flannelpy.kernel import Kernel
-from flannelpy.registry import ConfigChanged, Deleted, Event, Malformed, Put, Registry, Snapshot
-from flannelpy.settings import Settings
+from flannelpy.registry import ConfigChanged, Deleted, Event, Malformed, Put, Snapshot
 
 log = logging.getLogger("flannelpy")
 
 LIVENESS_S = 1.0
 KEEP_VIEW_S = 5.0
 RELEASE_S = 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What the agent hands in: the outside world, how to speak to people, and how patient to be."""
-
-    settings: Settings
-    wish: Wish
-    registry: Registry
-    kernel: Kernel
-    reporter: Reporter
-    notifier: Notifier
-    clock: Clock
-    patience: Patience = Patience()  # noqa: RUF009 - frozen
-
-
-class SituationChangedError(FlannelpyError):
-    """The config asks for another situation; the kernel stays as it is, and a new node takes over from it."""
 
 
 class Node:
@@ -73,6 +51,7 @@ class Node:
         self._lease: Lease | None = None
         self._held = asyncio.Event()
         self._lost = False
+        self._may_publish = not situation.resumed
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._kept = _read_state(around)
         self._previous = subnet_env.read(around.settings.subnet_file)
@@ -86,6 +65,7 @@ class Node:
         self._pump = PumpSupervisor(
             backend,
             reporter,
+            around.shelf,
             peers=lambda: self._cluster.membership.peers,
             make_way=lambda local: make_way(around.kernel, self._scope, backend.host(local)),
             on_open=self._reconciler.dirty.add_everything,
@@ -305,7 +285,7 @@ class Node:
 
     def _on_settled(self) -> None:
         """A round is over; after the first full one, the kernel carries what it can."""
-        if self._lease is not None and not self._reconciler.host_failed:
+        if self._lease is not None and self._may_publish and not self._reconciler.host_failed:
             self._publisher.publish(self._lease, self._reconciler.peer_count)
 
     def _on_facts(self) -> None:
@@ -315,14 +295,7 @@ class Node:
 
     async def _follow_registry(self) -> None:
         """Keep the lease and follow the others; after a start without etcd, when it answers."""
-        around, kept = self._around, self._situation.kept
-        if kept is not None:
-            around.reporter.begin("view-stale", f"{len(kept.leases)} leases as of revision {kept.revision}")
-            stored = await read_config(around.registry, around.reporter)
-            if stored.text != kept.config:
-                raise SituationChangedError("the network config is another one than was kept on disk")
-            await self._cluster.begin()
-            around.reporter.end("view-stale")
+        await catch_up(self._around, self._situation, self._cluster.begin, self._allow_publishing)
         keeper = self._keeper = self._make_keeper()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(keeper.run(), name="lease")
@@ -331,6 +304,11 @@ class Node:
             tasks.create_task(self._cluster.explain(), name="departures")
             tasks.create_task(self._watch_liveness(), name="liveness")
 
+    def _allow_publishing(self) -> None:
+        self._may_publish = True
+        if self._reconciler.settled:
+            self._on_settled()
+
     async def _keep_view(self) -> None:
         """Keep what we know of the cluster on disk, soon after it has changed."""
         while True:
@@ -338,7 +316,7 @@ class Node:
             self._view_changed.clear()
             if self._lease is not None and self._keeper is not None:
                 self._write_view()
-            await asyncio.sleep(KEEP_VIEW_S)
+                await asyncio.sleep(KEEP_VIEW_S)
 
     def _write_view(self) -> None:
         lease = self._lease

@@ -6,16 +6,17 @@ import asyncio
 import errno
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from netaddr import IPAddress
 
 from flannelpy.agent.cluster import report_error, report_success
 from flannelpy.agent.report import Reporter
-from flannelpy.core.backend import NO_HOST_OPTIONS, Backend, Chosen, Engines, HostOptions, Local, Uplink, understand
+from flannelpy.agent.surroundings import Surroundings
+from flannelpy.core.backend import Backend, Chosen, Engines, Local, Uplink, understand
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.desired import Fou, HostState, Key, Scope
-from flannelpy.core.errors import ConfigError, RegistryError, WatchGapError
+from flannelpy.core.errors import ConfigError, FlannelpyError, RegistryError, WatchGapError
 from flannelpy.core.model import Lease
 from flannelpy.core.plan import Step, plan
 from flannelpy.core.uplink import Choice, RouteAnswer, Wish, choose
@@ -29,14 +30,6 @@ FIRST_RETRY_S, LAST_RETRY_S = 0.1, 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """What the operator of this host asked for: of the uplink, and of the backends."""
-
-    uplink: Wish = Wish()  # noqa: RUF009 - frozen
-    backends: HostOptions = field(default_factory=lambda: NO_HOST_OPTIONS)
-
-
-@dataclass(frozen=True, slots=True)
 class Situation:
     """What the start found out, and everything after it is built on."""
 
@@ -47,31 +40,42 @@ class Situation:
     text: str
     """The config as stored."""
     kept: KeptView | None = None
-    """The cluster as it was kept on disk, where etcd does not answer; None where it does."""
+    """The cluster as it was kept on disk, where etcd does not answer or was not asked; None where it does."""
+    resumed: bool = False
+    """True where etcd was not asked, because packets wait."""
     uplink_reasons: tuple[str, ...] = ()
     engine: Chosen | None = None
     """How the backend works here, where it has several ways."""
 
 
-async def find_situation(
-    registry: Registry, kernel: Kernel, reporter: Reporter, wishes: Wishes, where: str, kept: KeptView | None, offline_s: float
-) -> Situation:
-    """Wait for a config that this host can run, for ever. ``where`` is the config's key, for messages. Raises NoUplinkError.
+class SituationChangedError(FlannelpyError):
+    """The config asks for another situation; the kernel stays as it is, and a new node takes over from it."""
 
-    With a view that was ``kept``, a registry that does not answer is waited for ``offline_s`` seconds, and then done without.
+
+async def find_situation(around: Surroundings, kept: KeptView | None) -> Situation:
+    """Wait for a config that this host can run, for ever. Raises NoUplinkError.
+
+    With a view that was ``kept``, a registry that does not answer is waited for ``offline_s`` seconds, and then done without. Where
+    packets wait in descriptors on the shelf, that view is taken up at once, and the registry is for the caller to ask.
     """
+    registry, reporter, where = around.registry, around.reporter, f"{around.settings.endpoint.prefix}/config"
+    if kept is not None and around.shelf.names:
+        situation = await _offline(around, kept)
+        if situation is not None:
+            return replace(situation, resumed=True)
+        kept = None
     while True:
         try:
-            async with asyncio.timeout(offline_s if kept is not None else None):
+            async with asyncio.timeout(around.patience.offline_s if kept is not None else None):
                 stored = await read_config(registry, reporter)
         except TimeoutError:
-            situation = await _offline(kernel, reporter, wishes, kept)
+            situation = await _offline(around, kept)
             if situation is not None:
                 return situation
             kept = None
             continue
         try:
-            situation = await _examine(kernel, reporter, wishes, stored.text)
+            situation = await _examine(around, stored.text)
         except ConfigError as error:
             reporter.begin("config-unusable", f"at {where}: {error}" if stored.text is not None else f"at {where} {error}")
             await _next_config(registry, reporter, stored)
@@ -82,24 +86,27 @@ async def find_situation(
         return situation
 
 
-async def _examine(kernel: Kernel, reporter: Reporter, wishes: Wishes, text: str | None) -> Situation:
+async def _examine(around: Surroundings, text: str | None) -> Situation:
     """What this host makes of a config. Raises ConfigError where it cannot run it, NoUplinkError."""
-    config, backend = understand(text, wishes.backends)
-    choice = await choose_uplink(kernel, wishes.uplink, config)
+    config, backend = understand(text, around.settings.host_options)
+    choice = await choose_uplink(around.kernel, around.wish, config)
     local = Local(config, choice.uplink, macs=dict.fromkeys(backend.devices(config), "02:00:00:00:00:00"))
     mtu = backend.mtu(local)
     backend.attrs(local)  # refuses what the host cannot do (host-gw behind NAT)
     for reason in choice.reasons:
         log.info("uplink: %s", reason)
-    engine = await _choose_engine(kernel, reporter, backend) if isinstance(backend, Engines) else None
+    engine = await _choose_engine(around, backend) if isinstance(backend, Engines) else None
     backend = backend if engine is None else engine.backend
     return Situation(config, backend, choice.uplink, mtu, text or "", uplink_reasons=choice.reasons, engine=engine)
 
 
-async def _choose_engine(kernel: Kernel, reporter: Reporter, backend: Engines) -> Chosen:
+async def _choose_engine(around: Surroundings, backend: Engines) -> Chosen:
     """The backend as it can work here, with a word about how."""
+    kernel, reporter, shelf = around.kernel, around.reporter, around.shelf
     tried = await kernel.rehearse(plan(backend.rehearsal, HostState())) if len(backend.rehearsal) else ()
     refusal = "; ".join(str(result.error) for result in tried if result.error is not None)
+    if tried and not refusal:
+        await shelf.drop(*shelf.names)  # a pump's port, which the kernel is about to ask for
     chosen = backend.choose(refusal or await _port_refusal(kernel, backend.rehearsal))
     log.info("%s", chosen.reason)
     if chosen.refused:
@@ -126,12 +133,12 @@ async def _port_refusal(kernel: Kernel, rehearsal: HostState) -> str:
     return ""
 
 
-async def _offline(kernel: Kernel, reporter: Reporter, wishes: Wishes, kept: KeptView | None) -> Situation | None:
+async def _offline(around: Surroundings, kept: KeptView | None) -> Situation | None:
     """The situation as it was kept; None where it is no longer ours to take up (another address, another config)."""
     if kept is None or kept.own is None:
         return None
     try:
-        situation = await _examine(kernel, reporter, wishes, kept.config)
+        situation = await _examine(around, kept.config)
     except ConfigError as error:
         log.warning("what was kept on disk cannot be used: %s", error)
         return None

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 from flannelpy.agent.report import Reporter
-from flannelpy.core.backend import Backend, Local, Pump, PumpStatus, Telling
+from flannelpy.core.backend import Backend, Local, Pump, PumpStatus, Shelf, Telling
 from flannelpy.core.desired import Fou, HostState, Key, Link, Scope
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.model import Lease
@@ -40,6 +40,7 @@ class PumpSupervisor:
         self,
         backend: Backend,
         reporter: Reporter,
+        shelf: Shelf,
         *,
         peers: Callable[[], Mapping[str, Lease]],
         make_way: Callable[[Local], Awaitable[None]],
@@ -49,6 +50,7 @@ class PumpSupervisor:
         """Set once the first attempt to open a pump is over, whatever came of it; or there is none to open."""
         self._backend = backend
         self._reporter = reporter
+        self._shelf = shelf
         self._peers = peers
         self._make_way = make_way
         self._on_open = on_open
@@ -79,21 +81,20 @@ class PumpSupervisor:
         while True:
             self._pump = self._backend.pump(local)
             if self._pump is None:
+                await self._shelf.drop(*self._shelf.names)  # another backend's or engine's: its device and port are in the way
                 self.tried.set()
                 return
-            serving = asyncio.create_task(self._serve(self._pump, local), name="pump")
-            try:
+            async with asyncio.TaskGroup() as tasks:  # what it does not expect ends the agent, and not only the pump
+                serving = tasks.create_task(self._serve(self._pump, local), name="pump")
                 local = await self._locals.get()
-            finally:
                 serving.cancel()
-                await asyncio.wait({serving})
 
     async def _serve(self, pump: Pump, local: Local) -> None:
         delay = FIRST_RETRY_S
         while True:
             try:
                 await self._make_way(local)
-                await pump.open()
+                await pump.open(self._shelf)
                 pump.update(self._peers())
                 self._reporter.end("pump-failed")
                 self._on_open()

@@ -1,12 +1,22 @@
-"""What does systemd get told? READY, STATUS and STOPPING over the notify socket. sd_notify(3)."""
+"""How do agent and systemd talk? READY, STATUS and STOPPING over the notify socket; descriptors too, and back after a restart.
+
+Sources: sd_notify(3), sd_notify_barrier(3), sd_listen_fds(3), FileDescriptorStoreMax= in systemd.service(5).
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
+from collections.abc import MutableMapping, Sequence
 
 log = logging.getLogger(__name__)
+
+FIRST_INHERITED = 3
+"""SD_LISTEN_FDS_START: what a former life left begins here."""
+
+BARRIER_WITHIN_S = 2.0
 
 
 class Notifier:
@@ -17,6 +27,11 @@ class Notifier:
         # A leading @ is an abstract socket (unix(7)).
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
         self._lost = False
+
+    @property
+    def listened_to(self) -> bool:
+        """True where there is somebody to tell."""
+        return bool(self._address)
 
     def ready(self, status: str) -> None:
         """The service is up; ``status`` is the line that ``systemctl status`` shows."""
@@ -30,15 +45,68 @@ class Notifier:
         """The service is going down on purpose."""
         self._send("STOPPING=1")
 
-    def _send(self, message: str) -> None:
+    def store(self, name: str, fd: int) -> None:
+        """Keep a duplicate of ``fd`` for the next life, beside those that have the same name. The last life's are still kept."""
+        # Unpolled: an error that waits on a socket would make systemd let go of it.
+        self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", [fd])
+
+    def forget(self, name: str) -> None:
+        """Close what is kept under this name."""
+        self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+    async def barrier(self) -> None:
+        """Return once systemd has acted upon all that it was told; where it does not, after BARRIER_WITHIN_S, with a word."""
+        loop = asyncio.get_running_loop()
+        ours, theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        closed = asyncio.Event()
+        loop.add_reader(ours, closed.set)  # systemd closes its copy of the other end: the last one
+        try:
+            self._send("BARRIER=1", [theirs])
+            os.close(theirs)
+            async with asyncio.timeout(BARRIER_WITHIN_S):
+                await closed.wait()
+        except TimeoutError:
+            log.warning("systemd has not acted upon what it was told %g s ago; going on", BARRIER_WITHIN_S)
+        finally:
+            loop.remove_reader(ours)
+            os.close(ours)
+
+    def _send(self, message: str, fds: Sequence[int] = ()) -> None:
         if not self._address:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to_systemd:
                 to_systemd.connect(self._address)
-                to_systemd.sendall(message.encode())
+                socket.send_fds(to_systemd, [message.encode()], fds)
             self._lost = False
         except OSError as error:
             if not self._lost:
                 self._lost = True
                 log.warning("systemd cannot be told %r: %s", message.partition("\n")[0], error.strerror)
+
+
+def inherited(environ: MutableMapping[str, str] = os.environ) -> dict[str, int]:
+    """The descriptors that systemd kept from the last life, by name; they are the caller's now. Call it once, and early.
+
+    The variables that tell of them are taken out of ``environ``, and the descriptors do not pass to children. Two of one name
+    cannot be told apart: the first is taken, the other closed. What cannot be understood is said and passed over.
+    """
+    pid, count, names = (environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
+    if pid != str(os.getpid()):
+        return {}  # none, or a parent's
+    named = names.split(":")
+    if count != str(len(named)):
+        log.warning("LISTEN_FDS=%r and LISTEN_FDNAMES=%r do not fit together: expected as many names; not used", count, names)
+        return {}
+    found: dict[str, int] = {}
+    for fd, name in enumerate(named, FIRST_INHERITED):
+        try:
+            os.set_inheritable(fd, False)
+        except OSError as error:
+            log.warning("descriptor %d (%s) from systemd: %s", fd, name, error.strerror)
+            continue
+        if name in found:
+            os.close(fd)
+        else:
+            found[name] = fd
+    return found

@@ -28,7 +28,7 @@ from flannelpy.explain import status as tells
 from flannelpy.explain.status import SOCKET, Status
 
 if TYPE_CHECKING:
-    from flannelpy.agent.node import Surroundings
+    from flannelpy.agent.surroundings import Surroundings
     from flannelpy.settings import Settings
 
 log = logging.getLogger("flannelpy")

@@ -166,11 +166,53 @@ class Engines(Protocol):
         ...
 
 
+class Shelf(Protocol):
+    """A place where descriptors outlive the agent: what a pump keeps here, the next start finds, and no packet is lost between.
+
+    What a descriptor stands for (a device, a port) lives on as long as it is kept, whoever else closes it.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is kept now."""
+        ...
+
+    def take(self, name: str) -> int | None:
+        """A descriptor of the caller's own to what is kept under this name, and stays so; None where nothing is."""
+        ...
+
+    def keep(self, name: str, fd: int) -> None:
+        """Keep this under a name, in place of what has it; ``fd`` stays the caller's. A name has no colon (sd_notify(3))."""
+        ...
+
+    async def drop(self, *names: str) -> None:
+        """Keep these no longer. When it returns, nobody but the caller holds them."""
+        ...
+
+
+class NoShelf:
+    """The shelf where nobody would keep anything: empty, always."""
+
+    names: tuple[str, ...] = ()
+
+    def take(self, name: str) -> int | None:  # noqa: ARG002 - the contract's
+        return None
+
+    def keep(self, name: str, fd: int) -> None:
+        pass
+
+    async def drop(self, *names: str) -> None:
+        pass
+
+
 class Pump(Protocol):
     """Running code of a backend that moves packets itself. One instance serves one (device, socket) pair for its life."""
 
-    async def open(self) -> None:
-        """Make device and socket; both exist after it. Raises BackendError or OSError with one clear line; may be called again."""
+    async def open(self, shelf: Shelf) -> None:
+        """Make device and socket, or take them over from the shelf; both exist after it, and nothing else of ours is on the shelf.
+
+        Raises BackendError or OSError with one clear line; may be called again.
+        """
         ...
 
     def update(self, peers: Mapping[str, Lease | None]) -> None:

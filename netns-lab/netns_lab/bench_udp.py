@@ -239,7 +239,7 @@ async def carry(number: int) -> None:
     from netaddr import IPAddress, IPNetwork
 
     from backends.udp import Udp
-    from flannelpy.core.backend import Local, Uplink
+    from flannelpy.core.backend import Local, NoShelf, Uplink
     from flannelpy.core.config import NetworkConfig
     from flannelpy.core.model import Lease, LeaseAttrs
 
@@ -252,7 +252,7 @@ async def carry(number: int) -> None:
     assert pump is not None
     peer = lease(3 - number)
     pump.update({peer.key: peer})
-    await pump.open()
+    await pump.open(NoShelf())
     await pump.run()
 
 

@@ -30,7 +30,7 @@ from scapy.layers.inet6 import IPv6
 
 from backends.udp import Udp, tun
 from backends.udp.control import COUNTERS
-from flannelpy.core.backend import Local, Uplink
+from flannelpy.core.backend import Local, NoShelf, Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.model import Lease, LeaseAttrs
@@ -67,7 +67,7 @@ async def drive(subnet: str, address: str, options: str) -> None:
         answer: object = None
         try:
             if word == "open":
-                await pump.open()
+                await pump.open(NoShelf())
             elif word == "run":
                 running = asyncio.create_task(pump.run())
             elif word == "update":

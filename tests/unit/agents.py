@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from netaddr import IPAddress
 from flannelpy.agent.agent import Agent
 from flannelpy.agent.cluster import Patience
 from flannelpy.agent.systemd import Notifier
+from flannelpy.core.backend import NoShelf, Shelf
 from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.kernel.fake import FakeKernel
 from flannelpy.registry import Endpoint
@@ -45,7 +46,7 @@ class Notes(Notifier):
         super().__init__("")
         self.sent: list[str] = []
 
-    def _send(self, message: str) -> None:
+    def _send(self, message: str, fds: Sequence[int] = ()) -> None:
         self.sent += message.splitlines()
 
 
@@ -65,6 +66,8 @@ class HostInMemory:
             **settings,  # type: ignore[arg-type]
         )
         self.notes = Notes()
+        self.shelf: Shelf = NoShelf()
+        self.patience = PATIENCE
         self.agent: Agent | None = None
         self._life: asyncio.Task[None] | None = None
 
@@ -81,7 +84,7 @@ class HostInMemory:
     async def run(self, *, ready: bool = True) -> AsyncIterator[HostInMemory]:
         """The agent, for the time of the block."""
 
-        agent = self.agent = Agent(self.settings, self.registry, self.kernel, self.notes, PATIENCE)
+        agent = self.agent = Agent(self.settings, self.registry, self.kernel, self.notes, self.shelf, self.patience)
 
         async def live() -> None:
             await agent.live()

@@ -19,7 +19,7 @@ from backends.udp.control import COUNTERS, DELETE, DEVICE_GONE, SET, START, Guar
 from backends.udp.descriptors import Descriptors, Lane
 from backends.udp.offload import Offload
 from backends.udp.pump import UdpPump
-from flannelpy.core.backend import Backend, Local, Pump, PumpStatus, Telling, Uplink, WorkerStatus, load
+from flannelpy.core.backend import Backend, Local, NoShelf, Pump, PumpStatus, Telling, Uplink, WorkerStatus, load
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.desired import Sysctl
 from flannelpy.core.errors import BackendError, ConfigError
@@ -276,8 +276,12 @@ async def test_a_worker_that_dies_with_orders_unread_is_one_that_died(pump: UdpP
 async def test_a_single_queue_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     made = Udp(workers=4).pump(LOCAL)
     assert made is not None
-    monkeypatch.setattr(made.descriptors, "open", lambda address: monkeypatch.setattr(made.descriptors, "lanes", ("the lane",)))
-    await made.open()
+
+    async def open_one(address: str, shelf: object) -> None:
+        monkeypatch.setattr(made.descriptors, "lanes", ("the lane",))
+
+    monkeypatch.setattr(made.descriptors, "open", open_one)
+    await made.open(NoShelf())
     assert caplog.messages == ["udp worker: one and not 4, for this kernel's TUN has a single queue"]
 
 
@@ -296,7 +300,7 @@ async def test_a_pump_that_is_not_open_says_so(pump: UdpPump) -> None:
 async def test_an_uplink_without_address_is_named() -> None:
     local = Local(CONFIG, Uplink("eth1", 3, 1500, public_ip=IPAddress("198.51.100.1")), LOCAL.lease)
     with pytest.raises(BackendError, match="interface eth1 has no IPv4 address"):
-        await Udp().pump(local).open()
+        await Udp().pump(local).open(NoShelf())
 
 
 def test_the_worker_loads_nothing_of_the_control_plane() -> None:

@@ -68,7 +68,7 @@ def test_a_driver_without_virtio_headers_gets_a_plain_device(monkeypatch: pytest
         monkeypatch.setattr(os, "open", lambda *_: 77)
         assert tun.open_tun("flannel0", wanted) == ((77,), found)
         assert kernel.asked_for == [asked_for]
-        assert kernel.waiting == 2000
+        assert kernel.waiting == 4000
 
 
 def test_several_queues_join_a_device_that_was_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,276 @@
+"""With packets waiting in kept descriptors: does the agent begin by what it kept on disk, and does etcd have the last word?"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from netaddr import IPAddress, IPNetwork
+
+from backends.udp import Udp
+from flannelpy.core.backend import Local, Shelf
+from flannelpy.core.desired import Key, Link
+from flannelpy.core.model import Lease
+from flannelpy.host import view_file
+from flannelpy.kernel.fake import FakeKernel
+from flannelpy.registry import StoredConfig
+from flannelpy.registry.memory import MemoryRegistry, MemoryStore
+from tests.unit.agents import PATIENCE, PREFIX, VXLAN, HostInMemory, until, vxlan_value
+
+UDP: dict[str, object] = {"Network": "10.5.0.0/16", "SubnetMin": "10.5.200.0", "Backend": {"Type": "udp", "Engine": "pump"}}
+VXLAN_ROUTE = "route 10.5.9.0/24 via 10.5.9.0 dev flannel.1 onlink"
+UDP_PEER = '{"PublicIP":"192.0.2.9","PublicIPv6":null}'
+
+
+class ShelfInMemory:
+    """What systemd would have kept, by name only."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self.on_drop: Callable[[], None] = lambda: None
+
+    def take(self, name: str) -> int | None:
+        return None
+
+    def keep(self, name: str, fd: int) -> None:
+        self.names = (*self.names, name)
+
+    async def drop(self, *names: str) -> None:
+        if names:
+            self.on_drop()
+        self.names = tuple(name for name in self.names if name not in names)
+
+
+class GatedRegistry(MemoryRegistry):
+    """An etcd that takes its time: no question is answered until the gate is open."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__(store)
+        self.gate = asyncio.Event()
+        self.asked = 0
+
+    async def config(self) -> StoredConfig:
+        self.asked += 1
+        await self.gate.wait()
+        return await super().config()
+
+
+class PumpInMemory:
+    """A pump that opens a device and remembers what it was told."""
+
+    made: list[PumpInMemory]
+
+    def __init__(self, kernel: FakeKernel) -> None:
+        self._kernel = kernel
+        self.running = False
+        self.peers: dict[str, Lease] = {}
+
+    async def open(self, shelf: Shelf) -> None:
+        if self._kernel.get(Key("link", "flannel0")) is None:
+            self._kernel.plant(Link("flannel0", "tun", mtu=1472, up=True))
+        if not shelf.names:
+            shelf.keep("udp-tun-0", 0)
+
+    def update(self, peers: Mapping[str, Lease | None]) -> None:
+        for key, lease in peers.items():
+            self.peers.pop(key, None) if lease is None else self.peers.update({key: lease})
+
+    async def run(self) -> None:
+        self.running = True
+        await asyncio.get_running_loop().create_future()
+
+    async def close(self) -> None:
+        self.running = False
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostInMemory:
+    """A host that has run the udp backend before, beside one peer; its descriptors were kept."""
+    made = HostInMemory(MemoryStore(), tmp_path)
+    made.put_config(UDP)
+    made.put_peer("10.5.9.0-24", UDP_PEER)
+    PumpInMemory.made = []
+
+    def pump(self: Udp, local: Local) -> PumpInMemory | None:
+        if self.engine == "kernel":
+            return None
+        PumpInMemory.made.append(PumpInMemory(made.kernel))
+        return PumpInMemory.made[-1]
+
+    monkeypatch.setattr(Udp, "pump", pump)
+    return made
+
+
+async def first_life(host: HostInMemory) -> str:
+    """Come up and go down; the lease."""
+    host.shelf = ShelfInMemory()
+    async with host.run():
+        await until(lambda: view_file.read(host.settings.state_dir, PREFIX) is not None)
+        lease = host.lease
+    PumpInMemory.made.clear()
+    host.notes.sent.clear()
+    return lease
+
+
+async def some_turns() -> None:
+    """Let everything that can go on go on."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+def gate(host: HostInMemory, offline_s: float = 60.0) -> GatedRegistry:
+    """From now on etcd takes its time."""
+    host.registry = made = GatedRegistry(host.store)
+    host.patience = replace(PATIENCE, offline_s=offline_s)
+    return made
+
+
+async def test_packets_move_before_etcd_has_answered_and_ready_is_said_after(host: HostInMemory) -> None:
+    lease = await first_life(host)
+    assert host.shelf.names == ("udp-tun-0",)
+    registry = gate(host)
+    async with host.run(ready=False):
+        await until(lambda: PumpInMemory.made and PumpInMemory.made[0].running)
+        await until(lambda: registry.asked == 1)
+        assert [str(peer.subnet) for peer in PumpInMemory.made[0].peers.values()] == ["10.5.9.0/24"]
+        await until(lambda: host.holds("route 10.5.0.0/16 dev flannel0"))
+        await some_turns()
+        assert not host.ready
+        assert "READY=1" not in host.notes.sent
+        registry.gate.set()
+        await until(lambda: host.ready)
+        assert "READY=1" in host.notes.sent
+        assert host.conditions() == {}
+        assert host.lease == lease
+        assert len(PumpInMemory.made) == 1  # the one that began goes on
+
+
+async def test_an_etcd_that_stays_silent_is_done_without_as_at_any_start(host: HostInMemory) -> None:
+    await first_life(host)
+    registry = gate(host, offline_s=0.02)
+    async with host.run():
+        assert "view-stale" in host.conditions()
+        assert PumpInMemory.made[0].running
+        registry.gate.set()
+        await until(lambda: host.conditions() == {})
+
+
+async def test_where_nothing_was_kept_etcd_is_asked_first(host: HostInMemory) -> None:
+    await first_life(host)
+    host.shelf = ShelfInMemory()
+    registry = gate(host)
+    async with host.run(ready=False):
+        await until(lambda: registry.asked == 1)
+        await some_turns()
+        assert PumpInMemory.made == []
+        registry.gate.set()
+        await until(lambda: host.ready)
+
+
+async def test_peers_that_came_and_went_meanwhile_are_put_right(host: HostInMemory) -> None:
+    host.put_peer("10.5.10.0-24", UDP_PEER.replace("2.9", "2.10"))
+    await first_life(host)
+    registry = gate(host)
+    host.delete("10.5.10.0-24")
+    host.put_peer("10.5.11.0-24", UDP_PEER.replace("2.9", "2.11"))
+    async with host.run(ready=False):
+        await until(lambda: PumpInMemory.made and PumpInMemory.made[0].running)
+        pump = PumpInMemory.made[0]
+        assert sorted(str(peer.subnet) for peer in pump.peers.values()) == ["10.5.10.0/24", "10.5.9.0/24"]
+        registry.gate.set()
+        await until(lambda: sorted(str(peer.subnet) for peer in pump.peers.values()) == ["10.5.11.0/24", "10.5.9.0/24"])
+
+
+async def test_a_config_of_another_backend_is_followed_and_what_was_kept_is_dropped(host: HostInMemory) -> None:
+    lease = await first_life(host)
+    registry = gate(host)
+    host.put_config(VXLAN)
+    async with host.run(ready=False):
+        await until(lambda: PumpInMemory.made and PumpInMemory.made[0].running)
+        assert "READY=1" not in host.notes.sent
+        registry.gate.set()
+        await until(lambda: host.ready)
+        assert host.shelf.names == ()
+        assert host.kernel.get(Key("link", "flannel.1")) is not None
+        assert not PumpInMemory.made[0].running
+        assert len(PumpInMemory.made) == 1
+        assert host.lease == lease
+
+
+async def test_a_view_without_a_use_is_no_reason_to_begin_without_etcd(host: HostInMemory) -> None:
+    """The host has another address now: what was kept is for another."""
+    await first_life(host)
+    registry = gate(host)
+    kept = view_file.read(host.settings.state_dir, PREFIX)
+    assert kept is not None
+    moved = [replace(lease, attrs=replace(lease.attrs, public_ip=IPAddress("192.0.2.77"))) for lease in kept.leases]
+    view_file.write(host.settings.state_dir, replace(kept, leases=tuple(moved)))
+    async with host.run(ready=False):
+        await until(lambda: registry.asked == 1)
+        assert PumpInMemory.made == []
+        registry.gate.set()
+        await until(lambda: host.ready)
+
+
+async def test_an_old_view_takes_nothing_away_that_it_does_not_know(host: HostInMemory) -> None:
+    """Killed before the newest peer was written down; another backend, whose peers are in the kernel."""
+    host.put_config(VXLAN)
+    host.put_peer("10.5.9.0-24", vxlan_value("192.0.2.9", "02:00:00:00:00:09"))
+    host.shelf = ShelfInMemory()
+    async with host.run():
+        await until(lambda: host.holds(VXLAN_ROUTE))
+    kept = view_file.read(host.settings.state_dir, PREFIX)
+    assert kept is not None
+    older = [lease for lease in kept.leases if lease.subnet != IPNetwork("10.5.9.0/24")]
+    view_file.write(host.settings.state_dir, replace(kept, leases=tuple(older), revision=kept.revision - 1))
+    host.shelf = ShelfInMemory("somebody's")
+    registry = gate(host)
+    steps = len(host.kernel.applied)
+    async with host.run(ready=False):
+        await until(lambda: registry.asked == 1)
+        await until(lambda: host.kernel.calls["observe"] > 0)
+        await some_turns()
+        assert host.holds(VXLAN_ROUTE)
+        registry.gate.set()
+        await until(lambda: host.ready)
+        assert host.holds(VXLAN_ROUTE)
+    assert [str(step) for step in host.kernel.applied[steps:] if step.op == "remove"] == []
+
+
+async def test_an_engine_that_is_the_kernels_now_gets_the_port(host: HostInMemory) -> None:
+    """fou was not there at the first start; auto takes it when it is."""
+    host.put_config({**UDP, "Backend": {"Type": "udp"}})
+    host.kernel.unknown = {"fou"}
+    await first_life(host)
+    assert host.shelf.names == ("udp-tun-0",)
+    host.kernel.unknown = set()
+    host.kernel.take(Key("link", "flannel0"))  # as it goes with its last descriptor
+    tried: list[bool] = []
+    shelf = host.shelf = ShelfInMemory(*host.shelf.names)
+    shelf.on_drop = lambda: tried.append(host.kernel.get(Key("fou", "8285")) is not None)
+    async with host.run():
+        assert tried == [False]  # before the kernel was asked for the port that a kept socket has
+        assert shelf.names == ()
+        assert host.kernel.get(Key("fou", "8285")) is not None
+
+
+async def test_who_gives_its_lease_back_keeps_nothing(host: HostInMemory) -> None:
+    host.settings = replace(host.settings, release_on_exit=True)
+    await first_life(host)
+    assert host.shelf.names == ()
+
+
+async def test_what_a_pump_does_not_expect_ends_the_agent_and_not_only_the_pump(
+    host: HostInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(self: PumpInMemory) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(PumpInMemory, "run", run)
+    async with host.run(ready=False):
+        await until(lambda: host.over)
+    with pytest.raises(ExceptionGroup):
+        host.raise_failure()

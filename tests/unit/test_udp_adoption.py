@@ -1,0 +1,237 @@
+"""What was kept on the shelf: used where it is what is wanted, else dropped as a whole, with one word why."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from struct import pack
+from typing import Any
+
+import pytest
+
+from backends.udp import adoption
+from backends.udp.adoption import Wanted, adopt, adopt_counters
+from backends.udp.control import COUNTERS, make_counters
+from backends.udp.descriptors import Descriptors
+from backends.udp.offload import Offload
+from flannelpy.core.errors import BackendError
+
+DEVICE = "lo"
+"""A name that every machine has: whether the device is still there is asked of the kernel."""
+PLAIN, HEADER, MULTI = 0x1001, 0x4000, 0x0100
+
+
+class Tun:
+    """Stands for ioctl(2) on a TUN queue: a driver that knows everything, a device of this name and these flags."""
+
+    def __init__(self, name: str = DEVICE, flags: int = PLAIN | HEADER, code: int = 0) -> None:
+        self.name, self.flags, self.code = name, flags, code
+
+    def ioctl(self, descriptor: int, request: int, argument: Any) -> bytes:
+        if request == 0x800454CF:
+            return (0xFFFF).to_bytes(4, "little")
+        if request == 0x800454D2:
+            if self.code:
+                raise OSError(self.code, os.strerror(self.code))
+            return pack("16sH22x", self.name.encode(), self.flags)
+        return b""
+
+
+class Shelf:
+    """One that keeps without systemd."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, int] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.kept)
+
+    def take(self, name: str) -> int | None:
+        return os.dup(self.kept[name]) if name in self.kept else None
+
+    def keep(self, name: str, fd: int) -> None:
+        if name in self.kept:
+            os.close(self.kept[name])
+        self.kept[name] = os.dup(fd)
+
+    async def drop(self, *names: str) -> None:
+        for name in names:
+            os.close(self.kept.pop(name))
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def udp_socket(*, shared: bool) -> socket.socket:
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+    made.bind(("127.0.0.1", 0))
+    return made
+
+
+@pytest.fixture
+def shelf() -> Iterator[Shelf]:
+    made = Shelf()
+    yield made
+    for fd in made.kept.values():
+        os.close(fd)
+
+
+def fill(shelf: Shelf, workers: int = 1) -> Wanted:
+    """Keep what a pump of so many workers has open; what it wanted."""
+    port = 0
+    for number in range(workers):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made, Path(os.devnull).open("rb") as tun:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, workers > 1)
+            made.bind(("127.0.0.1", port))
+            port = made.getsockname()[1]
+            counters = make_counters()
+            counters.write([100 * (number + 1)] * len(COUNTERS))
+            shelf.keep(f"udp-tun-{number}", tun.fileno())
+            shelf.keep(f"udp-socket-{number}", made.fileno())
+            shelf.keep(f"udp-counters-{number}", counters.fd)
+            counters.close()
+    return Wanted(DEVICE, "127.0.0.1", port, workers, offload=True)
+
+
+def close(tuns: tuple[int, ...], sockets: tuple[socket.socket, ...]) -> None:
+    for tun in tuns:
+        os.close(tun)
+    for each in sockets:
+        each.close()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_fits_is_taken_over(shelf: Shelf, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = fill(shelf, workers)
+    monkeypatch.setattr(fcntl, "ioctl", Tun(flags=PLAIN | HEADER | (MULTI if workers > 1 else 0)).ioctl)
+    tuns, sockets, offloads = adopt(shelf, wanted)
+    assert len(tuns) == len(sockets) == workers
+    assert {each.getsockname() for each in sockets} == {("127.0.0.1", wanted.port)}
+    assert Offload.HEADER in offloads
+    assert len(shelf.names) == 3 * workers  # it stays there for the next start
+    close(tuns, sockets)
+
+
+def test_a_device_without_virtio_headers_is_as_good_where_none_are_wanted(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = fill(shelf)
+    monkeypatch.setattr(fcntl, "ioctl", Tun(flags=PLAIN).ioctl)
+    tuns, sockets, offloads = adopt(shelf, Wanted(DEVICE, "127.0.0.1", wanted.port, 1, offload=False))
+    assert offloads == Offload.NONE
+    close(tuns, sockets)
+
+
+Spoil = Callable[[Shelf, Wanted], None]
+
+
+def another_port(shelf: Shelf, wanted: Wanted) -> None:
+    with udp_socket(shared=False) as other:
+        shelf.keep("udp-socket-0", other.fileno())
+
+
+def a_shared_port(shelf: Shelf, wanted: Wanted) -> None:
+    with udp_socket(shared=True) as other:
+        shelf.keep("udp-socket-0", other.fileno())
+
+
+def a_tcp_socket(shelf: Shelf, wanted: Wanted) -> None:
+    with socket.socket() as other:
+        shelf.keep("udp-socket-0", other.fileno())
+
+
+def no_socket(shelf: Shelf, wanted: Wanted) -> None:
+    with Path(os.devnull).open("rb") as other:
+        shelf.keep("udp-socket-0", other.fileno())
+
+
+def none_at_all(shelf: Shelf, wanted: Wanted) -> None:
+    os.close(shelf.kept.pop("udp-socket-0"))
+
+
+def one_more(shelf: Shelf, wanted: Wanted) -> None:
+    shelf.keep("udp-tun-1", shelf.kept["udp-tun-0"])
+
+
+@pytest.mark.parametrize(
+    ("tun", "spoil", "says"),
+    [
+        (Tun(code=errno.EBADFD), None, "TUN device lo: it was deleted"),
+        (Tun("nosuchdevice0"), None, "TUN device lo: it was deleted"),
+        (Tun(code=errno.ENOTTY), None, "TUN device lo: Inappropriate ioctl for device"),
+        (Tun(flags=PLAIN), None, "TUN device lo has flags 0x1001; expected lo with 0x5001"),
+        (Tun(flags=PLAIN | HEADER | MULTI), None, "TUN device lo has flags 0x5101; expected lo with 0x5001"),
+        (Tun(flags=0x1002 | HEADER), None, "TUN device lo has flags 0x5002; expected lo with 0x5001"),
+        (Tun(), another_port, r"UDP 127.0.0.1:\d+, not shared; expected 127.0.0.1:\d+"),
+        (Tun(), a_shared_port, r"UDP 127.0.0.1:\d+, shared; expected 127.0.0.1:\d+"),
+        (Tun(), a_tcp_socket, "expected a UDP socket"),
+        (Tun(), no_socket, "expected a socket: Socket operation on non-socket"),
+        (Tun(), none_at_all, "there is no udp-socket-0"),
+        (Tun(), one_more, "they are for 2 workers, not for 1"),
+    ],
+)
+def test_what_does_not_fit_is_told_and_left_closed(
+    shelf: Shelf, tun: Tun, spoil: Spoil | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = fill(shelf)
+    if spoil is not None:
+        spoil(shelf, wanted)
+    monkeypatch.setattr(fcntl, "ioctl", tun.ioctl)
+    before = open_descriptors()
+    with pytest.raises(BackendError, match=f"^{says}$"):
+        adopt(shelf, wanted)
+    assert open_descriptors() == before
+
+
+def test_counters_count_on_and_those_of_another_version_begin_anew(shelf: Shelf) -> None:
+    fill(shelf)
+    counters = adopt_counters(shelf, 0)
+    assert counters.read() == [100] * len(COUNTERS)
+    counters.close()
+    os.truncate(shelf.kept["udp-counters-0"], 8)
+    counters = adopt_counters(shelf, 0)
+    assert counters.read() == [0] * len(COUNTERS)
+    counters.write([7] * len(COUNTERS))
+    counters.close()
+    kept = adopt_counters(shelf, 0)  # the new ones are kept now
+    assert kept.read() == [7] * len(COUNTERS)
+    kept.close()
+
+
+async def test_what_cannot_be_used_is_dropped_before_anything_is_opened(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = fill(shelf)
+    monkeypatch.setattr(fcntl, "ioctl", Tun(code=errno.EBADFD).ioctl)
+    seen: list[tuple[str, ...]] = []
+
+    def open_sockets(address: str, port: int, number: int) -> tuple[socket.socket, ...]:
+        seen.append(shelf.names)
+        raise BackendError("taken")
+
+    monkeypatch.setattr("backends.udp.descriptors.open_sockets", open_sockets)
+    with caplog.at_level("INFO"), pytest.raises(BackendError, match="taken"):
+        await Descriptors(DEVICE, wanted.port, 1, offload=True).open("127.0.0.1", shelf)
+    assert seen == [()]
+    assert caplog.messages == ["what was kept cannot be used: TUN device lo: it was deleted; device and port are opened anew"]
+
+
+async def test_a_pump_that_is_opened_again_counts_nothing_twice(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = fill(shelf)
+    monkeypatch.setattr(fcntl, "ioctl", Tun().ioctl)
+    held = Descriptors(DEVICE, wanted.port, 1, offload=True)
+    for _ in range(2):
+        await held.open("127.0.0.1", shelf)
+        assert held.counted() == [100] * len(COUNTERS)
+        held.close()
+        assert held.counted() == [100] * len(COUNTERS)
+    assert sorted(shelf.names) == ["udp-counters-0", "udp-socket-0", "udp-tun-0"]
+
+
+def test_names_on_the_shelf_may_stand_in_a_message_to_systemd() -> None:
+    assert not any(":" in name for name in (adoption.TUN_OF, adoption.SOCKET_OF, adoption.COUNTERS_OF))
