@@ -24,6 +24,7 @@ from typing import Any
 
 from netns_lab import capture as captures
 from netns_lab import pinging as pings
+from netns_lab import rough as roughs
 from netns_lab.agent import READY_WITHIN_S
 from netns_lab.booted import Booted, boot, flannelpy_files
 from netns_lab.docker import Docker
@@ -275,6 +276,12 @@ class Lab:
     def pcap(self, box: str, device: str, filter_: str = "") -> AbstractAsyncContextManager[captures.Capture]:
         """What passes a device, for the time of a block; ``filter_`` is tcpdump's."""
         return captures.capture(self.box(box).namespace, device, self._next_file(f"{box}-{device}.pcap"), filter_)
+
+    def rough(self, which: int | str, rates: roughs.Rates) -> AbstractAsyncContextManager[roughs.Rough]:
+        """Make a host's cable rough for the time of a block; the value tells what it has done so far."""
+        host = self.host(which)
+        ends = {each.name: each.namespace for each in self.hosts}
+        return roughs.cable(self._namespace(SWITCH), host.name, ends, rates, self.directory)
 
     async def until(self, predicate: Callable[[], Any], *, timeout_s: float = 10.0, every_s: float = 0.01, what: str = "") -> Any:
         """Wait until the predicate (plain or async) is true, and return what it gave; an AssertionError in it means "not yet".
