@@ -91,6 +91,7 @@ async def carried(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[Car
             yield Carried(lab, (pumps[0], pumps[1]), request.param, wire)
 
 
+@pytest.mark.timeout(300)
 async def test_a_gigabyte_arrives_as_it_was_sent(carried: Carried) -> None:
     for source, target, octets in (("c1", "c2", 1000 * MB), ("c2", "c1", 100 * MB)):
         done = await transfer(carried.pair(source, target), int(octets * carried.share))
