@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from socket import inet_ntoa
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,3 +93,43 @@ def test_as_a_naive_longest_prefix(changes: list[tuple[str, int, int, int]], ask
     for at in range(1, 5):
         name = f"192.0.2.{at}"
         assert made.knows(name) == (int(IPAddress(name)) in naive.values())
+
+
+asked: Counter[str] = Counter()
+
+
+def watched(name: str) -> Callable[..., Any]:
+    """An operation of int that is counted; so is what is then done with its result."""
+
+    def operation(self: int, *others: Any) -> Any:
+        asked[name] += 1
+        answer = getattr(int, name)(self, *others)
+        return answer if name == "__hash__" or type(answer) is not int else Watched(answer)
+
+    return operation
+
+
+OPERATIONS = "rshift lshift and or xor sub floordiv mod hash eq ne lt le gt ge index"
+Watched: Any = type("Watched", (int,), {f"__{each}__": watched(f"__{each}__") for each in OPERATIONS.split()})
+"""An address of which is counted what a look-up does with it."""
+
+
+def looked_up(made: Table, address: int) -> Counter[str]:
+    asked.clear()
+    made.find(Watched(address))
+    return asked.copy()
+
+
+def test_a_look_up_asks_the_same_of_ten_and_of_ten_thousand_peers() -> None:
+    first = int(IPAddress("10.64.0.0"))
+    made = {}
+    for count in (10, 10_000):
+        made[count] = table()
+        for number in range(count):
+            made[count].set(first + 256 * number, 24, int(IPAddress("172.16.0.1")) + number)
+        assert len(made[count]) == count
+    for address in (first + 5, first + 256 * 9 + 255, first - 1, OWN.first):
+        few, many = (looked_up(each, address) for each in made.values())
+        assert few == many
+        assert few.total() <= 3  # one dict: which network, its hash, is it this one
+    assert looked_up(made[10_000], first + 256 * 9_999).total() <= 3
