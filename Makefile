@@ -11,6 +11,7 @@ HOSTS   ?= 3
 BACKEND ?= vxlan
 ETCD    ?= 1
 ROUNDS  ?= 5
+MINUTES ?= 10
 
 # What the lab, the tests and the agent use on a Debian machine: the command that shows it is there, and its package.
 NEEDED  := ip:iproute2 ping:iputils-ping nft:nftables tcpdump:tcpdump iperf3:iperf3 ethtool:ethtool ps:procps modprobe:kmod \
@@ -25,7 +26,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-registry dist clean
+.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-registry soak-udp dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +69,9 @@ bench-agent: $(DEV) ## how fast the agent is
 
 bench-udp: $(DEV) ## how fast the udp pump is, beside a C pump and VXLAN: ROUNDS=5
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_udp --rounds $(ROUNDS)
+
+soak-udp: $(DEV) ## does the udp pump hold for long: traffic of all kinds for MINUTES=10
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.soak_udp --minutes $(MINUTES)
 
 bench-registry: $(DEV) ## how big a cluster the agent follows
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_registry

@@ -204,7 +204,7 @@ async def datagrams(pair: Pair, count: int, *, longest: int = 1400, seed: int = 
                     if loop.time() - heard > QUIET_S:  # all of them are lost
                         newest, heard = number, loop.time()
                     await asyncio.sleep(0.001)
-                await loop.sock_sendto(source, content(number), target.getsockname())
+                await _send(source, content(number), target.getsockname())
                 result.sent += 1
             heard = loop.time()
             while loop.time() - heard < QUIET_S:  # noqa: ASYNC110 - it is the silence that is waited for
@@ -212,6 +212,16 @@ async def datagrams(pair: Pair, count: int, *, longest: int = 1400, seed: int = 
         finally:
             loop.remove_reader(target)
     return result
+
+
+async def _send(source: socket.socket, octets: bytes, where: tuple[str, int]) -> None:
+    """uvloop has no sock_sendto."""
+    while True:
+        try:
+            source.sendto(octets, where)
+            return
+        except BlockingIOError:
+            await asyncio.sleep(0.001)
 
 
 def _opened(path: Path, kind: socket.SocketKind) -> socket.socket:
