@@ -206,11 +206,15 @@ def test_bent_datagrams(mover: BulkMover, device: Device, wire: Wire) -> None:
     memory = Memory()
     while done < COUNT:
         source, target = chance.choice((THEM, THEM, THEM, THIRD, NOBODY, US)), chance.choice((US, US, US, US, THEM, THIRD))
-        packet = some(chance, source, target)
+        packet = replace(some(chance, source, target), fragment=chance.choice((0x4000, 0x4000, 0x4000, 0, 0x2000, 0x2012, 0x0012)))
         segments = packet.segments(chance.randrange(30, 620)) or [packet]
         segments = segments[:64]
-        if chance.random() < 0.2:  # two flows, or one that is out of order
-            segments = [each for each in (*segments[1:], *segments[:1]) if each.header == segments[0].header]
+        if chance.random() < 0.2:  # out of order
+            segments = [*segments[1:], *segments[:1]]
+        if chance.random() < 0.2:  # two flows, one among the other
+            other = replace(packet, ports=b"\x20\x01\x20\x02", ident=9).segments(len(segments[0].payload) or 1)
+            both = [segments, other]
+            segments = [each.pop(0) for _ in range(64) if (each := chance.choice(both))]
         if chance.random() < 0.2:  # one of somebody else among them
             segments[chance.randrange(len(segments))] = replace(segments[0], src=chance.choice((THIRD, NOBODY, US)))
         raw = [bend(chance, each.octets()) for each in segments]
