@@ -21,7 +21,7 @@ from backends.udp.bulk import BulkMover
 from backends.udp.control import COUNTERS, Setting
 from backends.udp.offload import HEADER, HEADER_BYTES, KIND_ECN, KIND_TCP, KIND_UDP, NEEDS_CHECKSUM
 from tests.fuzz.judge import Judge, older
-from tests.unit.test_udp_split import ACK, ALL, CWR, FIN, PSH, TIMESTAMPS, Packet, folded
+from tests.unit.test_udp_split import ACK, ALL, CWR, FIN, PSH, RST, SYN, TIMESTAMPS, URG, Packet, folded
 
 COUNT = int(os.environ.get("UDP_FUZZ_COUNT", "20000"))
 MTU = 600
@@ -129,6 +129,31 @@ def bend(chance: random.Random, octets: bytes) -> bytes:
     return bytes(bent)
 
 
+def received_together(chance: random.Random, source: bytes, target: bytes) -> list[bytes]:
+    """What one reception may hold, of equal sizes but for the last: segments of one packet, in order or not, or what looks so."""
+    packet = replace(some(chance, source, target), fragment=chance.choice((0x4000, 0x4000, 0x4000, 0, 0x2000, 0x2012, 0x0012)))
+    piece = chance.randrange(30, 560)
+    segments = packet.segments(piece)[:64] or [packet]
+    twist = chance.randrange(10)
+    if twist == 0:  # out of order
+        segments = [*segments[1:], *segments[:1]]
+    elif twist == 1:  # two flows, one among the other
+        both = [segments, replace(packet, ports=b"\x20\x01\x20\x02", ident=9).segments(piece)]
+        segments = [each.pop(0) for _ in range(64) if (each := chance.choice(both))]
+    elif twist == 2:  # one of somebody else
+        segments[chance.randrange(len(segments))] = replace(segments[0], src=chance.choice((THIRD, NOBODY, US)))
+    elif twist == 3:  # flags that only the last may have, or none, on all of them
+        segments = [replace(each, flags=each.flags | chance.choice((PSH, PSH, FIN, CWR, SYN, RST, URG))) for each in segments]
+    elif twist == 4:  # and the next one, which has no payload
+        last = segments[-1]
+        after = (last.sequence + len(last.payload)) % 2**32
+        segments = [*segments[:63], replace(last, payload=b"", sequence=after, ident=(last.ident + 1) % 2**16)]
+    raw = [each.octets(no_checksum=twist == 5) for each in segments]
+    if twist == 6:  # every header's checksum wrong by the same
+        raw = [each[:10] + bytes((each[10] ^ 1,)) + each[11:] for each in raw]
+    return raw
+
+
 class Memory:
     """Is memory flat? Resident pages of this process (proc_pid_statm(5)) after a quarter of the work and at its end."""
 
@@ -187,6 +212,8 @@ def cut_again(written: bytes) -> list[bytes]:
             options=octets[40:header],
         )
     assert (kind & KIND_ECN != 0) == (tcp and octets[33] & CWR != 0)
+    assert read.fragment & ~0x4000 == 0
+    assert not tcp or not octets[33] & (SYN | RST | URG)
     assert octets == read.octets(partial=True)
     return [each.octets() for each in read.segments(piece)]
 
@@ -205,19 +232,10 @@ def test_bent_datagrams(mover: BulkMover, device: Device, wire: Wire) -> None:
     done = accepted = joined = foreign = 0
     memory = Memory()
     while done < COUNT:
-        source, target = chance.choice((THEM, THEM, THEM, THIRD, NOBODY, US)), chance.choice((US, US, US, US, THEM, THIRD))
-        packet = replace(some(chance, source, target), fragment=chance.choice((0x4000, 0x4000, 0x4000, 0, 0x2000, 0x2012, 0x0012)))
-        segments = packet.segments(chance.randrange(30, 620)) or [packet]
-        segments = segments[:64]
-        if chance.random() < 0.2:  # out of order
-            segments = [*segments[1:], *segments[:1]]
-        if chance.random() < 0.2:  # two flows, one among the other
-            other = replace(packet, ports=b"\x20\x01\x20\x02", ident=9).segments(len(segments[0].payload) or 1)
-            both = [segments, other]
-            segments = [each.pop(0) for _ in range(64) if (each := chance.choice(both))]
-        if chance.random() < 0.2:  # one of somebody else among them
-            segments[chance.randrange(len(segments))] = replace(segments[0], src=chance.choice((THIRD, NOBODY, US)))
-        raw = [bend(chance, each.octets()) for each in segments]
+        source, target = chance.choice((*(THEM,) * 6, THIRD, NOBODY, US)), chance.choice((*(US,) * 8, THEM, THIRD))
+        raw = received_together(chance, source, target)
+        if chance.random() < 0.5:
+            raw = [bend(chance, each) for each in raw]
         size = len(raw[0])
         batch = b"".join(each.ljust(size, b"\0")[:size] for each in raw[:-1]) + raw[-1][:size]
         datagrams = [batch[at : at + size] for at in range(0, len(batch), size)]
@@ -270,11 +288,15 @@ def test_reads_from_the_device_leave_as_from_a_router(mover: BulkMover, device: 
                 packet = replace(packet, ip_options=b"")
             if not piece:
                 packet = replace(packet, payload=packet.payload[: MTU - packet.header])
-            device.given.append(given_to_device(chance, packet, piece))
-            parts = packet.segments(piece) if piece and len(packet.payload) > piece else [packet]
-            if packet.dst in HOMES and packet.ttl > 1:
-                wanted[HOMES[packet.dst]] += [older(each.octets()) for each in parts]
-            done += len(parts)
+            alike = [packet] * (1 if piece else chance.choice((1, 1, 8, 30)))  # of one size, which may leave together
+            if chance.random() < 0.3:
+                alike[-1] = replace(packet, dst=chance.choice((THEM, THIRD, NOBODY)), ttl=chance.choice((64, 1)))
+            for each in alike:
+                device.given.append(given_to_device(chance, each, piece))
+                parts = each.segments(piece) if piece and len(each.payload) > piece else [each]
+                if each.dst in HOMES and each.ttl > 1:
+                    wanted[HOMES[each.dst]] += [older(part.octets()) for part in parts]
+                done += len(parts)
         while device.given:
             mover.move_out()
         mover.move_out()
