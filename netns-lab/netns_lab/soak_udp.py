@@ -17,7 +17,6 @@ import itertools
 import json
 import os
 import random
-import re
 import signal
 import socket
 import sys
@@ -35,6 +34,7 @@ from rich.table import Table
 from netns_lab.errors import LabError
 from netns_lab.etcd import EtcdFailedError
 from netns_lab.footprint import GROWTH_KB, Footprint, draw
+from netns_lab.host import Host
 from netns_lab.lab import Lab
 from netns_lab.namespaces import open_socket
 from netns_lab.pinging import Pinging
@@ -69,6 +69,8 @@ class Tally:
     pings: int = 0
     pings_lost: int = 0
     changes: int = 0
+    counted: dict[str, int] = field(default_factory=dict)
+    """What the pumps of both hosts have counted."""
     wrong: list[str] = field(default_factory=list)
 
 
@@ -115,6 +117,9 @@ class Soak:
                     for task in tasks:
                         task.cancel()
                     await asyncio.gather(*tasks, return_exceptions=True)
+            for host in self._lab.hosts:
+                for name, count in (await self._told(host))["counters"].items():
+                    self.tally.counted[name] = self.tally.counted.get(name, 0) + count
         finally:
             if swarm.exit_code is not None:
                 self.tally.wrong.append(f"the swarm ended: {swarm.tail(1)}")
@@ -143,17 +148,20 @@ class Soak:
                 await asyncio.wait_for(self._stop.wait(), every_s)
 
     async def _processes(self) -> list[Footprint]:
-        """Each agent, and its children that hold the port."""
+        """Each agent, and its workers."""
         found = []
         for host in self._lab.hosts:
-            agent = host.agent.pid
-            found.append(Footprint(f"{host.name} agent", agent))
-            holders = {int(pid) for pid in re.findall(r"pid=(\d+)", await host.exec("ss", "-Hlunp", f"sport = :{PORT}"))}
-            workers = sorted(holders & children(agent))
-            if not workers:
-                raise LabError(f"{host.name}: no worker holds port {PORT}")
-            found += [Footprint(f"{host.name} worker {number}", pid) for number, pid in enumerate(workers, 1)]
+            found.append(Footprint(f"{host.name} agent", host.agent.pid))
+            workers = (await self._told(host))["workers"]
+            found += [Footprint(f"{host.name} worker {number}", worker["pid"]) for number, worker in enumerate(workers, 1)]
         return found
+
+    async def _told(self, host: Host) -> dict[str, Any]:
+        """What the host's agent tells of its pump. Raises LabError."""
+        assert host.settings is not None
+        said = await host.exec(*host.settings.program, "status", f"--run-dir={host.run_dir}", "--json")
+        told: dict[str, Any] = json.loads(said)["pump"]
+        return told
 
     # ----------------------------------------------------------------------------------------------------- traffic
 
@@ -235,11 +243,6 @@ class Soak:
                     self.tally.wrong.append(f"a stranger's packet was let in: {ear.recv(100)!r}")
 
 
-def children(pid: int) -> set[int]:
-    """The processes that a process has started (proc(5))."""
-    return {int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()}
-
-
 def udp_packet(source: str, target: str, port: int, payload: bytes) -> bytes:
     """An IPv4 packet with a UDP datagram that has no checksum (RFC 791, 768)."""
     ends = socket.inet_aton(source) + socket.inet_aton(target)
@@ -271,10 +274,13 @@ def show(soak: Soak, console: Console) -> list[str]:
         cells.append(f"{memory[0]:.1f}, {memory[-1]:.1f}, {max(memory):.1f}")
         table.add_row(each.name, *cells, f"{each.growth_kb / 1024:+.2f}" if each.judged else "too few samples")
     console.print(table)
+    reasons = {name: count for name, count in tally.counted.items() if count and "dropped" in name}
+    dropped = ", ".join(f"{name.replace('_dropped_', ' ').replace('_', ' ')} {count:,}" for name, count in reasons.items())
     console.print(
         f"carried: {tally.streams} streams, {tally.stream_octets / 1e9:.2f} GB; {tally.connections:,} connections; "
         f"{tally.datagrams:,} datagrams ({tally.datagrams_lost:,} lost); {tally.pings:,} pings ({tally.pings_lost:,} lost)\n"
-        f"refused: {tally.garbage:,} datagrams of a stranger; {tally.unknown:,} packets to nobody\n"
+        f"not wanted: {tally.garbage:,} datagrams of a stranger; {tally.unknown:,} packets to nobody\n"
+        f"dropped by the pumps: {dropped or 'nothing'}\n"
         f"meanwhile: {tally.changes:,} changes of {NODES} other nodes in etcd",
         highlight=False,
     )

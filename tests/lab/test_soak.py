@@ -47,6 +47,8 @@ def test_a_short_soak_finds_nothing_wrong() -> None:
     tally = report["tally"]
     for kind in ("streams", "connections", "datagrams", "pings", "unknown", "garbage", "changes"):
         assert tally[kind] > 0, kind
+    for reason in ("inbound_dropped_outer_source", "outbound_dropped_no_peer"):
+        assert tally["counted"][reason] > 0, reason
     assert (OUT / "soak-udp.svg").read_text().startswith("<svg")
     assert left_of(running.pid) == []
 

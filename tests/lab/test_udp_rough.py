@@ -2,11 +2,12 @@
 
 c1 10.5.72.2 - h1 flannel0 - pump - 192.168.50.11 ~~ rough ~~ 192.168.50.12 - pump - flannel0 h2 - c2 10.5.9.2
 
-Each pump with its offloads, and one of the two moving packets one by one, as on a kernel without them.
+Each pump with its offloads; one of the two moving packets one by one, as on a kernel without them; and with two workers each.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,16 +27,13 @@ pytestmark = pytest.mark.topology(hosts=2, etcd=0, backend="udp", network="10.5.
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """Two pumps that carry over a rough wire; ``share`` of the whole volume is sent where one has no offloads."""
+    """Two pumps that carry over a rough wire; ``share`` of the whole volume is sent but where both are as they are by default."""
 
     lab: Lab
     pumps: tuple[pump.Host, pump.Host]
     offloads: tuple[bool, bool]
+    share: float
     wire: Rough
-
-    @property
-    def share(self) -> float:
-        return 1 if all(self.offloads) else 0.2
 
     def pair(self, source: str = "c1", target: str = "c2") -> Pair:
         one, other = self.lab.container(source), self.lab.container(target)
@@ -60,16 +58,25 @@ class Carried:
             assert not bad
 
 
-@pytest.fixture(params=[(True, True), (True, False), (False, True)], ids=["offloads", "offloads-plain", "plain-offloads"])
+KINDS = {
+    "offloads": ((True, True), 1),
+    "offloads-plain": ((True, False), 1),
+    "plain-offloads": ((False, True), 1),
+    "two-workers": ((True, True), 2),
+}
+
+
+@pytest.fixture(params=KINDS)
 async def carried(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[Carried]:
     subnets = ("10.5.72", "10.5.9")
+    offloads, workers = KINDS[request.param]
     with ExitStack() as undo:
         pumps = [
             pump.Host(host.namespace.name, f"{subnet}.0/24", str(host.address))
             for host, subnet in zip(lab.hosts, subnets, strict=True)
         ]
-        for one, other, offload in zip(pumps, reversed(pumps), request.param, strict=True):
-            one.begin('{"offload": true}' if offload else '{"offload": false}')
+        for one, other, offload in zip(pumps, reversed(pumps), offloads, strict=True):
+            one.begin(json.dumps({"offload": offload, "Workers": workers}))
             undo.callback(one.end)
             assert one.tell("open") is None
             one.tell("update", {other.subnet: other.address})
@@ -88,7 +95,7 @@ async def carried(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[Car
                     return (await lab.ping(source, target)).ok
 
                 await lab.until(reached)
-            yield Carried(lab, (pumps[0], pumps[1]), request.param, wire)
+            yield Carried(lab, (pumps[0], pumps[1]), offloads, 1 if request.param == "offloads" else 0.2, wire)
 
 
 @pytest.mark.timeout(300)
