@@ -1,12 +1,13 @@
 """What may pass? The guard's rules once more, from the wire format alone: nothing of the code under test is imported here.
 
-A datagram is one IPv4 packet. It passes where its sender is a peer, its source lies in that peer's subnet, its destination in ours,
-its length is what its header says and fits the MTU, and its TTL outlives a hop. It leaves as it came, one hop older (RFC 1624).
+A datagram is one IPv4 packet. It is let in where its sender is a peer, its source lies in that peer's subnet, its destination in
+ours, and its length is what its header says. It leaves as it came, one hop older (RFC 791, 1624); where its TTL does not outlive
+the hop, its source may be told (RFC 792), but for what RFC 1122 3.2.2 never answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -16,20 +17,42 @@ class Judge:
 
     own: tuple[int, int]
     peers: Mapping[str, tuple[int, int]]
-    mtu: int
+
+    def lets_in(self, datagram: bytes, sender: str) -> bool:
+        """The guard, whatever the TTL."""
+        if len(datagram) < 20 or datagram[0] >> 4 != 4:
+            return False
+        header = (datagram[0] & 15) * 4
+        if not 20 <= header <= len(datagram) or datagram[2] << 8 | datagram[3] != len(datagram):
+            return False
+        first, last = self.peers.get(sender, (1, 0))
+        src, dst = int.from_bytes(datagram[12:16], "big"), int.from_bytes(datagram[16:20], "big")
+        return first <= src <= last and self.own[0] <= dst <= self.own[1]
 
     def passed(self, datagram: bytes, sender: str) -> bytes | None:
         """What must reach the device for it; None: nothing may."""
-        if not 20 <= len(datagram) <= self.mtu or datagram[0] >> 4 != 4:
-            return None
-        header = (datagram[0] & 15) * 4
-        if not 20 <= header <= len(datagram) or datagram[2] << 8 | datagram[3] != len(datagram):
-            return None
-        first, last = self.peers.get(sender, (1, 0))
-        src, dst = int.from_bytes(datagram[12:16], "big"), int.from_bytes(datagram[16:20], "big")
-        if not (first <= src <= last and self.own[0] <= dst <= self.own[1]):
-            return None
-        return older(datagram) if datagram[8] > 1 else None
+        return older(datagram) if self.lets_in(datagram, sender) and datagram[8] > 1 else None
+
+    def told(self, answer: bytes, datagrams: Iterable[bytes], sender: str) -> bytes:
+        """The one of these datagrams whose end ``answer`` may tell to ``sender``; AssertionError where it is of none."""
+        assert len(answer) == answer[2] << 8 | answer[3]
+        assert len(answer) <= 576
+        assert (answer[0], answer[9], answer[20:22]) == (0x45, 1, b"\x0b\x00")
+        assert self.own[0] <= int.from_bytes(answer[12:16], "big") <= self.own[1]
+        assert ones(answer[:20]) == ones(answer[20:]) == 0xFFFF
+        quote = answer[28:]
+        for each in datagrams:
+            if each.startswith(quote) and self.lets_in(each, sender) and each[8] <= 1 and each[12:16] == answer[16:20]:
+                assert (each[6] << 8 | each[7]) & 0x1FFF == 0
+                assert len(quote) >= min(len(each), (each[0] & 15) * 4 + 8)
+                return each
+        raise AssertionError(f"made up: {answer.hex()}")
+
+
+def ones(octets: bytes) -> int:
+    """The one's complement sum (RFC 1071)."""
+    words = octets + b"\0" * (len(octets) % 2)
+    return sum(words[at] << 8 | words[at + 1] for at in range(0, len(words), 2)) % 0xFFFF or 0xFFFF
 
 
 def older(packet: bytes) -> bytes:
