@@ -23,6 +23,7 @@ from flannelpy.core.backend import NoShelf, Shelf
 from flannelpy.core.conditions import Health
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.uplink import Wish
+from flannelpy.explain.calendar import wall_clock
 from flannelpy.explain.status import Status
 from flannelpy.host import view_file
 from flannelpy.host.view_file import KeptView
@@ -164,7 +165,7 @@ class Agent:
 
     def status(self) -> Status:
         """For ``flannelpy status``."""
-        return tell(self._around, self._node.parts if self._node else None, self.ready, self._born, time.time())
+        return tell(self._around, self._node.parts if self._node else None, self.ready, self._born, wall_clock())
 
     @property
     def _what_stays(self) -> str:

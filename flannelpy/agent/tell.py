@@ -9,7 +9,6 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from math import isinf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from flannelpy.core.conditions import Active, Health
 from flannelpy.core.desired import Link
 from flannelpy.core.model import Lease
 from flannelpy.explain import status as tells
+from flannelpy.explain.calendar import Calendar
 from flannelpy.explain.status import SOCKET, Status
 
 if TYPE_CHECKING:
@@ -49,17 +49,6 @@ class Parts:
     lease: Lease | None
     lost: bool
     published: bool
-
-
-class Calendar:
-    """Turns moments of the agent's clocks into what a calendar says, by what the time is ``now`` (seconds since the epoch)."""
-
-    def __init__(self, now: float) -> None:
-        self._now = now
-
-    def ago(self, seconds: float) -> str:
-        """That long before now; ISO 8601 in UTC."""
-        return datetime.fromtimestamp(self._now - seconds, UTC).isoformat(timespec="milliseconds")
 
 
 @asynccontextmanager
