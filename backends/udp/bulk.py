@@ -34,7 +34,7 @@ from backends.udp.outbox import Outbox
 from backends.udp.packet import PASSED, SHORTEST, Gate, inbound, outbound
 from backends.udp.path import Path
 from backends.udp.split import Splitter
-from backends.udp.table import Table
+from backends.udp.table import Peer, Table
 
 READS = 64
 """Small packets in one turn each way."""
@@ -118,8 +118,7 @@ class BulkMover:
                 budget -= LARGE - 1
             elif self._singles_out:
                 self._singles_out -= 1
-                self._pass_one(0, size, 0)
-                self._outbox.flush()
+                self._pass_single(size)
                 return
             else:
                 sizes.append(size)
@@ -158,15 +157,28 @@ class BulkMover:
         self._outbox.flush()  # their memory is read into next
 
     def _pass_one(self, at: int, size: int, index: int) -> None:
+        peer = self._prepare(at, size, index)
+        if peer is not None:
+            self._outbox.add(self._packets_view[at : at + size], size, 1, peer)
+
+    def _pass_single(self, size: int) -> None:
+        peer = self._prepare(0, size, 0)
+        if peer is not None:
+            self._outbox.send(self._packets_view[:size], peer)
+
+    def _prepare(self, at: int, size: int, index: int) -> Peer | None:
+        """A packet made ready to leave, and where to; None for one that is dropped, which is counted and answered then."""
         verdict = outbound(self._packets, size, self.table, at)
+        unfinished = self._heads[index * HEADER_BYTES] & NEEDS_CHECKSUM
         if isinstance(verdict, int):
-            if self._heads[index * HEADER_BYTES] & NEEDS_CHECKSUM:
+            if unfinished:
                 self._complete(at, size, index)  # for it may be quoted
             self._answers.drop_outbound(verdict, self._packets_view[at : at + size])
-        elif self._heads[index * HEADER_BYTES] & NEEDS_CHECKSUM and not self._complete(at, size, index):
+        elif unfinished and not self._complete(at, size, index):
             self.counts[OUT_LENGTH] += 1
         else:
-            self._outbox.add(self._packets_view[at : at + size], size, 1, verdict)
+            return verdict
+        return None
 
     def _complete(self, at: int, size: int, index: int) -> bool:
         """Make the checksum that the kernel left to us; False where its place is not in the packet."""
@@ -264,11 +276,12 @@ class BulkMover:
             self._answers.drop_inbound(verdict, self._received_view[at : at + size])
 
     def _write(self, at: int, size: int) -> None:
+        counts = self.counts
         if self._inject(self._received_view[at : at + size]):
-            self.counts[IN_PACKETS] += 1
-            self.counts[IN_BYTES] += size
+            counts[IN_PACKETS] += 1
+            counts[IN_BYTES] += size
         else:
-            self.counts[IN_WRITE_FAILED] += 1
+            counts[IN_WRITE_FAILED] += 1
 
     def _inject(self, packet: memoryview | bytes) -> bool:
         """Hand a packet to the kernel; False where it takes none: queue full, device down (EIO), or refused."""

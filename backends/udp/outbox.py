@@ -61,6 +61,18 @@ class Outbox:
         if count * size != length - start or self._count == most:
             self.flush()
 
+    def send(self, view: memoryview, peer: Peer) -> None:
+        """One packet, now; nothing may wait."""
+        try:
+            self._socket.sendto(view, peer)
+            self._counts[OUT_PACKETS] += 1
+            self._counts[OUT_BYTES] += len(view)
+        except OSError as error:  # buffer full, no route, a firewall: lost, as on any wire
+            if error.errno == errno.EMSGSIZE:
+                self._path.send((view,), len(view), peer)
+            else:
+                self._counts[OUT_SEND_FAILED] += 1
+
     def _take(self, view: memoryview, count: int) -> None:
         self._views.append(view)
         self._count += count

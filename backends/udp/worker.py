@@ -111,15 +111,15 @@ class Station:
 
     def _turn(self) -> bool:
         """Serve each ready descriptor in its turn, and again while there is more; True when the control stream has ended."""
-        mover, poll = self._mover, self._ready.poll
+        mover, poll, tun, udp = self._mover, self._ready.poll, self._tun, self._socket.fileno()
         for _ in range(ROUNDS):
             events = poll(LINGER_S, DESCRIPTORS)
             if not events:
                 break
             for descriptor, _ in events:
-                if descriptor == self._tun:
+                if descriptor == tun:
                     mover.move_out()
-                elif descriptor == self._socket.fileno():
+                elif descriptor == udp:
                     mover.move_in()
                 elif self._obey():
                     return True
