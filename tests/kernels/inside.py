@@ -19,6 +19,7 @@ import re
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -47,6 +48,7 @@ assert EtcdRegistry  # imported here, so that no agent has to
 CLONE_NEWNET = 0x40000000
 PATIENCE_S = 40.0
 LOAD_S = 2
+ALTERNATIONS = 5
 NUMBER = {"a": 1, "b": 2, "c": 3}
 ENDPOINT = "http://192.168.90.254:2379"
 PORT = 8285
@@ -377,12 +379,17 @@ def c_pumps() -> float:
             process.wait()
 
 
-def vxlan() -> float:
+def kernels(a: Host, b: Host) -> dict[str, float]:
+    """Goodput of the engine and of a VXLAN made by hand, in turn: medians, after one of each that does not count."""
     for host, other in (("a", "b"), ("b", "a")):
         ends = f"local 192.168.90.{NUMBER[host]} remote 192.168.90.{NUMBER[other]}"
         shell(f"ip link add vx type vxlan id 1 {ends} dev eth1 dstport 8472", host)
         shell(f"ip addr add 10.8.0.{NUMBER[host]}/24 dev vx; ip link set vx up", host)
-    return goodput("a", "b", "10.8.0.2")
+    found: dict[str, list[float]] = {"kernel to kernel": [], "vxlan": []}
+    for _ in range(1 + ALTERNATIONS):
+        found["kernel to kernel"].append(goodput("a", "b", b.inside, a.inside))
+        found["vxlan"].append(goodput("a", "b", "10.8.0.2"))
+    return {name: statistics.median(values[1:]) for name, values in found.items()}
 
 
 @contextlib.contextmanager
@@ -448,8 +455,7 @@ def main() -> None:
         with check("goodput of kernels"):
             for host in (a, b):
                 finish_checksums(host, before_the_wire=False)
-            figures["kernel to kernel"] = goodput("a", "b", b.inside, a.inside)
-            figures["vxlan"] = vxlan()
+            figures |= kernels(a, b)
             figures["packet pump in C"] = c_pumps()
             for host in (a, b):
                 finish_checksums(host, before_the_wire=True)
