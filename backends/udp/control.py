@@ -146,8 +146,6 @@ wire, too."""
     ANSWERS_SUPPRESSED,
 ) = range(len(COUNTERS))
 
-_COUNTS = Struct(f"={len(COUNTERS)}Q")
-
 
 class Counts(Protocol):
     """Values by index."""
@@ -162,22 +160,18 @@ class Counters:
 
     __slots__ = ("_memory", "fd", "live")
 
-    SIZE = _COUNTS.size
+    SIZE = 8 * len(COUNTERS)
     """Bytes behind the descriptor."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._memory = mmap.mmap(fd, _COUNTS.size)
+        self._memory = mmap.mmap(fd, self.SIZE)
         self.live: memoryview = memoryview(self._memory).cast("Q")
         """The shared values themselves: what is stored here is counted, with no further call."""
 
     def read(self) -> list[int]:
         """The values in the order of COUNTERS."""
-        return list(_COUNTS.unpack_from(self._memory))
-
-    def write(self, values: Sequence[int]) -> None:
-        """Store all of them."""
-        _COUNTS.pack_into(self._memory, 0, *values)
+        return list(self.live)
 
     def close(self) -> None:
         """Give back memory and descriptor."""
@@ -189,5 +183,5 @@ class Counters:
 def make_counters() -> Counters:
     """Zeroed counters in anonymous shared memory."""
     fd = os.memfd_create("flannelpy-udp-counters")
-    os.truncate(fd, _COUNTS.size)
+    os.truncate(fd, Counters.SIZE)
     return Counters(fd)

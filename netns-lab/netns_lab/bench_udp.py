@@ -49,7 +49,6 @@ GB = 1e9
 
 LABELS = {"direct": "direct route", "vxlan": "kernel VXLAN", "c": "C pump", "pump": "flannelpy"}
 MTUS = {"direct": WIRE_MTU, "vxlan": WIRE_MTU - 50, "c": WIRE_MTU - 28, "pump": WIRE_MTU - 28}
-PUMPS = ("c", "pump")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +144,8 @@ class Bench:
             for pump in pumps:
                 await pump.stop()
             for host, _, number in self._sides:
+                # A worker ends a moment after the process that it was started by, and the next way wants its port.
+                await self._until(f"a free port {PORT}", host, "sh", "-c", f"! ss -Hlun sport = :{PORT} | grep -q .", among=())
                 await host.attempt("ip", "route", "del", f"10.99.{3 - number}.0/24")
                 await host.attempt("ip", "link", "del", "vx0")
 

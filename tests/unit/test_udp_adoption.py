@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import socket
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from struct import pack
@@ -92,7 +93,7 @@ def fill(shelf: Shelf, workers: int = 1) -> Wanted:
             made.bind(("127.0.0.1", port))
             port = made.getsockname()[1]
             counters = make_counters()
-            counters.write([100 * (number + 1)] * len(COUNTERS))
+            counters.live[:] = array("Q", [100 * (number + 1)] * len(COUNTERS))
             shelf.keep(f"udp-tun-{number}", tun.fileno())
             shelf.keep(f"udp-socket-{number}", made.fileno())
             shelf.keep(f"udp-counters-{number}", counters.fd)
@@ -196,7 +197,7 @@ def test_counters_count_on_and_those_of_another_version_begin_anew(shelf: Shelf)
     os.truncate(shelf.kept["udp-counters-0"], 8)
     counters = adopt_counters(shelf, 0)
     assert counters.read() == [0] * len(COUNTERS)
-    counters.write([7] * len(COUNTERS))
+    counters.live[:] = array("Q", [7] * len(COUNTERS))
     counters.close()
     kept = adopt_counters(shelf, 0)  # the new ones are kept now
     assert kept.read() == [7] * len(COUNTERS)

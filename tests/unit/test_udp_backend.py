@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from array import array
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -352,7 +353,7 @@ def test_a_setting_survives_the_command_line() -> None:
 def test_counters_are_shared_by_descriptor() -> None:
     counters = make_counters()
     values = [2**40 + index for index in range(len(counters.read()))]
-    counters.write(values)
+    counters.live[:] = array("Q", values)
     assert counters.read() == values
     counters.close()
 
@@ -362,7 +363,7 @@ def test_counters_of_all_lanes_are_summed_and_outlive_them() -> None:
     for closed in range(1, 3):
         held.lanes = tuple(Lane(os.open(os.devnull, os.O_RDONLY), socket.socket(), make_counters()) for _ in range(2))
         for number, lane in enumerate(held.lanes, 1):
-            lane.counters.write([number * index for index in range(len(COUNTERS))])
+            lane.counters.live[:] = array("Q", [number * index for index in range(len(COUNTERS))])
         counted = [3 * closed * index for index in range(len(COUNTERS))]
         assert held.counted() == counted
         held.close()
