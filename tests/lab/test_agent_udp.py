@@ -30,7 +30,7 @@ from tests.lab.agent_support import (  # noqa: F401
     until_cut_off,
     until_said,
 )
-from tests.lab.test_udp_pump import start_s
+from tests.lab.udp_support import start_s
 
 pytestmark = pytest.mark.topology(hosts=2, backend="udp", agent_options=("--udp-engine=pump",))
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.lab.test_udp_pump import CA, CB, HA, HB, MTU, Host, capture, first, inside, ip, network, pings, socket_in, until
+from tests.lab.udp_support import CA, CB, HA, HB, MTU, Host, capture, first, inside, ip, network, pings, socket_in, until
 from tests.unit.test_udp_split import ACK, PSH, Packet, folded
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and TUN devices")

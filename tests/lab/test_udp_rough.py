@@ -17,7 +17,7 @@ import pytest
 from netns_lab.lab import Lab
 from netns_lab.rough import Rates, Rough
 from netns_lab.traffic import Pair, call, datagrams, transfer
-from tests.lab import test_udp_pump as pump
+from tests.lab import udp_support as pump
 
 RATES = Rates(loss=0.0005, reordering=0.01, duplication=0.005, seed=20)
 MB = 10**6

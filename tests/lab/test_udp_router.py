@@ -22,7 +22,7 @@ import pytest
 from scapy.layers.inet import ICMP, IP, UDP
 
 from tests.lab import test_udp_bulk
-from tests.lab.test_udp_pump import BOUND_S, MTU, Host, capture, first, flood, inside, ip, pings, socket_in, until
+from tests.lab.udp_support import BOUND_S, MTU, Host, add_container, capture, first, flood, inside, ip, pings, socket_in, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and TUN devices")
 
@@ -53,14 +53,7 @@ def network() -> Iterator[None]:
             ip(f"-n {host} addr add {net}.1/24 dev eth1")
             ip(f"-n {host} link set eth1 up")
             ip(f"-n {host} route add default via {net}.254")
-            ip(f"-n {host} link add cbr0 type bridge")
-            ip(f"-n {host} addr add {subnet}.1/24 dev cbr0")
-            ip(f"-n {host} link set cbr0 up")
-            ip(f"link add c0 netns {host} type veth peer eth0 netns {container}")
-            ip(f"-n {host} link set c0 master cbr0 mtu {MTU} up")
-            ip(f"-n {container} addr add {subnet}.2/24 dev eth0")
-            ip(f"-n {container} link set eth0 mtu {MTU} up")
-            ip(f"-n {container} route add default via {subnet}.1")
+            add_container(host, container, subnet)
             inside(host, "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.icmp_ratelimit=0")
         inside(R, "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.icmp_ratelimit=0")
         yield

@@ -25,7 +25,7 @@ from scapy.layers.inet import IP, UDP
 from backends.udp.bulk import READS
 from backends.udp.control import COUNTERS
 from tests.lab.test_udp_bulk import transfer
-from tests.lab.test_udp_pump import CA, CB, HA, HB, Host, inside, ip, network, pings, runs, socket_in, start_s, until
+from tests.lab.udp_support import CA, CB, HA, HB, Host, inside, ip, network, pings, runs, socket_in, start_s, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and TUN devices")
 __all__ = ["network"]
