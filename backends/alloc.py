@@ -7,8 +7,8 @@ from typing import Any
 
 from flannelpy.core.backend import Backend, Local
 from flannelpy.core.config import NetworkConfig
-from flannelpy.core.desired import HostState
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
+from flannelpy.core.objects import HostState
 
 
 class Alloc:
@@ -47,5 +47,5 @@ class Alloc:
     def peer(self, lease: Lease, local: Local) -> HostState:
         return HostState()
 
-    def pump(self, local: Local) -> None:
+    def datapath(self, local: Local) -> None:
         return None

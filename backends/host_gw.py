@@ -10,9 +10,9 @@ from typing import Any
 
 from flannelpy.core.backend import Backend, Local
 from flannelpy.core.config import NetworkConfig
-from flannelpy.core.desired import HostState, Route
 from flannelpy.core.errors import ConfigError, MalformedError
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
+from flannelpy.core.objects import HostState, Route
 
 
 class HostGw:
@@ -65,5 +65,5 @@ class HostGw:
             routes.append(Route(lease.subnet6, via=lease.attrs.public_ipv6, dev=local.uplink.name))
         return HostState.of(*routes)
 
-    def pump(self, local: Local) -> None:
+    def datapath(self, local: Local) -> None:
         return None

@@ -16,10 +16,10 @@ from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.backend import Backend, Local, Uplink
 from flannelpy.core.config import NetworkConfig
-from flannelpy.core.desired import Address, FdbEntry, HostState, Link, Neighbour, Object, Route, Sysctl, Vxlan
 from flannelpy.core.errors import ConfigError, MalformedError
+from flannelpy.core.json_members import Members
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
-from flannelpy.core.options import Members
+from flannelpy.core.objects import Address, FdbEntry, HostState, Link, Neighbour, Object, Route, Sysctl, Vxlan
 
 OUTER_IPV4 = 50
 """Bytes that VXLAN over IPv4 adds: inner Ethernet 14, VXLAN 8, UDP 8, IPv4 20 (RFC 7348 section 5). Over IPv6: 20 more."""
@@ -170,7 +170,7 @@ class VxlanBackend:
             Route(subnet, via=gateway, dev=device, onlink=True),
         ]
 
-    def pump(self, local: Local) -> None:
+    def datapath(self, local: Local) -> None:
         return None
 
 

@@ -333,7 +333,7 @@ def _with_registry(given: Given, ask: Callable[[Registry], Awaitable[Answer]]) -
 
     import uvloop
 
-    from flannelpy.registry.etcd import EtcdRegistry
+    from flannelpy.registry.etcd.registry import EtcdRegistry
 
     async def conversation() -> Answer:
         registry = EtcdRegistry(endpoint)

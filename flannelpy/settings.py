@@ -19,7 +19,7 @@ from flannelpy.core.backend import HostOptions
 from flannelpy.core.errors import UsageError
 from flannelpy.options import ACCEPTED, ALL, BY_NAME, ETCD, OUR_ENV, REFUSED, Given
 from flannelpy.registry import Endpoint
-from flannelpy.registry.endpoints import parse_endpoints
+from flannelpy.registry.etcd.endpoints import parse_endpoints
 
 Parsed = TypeVar("Parsed")
 

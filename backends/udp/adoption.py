@@ -1,4 +1,4 @@
-"""Can what was kept on the shelf be used again? Device and sockets are looked at before they are trusted.
+"""Can what was kept in the fd store be used again? Device and sockets are looked at before they are trusted.
 
 While the agent was away somebody may have deleted the device, or another version or config may want another one. Queues and sockets
 are used all together or not at all: those of one port share out its datagrams by their number.
@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from backends.udp.control import Counters, make_counters
 from backends.udp.offload import IFF_VNET_HDR, Offload, ask_tun
 from backends.udp.tun import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TUN, IFREQ, set_up, tun_flags
-from flannelpy.core.backend import Shelf
+from flannelpy.core.backend import FdStore
 from flannelpy.core.errors import BackendError
 
 TUN_OF, SOCKET_OF, COUNTERS_OF = "udp-tun-{}", "udp-socket-{}", "udp-counters-{}"
-"""Names on the shelf; workers count from 0."""
+"""Names in the fd store; workers count from 0."""
 
 _TUNGETIFF = 0x800454D2
 _IFF_TAP = 0x0002
@@ -40,21 +40,21 @@ class Wanted:
     offload: bool
 
 
-def adopt(shelf: Shelf, wanted: Wanted) -> tuple[tuple[int, ...], tuple[socket.socket, ...], Offload]:
+def adopt(fd_store: FdStore, wanted: Wanted) -> tuple[tuple[int, ...], tuple[socket.socket, ...], Offload]:
     """Queues and sockets as they were kept, the caller's own from now on, and what the device offloads.
 
     Raises BackendError: why they cannot be used; none is open then.
     """
-    kept = [number for number in range(len(shelf.names)) if TUN_OF.format(number) in shelf.names]
+    kept = [number for number in range(len(fd_store.names)) if TUN_OF.format(number) in fd_store.names]
     if len(kept) != wanted.number:
         raise BackendError(f"they are for {len(kept)} workers, not for {wanted.number}")
     with ExitStack() as undo:
         tuns, sockets = [], []
         for number in kept:
-            tuns.append(_take(shelf, TUN_OF.format(number)))
+            tuns.append(_take(fd_store, TUN_OF.format(number)))
             undo.callback(os.close, tuns[-1])
             _check_tun(tuns[-1], wanted)
-            sockets.append(undo.enter_context(_as_socket(_take(shelf, SOCKET_OF.format(number)))))
+            sockets.append(undo.enter_context(_as_socket(_take(fd_store, SOCKET_OF.format(number)))))
             _check_socket(sockets[-1], wanted)
             set_up(sockets[-1])
         offloads = ask_tun(tuns[0]) if tun_flags(tuns[0], wanted.offload, wanted.number) & IFF_VNET_HDR else Offload.NONE
@@ -62,21 +62,21 @@ def adopt(shelf: Shelf, wanted: Wanted) -> tuple[tuple[int, ...], tuple[socket.s
     return tuple(tuns), tuple(sockets), offloads
 
 
-def adopt_counters(shelf: Shelf, number: int) -> Counters:
+def adopt_counters(fd_store: FdStore, number: int) -> Counters:
     """The counters of a worker as they were kept; new ones, kept in their place, where they are another version's or missing."""
     name = COUNTERS_OF.format(number)
-    fd = shelf.take(name)
+    fd = fd_store.take(name)
     if fd is not None:
         if os.fstat(fd).st_size == Counters.SIZE:
             return Counters(fd)
         os.close(fd)
     made = make_counters()
-    shelf.keep(name, made.fd)
+    fd_store.keep(name, made.fd)
     return made
 
 
-def _take(shelf: Shelf, name: str) -> int:
-    fd = shelf.take(name)
+def _take(fd_store: FdStore, name: str) -> int:
+    fd = fd_store.take(name)
     if fd is None:
         raise BackendError(f"there is no {name}")
     return fd

@@ -18,10 +18,10 @@ from backends.udp.packet import OVERHEAD
 from backends.udp.pump import UdpPump
 from flannelpy.core.backend import Backend, Chosen, GuardedPort, Local
 from flannelpy.core.config import NetworkConfig
-from flannelpy.core.desired import Address, HostState, Link, Route, Sysctl
 from flannelpy.core.errors import ConfigError
+from flannelpy.core.json_members import Members
 from flannelpy.core.model import Family, Lease, LeaseAttrs
-from flannelpy.core.options import Members
+from flannelpy.core.objects import Address, HostState, Link, Route, Sysctl
 
 Word = TypeVar("Word", bound=str)
 
@@ -115,7 +115,7 @@ class Udp:
     def peer(self, lease: Lease, local: Local) -> HostState:
         return kernel_engine.peer(lease, DEVICE) if self.engine == "kernel" else HostState()
 
-    def pump(self, local: Local) -> UdpPump | None:
+    def datapath(self, local: Local) -> UdpPump | None:
         if self.engine == "kernel":
             return None
         return UdpPump(local, device=DEVICE, mtu=self.mtu(local), port=self.port, guard=self.guard, workers=self.workers)

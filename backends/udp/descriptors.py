@@ -1,7 +1,7 @@
 """What does the pump hold open, whoever moves the packets? A TUN queue, a socket and counters for each worker: its lane.
 
-They stay with the agent, so that packets wait in the queue and in the socket while a worker is replaced; and on the shelf, so that
-they do while the agent is.
+They stay with the agent, so that packets wait in queue and socket while a worker is replaced; and in the fd store, so that they do
+while the agent is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from backends.udp.adoption import COUNTERS_OF, SOCKET_OF, TUN_OF, Wanted, adopt,
 from backends.udp.control import COUNTERS, Counters, make_counters
 from backends.udp.offload import Offload, ask_socket
 from backends.udp.tun import open_sockets, open_tun, possible_queues
-from flannelpy.core.backend import Shelf
+from flannelpy.core.backend import FdStore
 from flannelpy.core.errors import BackendError
 
 log = logging.getLogger(__name__)
@@ -49,19 +49,19 @@ class Descriptors:
         """One for each worker; one in all where the kernel's TUN has a single queue."""
         self._counted = [0] * len(COUNTERS)
 
-    async def open(self, address: str, shelf: Shelf) -> None:
-        """Make device and sockets, these at ``address``, and keep them on the shelf; or take over what is there, if it fits.
+    async def open(self, address: str, fd_store: FdStore) -> None:
+        """Make device and sockets, these at ``address``, and keep them in the fd store; or take over what is there, if it fits.
 
         Nothing may be open. Raises BackendError: what is in the way.
         """
         wanted = Wanted(self._device, address, self._port, possible_queues(self._workers), self.offload)
-        if not (shelf.names and self._adopt(shelf, wanted)):
-            await shelf.drop(*shelf.names)
+        if not (fd_store.names and self._adopt(fd_store, wanted)):
+            await fd_store.drop(*fd_store.names)
             self._make(wanted)
             for number, lane in enumerate(self.lanes):
-                shelf.keep(TUN_OF.format(number), lane.tun)
-                shelf.keep(SOCKET_OF.format(number), lane.socket.fileno())
-                shelf.keep(COUNTERS_OF.format(number), lane.counters.fd)
+                fd_store.keep(TUN_OF.format(number), lane.tun)
+                fd_store.keep(SOCKET_OF.format(number), lane.socket.fileno())
+                fd_store.keep(COUNTERS_OF.format(number), lane.counters.fd)
 
     def _make(self, wanted: Wanted) -> None:
         sockets = open_sockets(wanted.address, wanted.port, wanted.number)
@@ -73,15 +73,15 @@ class Descriptors:
             raise
         self._equip(tuns, sockets, [make_counters() for _ in sockets], offloads)
 
-    def _adopt(self, shelf: Shelf, wanted: Wanted) -> bool:
-        """Take over what is on the shelf; False where it is not what is wanted, with a word."""
+    def _adopt(self, fd_store: FdStore, wanted: Wanted) -> bool:
+        """Take over what is in the fd store; False where it is not what is wanted, with a word."""
         try:
-            tuns, sockets, offloads = adopt(shelf, wanted)
+            tuns, sockets, offloads = adopt(fd_store, wanted)
         except BackendError as error:
             log.info("what was kept cannot be used: %s; device and port are opened anew", error)
             return False
         log.info("TUN device %s and UDP %s:%d were kept, with what waits in them", wanted.device, wanted.address, wanted.port)
-        self._equip(tuns, sockets, [adopt_counters(shelf, number) for number in range(wanted.number)], offloads)
+        self._equip(tuns, sockets, [adopt_counters(fd_store, number) for number in range(wanted.number)], offloads)
         self._counted = [0] * len(COUNTERS)  # the lanes' counters hold what was counted before
         return True
 
@@ -95,7 +95,7 @@ class Descriptors:
         self.lanes = tuple(Lane(*each) for each in zip(tuns, sockets, counters, strict=True))
 
     def close(self) -> None:
-        """Give everything back; what is not on the shelf vanishes. May be called twice."""
+        """Give everything back; what is not in the fd store vanishes. May be called twice."""
         self._counted = self.counted()
         lanes, self.lanes = self.lanes, ()
         for lane in lanes:

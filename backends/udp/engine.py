@@ -12,9 +12,9 @@ from typing import Literal
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.backend import Local
-from flannelpy.core.desired import Address, Fou, HostState, Ipip, Link, Route
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.model import NO_ADDRESS, Lease
+from flannelpy.core.objects import Address, Fou, HostState, Ipip, Link, Route
 
 Engine = Literal["auto", "kernel", "pump"]
 ENGINES: tuple[Engine, ...] = ("auto", "kernel", "pump")

@@ -28,7 +28,7 @@ from backends.udp.control import (
 )
 from backends.udp.descriptors import Descriptors, Lane
 from backends.udp.offload import Offload, name_of
-from flannelpy.core.backend import Local, PumpStatus, Shelf, WorkerStatus
+from flannelpy.core.backend import DatapathStatus, FdStore, Local, WorkerStatus
 from flannelpy.core.errors import BackendError
 from flannelpy.core.model import NO_ADDRESS, Lease
 
@@ -48,7 +48,7 @@ Subnet = tuple[int, int]
 
 
 class UdpPump:
-    """The pump of one lease, which ``local`` must hold. See ``flannelpy.core.backend.Pump``.
+    """The pump of one lease, which ``local`` must hold. See ``flannelpy.core.backend.Datapath``.
 
     Without ``offload`` packets are moved one by one, as where the kernel offloads nothing.
     """
@@ -65,28 +65,28 @@ class UdpPump:
         self._peers: dict[Subnet, tuple[str, int]] = {}  # -> lease key, PublicIP
         self._subnets: dict[str, Subnet] = {}  # lease key -> the subnet it holds in _peers
 
-    async def open(self, shelf: Shelf) -> None:
-        """Make device and sockets, or take them over from the shelf. Raises BackendError: what is in the way and its remedy."""
+    async def open(self, fd_store: FdStore) -> None:
+        """Make device and sockets, or take them over from the fd store. Raises BackendError: what is in the way and its remedy."""
         await self.close()
         if self._uplink.address is None:
             raise BackendError(f"interface {self._uplink.name} has no IPv4 address: expected one, to bind UDP port {self._port} to")
-        await self.descriptors.open(str(self._uplink.address), shelf)
+        await self.descriptors.open(str(self._uplink.address), fd_store)
         if len(self.descriptors.lanes) < self._workers:
             log.warning("udp worker: one and not %d, for this kernel's TUN has a single queue", self._workers)
 
     async def close(self) -> None:
-        """Give back device and sockets; what is not on a shelf vanishes. May be called twice."""
+        """Give back device and sockets; what is not in an fd store vanishes. May be called twice."""
         self.descriptors.close()
 
     def counters(self) -> Mapping[str, int]:
         """Everything counted since this object was made, by the names in ``control.COUNTERS``; at most one burst old."""
         return dict(zip(COUNTERS, self.descriptors.counted(), strict=True))
 
-    def status(self) -> PumpStatus:
-        """See ``flannelpy.core.backend.Telling``."""
+    def status(self) -> DatapathStatus:
+        """See ``flannelpy.core.backend.HasStatus``."""
         on = self.descriptors.offloads
         missing = tuple(name_of(each) for each in Offload if each not in on)
-        return PumpStatus(self._device, tuple(map(name_of, on)), missing, tuple(self._told.values()), self.counters())
+        return DatapathStatus(self._device, tuple(map(name_of, on)), missing, tuple(self._told.values()), self.counters())
 
     # ------------------------------------------------------------------------------------------------------ peers
 

@@ -11,20 +11,20 @@ from contextlib import asynccontextmanager, nullcontext
 
 from flannelpy import __version__
 from flannelpy.agent.cluster import Patience
+from flannelpy.agent.fd_store import SystemdFdStore
 from flannelpy.agent.lock import hold_lock
 from flannelpy.agent.node import Node
 from flannelpy.agent.report import Reporter
-from flannelpy.agent.shelf import SystemdShelf
 from flannelpy.agent.start import SituationChangedError, find_situation
 from flannelpy.agent.surroundings import Surroundings
 from flannelpy.agent.systemd import Notifier, inherited
 from flannelpy.agent.tell import answering, tell
-from flannelpy.core.backend import NoShelf, Shelf
+from flannelpy.core.backend import FdStore, NoFdStore
 from flannelpy.core.conditions import Health
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.uplink import Wish
-from flannelpy.explain.calendar import wall_clock
 from flannelpy.explain.status import Status
+from flannelpy.explain.wall_clock import wall_clock
 from flannelpy.host import view_file
 from flannelpy.host.view_file import KeptView
 from flannelpy.kernel import Kernel
@@ -39,13 +39,13 @@ STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 async def run(settings: Settings) -> int:
     """Run the agent until it is told to stop. Returns the exit code: 0 for a clean stop, 1 for a failure (said in one line)."""
     from flannelpy.kernel.netlink import NetlinkKernel
-    from flannelpy.registry.etcd import EtcdRegistry
+    from flannelpy.registry.etcd.registry import EtcdRegistry
 
     notifier, left = Notifier(), inherited()
-    shelf = SystemdShelf(notifier, left) if notifier.listened_to else NoShelf()
+    fd_store = SystemdFdStore(notifier, left) if notifier.listened_to else NoFdStore()
     registry, kernel = EtcdRegistry(settings.endpoint), NetlinkKernel()
     try:
-        return await Agent(settings, registry, kernel, notifier, shelf).run()
+        return await Agent(settings, registry, kernel, notifier, fd_store).run()
     finally:
         await registry.close()
         await kernel.close()
@@ -65,12 +65,12 @@ class Agent:
         registry: Registry,
         kernel: Kernel,
         notifier: Notifier,
-        shelf: Shelf | None = None,
+        fd_store: FdStore | None = None,
         patience: Patience | None = None,
     ) -> None:
         wish = Wish(settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip, settings.public_ipv6)
         self._around = Surroundings(
-            settings, wish, registry, kernel, Reporter(clock), notifier, shelf or NoShelf(), clock, patience or Patience()
+            settings, wish, registry, kernel, Reporter(clock), notifier, fd_store or NoFdStore(), clock, patience or Patience()
         )
         self._node: Node | None = None
         self._born = clock()
@@ -130,7 +130,7 @@ class Agent:
             except asyncio.CancelledError:
                 if around.settings.release_on_exit:
                     await node.release()
-                    await around.shelf.drop(*around.shelf.names)  # who gives its lease back does not take it up again unasked
+                    await around.fd_store.drop(*around.fd_store.names)  # who gives its lease back does not take it up again unasked
                 raise
             except SituationChangedError:
                 pass
@@ -171,8 +171,8 @@ class Agent:
     def _what_stays(self) -> str:
         if self._around.settings.release_on_exit:
             return "the lease is given back"
-        if self._node is not None and self._node.has_pump:
-            if isinstance(self._around.shelf, NoShelf):
+        if self._node is not None and self._node.has_datapath:
+            if isinstance(self._around.fd_store, NoFdStore):
                 return "the lease stays; packets are cut off until the next start, which brings the pump back"
             return "the lease stays; at a restart by systemd packets wait, after a stop they are cut off"
         return "the lease and what is programmed stay, so that packets keep flowing"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from flannelpy.core.desired import Key
+from flannelpy.core.objects import Key
 
 
 class Dirty:

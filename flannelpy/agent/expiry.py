@@ -11,9 +11,9 @@ import heapq
 from collections.abc import Iterable
 from math import inf
 
+from flannelpy.core.duration import span
 from flannelpy.core.errors import RegistryError
 from flannelpy.core.model import Lease
-from flannelpy.core.spans import span
 from flannelpy.registry import Registry
 
 CANDIDATES = 8

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flannelpy.agent.start import Situation
 from flannelpy.core.backend import Backend, Engines
-from flannelpy.core.desired import HostState, Route
 from flannelpy.core.model import Lease
+from flannelpy.core.objects import HostState, Route
 from flannelpy.core.rules import EncapsulationGuard, FirewallOptions, firewall
 from flannelpy.settings import Settings
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from flannelpy.core.backend import Backend
 from flannelpy.core.config import NetworkConfig
-from flannelpy.core.desired import HostState, Key, Link
 from flannelpy.core.model import Lease
+from flannelpy.core.objects import HostState, Key, Link
 
 
 def stable_macs(

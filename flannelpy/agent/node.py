@@ -18,21 +18,22 @@ from flannelpy.agent.publish import Publisher
 from flannelpy.agent.reconcile import Reconciler
 from flannelpy.agent.scope import find_scope, fou_ports
 from flannelpy.agent.start import Situation, SituationChangedError, can_become, choose_uplink
-from flannelpy.agent.supervise import PumpSupervisor, make_way
+from flannelpy.agent.supervise import DatapathSupervisor, make_way
 from flannelpy.agent.surroundings import Surroundings
 from flannelpy.agent.tell import Parts
 from flannelpy.core import lease_events as ev
-from flannelpy.core.backend import Local, understand
+from flannelpy.core.backend import Local
 from flannelpy.core.config import differences
-from flannelpy.core.desired import HostState, Key
 from flannelpy.core.errors import ConfigError, FlannelpyError, MalformedError, NoUplinkError, RegistryError
 from flannelpy.core.leasing import Leasing
 from flannelpy.core.membership import Changes, Membership
 from flannelpy.core.model import Lease, parse_subnet_key
+from flannelpy.core.objects import HostState, Key
 from flannelpy.host import state as state_file
 from flannelpy.host import subnet_env
 from flannelpy.host.state import State
 from flannelpy.host.view_file import KeptView
+from flannelpy.plugins import parse
 from flannelpy.registry import ConfigChanged, Deleted, Event, Malformed, Put, Snapshot
 
 log = logging.getLogger("flannelpy")
@@ -62,10 +63,10 @@ class Node:
         self._reconciler = Reconciler(
             around.kernel, backend, self._scope, reporter, on_settled=self._on_settled, on_facts=self._on_facts
         )
-        self._pump = PumpSupervisor(
+        self._pump = DatapathSupervisor(
             backend,
             reporter,
-            around.shelf,
+            around.fd_store,
             peers=lambda: self._cluster.membership.peers,
             make_way=lambda local: make_way(around.kernel, self._scope, backend.host(local)),
             on_open=self._reconciler.dirty.add_everything,
@@ -93,9 +94,9 @@ class Node:
         return self._publisher.ready
 
     @property
-    def has_pump(self) -> bool:
+    def has_datapath(self) -> bool:
         """True where packets are moved by a process of ours, and stop with it."""
-        return self._pump.has_pump
+        return self._pump.has_datapath
 
     @property
     def parts(self) -> Parts:
@@ -268,7 +269,7 @@ class Node:
         """The config was written: taken over where that loses nothing, told where it would need a restart."""
         reporter, situation = self._around.reporter, self._situation
         try:
-            config, backend = understand(text, self._around.settings.host_options)
+            config, backend = parse(text, self._around.settings.host_options)
         except ConfigError as error:
             reporter.begin("config-changed", f"it {error}" if text is None else str(error))
             return

@@ -19,10 +19,10 @@ from flannelpy.agent.refusal import explain, is_moot
 from flannelpy.agent.report import Reporter
 from flannelpy.core.backend import Backend, Local
 from flannelpy.core.contests import QUIET_S, Contests
-from flannelpy.core.desired import HostState, Key, Link, Object, Scope
+from flannelpy.core.desired import Desired
 from flannelpy.core.errors import FlannelpyError, KernelError
-from flannelpy.core.fragments import Desired
 from flannelpy.core.model import Lease
+from flannelpy.core.objects import HostState, Key, Link, Object, Scope
 from flannelpy.core.plan import Plan, Step, plan
 from flannelpy.kernel import Kernel, Notices, Result
 

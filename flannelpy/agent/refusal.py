@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 
-from flannelpy.core.desired import Route, Sysctl
 from flannelpy.core.errors import KernelError
+from flannelpy.core.objects import Route, Sysctl
 from flannelpy.core.plan import Step
 from flannelpy.kernel import Kernel, Result
 

@@ -9,7 +9,7 @@ from netaddr import AddrFormatError, IPNetwork
 
 from flannelpy.agent.start import Situation
 from flannelpy.core.backend import Backend, Engines
-from flannelpy.core.desired import Scope
+from flannelpy.core.objects import Scope
 from flannelpy.host.state import State
 
 log = logging.getLogger(__name__)

@@ -13,15 +13,16 @@ from netaddr import IPAddress
 from flannelpy.agent.cluster import report_error, report_success
 from flannelpy.agent.report import Reporter
 from flannelpy.agent.surroundings import Surroundings
-from flannelpy.core.backend import Backend, Chosen, Engines, Local, Uplink, understand
+from flannelpy.core.backend import Backend, Chosen, Engines, Local, Uplink
 from flannelpy.core.config import NetworkConfig
-from flannelpy.core.desired import Fou, HostState, Key, Scope
 from flannelpy.core.errors import ConfigError, FlannelpyError, RegistryError, WatchGapError
 from flannelpy.core.model import Lease
+from flannelpy.core.objects import Fou, HostState, Key, Scope
 from flannelpy.core.plan import Step, plan
 from flannelpy.core.uplink import Choice, RouteAnswer, Wish, choose
 from flannelpy.host.view_file import KeptView
 from flannelpy.kernel import Kernel
+from flannelpy.plugins import parse
 from flannelpy.registry import ConfigChanged, Registry, StoredConfig
 
 log = logging.getLogger(__name__)
@@ -56,10 +57,10 @@ async def find_situation(around: Surroundings, kept: KeptView | None) -> Situati
     """Wait for a config that this host can run, for ever. Raises NoUplinkError.
 
     With a view that was ``kept``, a registry that does not answer is waited for ``offline_s`` seconds, and then done without. Where
-    packets wait in descriptors on the shelf, that view is taken up at once, and the registry is for the caller to ask.
+    packets wait in descriptors in the fd store, that view is taken up at once, and the registry is for the caller to ask.
     """
     registry, reporter, where = around.registry, around.reporter, f"{around.settings.endpoint.prefix}/config"
-    if kept is not None and around.shelf.names:
+    if kept is not None and around.fd_store.names:
         situation = await _offline(around, kept)
         if situation is not None:
             return replace(situation, resumed=True)
@@ -88,7 +89,7 @@ async def find_situation(around: Surroundings, kept: KeptView | None) -> Situati
 
 async def _examine(around: Surroundings, text: str | None) -> Situation:
     """What this host makes of a config. Raises ConfigError where it cannot run it, NoUplinkError."""
-    config, backend = understand(text, around.settings.host_options)
+    config, backend = parse(text, around.settings.host_options)
     choice = await choose_uplink(around.kernel, around.wish, config)
     local = Local(config, choice.uplink, macs=dict.fromkeys(backend.devices(config), "02:00:00:00:00:00"))
     mtu = backend.mtu(local)
@@ -102,11 +103,11 @@ async def _examine(around: Surroundings, text: str | None) -> Situation:
 
 async def _choose_engine(around: Surroundings, backend: Engines) -> Chosen:
     """The backend as it can work here, with a word about how."""
-    kernel, reporter, shelf = around.kernel, around.reporter, around.shelf
+    kernel, reporter, fd_store = around.kernel, around.reporter, around.fd_store
     tried = await kernel.rehearse(plan(backend.rehearsal, HostState())) if len(backend.rehearsal) else ()
     refusal = "; ".join(str(result.error) for result in tried if result.error is not None)
     if tried and not refusal:
-        await shelf.drop(*shelf.names)  # a pump's port, which the kernel is about to ask for
+        await fd_store.drop(*fd_store.names)  # a pump's port, which the kernel is about to ask for
     chosen = backend.choose(refusal or await _port_refusal(kernel, backend.rehearsal))
     log.info("%s", chosen.reason)
     if chosen.refused:

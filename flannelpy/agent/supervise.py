@@ -7,10 +7,10 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 from flannelpy.agent.report import Reporter
-from flannelpy.core.backend import Backend, Local, Pump, PumpStatus, Shelf, Telling
-from flannelpy.core.desired import Fou, HostState, Key, Link, Scope
+from flannelpy.core.backend import Backend, Datapath, DatapathStatus, FdStore, HasStatus, Local
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.model import Lease
+from flannelpy.core.objects import Fou, HostState, Key, Link, Scope
 from flannelpy.core.plan import Step
 from flannelpy.kernel import Kernel
 
@@ -33,14 +33,14 @@ async def make_way(kernel: Kernel, scope: Scope, wanted: HostState) -> None:
         log.info("another engine's: %s%s", result.step, f": {result.error}" if result.error else "")
 
 
-class PumpSupervisor:
+class DatapathSupervisor:
     """The pump of a backend that has one: one for each lease of ours, never two at a time."""
 
     def __init__(
         self,
         backend: Backend,
         reporter: Reporter,
-        shelf: Shelf,
+        fd_store: FdStore,
         *,
         peers: Callable[[], Mapping[str, Lease]],
         make_way: Callable[[Local], Awaitable[None]],
@@ -50,21 +50,21 @@ class PumpSupervisor:
         """Set once the first attempt to open a pump is over, whatever came of it; or there is none to open."""
         self._backend = backend
         self._reporter = reporter
-        self._shelf = shelf
+        self._shelf = fd_store
         self._peers = peers
         self._make_way = make_way
         self._on_open = on_open
         self._locals: asyncio.Queue[Local] = asyncio.Queue()
-        self._pump: Pump | None = None
+        self._pump: Datapath | None = None
 
     @property
-    def has_pump(self) -> bool:
+    def has_datapath(self) -> bool:
         """True where the backend moves packets itself."""
         return self._pump is not None
 
-    def status(self) -> PumpStatus | None:
+    def status(self) -> DatapathStatus | None:
         """What the pump says of itself; None where there is none, or it says nothing."""
-        return self._pump.status() if isinstance(self._pump, Telling) else None
+        return self._pump.status() if isinstance(self._pump, HasStatus) else None
 
     def set_local(self, local: Local) -> None:
         """The host is this now; the pump is made anew for it."""
@@ -79,7 +79,7 @@ class PumpSupervisor:
         """Keep a pump up, for ever; returns at once where the backend has none."""
         local = await self._locals.get()
         while True:
-            self._pump = self._backend.pump(local)
+            self._pump = self._backend.datapath(local)
             if self._pump is None:
                 await self._shelf.drop(*self._shelf.names)  # another backend's or engine's: its device and port are in the way
                 self.tried.set()
@@ -89,20 +89,20 @@ class PumpSupervisor:
                 local = await self._locals.get()
                 serving.cancel()
 
-    async def _serve(self, pump: Pump, local: Local) -> None:
+    async def _serve(self, pump: Datapath, local: Local) -> None:
         delay = FIRST_RETRY_S
         while True:
             try:
                 await self._make_way(local)
                 await pump.open(self._shelf)
                 pump.update(self._peers())
-                self._reporter.end("pump-failed")
+                self._reporter.end("datapath-failed")
                 self._on_open()
                 self.tried.set()
                 delay = FIRST_RETRY_S
                 await pump.run()
             except (FlannelpyError, OSError) as error:
-                self._reporter.begin("pump-failed", f"{error}; trying again")
+                self._reporter.begin("datapath-failed", f"{error}; trying again")
             finally:
                 self.tried.set()
                 await pump.close()

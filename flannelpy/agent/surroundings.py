@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from flannelpy.agent.cluster import Patience
 from flannelpy.agent.report import Clock, Reporter
 from flannelpy.agent.systemd import Notifier
-from flannelpy.core.backend import Shelf
+from flannelpy.core.backend import FdStore
 from flannelpy.core.uplink import Wish
 from flannelpy.kernel import Kernel
 from flannelpy.registry import Registry
@@ -24,6 +24,6 @@ class Surroundings:
     kernel: Kernel
     reporter: Reporter
     notifier: Notifier
-    shelf: Shelf
+    fd_store: FdStore
     clock: Clock
     patience: Patience = Patience()  # noqa: RUF009 - frozen

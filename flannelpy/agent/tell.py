@@ -18,14 +18,14 @@ from flannelpy.agent.cluster import REGISTRY_CODES, Cluster
 from flannelpy.agent.keeper import Keeper
 from flannelpy.agent.reconcile import HOST, Reconciler
 from flannelpy.agent.start import Situation
-from flannelpy.agent.supervise import PumpSupervisor
+from flannelpy.agent.supervise import DatapathSupervisor
 from flannelpy.core.claims import EVERYTHING
 from flannelpy.core.conditions import Active, Health
-from flannelpy.core.desired import Link
 from flannelpy.core.model import Lease
+from flannelpy.core.objects import Link
 from flannelpy.explain import status as tells
-from flannelpy.explain.calendar import Calendar
 from flannelpy.explain.status import SOCKET, Status
+from flannelpy.explain.wall_clock import Calendar
 
 if TYPE_CHECKING:
     from flannelpy.agent.surroundings import Surroundings
@@ -44,7 +44,7 @@ class Parts:
     situation: Situation
     cluster: Cluster
     reconciler: Reconciler
-    pump: PumpSupervisor
+    pump: DatapathSupervisor
     keeper: Keeper | None
     lease: Lease | None
     lost: bool

@@ -1,24 +1,21 @@
-"""What is a backend? The contract of a plugin, and its look-up by name.
+"""What is a backend? The contract of a plugin.
 
-A backend says what a lease publishes and what the kernel should hold for the host and for each peer; all of it pure. It is
-found by entry point (group ``flannelpy.backends``): a third party's package that declares one needs no change here.
+A backend says what a lease publishes and what the kernel should hold for the host and for each peer; all of it pure. It
+is found by entry point (``flannelpy.plugins``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
 
 from netaddr import IPAddress
 
 from flannelpy.core.config import NetworkConfig
-from flannelpy.core.desired import HostState
-from flannelpy.core.errors import BackendError, ConfigError
+from flannelpy.core.errors import BackendError
 from flannelpy.core.model import Family, Lease, LeaseAttrs
-
-GROUP = "flannelpy.backends"
+from flannelpy.core.objects import HostState
 
 HostOptions = Mapping[str, Mapping[str, Any]]
 """Options of a backend, by its Type, that are this host's and win over the cluster's."""
@@ -120,7 +117,7 @@ class Backend(Protocol):
         """What reaches this peer. Raises MalformedError where its lease does not say how."""
         ...
 
-    def pump(self, local: Local) -> Pump | None:
+    def datapath(self, local: Local) -> Datapath | None:
         """The part that moves packets in user space, where there is one."""
         ...
 
@@ -166,7 +163,7 @@ class Engines(Protocol):
         ...
 
 
-class Shelf(Protocol):
+class FdStore(Protocol):
     """A place where descriptors outlive the agent: what a pump keeps here, the next start finds, and no packet is lost between.
 
     What a descriptor stands for (a device, a port) lives on as long as it is kept, whoever else closes it.
@@ -190,8 +187,8 @@ class Shelf(Protocol):
         ...
 
 
-class NoShelf:
-    """The shelf where nobody would keep anything: empty, always."""
+class NoFdStore:
+    """The fd store where nobody would keep anything: empty, always."""
 
     names: tuple[str, ...] = ()
 
@@ -205,11 +202,11 @@ class NoShelf:
         pass
 
 
-class Pump(Protocol):
+class Datapath(Protocol):
     """Running code of a backend that moves packets itself. One instance serves one (device, socket) pair for its life."""
 
-    async def open(self, shelf: Shelf) -> None:
-        """Make device and socket, or take them over from the shelf; both exist after it, and nothing else of ours is on the shelf.
+    async def open(self, fd_store: FdStore) -> None:
+        """Make device and socket, or take them over from the fd store; both exist after it, and the fd store holds nothing else.
 
         Raises BackendError or OSError with one clear line; may be called again.
         """
@@ -237,7 +234,7 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class PumpStatus:
+class DatapathStatus:
     """What a pump does now. ``offloads``: what the kernel does for it in bulk, by name, and ``missing`` what it does not here.
 
     ``counters``: everything it counted, by name; names with ``dropped`` in them are packets that went nowhere, by reason.
@@ -251,43 +248,9 @@ class PumpStatus:
 
 
 @runtime_checkable
-class Telling(Protocol):
+class HasStatus(Protocol):
     """What a pump has besides where it can say what it does, for ``flannelpy status``."""
 
-    def status(self) -> PumpStatus:
+    def status(self) -> DatapathStatus:
         """As things are now, open or not; quick."""
         ...
-
-
-def names() -> list[str]:
-    """Every backend Type that is installed, sorted."""
-    return sorted({point.name for point in entry_points(group=GROUP)})
-
-
-def load(config: NetworkConfig, host_options: HostOptions = NO_HOST_OPTIONS) -> Backend:
-    """The backend that the config asks for, made with its options, under those of this host.
-
-    Raises ConfigError for an option that cannot be, BackendError for a Type that nobody provides.
-    """
-    for point in entry_points(group=GROUP):
-        if point.name == config.backend_type:
-            options = {**config.backend_options, **host_options.get(point.name, {})}
-            backend: Backend = point.load().from_options(options)
-            return backend
-    raise BackendError(f"Backend.Type {config.backend_type!r}: nobody provides it; installed are {', '.join(names())}")
-
-
-def understand(text: str | bytes | None, host_options: HostOptions = NO_HOST_OPTIONS) -> tuple[NetworkConfig, Backend]:
-    """A stored config and the backend it asks for; None is an absent one. Raises ConfigError with what is wrong with it."""
-    if text is None:
-        raise ConfigError('is missing: expected JSON like {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}')
-    config = NetworkConfig.parse(text)
-    try:
-        backend = load(config, host_options)
-    except BackendError as error:
-        raise ConfigError(str(error)) from None
-    missing = [f"IPv{family}" for family in config.families if family not in backend.families]
-    if missing:
-        raise ConfigError(f"Backend.Type {backend.name}: it does not carry {' and '.join(missing)}, which the config turns on")
-    backend.devices(config)  # raises where a device cannot be named
-    return config, backend

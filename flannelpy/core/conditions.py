@@ -170,7 +170,7 @@ _ALL = (
         "load the modules fou and ipip (modprobe fou ipip) and restart flannelpy; or ask for auto",
     ),
     Condition(
-        "pump-failed",
+        "datapath-failed",
         Severity.ERROR,
         "the packet pump cannot run: {detail}",
         "the message says what is missing; the agent tries again by itself",

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from flannelpy.core.errors import ConfigError
+from flannelpy.core.json_members import Members
 from flannelpy.core.json_text import decode
-from flannelpy.core.options import Members
 
 DEFAULT_BACKEND = "udp"
 """The type of a config without Backend: what flannel does, though its documents say vxlan (flannel-compat 3.1)."""

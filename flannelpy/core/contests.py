@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flannelpy.core.desired import Key
+from flannelpy.core.objects import Key
 
 AT_ONCE = 5
 """Repairs of one key in a row that are made without a pause."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from flannelpy.core.desired import (
+from flannelpy.core.objects import (
     ROUTE_PROTOCOL,
     Address,
     FdbEntry,

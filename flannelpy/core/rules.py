@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from netaddr import IPNetwork
 
 from flannelpy.core.backend import GuardedPort
-from flannelpy.core.desired import HostState, NftTable
 from flannelpy.core.model import NO_ADDRESS, Lease
+from flannelpy.core.objects import HostState, NftTable
 
 KUBE_MARK = "0x00004000"
 """kube-proxy's own masquerade mark; packets that carry it are masqueraded already."""

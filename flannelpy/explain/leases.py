@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from netaddr import IPNetwork
 
-from flannelpy.core.backend import understand
 from flannelpy.core.claims import EVERYTHING, halves, possible
 from flannelpy.core.config import NetworkConfig, Pool
+from flannelpy.core.duration import span
 from flannelpy.core.errors import ConfigError, RegistryError
 from flannelpy.core.membership import Membership
 from flannelpy.core.model import NO_ADDRESS, Lease, compact_json
 from flannelpy.core.pool import free_runs
-from flannelpy.core.spans import span
+from flannelpy.plugins import parse
 from flannelpy.registry import Malformed, Registry, Snapshot
 
 if TYPE_CHECKING:  # rich costs 60 ms; it is imported where something is shown
@@ -74,7 +74,7 @@ async def ask(registry: Registry, where: str, ours: Sequence[IPNetwork]) -> List
     stored, snapshot = await registry.config(), await registry.snapshot()
     left = await ask_time_left(registry, snapshot.leases)
     try:
-        config, backend = understand(stored.text)
+        config, backend = parse(stored.text)
     except ConfigError as error:
         joint = " " if stored.text is None else ": "
         return put_together(snapshot, left, None, None, ours, f"the config at {where}{joint}{error}")

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flannelpy.core.backend import Backend, understand
+from flannelpy.core.backend import Backend
 from flannelpy.core.config import NetworkConfig, differences
 from flannelpy.core.errors import ConfigError
+from flannelpy.plugins import parse
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,7 +27,7 @@ class Examined:
 
 def examine(text: str) -> Examined:
     """Validate the config and its backend's options. Raises ConfigError: which key, what it holds, what was expected."""
-    config, backend = understand(text)
+    config, backend = parse(text)
     warnings = []
     if not config.backend_given:
         warnings.append(f'no Backend: {backend.name} is taken, as flannel does; "Backend": {{"Type": "vxlan"}} would be faster')

@@ -14,7 +14,7 @@ from functools import cache
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from flannelpy.core.backend import PumpStatus
+from flannelpy.core.backend import DatapathStatus
 from flannelpy.core.errors import MalformedError
 
 SOCKET = "agent.sock"
@@ -143,7 +143,7 @@ class Status:
     etcd: EtcdStatus
     network: Mapping[str, Any] | None = None
     backend: BackendStatus | None = None
-    pump: PumpStatus | None = None
+    pump: DatapathStatus | None = None
     uplink: UplinkStatus | None = None
     lease: LeaseStatus | None = None
     subnet_file: SubnetFileStatus

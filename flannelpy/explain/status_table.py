@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flannelpy.core.backend import PumpStatus
-from flannelpy.core.spans import span
+from flannelpy.core.backend import DatapathStatus
+from flannelpy.core.duration import span
 from flannelpy.explain.leases import printable
 from flannelpy.explain.status import BackendStatus, ConditionStatus, KernelStatus, LeaseStatus, PeerStatus, Status, UplinkStatus
 
@@ -113,7 +113,7 @@ def _backend(backend: BackendStatus, configured: object) -> Iterator[Line]:
         yield "device", device
 
 
-def _pump(pump: PumpStatus) -> Iterator[Line]:
+def _pump(pump: DatapathStatus) -> Iterator[Line]:
     missing = f"; not here: {', '.join(pump.missing)}" if pump.missing else ""
     yield "offloads", f"{', '.join(pump.offloads) or 'none'}{missing}"
     for worker in pump.workers:

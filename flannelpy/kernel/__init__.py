@@ -11,8 +11,8 @@ from typing import Protocol
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.desired import HostState, Key, Object, Route, Scope
 from flannelpy.core.errors import KernelError
+from flannelpy.core.objects import HostState, Key, Object, Route, Scope
 from flannelpy.core.plan import Step
 from flannelpy.core.uplink import HostFacts, RouteAnswer
 

@@ -15,7 +15,8 @@ from dataclasses import replace
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.desired import (
+from flannelpy.core.errors import KernelError
+from flannelpy.core.objects import (
     BOOT_PROTOCOL,
     ROUTE_PROTOCOL,
     Address,
@@ -31,7 +32,6 @@ from flannelpy.core.desired import (
     Scope,
     Sysctl,
 )
-from flannelpy.core.errors import KernelError
 from flannelpy.core.plan import Step
 from flannelpy.core.uplink import DefaultRoute, HostFacts, Interface, InterfaceAddress, RouteAnswer
 from flannelpy.kernel import Notice, Result

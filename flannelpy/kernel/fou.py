@@ -12,8 +12,8 @@ import subprocess
 from collections.abc import Callable
 from struct import Struct
 
-from flannelpy.core.desired import Fou
 from flannelpy.core.errors import KernelError
+from flannelpy.core.objects import Fou
 from flannelpy.kernel.channel import Channel, error
 from flannelpy.kernel.messages import ACK, AF_INET, DUMP, REQUEST, attribute, attributes, message
 

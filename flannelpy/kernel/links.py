@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from flannelpy.core.desired import Address, Link, Vxlan
 from flannelpy.core.errors import KernelError
+from flannelpy.core.objects import Address, Link, Vxlan
 from flannelpy.kernel import messages
 from flannelpy.kernel.messages import (
     ACK,

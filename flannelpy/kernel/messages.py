@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.desired import FdbEntry, Ipip, Link, Neighbour, Route, Vxlan
+from flannelpy.core.objects import FdbEntry, Ipip, Link, Neighbour, Route, Vxlan
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18

@@ -23,8 +23,8 @@ from typing import TypeVar
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.desired import Address, FdbEntry, Fou, HostState, Key, Link, Neighbour, NftTable, Object, Route, Scope, Sysctl
 from flannelpy.core.errors import KernelError
+from flannelpy.core.objects import Address, FdbEntry, Fou, HostState, Key, Link, Neighbour, NftTable, Object, Route, Scope, Sysctl
 from flannelpy.core.plan import Step
 from flannelpy.core.uplink import DefaultRoute, HostFacts, Interface, InterfaceAddress, RouteAnswer
 from flannelpy.kernel import Result, links, messages

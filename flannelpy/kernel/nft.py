@@ -17,8 +17,8 @@ import shutil
 import socket
 from typing import Any
 
-from flannelpy.core.desired import NftTable
 from flannelpy.core.errors import KernelError
+from flannelpy.core.objects import NftTable
 
 STATELESS = 1 << 2
 """NFT_CTX_OUTPUT_STATELESS, the ``-s`` of nft(8): without counters."""

@@ -18,8 +18,8 @@ import socket
 from collections.abc import Callable
 from struct import Struct
 
-from flannelpy.core.desired import ROUTE_PROTOCOL, Address, FdbEntry, Key, Neighbour, Object, Scope
 from flannelpy.core.errors import KernelError
+from flannelpy.core.objects import ROUTE_PROTOCOL, Address, FdbEntry, Key, Neighbour, Object, Scope
 from flannelpy.kernel import Notice
 from flannelpy.kernel.channel import ADD_MEMBERSHIP, DATAGRAM_BYTES, SOL_NETLINK, Channel, netlink_socket
 from flannelpy.kernel.messages import (

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from netaddr import IPNetwork
 
-from flannelpy.core.desired import BOOT_PROTOCOL, ROUTE_PROTOCOL, Address, FdbEntry, Link, Neighbour, Route, Scope
+from flannelpy.core.objects import BOOT_PROTOCOL, ROUTE_PROTOCOL, Address, FdbEntry, Link, Neighbour, Route, Scope
 from flannelpy.kernel.messages import (
     AF_BRIDGE,
     METRIC6,

@@ -16,7 +16,7 @@ from netaddr import IPNetwork
 from flannelpy.core.errors import ConflictError, RegistryError, RegistryUnavailableError, TakenError, WatchGapError
 from flannelpy.core.model import LEASE_TTL_S, Lease, LeaseAttrs, subnet_key
 from flannelpy.registry import Batch, ConfigChanged, Event, Malformed, Put, Snapshot, StoredConfig
-from flannelpy.registry.records import Keys, decode_delete, decode_put
+from flannelpy.registry.etcd.records import Keys, decode_delete, decode_put
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from flannelpy.registry.etcd3_loader import load
+from flannelpy.registry.etcd.loader import load
 from netns_lab.host import Host
 from netns_lab.lab import PREFIX, Lab
 from netns_lab.topology import Topology

@@ -33,8 +33,8 @@ from rich.table import Table
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.membership import Membership
 from flannelpy.core.model import LEASE_TTL_S, subnet_key
-from flannelpy.registry.etcd import EtcdRegistry
-from flannelpy.registry.etcd_channel import Link, rpc
+from flannelpy.registry.etcd.channel import Link, rpc
+from flannelpy.registry.etcd.registry import EtcdRegistry
 from netns_lab.bench_agent import HERE, Writer, count_routes, cpu_s, milliseconds, route_monitor, subnet
 from netns_lab.etcd import Etcd
 from netns_lab.host import Host

@@ -267,7 +267,7 @@ async def carry(number: int) -> None:
     from netaddr import IPAddress, IPNetwork
 
     from backends.udp import Udp
-    from flannelpy.core.backend import Local, NoShelf, Uplink
+    from flannelpy.core.backend import Local, NoFdStore, Uplink
     from flannelpy.core.config import NetworkConfig
     from flannelpy.core.model import Lease, LeaseAttrs
 
@@ -276,11 +276,11 @@ async def carry(number: int) -> None:
 
     address = IPAddress(f"192.0.2.{number}")
     uplink = Uplink("eth1", 2, WIRE_MTU, address=address, public_ip=address)
-    pump = Udp(PORT, engine="pump").pump(Local(NetworkConfig.parse('{"Network": "10.99.0.0/16"}'), uplink, lease(number)))
+    pump = Udp(PORT, engine="pump").datapath(Local(NetworkConfig.parse('{"Network": "10.99.0.0/16"}'), uplink, lease(number)))
     assert pump is not None
     peer = lease(3 - number)
     pump.update({peer.key: peer})
-    await pump.open(NoShelf())
+    await pump.open(NoFdStore())
     await pump.run()
 
 

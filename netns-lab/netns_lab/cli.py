@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import click
 
-from flannelpy.core.backend import names as backends
+from flannelpy.plugins import names as backends
 from netns_lab.errors import LabError, TopologyError
 from netns_lab.etcd import EtcdFailedError
 from netns_lab.ledger import Ledger, names

@@ -25,7 +25,7 @@ from flannelpy.core.errors import MalformedError
 from flannelpy.core.leasing import Leasing
 from flannelpy.core.model import Lease, LeaseAttrs, parse_subnet_key
 from flannelpy.registry import Deleted, Endpoint, Event, Put, Registry, Snapshot
-from flannelpy.registry.etcd import EtcdRegistry
+from flannelpy.registry.etcd.registry import EtcdRegistry
 
 FIRST_ADDRESS = int(IPAddress("172.20.0.1"))
 

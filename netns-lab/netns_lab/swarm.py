@@ -30,8 +30,8 @@ from flannelpy.core.errors import ConfigError
 from flannelpy.core.model import LEASE_TTL_S, Lease, LeaseAttrs, subnet_key
 from flannelpy.core.pool import free_runs
 from flannelpy.registry import Put
-from flannelpy.registry.etcd3_loader import load
-from flannelpy.registry.records import Keys, decode_put
+from flannelpy.registry.etcd.loader import load
+from flannelpy.registry.etcd.records import Keys, decode_put
 
 Kind = Literal["renewal", "join", "leave", "mac"]
 SHARES: dict[Kind, float] = {"renewal": 0.7, "join": 0.1, "leave": 0.1, "mac": 0.1}

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.desired import Address, FdbEntry, HostState, Key, Link, Neighbour, NftTable, Object, Route, Scope, Sysctl, Vxlan
+from flannelpy.core.objects import Address, FdbEntry, HostState, Key, Link, Neighbour, NftTable, Object, Route, Scope, Sysctl, Vxlan
 from flannelpy.core.uplink import DefaultRoute, Interface, InterfaceAddress
 from flannelpy.kernel import Kernel
 from flannelpy.kernel.fake import FakeKernel

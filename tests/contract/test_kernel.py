@@ -15,7 +15,8 @@ import uvloop
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.backend import GuardedPort
-from flannelpy.core.desired import (
+from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.core.objects import (
     BOOT_PROTOCOL,
     Address,
     FdbEntry,
@@ -30,7 +31,6 @@ from flannelpy.core.desired import (
     Sysctl,
     Vxlan,
 )
-from flannelpy.core.model import Lease, LeaseAttrs
 from flannelpy.core.plan import Step, plan
 from flannelpy.core.rules import EncapsulationGuard, FirewallOptions, firewall
 from flannelpy.core.uplink import InterfaceAddress

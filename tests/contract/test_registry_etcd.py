@@ -24,9 +24,9 @@ from flannelpy.core.errors import (
 )
 from flannelpy.core.model import Lease
 from flannelpy.registry import Endpoint, Put, Snapshot, etcd_channel
-from flannelpy.registry import etcd as etcd_module
-from flannelpy.registry.etcd import EtcdRegistry
-from flannelpy.registry.etcd_watch import Pace
+from flannelpy.registry.etcd import registry as etcd_module
+from flannelpy.registry.etcd.registry import EtcdRegistry
+from flannelpy.registry.etcd.watch import Pace
 from netns_lab.etcd import SIGCONT, SIGSTOP, Etcd, Tls, make_certificates
 
 from .registry_place import QUICK, EtcdPlace, attrs, bounded, net, until, watching

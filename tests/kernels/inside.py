@@ -35,11 +35,11 @@ from flannelpy import logs
 from flannelpy.agent.agent import run as run_agent
 from flannelpy.core.backend import Local, Uplink
 from flannelpy.core.config import NetworkConfig
-from flannelpy.core.desired import Fou, HostState, Scope
 from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.core.objects import Fou, HostState, Scope
 from flannelpy.core.plan import Step, plan
 from flannelpy.kernel.netlink import NetlinkKernel
-from flannelpy.registry.etcd import EtcdRegistry
+from flannelpy.registry.etcd.registry import EtcdRegistry
 from flannelpy.settings import load
 from netns_lab.etcd import binary
 

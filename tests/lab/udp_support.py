@@ -28,7 +28,7 @@ from netaddr import IPAddress, IPNetwork
 
 from backends.udp import Udp, tun
 from backends.udp.control import COUNTERS
-from flannelpy.core.backend import Local, NoShelf, Uplink
+from flannelpy.core.backend import Local, NoFdStore, Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.model import Lease, LeaseAttrs
@@ -51,7 +51,7 @@ async def drive(subnet: str, address: str, options: str) -> None:
     uplink = Uplink("eth1", 2, MTU + 28, address=IPAddress(address), public_ip=IPAddress(address))
     local = Local(NetworkConfig.parse('{"Network": "10.5.0.0/16"}'), uplink, lease(subnet, address))
     told = json.loads(options)
-    pump = Udp.from_options(told).pump(local)
+    pump = Udp.from_options(told).datapath(local)
     pump.descriptors.offload = told.get("offload", True)
     if "tun_features" in told:  # as a kernel that knows only these
         tun.tun_features = lambda _: told["tun_features"]
@@ -63,7 +63,7 @@ async def drive(subnet: str, address: str, options: str) -> None:
         answer: object = None
         try:
             if word == "open":
-                await pump.open(NoShelf())
+                await pump.open(NoFdStore())
             elif word == "run":
                 running = asyncio.create_task(pump.run())
             elif word == "update":

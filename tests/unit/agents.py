@@ -13,7 +13,7 @@ from netaddr import IPAddress
 from flannelpy.agent.agent import Agent
 from flannelpy.agent.cluster import Patience
 from flannelpy.agent.systemd import Notifier
-from flannelpy.core.backend import NoShelf, Shelf
+from flannelpy.core.backend import FdStore, NoFdStore
 from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.kernel.fake import FakeKernel
 from flannelpy.registry import Endpoint
@@ -66,7 +66,7 @@ class HostInMemory:
             **settings,  # type: ignore[arg-type]
         )
         self.notes = Notes()
-        self.shelf: Shelf = NoShelf()
+        self.fd_store: FdStore = NoFdStore()
         self.patience = PATIENCE
         self.agent: Agent | None = None
         self._life: asyncio.Task[None] | None = None
@@ -84,7 +84,7 @@ class HostInMemory:
     async def run(self, *, ready: bool = True) -> AsyncIterator[HostInMemory]:
         """The agent, for the time of the block."""
 
-        agent = self.agent = Agent(self.settings, self.registry, self.kernel, self.notes, self.shelf, self.patience)
+        agent = self.agent = Agent(self.settings, self.registry, self.kernel, self.notes, self.fd_store, self.patience)
 
         async def live() -> None:
             await agent.live()

@@ -11,8 +11,8 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.agent import reconcile
-from flannelpy.core.desired import FdbEntry, Key, Neighbour, Route, Sysctl
 from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.objects import FdbEntry, Key, Neighbour, Route, Sysctl
 from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.kernel.fake import FakeKernel
 from flannelpy.registry.memory import MemoryStore

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core import backend as backends
+from flannelpy import plugins
 from flannelpy.core.backend import Backend, Local, Uplink
 from flannelpy.core.config import NetworkConfig
-from flannelpy.core.desired import HostState
 from flannelpy.core.errors import BackendError, ConfigError, MalformedError
 from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.core.objects import HostState
 
 A_MAC, B_MAC = "aa:aa:aa:aa:aa:aa", "ba:bb:bb:bb:bb:bb"
 
@@ -20,7 +20,7 @@ def situation(options: str = '{"Type": "vxlan"}', **more: object) -> tuple[Backe
     config = NetworkConfig.parse(f'{{"Network": "10.5.0.0/16", "Backend": {options}}}')
     uplink = Uplink("eth1", 3, 1500, IPAddress("192.0.2.1"), public_ip=IPAddress(str(more.pop("public_ip", "192.0.2.1"))))
     lease = Lease(IPNetwork("10.5.72.0/24"), LeaseAttrs(uplink.public_ip or IPAddress(0)))
-    backend = backends.load(config)
+    backend = plugins.load(config)
     macs = {device: A_MAC for device, has_mac in backend.devices(config).items() if has_mac}
     return backend, Local(config, uplink, lease, macs, **more)  # type: ignore[arg-type]
 
@@ -99,7 +99,7 @@ def test_vxlan_refuses_a_peer_without_a_usable_mac(data: object) -> None:
 def test_vxlan_dual_stack_has_a_device_and_a_mac_for_each_family() -> None:
     text = '{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48", "Backend": {"Type": "vxlan"}}'
     config = NetworkConfig.parse(text)
-    backend = backends.load(config)
+    backend = plugins.load(config)
     v6 = IPAddress("2001:db8::1")
     uplink = Uplink("eth1", 3, 1500, IPAddress("192.0.2.1"), v6, IPAddress("192.0.2.1"), v6)
     own = Lease(IPNetwork("10.5.72.0/24"), LeaseAttrs(IPAddress("192.0.2.1"), v6), IPNetwork("fd00:5:0:72::/64"))
@@ -173,4 +173,4 @@ def test_udp_publishes_no_type_and_takes_the_whole_network() -> None:
 
 def test_an_unknown_type_lists_what_is_installed() -> None:
     with pytest.raises(BackendError, match=r"'carrier-pigeon': nobody provides it; installed are alloc, host-gw, udp, vxlan"):
-        backends.load(NetworkConfig.parse('{"Network": "10.5.0.0/16", "Backend": {"Type": "carrier-pigeon"}}'))
+        plugins.load(NetworkConfig.parse('{"Network": "10.5.0.0/16", "Backend": {"Type": "carrier-pigeon"}}'))

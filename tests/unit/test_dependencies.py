@@ -51,7 +51,7 @@ def test_they_resolve_to_a_protobuf_that_etcd3_alone_could_not_load(resolved: di
 
 
 def test_etcd3_messages_work_on_the_protobuf_that_is_installed() -> None:
-    from flannelpy.registry.etcd3_loader import load
+    from flannelpy.registry.etcd.loader import load
 
     rpc = load()
     put = rpc.PutRequest(key=b"k", value=b"v", lease=7)

@@ -21,9 +21,8 @@ import click
 import pytest
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy import options
+from flannelpy import options, plugins
 from flannelpy.cli import flannelpy
-from flannelpy.core import backend as backends
 from flannelpy.core.backend import Backend, Local, Uplink
 from flannelpy.core.conditions import CONDITIONS, Condition, Severity
 from flannelpy.core.config import NetworkConfig
@@ -299,12 +298,12 @@ def test_the_backend_that_is_shown_is_the_one_in_the_file() -> None:
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example as pip would leave it: the module, and the entry points of its pyproject.toml."""
     declared: dict[str, Any] = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
-    points = declared["entry-points"][backends.GROUP]
+    points = declared["entry-points"][plugins.GROUP]
     information = tmp_path / f"{declared['name'].replace('-', '_')}-{declared['version']}.dist-info"
     information.mkdir()
     (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {declared['name']}\nVersion: {declared['version']}\n")
     (information / "entry_points.txt").write_text(
-        "\n".join([f"[{backends.GROUP}]", *(f"{name} = {where}" for name, where in points.items())]) + "\n"
+        "\n".join([f"[{plugins.GROUP}]", *(f"{name} = {where}" for name, where in points.items())]) + "\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.syspath_prepend(str(EXAMPLE))
@@ -315,7 +314,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_backend_that_is_shown_is_found_by_its_type() -> None:
     text = next(text for language, text in fences(DOCS / "backends.md") if language == "json" and "via-router" in text)
     config = NetworkConfig.parse(text)
-    backend = backends.load(config)
+    backend = plugins.load(config)
     assert backend.name == "via-router"
     peer = Lease(IPNetwork("10.5.9.0/24"), LeaseAttrs(IPAddress("192.0.2.2"), backend_type="via-router"))
     local = Local(config, Uplink("eth1", 2, 1500, IPAddress("192.0.2.1"), public_ip=IPAddress("192.0.2.1")))
@@ -323,7 +322,7 @@ def test_the_backend_that_is_shown_is_found_by_its_type() -> None:
     assert backend.mtu(local) == 1500
     assert backend.attrs(local).to_json() == '{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"via-router"}'
     with pytest.raises(ConfigError, match=r'Backend\.Router "x": expected an IPv4 address'):
-        backends.load(NetworkConfig.parse(text.replace("192.0.2.254", "x")))
+        plugins.load(NetworkConfig.parse(text.replace("192.0.2.254", "x")))
 
 
 @pytest.mark.usefixtures("installed")
@@ -331,7 +330,7 @@ def test_the_backend_that_is_shown_has_the_whole_contract() -> None:
     from via_router import ViaRouter  # type: ignore[import-not-found]
 
     contract = {name for name in [*vars(Backend), *Backend.__annotations__] if not name.startswith("_")}
-    assert contract >= {"name", "peer", "pump"}
+    assert contract >= {"name", "peer", "datapath"}
     assert [name for name in sorted(contract) if not hasattr(ViaRouter, name)] == []
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from netaddr import IPAddress, IPNetwork
 
+from flannelpy import plugins
 from flannelpy.agent.identity import random_mac, stable_macs
-from flannelpy.core import backend as backends
 from flannelpy.core.config import NetworkConfig
-from flannelpy.core.desired import HostState, Link
 from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.core.objects import HostState, Link
 
 CONFIG = NetworkConfig.parse('{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}')
-BACKEND = backends.load(CONFIG)
+BACKEND = plugins.load(CONFIG)
 TOLD, KEPT, FOUND = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"
 LEASE = Lease(IPNetwork("10.5.72.0/24"), LeaseAttrs(IPAddress("192.0.2.1"), None, "vxlan", {"VtepMAC": TOLD}))
 DEVICE = HostState.of(Link("flannel.1", "vxlan", 1450, FOUND))

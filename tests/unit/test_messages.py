@@ -15,8 +15,8 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from flannelpy.core.desired import FdbEntry, Link, Neighbour, Route, Scope, Vxlan
 from flannelpy.core.errors import KernelError
+from flannelpy.core.objects import FdbEntry, Link, Neighbour, Route, Scope, Vxlan
 from flannelpy.kernel import links, messages
 from flannelpy.kernel.channel import error
 from flannelpy.kernel.messages import CREATE, EXCL, REPLACE, REQUEST

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flannelpy.core.desired import NftTable
 from flannelpy.core.errors import KernelError
+from flannelpy.core.objects import NftTable
 from flannelpy.kernel.nft import Nft
 
 TABLE = NftTable("flannelpy", "\tchain forward {\n\t}\n")

@@ -16,10 +16,10 @@ from flannelpy.agent.keeper import Keeper
 from flannelpy.agent.report import Reporter
 from flannelpy.core import lease_events as ev
 from flannelpy.core.config import NetworkConfig
+from flannelpy.core.duration import span
 from flannelpy.core.errors import RegistryUnavailableError
 from flannelpy.core.leasing import Leasing
 from flannelpy.core.model import Lease, LeaseAttrs
-from flannelpy.core.spans import span
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
 
 from .agents import until

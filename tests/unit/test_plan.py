@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.desired import (
+from flannelpy.core.objects import (
     BOOT_PROTOCOL,
     Address,
     FdbEntry,

@@ -10,8 +10,8 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.core.errors import UsageError
 from flannelpy.core.model import Lease, LeaseAttrs, subnet_key
 from flannelpy.registry import Deleted, Malformed, Put
-from flannelpy.registry.endpoints import parse_endpoint, parse_endpoints
-from flannelpy.registry.records import Keys, decode_delete, decode_put
+from flannelpy.registry.etcd.endpoints import parse_endpoint, parse_endpoints
+from flannelpy.registry.etcd.records import Keys, decode_delete, decode_put
 
 
 def decode(name: str, value: bytes) -> Put | Malformed:

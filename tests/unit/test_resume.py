@@ -11,9 +11,9 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from backends.udp import Udp
-from flannelpy.core.backend import Local, Shelf
-from flannelpy.core.desired import Key, Link
+from flannelpy.core.backend import FdStore, Local
 from flannelpy.core.model import Lease
+from flannelpy.core.objects import Key, Link
 from flannelpy.host import view_file
 from flannelpy.kernel.fake import FakeKernel
 from flannelpy.registry import StoredConfig
@@ -68,11 +68,11 @@ class PumpInMemory:
         self.running = False
         self.peers: dict[str, Lease] = {}
 
-    async def open(self, shelf: Shelf) -> None:
+    async def open(self, fd_store: FdStore) -> None:
         if self._kernel.get(Key("link", "flannel0")) is None:
             self._kernel.plant(Link("flannel0", "tun", mtu=1472, up=True))
-        if not shelf.names:
-            shelf.keep("udp-tun-0", 0)
+        if not fd_store.names:
+            fd_store.keep("udp-tun-0", 0)
 
     def update(self, peers: Mapping[str, Lease | None]) -> None:
         for key, lease in peers.items():
@@ -94,19 +94,19 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostInMemory:
     made.put_peer("10.5.9.0-24", UDP_PEER)
     PumpInMemory.made = []
 
-    def pump(self: Udp, local: Local) -> PumpInMemory | None:
+    def datapath(self: Udp, local: Local) -> PumpInMemory | None:
         if self.engine == "kernel":
             return None
         PumpInMemory.made.append(PumpInMemory(made.kernel))
         return PumpInMemory.made[-1]
 
-    monkeypatch.setattr(Udp, "pump", pump)
+    monkeypatch.setattr(Udp, "datapath", datapath)
     return made
 
 
 async def first_life(host: HostInMemory) -> str:
     """Come up and go down; the lease."""
-    host.shelf = ShelfInMemory()
+    host.fd_store = ShelfInMemory()
     async with host.run():
         await until(lambda: view_file.read(host.settings.state_dir, PREFIX) is not None)
         lease = host.lease
@@ -130,7 +130,7 @@ def gate(host: HostInMemory, offline_s: float = 60.0) -> GatedRegistry:
 
 async def test_packets_move_before_etcd_has_answered_and_ready_is_said_after(host: HostInMemory) -> None:
     lease = await first_life(host)
-    assert host.shelf.names == ("udp-tun-0",)
+    assert host.fd_store.names == ("udp-tun-0",)
     registry = gate(host)
     async with host.run(ready=False):
         await until(lambda: PumpInMemory.made and PumpInMemory.made[0].running)
@@ -160,7 +160,7 @@ async def test_an_etcd_that_stays_silent_is_done_without_as_at_any_start(host: H
 
 async def test_where_nothing_was_kept_etcd_is_asked_first(host: HostInMemory) -> None:
     await first_life(host)
-    host.shelf = ShelfInMemory()
+    host.fd_store = ShelfInMemory()
     registry = gate(host)
     async with host.run(ready=False):
         await until(lambda: registry.asked == 1)
@@ -193,7 +193,7 @@ async def test_a_config_of_another_backend_is_followed_and_what_was_kept_is_drop
         assert "READY=1" not in host.notes.sent
         registry.gate.set()
         await until(lambda: host.ready)
-        assert host.shelf.names == ()
+        assert host.fd_store.names == ()
         assert host.kernel.get(Key("link", "flannel.1")) is not None
         assert not PumpInMemory.made[0].running
         assert len(PumpInMemory.made) == 1
@@ -219,14 +219,14 @@ async def test_an_old_view_takes_nothing_away_that_it_does_not_know(host: HostIn
     """Killed before the newest peer was written down; another backend, whose peers are in the kernel."""
     host.put_config(VXLAN)
     host.put_peer("10.5.9.0-24", vxlan_value("192.0.2.9", "02:00:00:00:00:09"))
-    host.shelf = ShelfInMemory()
+    host.fd_store = ShelfInMemory()
     async with host.run():
         await until(lambda: host.holds(VXLAN_ROUTE))
     kept = view_file.read(host.settings.state_dir, PREFIX)
     assert kept is not None
     older = [lease for lease in kept.leases if lease.subnet != IPNetwork("10.5.9.0/24")]
     view_file.write(host.settings.state_dir, replace(kept, leases=tuple(older), revision=kept.revision - 1))
-    host.shelf = ShelfInMemory("somebody's")
+    host.fd_store = ShelfInMemory("somebody's")
     registry = gate(host)
     steps = len(host.kernel.applied)
     async with host.run(ready=False):
@@ -245,22 +245,22 @@ async def test_an_engine_that_is_the_kernels_now_gets_the_port(host: HostInMemor
     host.put_config({**UDP, "Backend": {"Type": "udp"}})
     host.kernel.unknown = {"fou"}
     await first_life(host)
-    assert host.shelf.names == ("udp-tun-0",)
+    assert host.fd_store.names == ("udp-tun-0",)
     host.kernel.unknown = set()
     host.kernel.take(Key("link", "flannel0"))  # as it goes with its last descriptor
     tried: list[bool] = []
-    shelf = host.shelf = ShelfInMemory(*host.shelf.names)
-    shelf.on_drop = lambda: tried.append(host.kernel.get(Key("fou", "8285")) is not None)
+    fd_store = host.fd_store = ShelfInMemory(*host.fd_store.names)
+    fd_store.on_drop = lambda: tried.append(host.kernel.get(Key("fou", "8285")) is not None)
     async with host.run():
         assert tried == [False]  # before the kernel was asked for the port that a kept socket has
-        assert shelf.names == ()
+        assert fd_store.names == ()
         assert host.kernel.get(Key("fou", "8285")) is not None
 
 
 async def test_who_gives_its_lease_back_keeps_nothing(host: HostInMemory) -> None:
     host.settings = replace(host.settings, release_on_exit=True)
     await first_life(host)
-    assert host.shelf.names == ()
+    assert host.fd_store.names == ()
 
 
 async def test_what_a_pump_does_not_expect_ends_the_agent_and_not_only_the_pump(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.backend import GuardedPort
-from flannelpy.core.desired import HostState, Key, NftTable
 from flannelpy.core.model import NO_ADDRESS, Lease, LeaseAttrs
+from flannelpy.core.objects import HostState, Key, NftTable
 from flannelpy.core.rules import EncapsulationGuard, FirewallOptions, firewall
 
 PAIR = (IPNetwork("10.5.0.0/16"), IPNetwork("10.5.72.0/24"))

@@ -20,9 +20,9 @@ from netaddr import IPNetwork
 from rich.console import Console
 
 from flannelpy.agent.tell import answering
-from flannelpy.core.backend import PumpStatus, WorkerStatus
-from flannelpy.core.desired import Key, Route
+from flannelpy.core.backend import DatapathStatus, WorkerStatus
 from flannelpy.core.errors import MalformedError
+from flannelpy.core.objects import Key, Route
 from flannelpy.explain import ask, http
 from flannelpy.explain.status import (
     SOCKET,
@@ -80,7 +80,7 @@ WHOLE = Status(
         "pump",
         "udp engine: pump; the kernel's cannot be had: fou add port 8285 ipproto 4: this kernel has no FOU",
     ),
-    pump=PumpStatus(
+    pump=DatapathStatus(
         "flannel0",
         ("header", "checksum", "tcp"),
         ("udp", "gather"),

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from flannelpy.agent import systemd
-from flannelpy.agent.shelf import SystemdShelf
+from flannelpy.agent.fd_store import SystemdFdStore
 from flannelpy.agent.systemd import Notifier, inherited
-from flannelpy.core.backend import NoShelf
+from flannelpy.core.backend import NoFdStore
 
 
 class Systemd:
@@ -220,26 +220,26 @@ def test_a_descriptor_that_is_not_there_is_said_and_passed_over() -> None:
     assert "descriptor 5 (c) from systemd: Bad file descriptor" in logged
 
 
-# ------------------------------------------------------------------------------------------------------------------- the shelf
+# ------------------------------------------------------------------------------------------------------------------- the fd_store
 
 
 async def test_the_shelf_keeps_here_and_there_until_it_drops(listening: Systemd, notifier: Notifier, memory: int) -> None:
-    shelf = SystemdShelf(notifier, {})
-    shelf.keep("a", memory)
+    fd_store = SystemdFdStore(notifier, {})
+    fd_store.keep("a", memory)
     message, (there,) = listening.hear()
     assert message.startswith("FDSTORE=1\nFDNAME=a\n")
     assert same(there, memory)
     os.close(there)
-    assert shelf.names == ("a",)
-    here = shelf.take("a")
+    assert fd_store.names == ("a",)
+    here = fd_store.take("a")
     assert here is not None
     assert here != memory
     assert same(here, memory)
     assert not os.get_inheritable(here)
     os.close(here)  # the caller's own: it is still kept
-    assert shelf.names == ("a",)
+    assert fd_store.names == ("a",)
 
-    dropping = asyncio.create_task(shelf.drop("a", "b"))
+    dropping = asyncio.create_task(fd_store.drop("a", "b"))
     await asyncio.sleep(0)
     assert listening.hear() == ("FDSTOREREMOVE=1\nFDNAME=a", [])  # nothing of b, which it does not have
     message, (barrier,) = listening.hear()
@@ -247,21 +247,21 @@ async def test_the_shelf_keeps_here_and_there_until_it_drops(listening: Systemd,
     assert not dropping.done()
     os.close(barrier)
     await asyncio.wait_for(dropping, 5)
-    assert shelf.names == ()
-    assert shelf.take("a") is None
+    assert fd_store.names == ()
+    assert fd_store.take("a") is None
 
 
 async def test_to_drop_nothing_asks_nothing_of_systemd(listening: Systemd, notifier: Notifier) -> None:
-    await SystemdShelf(notifier, {}).drop("a")
+    await SystemdFdStore(notifier, {}).drop("a")
     assert listening.told() == []
 
 
 def test_what_takes_a_name_takes_the_place_of_what_had_it(listening: Systemd, notifier: Notifier, memory: int) -> None:
     other = os.memfd_create("other")
-    shelf = SystemdShelf(notifier, {"a": os.dup(memory)})
-    shelf.keep("a", other)
+    fd_store = SystemdFdStore(notifier, {"a": os.dup(memory)})
+    fd_store.keep("a", other)
     assert [message.splitlines()[0] for message in listening.told()] == ["FDSTOREREMOVE=1", "FDSTORE=1"]
-    taken = shelf.take("a")
+    taken = fd_store.take("a")
     assert taken is not None
     assert same(taken, other)
     os.close(taken)
@@ -269,8 +269,8 @@ def test_what_takes_a_name_takes_the_place_of_what_had_it(listening: Systemd, no
 
 
 async def test_where_nobody_keeps_anything_the_shelf_is_empty(memory: int) -> None:
-    shelf = NoShelf()
-    shelf.keep("a", memory)
-    assert shelf.take("a") is None
-    assert shelf.names == ()
-    await shelf.drop("a")
+    fd_store = NoFdStore()
+    fd_store.keep("a", memory)
+    assert fd_store.take("a") is None
+    assert fd_store.names == ()
+    await fd_store.drop("a")

@@ -1,4 +1,4 @@
-"""What was kept on the shelf: used where it is what is wanted, else dropped as a whole, with one word why."""
+"""What was kept in the fd store: used where it is what is wanted, else dropped as a whole, with one word why."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Tun:
         return b""
 
 
-class Shelf:
+class FdStore:
     """One that keeps without systemd."""
 
     def __init__(self) -> None:
@@ -77,14 +77,14 @@ def udp_socket(*, shared: bool) -> socket.socket:
 
 
 @pytest.fixture
-def shelf() -> Iterator[Shelf]:
-    made = Shelf()
+def fd_store() -> Iterator[FdStore]:
+    made = FdStore()
     yield made
     for fd in made.kept.values():
         os.close(fd)
 
 
-def fill(shelf: Shelf, workers: int = 1) -> Wanted:
+def fill(fd_store: FdStore, workers: int = 1) -> Wanted:
     """Keep what a pump of so many workers has open; what it wanted."""
     port = 0
     for number in range(workers):
@@ -94,9 +94,9 @@ def fill(shelf: Shelf, workers: int = 1) -> Wanted:
             port = made.getsockname()[1]
             counters = make_counters()
             counters.live[:] = array("Q", [100 * (number + 1)] * len(COUNTERS))
-            shelf.keep(f"udp-tun-{number}", tun.fileno())
-            shelf.keep(f"udp-socket-{number}", made.fileno())
-            shelf.keep(f"udp-counters-{number}", counters.fd)
+            fd_store.keep(f"udp-tun-{number}", tun.fileno())
+            fd_store.keep(f"udp-socket-{number}", made.fileno())
+            fd_store.keep(f"udp-counters-{number}", counters.fd)
             counters.close()
     return Wanted(DEVICE, "127.0.0.1", port, workers, offload=True)
 
@@ -109,54 +109,54 @@ def close(tuns: tuple[int, ...], sockets: tuple[socket.socket, ...]) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_what_fits_is_taken_over(shelf: Shelf, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = fill(shelf, workers)
+def test_what_fits_is_taken_over(fd_store: FdStore, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = fill(fd_store, workers)
     monkeypatch.setattr(fcntl, "ioctl", Tun(flags=PLAIN | HEADER | (MULTI if workers > 1 else 0)).ioctl)
-    tuns, sockets, offloads = adopt(shelf, wanted)
+    tuns, sockets, offloads = adopt(fd_store, wanted)
     assert len(tuns) == len(sockets) == workers
     assert {each.getsockname() for each in sockets} == {("127.0.0.1", wanted.port)}
     assert Offload.HEADER in offloads
-    assert len(shelf.names) == 3 * workers  # it stays there for the next start
+    assert len(fd_store.names) == 3 * workers  # it stays there for the next start
     close(tuns, sockets)
 
 
-def test_a_device_without_virtio_headers_is_as_good_where_none_are_wanted(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = fill(shelf)
+def test_a_device_without_virtio_headers_will_do_where_none_are_wanted(fd_store: FdStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = fill(fd_store)
     monkeypatch.setattr(fcntl, "ioctl", Tun(flags=PLAIN).ioctl)
-    tuns, sockets, offloads = adopt(shelf, Wanted(DEVICE, "127.0.0.1", wanted.port, 1, offload=False))
+    tuns, sockets, offloads = adopt(fd_store, Wanted(DEVICE, "127.0.0.1", wanted.port, 1, offload=False))
     assert offloads == Offload.NONE
     close(tuns, sockets)
 
 
-Spoil = Callable[[Shelf, Wanted], None]
+Spoil = Callable[[FdStore, Wanted], None]
 
 
-def another_port(shelf: Shelf, wanted: Wanted) -> None:
+def another_port(fd_store: FdStore, wanted: Wanted) -> None:
     with udp_socket(shared=False) as other:
-        shelf.keep("udp-socket-0", other.fileno())
+        fd_store.keep("udp-socket-0", other.fileno())
 
 
-def a_shared_port(shelf: Shelf, wanted: Wanted) -> None:
+def a_shared_port(fd_store: FdStore, wanted: Wanted) -> None:
     with udp_socket(shared=True) as other:
-        shelf.keep("udp-socket-0", other.fileno())
+        fd_store.keep("udp-socket-0", other.fileno())
 
 
-def a_tcp_socket(shelf: Shelf, wanted: Wanted) -> None:
+def a_tcp_socket(fd_store: FdStore, wanted: Wanted) -> None:
     with socket.socket() as other:
-        shelf.keep("udp-socket-0", other.fileno())
+        fd_store.keep("udp-socket-0", other.fileno())
 
 
-def no_socket(shelf: Shelf, wanted: Wanted) -> None:
+def no_socket(fd_store: FdStore, wanted: Wanted) -> None:
     with Path(os.devnull).open("rb") as other:
-        shelf.keep("udp-socket-0", other.fileno())
+        fd_store.keep("udp-socket-0", other.fileno())
 
 
-def none_at_all(shelf: Shelf, wanted: Wanted) -> None:
-    os.close(shelf.kept.pop("udp-socket-0"))
+def none_at_all(fd_store: FdStore, wanted: Wanted) -> None:
+    os.close(fd_store.kept.pop("udp-socket-0"))
 
 
-def one_more(shelf: Shelf, wanted: Wanted) -> None:
-    shelf.keep("udp-tun-1", shelf.kept["udp-tun-0"])
+def one_more(fd_store: FdStore, wanted: Wanted) -> None:
+    fd_store.keep("udp-tun-1", fd_store.kept["udp-tun-0"])
 
 
 @pytest.mark.parametrize(
@@ -177,61 +177,61 @@ def one_more(shelf: Shelf, wanted: Wanted) -> None:
     ],
 )
 def test_what_does_not_fit_is_told_and_left_closed(
-    shelf: Shelf, tun: Tun, spoil: Spoil | None, says: str, monkeypatch: pytest.MonkeyPatch
+    fd_store: FdStore, tun: Tun, spoil: Spoil | None, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = fill(shelf)
+    wanted = fill(fd_store)
     if spoil is not None:
-        spoil(shelf, wanted)
+        spoil(fd_store, wanted)
     monkeypatch.setattr(fcntl, "ioctl", tun.ioctl)
     before = open_descriptors()
     with pytest.raises(BackendError, match=f"^{says}$"):
-        adopt(shelf, wanted)
+        adopt(fd_store, wanted)
     assert open_descriptors() == before
 
 
-def test_counters_count_on_and_those_of_another_version_begin_anew(shelf: Shelf) -> None:
-    fill(shelf)
-    counters = adopt_counters(shelf, 0)
+def test_counters_count_on_and_those_of_another_version_begin_anew(fd_store: FdStore) -> None:
+    fill(fd_store)
+    counters = adopt_counters(fd_store, 0)
     assert counters.read() == [100] * len(COUNTERS)
     counters.close()
-    os.truncate(shelf.kept["udp-counters-0"], 8)
-    counters = adopt_counters(shelf, 0)
+    os.truncate(fd_store.kept["udp-counters-0"], 8)
+    counters = adopt_counters(fd_store, 0)
     assert counters.read() == [0] * len(COUNTERS)
     counters.live[:] = array("Q", [7] * len(COUNTERS))
     counters.close()
-    kept = adopt_counters(shelf, 0)  # the new ones are kept now
+    kept = adopt_counters(fd_store, 0)  # the new ones are kept now
     assert kept.read() == [7] * len(COUNTERS)
     kept.close()
 
 
 async def test_what_cannot_be_used_is_dropped_before_anything_is_opened(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fd_store: FdStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wanted = fill(shelf)
+    wanted = fill(fd_store)
     monkeypatch.setattr(fcntl, "ioctl", Tun(code=errno.EBADFD).ioctl)
     seen: list[tuple[str, ...]] = []
 
     def open_sockets(address: str, port: int, number: int) -> tuple[socket.socket, ...]:
-        seen.append(shelf.names)
+        seen.append(fd_store.names)
         raise BackendError("taken")
 
     monkeypatch.setattr("backends.udp.descriptors.open_sockets", open_sockets)
     with caplog.at_level("INFO"), pytest.raises(BackendError, match="taken"):
-        await Descriptors(DEVICE, wanted.port, 1, offload=True).open("127.0.0.1", shelf)
+        await Descriptors(DEVICE, wanted.port, 1, offload=True).open("127.0.0.1", fd_store)
     assert seen == [()]
     assert caplog.messages == ["what was kept cannot be used: TUN device lo: it was deleted; device and port are opened anew"]
 
 
-async def test_a_pump_that_is_opened_again_counts_nothing_twice(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = fill(shelf)
+async def test_a_pump_that_is_opened_again_counts_nothing_twice(fd_store: FdStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = fill(fd_store)
     monkeypatch.setattr(fcntl, "ioctl", Tun().ioctl)
     held = Descriptors(DEVICE, wanted.port, 1, offload=True)
     for _ in range(2):
-        await held.open("127.0.0.1", shelf)
+        await held.open("127.0.0.1", fd_store)
         assert held.counted() == [100] * len(COUNTERS)
         held.close()
         assert held.counted() == [100] * len(COUNTERS)
-    assert sorted(shelf.names) == ["udp-counters-0", "udp-socket-0", "udp-tun-0"]
+    assert sorted(fd_store.names) == ["udp-counters-0", "udp-socket-0", "udp-tun-0"]
 
 
 def test_names_on_the_shelf_may_stand_in_a_message_to_systemd() -> None:

@@ -20,11 +20,12 @@ from backends.udp.control import COUNTERS, DELETE, DEVICE_GONE, SET, START, Guar
 from backends.udp.descriptors import Descriptors, Lane
 from backends.udp.offload import Offload
 from backends.udp.pump import UdpPump
-from flannelpy.core.backend import Backend, Local, NoShelf, Pump, PumpStatus, Telling, Uplink, WorkerStatus, load
+from flannelpy.core.backend import Backend, Datapath, DatapathStatus, HasStatus, Local, NoFdStore, Uplink, WorkerStatus
 from flannelpy.core.config import NetworkConfig
-from flannelpy.core.desired import Sysctl
 from flannelpy.core.errors import BackendError, ConfigError
 from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.core.objects import Sysctl
+from flannelpy.plugins import load
 
 CONFIG = NetworkConfig.parse('{"Network": "10.5.0.0/16"}')
 UPLINK = Uplink("eth1", 3, 1500, address=IPAddress("192.0.2.1"), public_ip=IPAddress("198.51.100.1"))
@@ -153,20 +154,20 @@ def wire() -> Wire:
 
 @pytest.fixture
 def pump(wire: Wire) -> Iterator[UdpPump]:
-    made = Udp().pump(LOCAL)
+    made = Udp().datapath(LOCAL)
     made._controls.add(wire)  # type: ignore[arg-type]
     yield made
     made._controls.clear()
 
 
 def test_it_is_a_pump(pump: UdpPump) -> None:
-    contract: Pump = pump
-    telling: Telling = pump
+    contract: Datapath = pump
+    telling: HasStatus = pump
     assert contract is telling
-    assert isinstance(pump, Telling)
+    assert isinstance(pump, HasStatus)
     assert set(pump.counters().values()) == {0}
     every = ("header", "checksum", "tcp", "tcp ecn", "udp", "segment", "gather")
-    assert pump.status() == PumpStatus("flannel0", (), every, (), pump.counters())
+    assert pump.status() == DatapathStatus("flannel0", (), every, (), pump.counters())
     pump.descriptors.offloads = Offload.HEADER | Offload.TCP
     assert pump.status().offloads == ("header", "tcp")
     assert pump.status().missing == ("checksum", "tcp ecn", "udp", "segment", "gather")
@@ -275,14 +276,14 @@ async def test_a_worker_that_dies_with_orders_unread_is_one_that_died(pump: UdpP
 
 
 async def test_a_single_queue_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    made = Udp(workers=4).pump(LOCAL)
+    made = Udp(workers=4).datapath(LOCAL)
     assert made is not None
 
-    async def open_one(address: str, shelf: object) -> None:
+    async def open_one(address: str, fd_store: object) -> None:
         monkeypatch.setattr(made.descriptors, "lanes", ("the lane",))
 
     monkeypatch.setattr(made.descriptors, "open", open_one)
-    await made.open(NoShelf())
+    await made.open(NoFdStore())
     assert caplog.messages == ["udp worker: one and not 4, for this kernel's TUN has a single queue"]
 
 
@@ -301,7 +302,7 @@ async def test_a_pump_that_is_not_open_says_so(pump: UdpPump) -> None:
 async def test_an_uplink_without_address_is_named() -> None:
     local = Local(CONFIG, Uplink("eth1", 3, 1500, public_ip=IPAddress("198.51.100.1")), LOCAL.lease)
     with pytest.raises(BackendError, match="interface eth1 has no IPv4 address"):
-        await Udp().pump(local).open(NoShelf())
+        await Udp().datapath(local).open(NoFdStore())
 
 
 def test_the_worker_loads_nothing_of_the_control_plane() -> None:

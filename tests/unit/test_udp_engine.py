@@ -17,15 +17,16 @@ from backends.udp import Udp
 from backends.udp.engine import TRIAL_DEVICE
 from flannelpy.agent import reconcile
 from flannelpy.agent.supervise import make_way
-from flannelpy.core.backend import Engines, GuardedPort, Local, Uplink, understand
+from flannelpy.core.backend import Engines, GuardedPort, Local, Uplink
 from flannelpy.core.config import NetworkConfig
-from flannelpy.core.desired import Fou, HostState, Ipip, Key, Link, Scope
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.model import NO_ADDRESS, Lease, LeaseAttrs
+from flannelpy.core.objects import Fou, HostState, Ipip, Key, Link, Scope
 from flannelpy.core.plan import plan, text
 from flannelpy.kernel import fou, links, messages
 from flannelpy.kernel.fake import FakeKernel
 from flannelpy.kernel.sieve import Sieve
+from flannelpy.plugins import parse
 from flannelpy.registry.memory import MemoryStore
 from tests.unit.agents import HostInMemory, until
 
@@ -69,7 +70,7 @@ def test_an_engine_that_cannot_be(wrong: object) -> None:
 def test_the_hosts_word_comes_first() -> None:
     config = json.dumps({"Network": "10.5.0.0/16", "Backend": {"Type": "udp", "engine": "kernel", "Port": 9000}})
     for host_options, engine in (({}, "kernel"), ({"udp": {"Engine": "pump"}}, "pump"), ({"vxlan": {"Engine": "x"}}, "kernel")):
-        backend = understand(config, host_options)[1]
+        backend = parse(config, host_options)[1]
         assert isinstance(backend, Udp)
         assert (backend.engine, backend.port) == (engine, 9000)
 
@@ -123,7 +124,7 @@ def test_the_host_and_its_peers_read_like_a_shell_session() -> None:
             "route add 10.5.9.0/24 via 192.0.2.9 dev flannel0 onlink",
         ]
     )
-    assert backend.pump(LOCAL) is None
+    assert backend.datapath(LOCAL) is None
 
 
 def test_what_goes_goes_before_its_port() -> None:
@@ -347,7 +348,7 @@ async def test_an_agent_that_may_not_have_the_kernel_says_so(tmp_path: Path) -> 
     host.put_config({"Network": "10.5.0.0/16", "Backend": {"Type": "udp", "Engine": "pump"}})
     host.kernel.unknown = {"fou"}
     async with host.run(ready=False):
-        await until(lambda: "pump-failed" in host.conditions())  # 192.0.2.1 is nobody's here: the pump was tried, and that is all
+        await until(lambda: "datapath-failed" in host.conditions())  # 192.0.2.1 is nobody's here: it was tried, no more
         assert host.conditions()["engine-refused"] == f"udp's engine kernel: {REFUSAL}; the pump carries the packets"
 
 
@@ -356,7 +357,7 @@ async def test_a_port_that_somebody_has_leaves_the_pump(tmp_path: Path) -> None:
     host.put_config({"Network": "10.5.0.0/16", "Backend": {"Type": "udp", "Engine": "kernel"}})
     host.kernel.fail(Key("fou", "8285"), errno.EADDRINUSE)
     async with host.run(ready=False):
-        await until(lambda: "pump-failed" in host.conditions())
+        await until(lambda: "datapath-failed" in host.conditions())
         assert "UDP port 8285 is taken (ss -lunp 'sport = :8285' names who has it)" in host.conditions()["engine-refused"]
 
 
@@ -364,7 +365,7 @@ async def test_looking_for_a_free_port_leaves_nothing(tmp_path: Path) -> None:
     host = HostInMemory(MemoryStore(), tmp_path, udp_engine="pump")
     host.put_config({"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}})
     async with host.run(ready=False):
-        await until(lambda: "pump-failed" in host.conditions())
+        await until(lambda: "datapath-failed" in host.conditions())
         assert host.kernel.get(Key("fou", "8285")) is None
 
 

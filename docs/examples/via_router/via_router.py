@@ -14,10 +14,10 @@ from netaddr import AddrFormatError, IPAddress
 
 from flannelpy.core.backend import Backend, Local
 from flannelpy.core.config import NetworkConfig
-from flannelpy.core.desired import HostState, Route
 from flannelpy.core.errors import ConfigError
+from flannelpy.core.json_members import Members
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
-from flannelpy.core.options import Members
+from flannelpy.core.objects import HostState, Route
 
 
 class ViaRouter:
@@ -66,5 +66,5 @@ class ViaRouter:
     def peer(self, lease: Lease, local: Local) -> HostState:
         return HostState.of(Route(lease.subnet, via=self.router, dev=local.uplink.name))
 
-    def pump(self, local: Local) -> None:
+    def datapath(self, local: Local) -> None:
         return None

@@ -1,7 +1,7 @@
-"""Where do descriptors outlive the agent? In systemd's descriptor store, and a duplicate of each here. See ``core.backend.Shelf``.
+"""Where do descriptors outlive the agent? In systemd's descriptor store, and a duplicate of each here.
 
-systemd hands back what it keeps only at a start. So what is taken from the shelf or kept on it in one life stays here, too, and a
-pump that is opened anew in the same process finds it just as after a restart.
+systemd hands back what it keeps only at a start. So what is taken from the store or kept in it in one life stays here, too, and a
+datapath that is opened anew in the same process finds it just as after a restart. See ``core.backend.FdStore``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from flannelpy.agent.systemd import Notifier
 
 
-class SystemdShelf:
-    """What systemd keeps for us; ``left`` is what it handed over at the start, and the shelf's own from now on."""
+class SystemdFdStore:
+    """What systemd keeps for us; ``left`` is what it handed over at the start, and the fd store's own from now on."""
 
     def __init__(self, notifier: Notifier, left: Mapping[str, int]) -> None:
         self._notifier = notifier

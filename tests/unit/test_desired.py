@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.desired import FdbEntry, HostState, Key, Route
-from flannelpy.core.fragments import Desired
+from flannelpy.core.desired import Desired
+from flannelpy.core.objects import FdbEntry, HostState, Key, Route
 
 
 def route(number: int, via: str = "192.0.2.2") -> Route:

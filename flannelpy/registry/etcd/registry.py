@@ -17,9 +17,9 @@ from netaddr import IPNetwork
 from flannelpy.core.errors import ConflictError, RegistryError, RegistryUnavailableError, TakenError
 from flannelpy.core.model import LEASE_TTL_S, Lease, LeaseAttrs, subnet_key
 from flannelpy.registry import Batch, Endpoint, Malformed, Snapshot, StoredConfig
-from flannelpy.registry.etcd_channel import END, Call, Link, Wire, rpc
-from flannelpy.registry.etcd_watch import Pace, Watch
-from flannelpy.registry.records import Keys, decode_put
+from flannelpy.registry.etcd.channel import END, Call, Link, Wire, rpc
+from flannelpy.registry.etcd.records import Keys, decode_put
+from flannelpy.registry.etcd.watch import Pace, Watch
 
 PAGE = 5_000
 """Leases in one range read; more are read in pages at one revision, so that no message grows without bound."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flannelpy.core.errors import RegistryTlsError
 from flannelpy.registry import Endpoint
-from flannelpy.registry.endpoints import Address
+from flannelpy.registry.etcd.endpoints import Address
 
 _SYSTEM_ROOTS = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Arch

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flannelpy.registry import etcd3_loader
+from flannelpy.registry.etcd import loader as etcd3_loader
 
 
 def package(folder: Path, version: str = etcd3_loader.VERSION) -> Path:
@@ -65,7 +65,7 @@ def test_loading_leaves_the_process_as_it_was() -> None:
     """In a fresh process: no etcd3 in sys.modules, its messages not in the default pool, and grpc told not to mind forks."""
     program = """
 import os, sys
-from flannelpy.registry import etcd3_loader
+from flannelpy.registry.etcd import loader as etcd3_loader
 assert "grpc" not in sys.modules
 rpc = etcd3_loader.load()
 assert os.environ["GRPC_ENABLE_FORK_SUPPORT"] == "0"
@@ -81,7 +81,7 @@ except KeyError:
     assert (done.stdout, done.stderr) == ("clean\n", "")
 
 
-@pytest.mark.parametrize("module", ["etcd", "etcd_watch", "etcd_channel"])
+@pytest.mark.parametrize("module", ["registry", "watch", "channel"])
 def test_grpc_is_imported_only_after_its_environment_is_set(module: str) -> None:
     """gRPC decides on fork handlers while it is imported; set later, the variable does nothing."""
     program = f"""
@@ -91,7 +91,7 @@ class Look:
         if name == "grpc":
             print(os.environ.get("GRPC_ENABLE_FORK_SUPPORT"))
 sys.meta_path.insert(0, Look)
-import flannelpy.registry.{module}
+import flannelpy.registry.etcd.{module}
 """
     env = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False, env=env)

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from flannelpy.core.errors import RegistryAuthError, RegistryError, RegistryTlsError, RegistryUnavailableError
-from flannelpy.registry import Endpoint, etcd3_loader
-from flannelpy.registry.endpoints import Address, parse_endpoint
-from flannelpy.registry.etcd_tls import explain_tls, last_error, read_credentials
+from flannelpy.registry import Endpoint
+from flannelpy.registry.etcd import loader as etcd3_loader
+from flannelpy.registry.etcd.endpoints import Address, parse_endpoint
+from flannelpy.registry.etcd.tls import explain_tls, last_error, read_credentials
 
 rpc: Any = etcd3_loader.load()  # before grpc, which reads its environment while it is imported
 

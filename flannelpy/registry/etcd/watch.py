@@ -20,8 +20,8 @@ from typing import Any
 
 from flannelpy.core.errors import RegistryAuthError, RegistryError, RegistryUnavailableError, WatchGapError
 from flannelpy.registry import Batch, ConfigChanged, Event
-from flannelpy.registry.etcd_channel import END, CallError, Link, Wire, is_stale_token, rpc, watch_metadata
-from flannelpy.registry.records import Keys, decode_delete, decode_put
+from flannelpy.registry.etcd.channel import END, CallError, Link, Wire, is_stale_token, rpc, watch_metadata
+from flannelpy.registry.etcd.records import Keys, decode_delete, decode_put
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,309 @@
+"""What should the kernel hold? FOU ports, links, addresses, sysctls, neighbours, FDB entries, routes and one nft table, as values.
+
+Each object has a key (what the kernel would replace: two objects with one key cannot both exist) and a voice (``str``: as an
+operator would type it after ``ip link add``, ``ip route add`` and so on). A ``HostState`` is a set of them.
+The same types say what is desired and what was observed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+from netaddr import IPAddress, IPNetwork
+
+ROUTE_PROTOCOL = 102
+"""Our mark on routes (rtnetlink(7) rtm_protocol, ``ip route`` shows ``proto 102``): a fresh process knows its own by it."""
+
+BOOT_PROTOCOL = 3
+"""What flanneld and a bare ``ip route add`` leave (RTPROT_BOOT)."""
+
+
+class Key(NamedTuple):
+    """Identity of an object in the kernel: its kind (the noun of its command) and the rest as text."""
+
+    kind: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Vxlan:
+    """The fixed properties of a vxlan device; none can be changed without making it anew, but learning.
+
+    ``port`` is the UDP destination port, always explicit (the kernel's own default is 8472).
+    """
+
+    vni: int
+    dev: str
+    local: IPAddress
+    port: int = 8472
+    learning: bool = False
+    gbp: bool = False
+
+    def __str__(self) -> str:
+        words = [f"id {self.vni} dev {self.dev} local {self.local} dstport {self.port}"]
+        words.append("learning" if self.learning else "nolearning")
+        if self.gbp:
+            words.append("gbp")
+        return " ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class Ipip:
+    """The fixed properties of an ipip device that sends each packet in a UDP datagram (FOU), to whichever address the route says.
+
+    ``local`` is the outer source; ``port`` the UDP port, source and destination alike. ``ttl`` is the outer one: with a fixed one
+    the outer DF bit is always set (the kernel refuses ``nopmtudisc`` with it), so nothing is ever fragmented outside.
+    """
+
+    local: IPAddress
+    port: int
+    ttl: int = 64
+
+    def __str__(self) -> str:
+        return f"local {self.local} remote any ttl {self.ttl} encap fou encap-sport {self.port} encap-dport {self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fou:
+    """A UDP port at which the kernel takes the datagram's payload for a packet of ``ipproto`` (4: IPv4). ip-fou(8)."""
+
+    noun: ClassVar[str] = "fou"
+
+    port: int
+    ipproto: int = 4
+
+    @property
+    def key(self) -> Key:
+        return Key("fou", str(self.port))
+
+    def __str__(self) -> str:
+        return f"port {self.port} ipproto {self.ipproto}"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network device that is ours. ``kind`` is the kernel's link kind; a ``tun`` is opened by its pump, only configured here."""
+
+    noun: ClassVar[str] = "link"
+
+    name: str
+    kind: str
+    mtu: int
+    mac: str | None = None
+    up: bool = True
+    vxlan: Vxlan | None = None
+    ipip: Ipip | None = None
+
+    @property
+    def key(self) -> Key:
+        return Key("link", self.name)
+
+    def must_be_remade(self, observed: Link) -> bool:
+        """True where the kernel cannot change ``observed`` into this one in place."""
+        return (self.kind, self.vxlan, self.ipip) != (observed.kind, observed.vxlan, observed.ipip)
+
+    def __str__(self) -> str:
+        words = [self.name]
+        if self.mac:
+            words.append(f"address {self.mac}")
+        words.append(f"mtu {self.mtu} {'up' if self.up else 'down'} type {self.kind}")
+        words += [str(detail) for detail in (self.vxlan, self.ipip) if detail]
+        return " ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An address on one of our devices. ``net`` keeps its host bits (``10.5.72.0/32``)."""
+
+    noun: ClassVar[str] = "addr"
+
+    net: IPNetwork
+    dev: str
+
+    @property
+    def key(self) -> Key:
+        return Key("addr", f"{self.net} dev {self.dev}")
+
+    def __str__(self) -> str:
+        return f"{self.net} dev {self.dev}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sysctl:
+    """A kernel setting: ``name`` is the path below /proc/sys. Set, observed and repaired, never undone."""
+
+    noun: ClassVar[str] = "sysctl"
+
+    name: str
+    value: str
+
+    @property
+    def key(self) -> Key:
+        return Key("sysctl", self.name)
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A permanent neighbour (ARP or ND) entry on a device of ours: overlay gateway -> inner MAC."""
+
+    noun: ClassVar[str] = "neigh"
+
+    dst: IPAddress
+    mac: str
+    dev: str
+
+    @property
+    def key(self) -> Key:
+        return Key("neigh", f"{self.dst} dev {self.dev}")
+
+    def __str__(self) -> str:
+        return f"{self.dst} lladdr {self.mac} dev {self.dev} nud permanent"
+
+
+@dataclass(frozen=True, slots=True)
+class FdbEntry:
+    """A permanent forwarding entry of a vxlan device of ours: inner MAC -> outer address."""
+
+    noun: ClassVar[str] = "fdb"
+
+    mac: str
+    dst: IPAddress
+    dev: str
+
+    @property
+    def key(self) -> Key:
+        return Key("fdb", f"{self.mac} dev {self.dev}")
+
+    def __str__(self) -> str:
+        return f"{self.mac} dst {self.dst} dev {self.dev} self permanent"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route of the main table. ``kind``: its type (ip-route(8)); ``link_scope``: scope link, IPv4 only; ``metric`` 0: none."""
+
+    noun: ClassVar[str] = "route"
+
+    dst: IPNetwork
+    via: IPAddress | None = None
+    dev: str | None = None
+    onlink: bool = False
+    kind: str = "unicast"
+    link_scope: bool = False
+    proto: int = ROUTE_PROTOCOL
+    metric: int = 0
+
+    @property
+    def key(self) -> Key:
+        return Key("route", f"{self.dst} metric {self.metric}" if self.metric else str(self.dst))
+
+    def __str__(self) -> str:
+        words = [str(self.dst)] if self.kind == "unicast" else [self.kind, str(self.dst)]
+        if self.via is not None:
+            words.append(f"via {self.via}")
+        if self.dev is not None:
+            words.append(f"dev {self.dev}")
+        if self.onlink:
+            words.append("onlink")
+        if self.link_scope:
+            words.append("scope link")
+        if self.proto != ROUTE_PROTOCOL:
+            words.append(f"proto {self.proto}")
+        if self.metric:
+            words.append(f"metric {self.metric}")
+        return " ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class NftTable:
+    """Our one nft table (family inet), replaced as a whole. ``body`` stands between its braces, as ``nft list`` prints it."""
+
+    noun: ClassVar[str] = "nft"
+
+    name: str
+    body: str
+
+    @property
+    def key(self) -> Key:
+        return Key("nft", self.name)
+
+    def __str__(self) -> str:
+        return f"table inet {self.name} ({self.body.count(chr(10))} lines)"
+
+
+Object = Fou | Link | Address | Sysctl | Neighbour | FdbEntry | Route | NftTable
+
+_EMPTY: Mapping[Key, Object] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class HostState:
+    """A set of kernel objects by key; a value. Fragments are added up with ``|``."""
+
+    objects: Mapping[Key, Object] = field(default_factory=lambda: _EMPTY)
+
+    @classmethod
+    def of(cls, *objects: Object) -> HostState:
+        """A state of exactly these. Raises ValueError where two claim one key."""
+        return cls.from_iterable(objects)
+
+    @classmethod
+    def from_iterable(cls, objects: Iterable[Object]) -> HostState:
+        """As ``of``, from any iterable."""
+        found: dict[Key, Object] = {}
+        for item in objects:
+            if item.key in found:
+                raise ValueError(f"two objects claim {item.key}")
+            found[item.key] = item
+        return cls(found)
+
+    def __or__(self, other: HostState) -> HostState:
+        return HostState.from_iterable((*self.objects.values(), *other.objects.values()))
+
+    def only(self, keys: Iterable[Key]) -> HostState:
+        """The part that carries these keys; keys that are not there are passed over."""
+        return HostState({key: self.objects[key] for key in keys if key in self.objects})
+
+    def get(self, key: Key) -> Object | None:
+        return self.objects.get(key)
+
+    def __iter__(self) -> Iterator[Object]:
+        return iter(self.objects.values())
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self.objects
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Where to look for what may be ours (docs/ownership.md). An observation holds, and only holds:
+
+    - links named in ``links``, and everything on them that is an address inside ``networks`` (IPv6: any that is not
+      link-local), a permanent neighbour, a permanent FDB entry with a destination, or a unicast route of the main table that
+      the kernel did not make itself (those go with their address);
+    - main-table routes with our protocol number whose destination lies inside one of ``networks``;
+    - main-table routes inside ``networks`` with protocol boot through ``uplink`` (a flanneld's host-gw routes, to adopt);
+    - the nft table ``table``, the sysctls in ``sysctls``, and the FOU ports in ``fou_ports``.
+    """
+
+    links: frozenset[str] = frozenset()
+    networks: tuple[IPNetwork, ...] = ()
+    uplink: str | None = None
+    table: str = "flannelpy"
+    sysctls: frozenset[str] = frozenset()
+    fou_ports: frozenset[int] = frozenset()
+
+    def covers(self, net: IPNetwork) -> bool:
+        """True where ``net`` lies inside one of the networks."""
+        return any(whole.version == net.version and whole.first <= net.first and net.last <= whole.last for whole in self.networks)

@@ -1,0 +1,48 @@
+"""Which backends are installed, and which does a config ask for? Found by entry point (group ``flannelpy.backends``).
+
+A third party's package that declares one needs no change here.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from flannelpy.core.backend import NO_HOST_OPTIONS, Backend, HostOptions
+from flannelpy.core.config import NetworkConfig
+from flannelpy.core.errors import BackendError, ConfigError
+
+GROUP = "flannelpy.backends"
+
+
+def names() -> list[str]:
+    """Every backend Type that is installed, sorted."""
+    return sorted({point.name for point in entry_points(group=GROUP)})
+
+
+def load(config: NetworkConfig, host_options: HostOptions = NO_HOST_OPTIONS) -> Backend:
+    """The backend that the config asks for, made with its options, under those of this host.
+
+    Raises ConfigError for an option that cannot be, BackendError for a Type that nobody provides.
+    """
+    for point in entry_points(group=GROUP):
+        if point.name == config.backend_type:
+            options = {**config.backend_options, **host_options.get(point.name, {})}
+            backend: Backend = point.load().from_options(options)
+            return backend
+    raise BackendError(f"Backend.Type {config.backend_type!r}: nobody provides it; installed are {', '.join(names())}")
+
+
+def parse(text: str | bytes | None, host_options: HostOptions = NO_HOST_OPTIONS) -> tuple[NetworkConfig, Backend]:
+    """A stored config and the backend it asks for; None is an absent one. Raises ConfigError with what is wrong with it."""
+    if text is None:
+        raise ConfigError('is missing: expected JSON like {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}')
+    config = NetworkConfig.parse(text)
+    try:
+        backend = load(config, host_options)
+    except BackendError as error:
+        raise ConfigError(str(error)) from None
+    missing = [f"IPv{family}" for family in config.families if family not in backend.families]
+    if missing:
+        raise ConfigError(f"Backend.Type {backend.name}: it does not carry {' and '.join(missing)}, which the config turns on")
+    backend.devices(config)  # raises where a device cannot be named
+    return config, backend
