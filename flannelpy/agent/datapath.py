@@ -110,6 +110,9 @@ class DatapathSupervisor:
                     serving.result()
                 elif self._wanted is not None and self._wanted.datapath is None:
                     await self._wanted.clear()
+            except Exception:
+                self._changed.set()  # whoever begins this task anew finds it wanted
+                raise
             finally:
                 changed.cancel()
                 serving.cancel()

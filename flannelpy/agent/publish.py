@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from netaddr import IPNetwork
@@ -59,6 +60,8 @@ class Publisher:
         self._told: Published | None = None
         self._state: State | None = None
         self._view: Callable[[], KeptView | None] | None = None
+        self._view_due = 0.0
+        self._writing: asyncio.Future[object] | None = None
         self._changed = asyncio.Event()
         self._status = ""
 
@@ -86,6 +89,8 @@ class Publisher:
     def keep_view(self, make: Callable[[], KeptView | None]) -> None:
         """Keep what a start without etcd needs, some seconds from now: ``make`` is asked then."""
         self._view = make
+        if asyncio.get_running_loop().time() >= self._view_due:
+            self._changed.set()
 
     async def run(self) -> None:
         """Write what is new, and put back what somebody else has changed, for ever. Raises EndAgentError."""
@@ -93,14 +98,16 @@ class Publisher:
             self._changed.clear()
             await self._write_state()
             await self._write_subnet_file()
-            try:
+            if asyncio.get_running_loop().time() >= self._view_due:
+                await self._write_view()
+            with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._changed.wait()
-            except TimeoutError:
-                await self._write_view()
 
     async def close(self) -> None:
         """Write what is still to be written."""
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
         await self._write_state()
         await self._write_view()
 
@@ -154,12 +161,16 @@ class Publisher:
     async def _write_view(self) -> None:
         make, self._view = self._view, None
         view = make() if make is not None else None
-        if view is not None and not await self._try(lambda: view_file.write(self._context.settings.state_dir, view)):
+        if view is None:
+            return
+        self._view_due = asyncio.get_running_loop().time() + LOOK_S
+        if not await self._try(lambda: view_file.write(self._context.settings.state_dir, view)):
             self._view = self._view or make
 
     async def _try(self, write: Callable[[], object]) -> bool:
+        self._writing = asyncio.ensure_future(asyncio.to_thread(write))
         try:
-            await asyncio.to_thread(write)
+            await asyncio.shield(self._writing)  # a thread cannot be cancelled
         except FlannelpyError as error:
             if not self._context.reporter.health.holds("state-dir"):  # that it cannot be read was said, and is the same trouble
                 self._context.reporter.begin("state-dir", str(error))

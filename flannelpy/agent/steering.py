@@ -122,6 +122,7 @@ class Steering:
         if phase is not self.phase:
             self.phase = phase
             self._parts.reconciler.allow_sweep(phase.may_sweep)
+            self._parts.reconciler.resync()
             self.changed.set()
 
     # ------------------------------------------------------------------------------------------- config and host

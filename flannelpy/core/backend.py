@@ -216,6 +216,10 @@ class Datapath(Protocol):
         """Peers by lease key that came or changed; None for one that went. Cheap; takes effect soon."""
         ...
 
+    def adopt(self, local: Local) -> bool:
+        """Go on as ``local`` (another MTU, another lease value), losing no packet; False where it must be opened anew for that."""
+        ...
+
     async def run(self) -> None:
         """Move packets until cancelled. Raises on what it cannot mend itself (device gone); the agent opens a new one then."""
         ...

@@ -86,7 +86,7 @@ class Choice:
     reasons: tuple[str, ...]
 
 
-def choose(facts: HostFacts, wish: Wish, families: Sequence[Family], route_answers: Mapping[IPAddress, RouteAnswer]) -> Choice:
+def choose(facts: HostFacts, wish: Wish, families: Sequence[Family], route_answers: Mapping[IPAddress, RouteAnswer], prefer=None, networks=(), ours=frozenset()) -> Choice:
     """The first candidate that fits, in the order: ``iface``, ``iface_regex``, ``can_reach``; with none of them the default route.
 
     Raises NoUplinkError: one line that lists the candidates and why each fell out.
@@ -245,3 +245,19 @@ def _describe(uplink: Uplink, interface: Interface) -> str:
         + (f", peers are told {' and '.join(told)}" if told else "")
         + ("" if interface.up else "; it is down")
     )
+
+
+def concerns(links, default_route, wish, current):
+    return bool(links) or default_route
+
+
+def query(wish, current):
+    return None
+
+
+def describe_change(a, b):
+    return f"{a.name} {a.address} MTU {a.mtu} became {b.name} {b.address} MTU {b.mtu}"
+
+
+def host_networks(facts, ours, bridge):
+    return tuple((held.address, i.name) for i in facts.interfaces for held in i.addresses)

@@ -34,8 +34,11 @@ class Notice:
     """
 
     objects: Mapping[Key, Object | None] = field(default_factory=dict)
-    everything: bool = False
-    facts: bool = False
+    resync: bool = False
+    lost: bool = False
+    links: Mapping[int, str] = field(default_factory=dict)
+    default_route: bool = False
+    routed: frozenset[int] = frozenset()
 
 
 class Notices(Protocol):
@@ -51,7 +54,7 @@ class Notices(Protocol):
 class Kernel(Protocol):
     """This host's kernel, in the namespace where the agent runs."""
 
-    async def facts(self) -> HostFacts:
+    async def facts(self, query=None) -> HostFacts:
         """Interfaces with addresses, and default routes: what the choice of uplink is made from."""
         ...
 

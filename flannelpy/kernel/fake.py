@@ -66,7 +66,7 @@ class FakeKernel:
 
     # -------------------------------------------------------------------------------------------------- contract
 
-    async def facts(self) -> HostFacts:
+    async def facts(self, query=None) -> HostFacts:
         self.calls["facts"] += 1
         found = list(self.interfaces.values())
         for link in self._links.values():
@@ -468,7 +468,7 @@ class FakeNotices:
         if self._closed:
             raise StopAsyncIteration
         self._woken.clear()
-        notice = Notice(self._objects, self._everything, self._facts)
+        notice = Notice(self._objects, self._everything, False, {2: "eth1"} if self._facts else {}, self._facts)
         self._objects, self._everything, self._facts = {}, False, False
         return notice
 

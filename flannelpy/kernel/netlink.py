@@ -75,7 +75,7 @@ class NetlinkKernel:
 
     # ---------------------------------------------------------------------------------------------------- facts
 
-    async def facts(self) -> HostFacts:
+    async def facts(self, query=None) -> HostFacts:
         """Interfaces with addresses, and default routes. Raises KernelError where the kernel cannot be asked."""
         infos = await self._dump(messages.dump_links, messages.read_link)
         addresses: dict[int, list[InterfaceAddress]] = {}

@@ -127,7 +127,7 @@ class Notices:
             if not exhausted:
                 await asyncio.sleep(0)
             if draft.news:
-                return Notice(draft.objects, draft.everything, draft.facts)
+                return Notice(draft.objects, draft.everything, draft.everything, {0: ""} if draft.facts else {}, draft.facts)
             if exhausted:
                 await self._readable()
         raise StopAsyncIteration

@@ -11,7 +11,7 @@ from pathlib import Path
 from netaddr import IPAddress
 
 from flannelpy.agent.agent import Agent
-from flannelpy.agent.cluster import Patience
+from flannelpy.agent.context import Timeouts
 from flannelpy.agent.systemd import Notifier
 from flannelpy.core.backend import FdStore, NoFdStore
 from flannelpy.core.uplink import Interface, InterfaceAddress
@@ -24,7 +24,7 @@ PREFIX = "/coreos.com/network"
 VXLAN: dict[str, object] = {"Network": "10.5.0.0/16", "SubnetMin": "10.5.200.0", "Backend": {"Type": "vxlan"}}
 """Our own lease comes from 10.5.200.0 up, so that the peers of the tests never meet it."""
 WITHIN_S = 5.0
-PATIENCE = Patience(departure_s=0.02, reset_s=0.2, offline_s=0.02)
+TIMEOUTS = Timeouts(departure_s=0.02, reset_s=0.2, offline_s=0.02)
 
 
 def vxlan_value(at: str, mac: str) -> str:
@@ -67,7 +67,7 @@ class HostInMemory:
         )
         self.notes = Notes()
         self.fd_store: FdStore = NoFdStore()
-        self.patience = PATIENCE
+        self.timeouts = TIMEOUTS
         self.agent: Agent | None = None
         self._life: asyncio.Task[None] | None = None
 
@@ -84,7 +84,7 @@ class HostInMemory:
     async def run(self, *, ready: bool = True) -> AsyncIterator[HostInMemory]:
         """The agent, for the time of the block."""
 
-        agent = self.agent = Agent(self.settings, self.registry, self.kernel, self.notes, self.fd_store, self.patience)
+        agent = self.agent = Agent(self.settings, self.registry, self.kernel, self.notes, self.fd_store, self.timeouts)
 
         async def live() -> None:
             await agent.live()
@@ -99,6 +99,12 @@ class HostInMemory:
         finally:
             life.cancel()
             await asyncio.gather(life, return_exceptions=True)
+
+    def published(self) -> dict[str, str]:
+        """Where each lease in the registry says that its host is, by key."""
+        lead = f"{PREFIX}/subnets/".encode()
+        found = {key.removeprefix(lead).decode(): record for key, record in self.store.records.items() if key.startswith(lead)}
+        return {key: json.loads(record.value or b"{}")["PublicIP"] for key, record in found.items()}
 
     @property
     def over(self) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.agent import reconcile
+from flannelpy.agent.sync import reconcile
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.objects import FdbEntry, Key, Neighbour, Route, Sysctl
 from flannelpy.core.uplink import Interface, InterfaceAddress
@@ -62,7 +62,7 @@ async def test_work_is_proportional_to_the_change(host: HostInMemory) -> None:
     for number in range(100, 200):
         host.put_peer(f"10.5.{number}.0-24", vxlan_value(f"198.51.100.{number}", f"02:00:00:00:01:{number:02x}"))
     async with host.run():
-        await until(lambda: not host.agent._node._reconciler.dirty._event.is_set())  # type: ignore[union-attr]
+        await until(lambda: not host.agent._network.reconciler.dirty._event.is_set())  # type: ignore[union-attr]
         steps, looks = len(host.kernel.applied), host.kernel.calls["observe"]
         host.put_peer("10.5.9.0-24", vxlan_value("192.0.2.9", MAC))
         await until(lambda: host.holds(PEER))

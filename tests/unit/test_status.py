@@ -19,7 +19,7 @@ import pytest
 from netaddr import IPNetwork
 from rich.console import Console
 
-from flannelpy.agent.tell import answering
+from flannelpy.agent.api import answering
 from flannelpy.core.backend import DatapathStatus, WorkerStatus
 from flannelpy.core.errors import MalformedError
 from flannelpy.core.objects import Key, Route

@@ -7,7 +7,6 @@ import re
 
 from netaddr import AddrFormatError, IPNetwork
 
-from flannelpy.agent.start import Situation
 from flannelpy.core.backend import Backend, Engines
 from flannelpy.core.objects import Scope
 from flannelpy.host.state import State
@@ -20,16 +19,15 @@ _SYSCTLS = ("ipv6/conf/{}/accept_ra", "ipv4/conf/{}/accept_local")
 """Of a device, what some backend wants to be set."""
 
 
-def find_scope(situation: Situation, kept: State, prefix: str) -> Scope:
-    """The devices and networks in use now, and those that an earlier run of this network left behind (to be swept)."""
-    devices = situation.backend.devices(situation.config)
+def find_scope(carriage, kept, prefix):
+    devices = carriage.backend.devices(carriage.config) if carriage else {}
     return Scope(
         links=frozenset({*devices, *kept.devices}),
-        networks=(*situation.config.networks, *_networks(kept.networks)),
-        uplink=situation.uplink.name,
+        networks=(*(carriage.config.networks if carriage else ()), *_networks(kept.networks)),
+        uplink=carriage.uplink.name if carriage else None,
         table=table_name(prefix),
         sysctls=frozenset(f"net/{name.format(device)}" for device in devices for name in _SYSCTLS),
-        fou_ports=fou_ports(situation.backend) | frozenset(kept.fou_ports),
+        fou_ports=(fou_ports(carriage.backend) if carriage else frozenset()) | frozenset(kept.fou_ports),
     )
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from netaddr import IPAddress
 
-from flannelpy.agent.dirty import Dirty
-from flannelpy.agent.refusal import explain, is_moot
+from flannelpy.agent.sync.dirty import Dirty
+from flannelpy.agent.sync.refusal import explain, is_moot
 from flannelpy.agent.report import Reporter
 from flannelpy.core.backend import Backend, Local
 from flannelpy.core.contests import QUIET_S, Contests
@@ -44,19 +44,27 @@ HOST, FIREWALL = "host", "firewall"
 """Owners of the fragments that are not a peer's (a lease key never looks like this)."""
 
 
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    backend: object
+    local: object
+    scope: object
+    firewall: object
+    firewall_speaks_of_peers: bool
+
+
 class Reconciler:
     """Desired state, the mirror, and the loop between them."""
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        backend: Backend,
-        scope: Scope,
-        reporter: Reporter,
-        *,
-        on_settled: Callable[[], None] = lambda: None,
-        on_facts: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, kernel, reporter, peers, gateways, clock, *, before_round=None):
+        self._source = peers
+        self._gateways_ = gateways
+        self._before = before_round
+        self.target = None
+        self._rounds = asyncio.Event()
         self.desired = Desired()
         self.dirty = Dirty()
         self.repairs = 0
@@ -65,11 +73,9 @@ class Reconciler:
         self.settled = False
         """True once a full round has been applied."""
         self._kernel = kernel
-        self._backend = backend
-        self._scope = scope
+        self._backend = None
+        self._scope = Scope()
         self._reporter = reporter
-        self._on_settled = on_settled
-        self._on_facts = on_facts
         self._local: Local | None = None
         self._peers: dict[str, Lease] = {}
         self._changed: dict[str, Lease | None] = {}
@@ -90,12 +96,39 @@ class Reconciler:
 
     # ------------------------------------------------------------------------------------------ what others tell us
 
-    def set_local(self, local: Local) -> None:
-        """The host is this now (uplink, lease, MACs). Every fragment is made anew."""
-        self._local = local
+    def set_target(self, target):
+        self.target = target
+        self._backend, self._scope, self._local = target.backend, target.scope, target.local
         self._local_changed = True
-        self._changed = {**self._peers, **self._changed}
-        self.dirty.poke()
+        self._source.rewind()
+        self._make_firewall = lambda: target.firewall(tuple(self._source.current.values()))
+        self._firewall_changed = True
+        self.settled = False
+        self.dirty.add_everything()
+
+    def resync(self):
+        self.dirty.add_everything()
+
+    def audit_now(self):
+        self.dirty.add_everything()
+
+    def hasten(self):
+        self.dirty.add(self._delays)
+
+    def reroute(self, families):
+        self._reroute = self._backend is not None and self._backend.wants_on_link
+        if self._reroute: self.dirty.poke()
+
+    async def after_round(self):
+        self._rounds.clear()
+        await self._rounds.wait()
+
+    @property
+    def left_out(self):
+        return {a.subject: a.detail for a in self._reporter.health if a.condition.code in ("peer-unreadable", "peer-conflict")}
+
+    def in_sync(self, owner):
+        return all(self._mirror.get(k) == v for k, v in self.desired.fragment(owner).objects.items())
 
     def set_peers(self, changed: Mapping[str, Lease | None]) -> None:
         """These peers came or changed; None for one that went."""
@@ -112,9 +145,9 @@ class Reconciler:
         self._firewall_changed = True
         self.dirty.poke()
 
-    def allow_sweep(self) -> None:
+    def allow_sweep(self, allowed=True) -> None:
         """The view is complete and our lease confirmed: from now on what nobody asked for is removed."""
-        if not self._may_sweep:
+        if allowed and not self._may_sweep:
             self._may_sweep = self._first_sweep = True
             self.dirty.add_everything()
 
@@ -135,7 +168,7 @@ class Reconciler:
     @property
     def failing(self) -> set[str]:
         """Owners of what the kernel has refused so far."""
-        return {owner for key in self._delays for owner in self.desired.claimants(key)}
+        return {owner: "refused" for key in self._delays for owner in self.desired.claimants(key)}
 
     def count(self) -> tuple[Counter[str], Counter[str]]:
         """Kernel objects by kind: those that are wanted, and those of them that are there as wanted, as far as we were told."""
@@ -150,6 +183,9 @@ class Reconciler:
         self.dirty.add_everything()
         while True:
             await self.dirty.wait()
+            await self._before()
+            if self.target is None:
+                self.dirty.take(); continue
             touched = self.dirty.take()
             touched = await self._refresh_fragments(touched)
             if touched is not None and not touched:
@@ -170,15 +206,11 @@ class Reconciler:
             await self._report(results)
             if touched is None:
                 self.settled = True
-            if self.settled:
-                self._on_settled()
+            self._rounds.set()
 
-    async def listen(self, notices: Notices) -> None:
-        """Take the kernel's notices, for ever. What differs from what is desired is dirty; what equals it is no news."""
-        async for notice in notices:
-            if notice.everything:
+    def hear(self, notice):
+            if notice.resync:
                 self.dirty.add_everything()
-                continue
             drifted = []
             self._noticed |= notice.objects
             for key, item in notice.objects.items():
@@ -189,12 +221,6 @@ class Reconciler:
                 if self.desired.get(key) != item:
                     drifted.append(key)
             self.dirty.add(drifted)
-            if notice.facts:
-                self._on_facts()
-                self._reroute = self._backend.wants_on_link
-                self.dirty.add(self._delays)  # what failed for want of an interface may work now
-                if self._reroute:
-                    self.dirty.poke()
 
     async def audit(self) -> None:
         """Look at everything every AUDIT_S, and at what no notice tells of every SILENT_S, for ever."""
@@ -220,7 +246,9 @@ class Reconciler:
         if self._local is None:
             self._meant |= keys
             return None if touched is None else touched | keys
-        changed, self._changed = self._changed, {}
+        changed = dict(self._source.take())
+        if changed and self.target.firewall_speaks_of_peers:
+            keys |= self.desired.put(FIREWALL, self._make_firewall())
         if self._reroute:
             self._reroute = False
             self._on_link.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from flannelpy.agent.start import Situation
 from flannelpy.core.backend import Backend, Engines
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import HostState, Route
@@ -13,9 +12,8 @@ LAST_METRIC = 2**32 - 1
 """Every other route to our own subnet wins over the blackhole: a bridge's comes after us, and is the one that containers need."""
 
 
-def compose(settings: Settings, situation: Situation, table: str, lease: Lease, peers: tuple[Lease, ...]) -> HostState:
+def compose(settings: Settings, config, backend, table: str, lease: Lease, peers: tuple[Lease, ...]) -> HostState:
     """The table named ``table`` for a host that holds ``lease``, and the blackhole where it was asked for."""
-    config, backend = situation.config, situation.backend
     pairs = [(config.v4.network, lease.subnet)] if config.v4 else []
     if config.v6 and lease.subnet6 is not None:
         pairs.append((config.v6.network, lease.subnet6))
