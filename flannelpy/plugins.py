@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from flannelpy.core.backend import NO_HOST_OPTIONS, Backend, HostOptions
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError, ConfigError
+from flannelpy.core.model import Family
 
 GROUP = "flannelpy.backends"
 
@@ -32,6 +33,12 @@ def load(config: NetworkConfig, host_options: HostOptions = NO_HOST_OPTIONS) -> 
     raise BackendError(f"Backend.Type {config.backend_type!r}: nobody provides it; installed are {', '.join(names())}")
 
 
+def lease_only(backend: Backend) -> tuple[Family, ...]:
+    """The families of which ``backend`` takes leases without carrying their packets."""
+    families: tuple[Family, ...] = getattr(backend, "lease_only", ())
+    return families
+
+
 def parse(text: str | bytes | None, host_options: HostOptions = NO_HOST_OPTIONS) -> tuple[NetworkConfig, Backend]:
     """A stored config and the backend it asks for; None is an absent one. Raises ConfigError with what is wrong with it."""
     if text is None:
@@ -41,7 +48,9 @@ def parse(text: str | bytes | None, host_options: HostOptions = NO_HOST_OPTIONS)
         backend = load(config, host_options)
     except BackendError as error:
         raise ConfigError(str(error)) from None
-    missing = [f"IPv{family}" for family in config.families if family not in backend.families]
+    carried = [family for family in config.families if family in backend.families]
+    tolerated = lease_only(backend) if carried else ()
+    missing = [f"IPv{family}" for family in config.families if family not in (*carried, *tolerated)]
     if missing:
         raise ConfigError(f"Backend.Type {backend.name}: it does not carry {' and '.join(missing)}, which the config turns on")
     backend.devices(config)  # raises where a device cannot be named

@@ -5,7 +5,7 @@
   ca 10.99.1.2 -- ha ========= hb -- cb 10.99.2.2        iperf3 and ping between the containers ca and cb; each way carries in turn
                   192.0.2.1    192.0.2.2
 
-Absolute figures say more about the machine; the ratios of ways that alternate in one run are what counts. Table,
+Absolute figures say more about the machine; the ratios of ways that alternate in one run are what counts. PeerTable,
 lab-out/bench-udp.json and lab-out/bench-udp.svg.
 """
 
@@ -29,7 +29,7 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import PeerTable
 
 from netns_lab import bench_table
 from netns_lab.errors import LabError
@@ -319,7 +319,7 @@ def verdict(measure: Measure, found: float | None) -> str:
 def show(rounds: Mapping[str, Sequence[Values]], look_ups: bench_table.LookUps, console: Console) -> bool:
     """The report, as a table; False where a target was missed."""
     middle = medians(rounds)
-    table = Table(title="udp: medians of one run on this machine, the ways in turn")
+    table = PeerTable(title="udp: medians of one run on this machine, the ways in turn")
     table.add_column("measured")
     for kind in middle:
         table.add_column(LABELS[kind], justify="right")

@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 
 from backends.udp import bulk
-from backends.udp.bulk import BulkMover
-from backends.udp.control import COUNTERS, Setting
-from backends.udp.offload import HEADER, HEADER_BYTES, KIND_ECN, KIND_TCP, KIND_UDP, NEEDS_CHECKSUM
+from backends.udp.worker.fast_path import FastPath
+from backends.udp.counters import COUNTERS
+from backends.udp.protocol import Setting
+from backends.udp.protocol import HEADER_BYTES
+from backends.udp.worker.virtio import HEADER, KIND_ECN, KIND_TCP, KIND_UDP, NEEDS_CHECKSUM
 from tests.fuzz.judge import Judge, older
 from tests.unit.test_udp_split import ACK, ALL, CWR, FIN, PSH, RST, SYN, TIMESTAMPS, URG, Packet, folded
 
@@ -61,7 +63,7 @@ class Wire:
 
 
 class Device:
-    """Stands for ``os`` in the mover, and so for the TUN device: gives what is to be read, keeps what is written."""
+    """Stands for ``os`` in the forwarder, and so for the TUN device: gives what is to be read, keeps what is written."""
 
     def __init__(self) -> None:
         self.given: list[bytes] = []
@@ -94,10 +96,10 @@ def wire() -> Wire:
 
 
 @pytest.fixture
-def mover(device: Device, wire: Wire) -> BulkMover:
-    """A mover between both that knows two peers, one of them with a /25."""
+def forwarder(device: Device, wire: Wire) -> FastPath:
+    """A forwarder between both that knows two peers, one of them with a /25."""
     setting = Setting(0, 0, 0, 0, 0, 8285, MTU, OWN, 24, "strict", ALL.value)
-    made = BulkMover(setting, wire, [0] * len(COUNTERS))  # type: ignore[arg-type]
+    made = FastPath(setting, wire, [0] * len(COUNTERS))  # type: ignore[arg-type]
     made.table.set(PEER_NET, 24, 0xC0000202)
     made.table.set(OTHER_NET, 25, 0xC0000203)
     return made
@@ -227,7 +229,7 @@ def alike(one: bytes, other: bytes) -> bool:
 
 
 @pytest.mark.timeout(0 if COUNT > 100_000 else 120)
-def test_bent_datagrams(mover: BulkMover, device: Device, wire: Wire) -> None:
+def test_bent_datagrams(forwarder: FastPath, device: Device, wire: Wire) -> None:
     chance = random.Random(1)
     done = accepted = joined = foreign = answered = 0
     memory = Memory()
@@ -242,13 +244,13 @@ def test_bent_datagrams(mover: BulkMover, device: Device, wire: Wire) -> None:
         sender = HOMES.get(source, PEER) if chance.random() < 0.8 else chance.choice((PEER, OTHER, STRANGER))
         wanted = [passed for each in datagrams if (passed := JUDGE.passed(each, sender)) is not None]
         wire.received.append((batch, size, sender))
-        before = sum(mover.counts)
-        mover.move_in()
+        before = sum(forwarder.counts)
+        forwarder.forward_in()
         written, device.written = device.written, []
         emitted = [each for written_one in written for each in cut_again(written_one)]
         assert len(emitted) == len(wanted)
         assert all(alike(one, other) for one, other in zip(emitted, wanted, strict=True))
-        assert sum(mover.counts) > before
+        assert sum(forwarder.counts) > before
         spent = list(datagrams)
         for answer, peer in wire.sent:  # nothing leaves but time exceeded, once for each that is let in, to the peer that sent it
             assert peer == (sender, 8285)
@@ -286,7 +288,7 @@ def completed(packet: Packet) -> bytes:
 
 
 @pytest.mark.timeout(0 if COUNT > 100_000 else 120)
-def test_reads_from_the_device_leave_as_from_a_router(mover: BulkMover, device: Device, wire: Wire) -> None:
+def test_reads_from_the_device_leave_as_from_a_router(forwarder: FastPath, device: Device, wire: Wire) -> None:
     """Nothing bent: each packet and each segment leaves once, to whom it belongs, with every checksum right."""
     chance = random.Random(3)
     done = 0
@@ -311,8 +313,8 @@ def test_reads_from_the_device_leave_as_from_a_router(mover: BulkMover, device: 
                     wanted[HOMES[each.dst]] += [older(part) for part in parts]
                 done += len(parts)
         while device.given:
-            mover.move_out()
-        mover.move_out()
+            forwarder.forward_out()
+        forwarder.forward_out()
         device.written.clear()
         for peer, packets in wanted.items():
             sent = [octets for octets, to in wire.sent if to == (peer, 8285)]
@@ -324,7 +326,7 @@ def test_reads_from_the_device_leave_as_from_a_router(mover: BulkMover, device: 
 
 
 @pytest.mark.timeout(0 if COUNT > 100_000 else 120)
-def test_bent_reads_from_the_device(mover: BulkMover, device: Device, wire: Wire) -> None:
+def test_bent_reads_from_the_device(forwarder: FastPath, device: Device, wire: Wire) -> None:
     chance = random.Random(2)
     done = left = 0
     memory = Memory()
@@ -344,7 +346,7 @@ def test_bent_reads_from_the_device(mover: BulkMover, device: Device, wire: Wire
             device.given.append((head + octets)[: chance.choice((None, None, None, 9, 10, 29, 30, 60))])
             done += 1
         while device.given:
-            mover.move_out()
+            forwarder.forward_out()
         device.written.clear()
         for octets, (address, port) in wire.sent:
             assert port == 8285

@@ -7,19 +7,19 @@ from hypothesis import strategies as st
 from netaddr import IPAddress, IPNetwork
 from scapy.layers.inet import ICMP, IP, UDP
 
-from backends.udp.control import COUNTERS, OUT_NO_PEER, OUT_TTL
-from backends.udp.fragment import fragments
-from backends.udp.icmp import TIME_EXCEEDED, TOO_BIG, UNREACHABLE, answer, is_answered
-from backends.udp.packet import PASSED, SHORTEST, Gate, checksum, inbound, outbound
-from backends.udp.table import Table
+from backends.udp.counters import COUNTERS, OUT_NO_PEER, OUT_TTL
+from backends.udp.worker.fragment import fragments
+from backends.udp.worker.icmp import TIME_EXCEEDED, TOO_BIG, UNREACHABLE, answer, deserves_error
+from backends.udp.worker.packet import PASSED, SHORTEST, IngressFilter, checksum, inbound, outbound
+from backends.udp.worker.peers import PeerTable
 
 OWN, NINE = IPNetwork("10.5.72.0/24"), IPNetwork("10.5.9.0/24")
 PEER = "192.0.2.2"
 MTU = 200
 
-TABLE = Table(OWN.first, OWN.prefixlen, 8285)
+TABLE = PeerTable(OWN.first, OWN.prefixlen, 8285)
 TABLE.set(NINE.first, NINE.prefixlen, int(IPAddress(PEER)))
-GATE = Gate(TABLE, OWN.first, OWN.prefixlen, "strict")
+GATE = IngressFilter(TABLE, OWN.first, OWN.prefixlen, "strict")
 
 address = st.sampled_from(["10.5.72.0", "10.5.72.9", "10.5.9.0", "10.5.9.255", "10.5.8.255", "10.5.73.0", "0.0.0.0", "127.0.0.1"])
 well_formed = st.builds(
@@ -63,7 +63,7 @@ def test_outbound(packet: bytes) -> None:
         if verdict in (OUT_NO_PEER, OUT_TTL):
             for error in (UNREACHABLE, TIME_EXCEEDED, TOO_BIG):
                 quoted = memoryview(held)[: len(packet)]
-                reply = answer(quoted, error, OWN.first) if is_answered(quoted, error) else None
+                reply = answer(quoted, error, OWN.first) if deserves_error(quoted, error) else None
                 verdicts.append(reply)
                 if reply is not None:
                     assert checksum(reply[:20]) == checksum(reply[20:]) == 0

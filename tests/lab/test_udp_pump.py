@@ -82,9 +82,9 @@ def test_an_unknown_subnet_is_answered_with_icmp(hosts: tuple[Host, Host]) -> No
         reply = IP(first(device, lambda packet: packet[9] == 1))
         assert (reply.src, reply.dst, reply.ttl, reply.id) == ("10.5.72.0", "10.5.72.2", 8, 0)
         assert (reply[ICMP].type, reply[ICMP].code) == (3, 0)
-        until(lambda: a.counters.get("unreachables") == 1)  # counted a moment after it is sent
+        until(lambda: a.counters.get("icmp_unreachable") == 1)  # counted a moment after it is sent
         assert not pings(CA, "10.5.200.1")  # any ICMP stays unanswered
-    assert a.counters["unreachables"] == 1
+    assert a.counters["icmp_unreachable"] == 1
     assert a.counters["outbound_dropped_no_peer"] == 2
 
 

@@ -51,8 +51,8 @@ class Carried:
         for host, offload in zip(self.pumps, self.offloads, strict=True):
             counters = host.counters
             print(counters)
-            assert {"outbound_split", "inbound_joined"} & counters.keys() == (
-                {"outbound_split", "inbound_joined"} if offload else set()
+            assert {"outbound_segmented", "inbound_coalesced"} & counters.keys() == (
+                {"outbound_segmented", "inbound_coalesced"} if offload else set()
             )
             bad = {name for name in counters if "dropped" in name} - {"outbound_dropped_not_ipv4"}
             assert not bad

@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 from scapy.layers.inet import IP, UDP
 
-from backends.udp.bulk import READS
-from backends.udp.control import COUNTERS
+from backends.udp.worker.fast_path import READS
+from backends.udp.counters import COUNTERS
 from tests.lab.test_udp_bulk import transfer
 from tests.lab.udp_support import CA, CB, HA, HB, Host, inside, ip, network, pings, runs, socket_in, start_s, until
 
@@ -71,15 +71,15 @@ def is_nobody(pid: int) -> bool:
     return "\nUid:\t65534\t65534\t65534\t65534\n" in Path(f"/proc/{pid}/status").read_text()
 
 
-def lanes(host: Host) -> list[dict[str, int]]:
-    """Counters of each worker, and by what its descriptors are known."""
-    told: list[dict[str, int]] = host.tell("lanes")
+def pairs(host: Host) -> list[dict[str, int]]:
+    """Counters of each worker, and by what its queues are known."""
+    told: list[dict[str, int]] = host.tell("pairs")
     return told
 
 
 def worker_of(host: Host, lane: int) -> int | None:
     """The process that works on a lane."""
-    word = f"tun={lanes(host)[lane]['tun']}".encode()
+    word = f"tun={pairs(host)[lane]['tun']}".encode()
     for pid in host.workers():
         try:
             if word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
@@ -148,12 +148,12 @@ def flows(hosts: tuple[Host, Host]) -> Iterator[Flows]:
 
 def place(host: Host, direction: str, send: Callable[[], object]) -> int:
     """Which lane counts all of what is sent many times over: one and the same, or the bound is met."""
-    before = lanes(host)
+    before = pairs(host)
     for _ in range(PACKETS):
         send()
 
     def found() -> list[int]:  # at most one: what was sent before, and is counted late, is far less
-        pairs = enumerate(zip(lanes(host), before, strict=True))
+        pairs = enumerate(zip(pairs(host), before, strict=True))
         return [lane for lane, (new, old) in pairs if new[direction] - old[direction] >= PACKETS]
 
     until(lambda: bool(found()))
@@ -174,7 +174,7 @@ def test_flows_are_shared_out_and_answers_are_the_same_workers(hosts: tuple[Host
         inbound = {place(host, "inbound_packets", exchange) for exchange in exchanges}
         assert {place(host, "outbound_packets", exchange) for exchange in exchanges} == inbound
         assert len(inbound) == 1
-        each, total = lanes(host), host.counters
+        each, total = pairs(host), host.counters
         assert {name: sum(lane[name] for lane in each) for name in COUNTERS} == {name: total.get(name, 0) for name in COUNTERS}
 
 
@@ -249,9 +249,9 @@ def kill_under_load(pid: int | None, flows: Flows) -> float:
 @MOVERS
 def test_each_worker_has_no_privileges_and_nothing_but_its_own(hosts: tuple[Host, Host]) -> None:
     for host in hosts:
-        ours = set(descriptors(host.process.pid).values())
-        log = descriptors(host.process.pid)[2]  # for tracebacks
-        for number, lane in enumerate(lanes(host)):
+        ours = set(queues(host.process.pid).values())
+        log = queues(host.process.pid)[2]  # for tracebacks
+        for number, lane in enumerate(pairs(host)):
             pid = worker_of(host, number)
             assert pid is not None
             fields = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
@@ -260,7 +260,7 @@ def test_each_worker_has_no_privileges_and_nothing_but_its_own(hosts: tuple[Host
             assert {fields[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Amb")} == {"0" * 16}
             assert fields["NoNewPrivs"] == "1"
 
-            held = descriptors(pid)
+            held = queues(pid)
             assert held[0] == held[1] == "/dev/null"
             assert [fd for fd, what in held.items() if what == "/dev/net/tun"] == [lane["tun"]]
             memory = {Path(f"/proc/{pid}/fd/{fd}").stat().st_ino for fd, what in held.items() if what.startswith("/memfd:")}
@@ -274,7 +274,7 @@ def test_each_worker_has_no_privileges_and_nothing_but_its_own(hosts: tuple[Host
             assert {what for what in speaking - ours if what.startswith("socket:")} <= unix
 
 
-def descriptors(pid: int) -> dict[int, str]:
+def queues(pid: int) -> dict[int, str]:
     """What a process has open, as /proc shows it."""
     return {int(each.name): str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir()}
 
@@ -308,7 +308,7 @@ def test_peers_that_change_change_for_all_workers(hosts: tuple[Host, Host], flow
     until(lambda: not pings(CA, "10.5.9.2"))
     for flow in range(FLOWS):
         flows.send(flow)
-    until(lambda: all(lane["outbound_dropped_no_peer"] > 0 for lane in lanes(a)))
+    until(lambda: all(lane["outbound_dropped_no_peer"] > 0 for lane in pairs(a)))
     a.tell("update", {b.subnet: b.address})
     until(lambda: pings(CA, "10.5.9.2"))
     before = [flows.sent[flow] for flow in range(FLOWS)]
@@ -375,7 +375,7 @@ def test_a_kernel_with_a_single_queue_gets_one_worker(network: None, known: int)
         host.tell("run")
         until(lambda: len(host.workers()) == expected)
         until(lambda: not pings(CA, "10.5.9.2") and host.counters.get("outbound_dropped_no_peer", 0) > 0)
-        assert len(lanes(host)) == expected
+        assert len(pairs(host)) == expected
         assert len(inside(HA, "ss -Hlun sport = :8285").splitlines()) == expected
         details = inside(HA, "ip -d link show flannel0")
         assert ("multi_queue" in details) == (expected > 1)

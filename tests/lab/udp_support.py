@@ -27,7 +27,7 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from backends.udp import Udp, tun
-from backends.udp.control import COUNTERS
+from backends.udp.counters import COUNTERS
 from flannelpy.core.backend import Local, NoFdStore, Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import FlannelpyError
@@ -52,7 +52,7 @@ async def drive(subnet: str, address: str, options: str) -> None:
     local = Local(NetworkConfig.parse('{"Network": "10.5.0.0/16"}'), uplink, lease(subnet, address))
     told = json.loads(options)
     pump = Udp.from_options(told).datapath(local)
-    pump.descriptors.offload = told.get("offload", True)
+    pump.queues.offload = told.get("offload", True)
     if "tun_features" in told:  # as a kernel that knows only these
         tun.tun_features = lambda _: told["tun_features"]
     running: asyncio.Task[None] | None = None
@@ -70,7 +70,7 @@ async def drive(subnet: str, address: str, options: str) -> None:
                 pump.update({f"{net.replace('/', '-')}": lease(net, at) if at else None for net, at in argument.items()})
             elif word == "counters":
                 answer = {name: count for name, count in pump.counters().items() if count}
-            elif word == "lanes":
+            elif word == "pairs":
                 answer = [
                     {
                         "tun": lane.tun,
@@ -78,7 +78,7 @@ async def drive(subnet: str, address: str, options: str) -> None:
                         "memory": os.fstat(lane.counters.fd).st_ino,
                         **dict(zip(COUNTERS, lane.counters.read(), strict=True)),
                     }
-                    for lane in pump.descriptors.lanes
+                    for lane in pump.queues.pairs
                 ]
             elif word == "outcome":
                 assert running is not None

@@ -16,9 +16,9 @@ import pytest
 
 from backends.udp import adoption
 from backends.udp.adoption import Wanted, adopt, adopt_counters
-from backends.udp.control import COUNTERS, make_counters
-from backends.udp.descriptors import Descriptors
-from backends.udp.offload import Offload
+from backends.udp.counters import COUNTERS, make_counters
+from backends.udp.queues import Queues
+from backends.udp.protocol import Offload
 from flannelpy.core.errors import BackendError
 
 DEVICE = "lo"
@@ -215,9 +215,9 @@ async def test_what_cannot_be_used_is_dropped_before_anything_is_opened(
         seen.append(fd_store.names)
         raise BackendError("taken")
 
-    monkeypatch.setattr("backends.udp.descriptors.open_sockets", open_sockets)
+    monkeypatch.setattr("backends.udp.queues.open_sockets", open_sockets)
     with caplog.at_level("INFO"), pytest.raises(BackendError, match="taken"):
-        await Descriptors(DEVICE, wanted.port, 1, offload=True).open("127.0.0.1", fd_store)
+        await Queues(DEVICE, wanted.port, 1, offload=True).open("127.0.0.1", fd_store)
     assert seen == [()]
     assert caplog.messages == ["what was kept cannot be used: TUN device lo: it was deleted; device and port are opened anew"]
 
@@ -225,7 +225,7 @@ async def test_what_cannot_be_used_is_dropped_before_anything_is_opened(
 async def test_a_pump_that_is_opened_again_counts_nothing_twice(fd_store: FdStore, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = fill(fd_store)
     monkeypatch.setattr(fcntl, "ioctl", Tun().ioctl)
-    held = Descriptors(DEVICE, wanted.port, 1, offload=True)
+    held = Queues(DEVICE, wanted.port, 1, offload=True)
     for _ in range(2):
         await held.open("127.0.0.1", fd_store)
         assert held.counted() == [100] * len(COUNTERS)

@@ -16,10 +16,11 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from backends.udp import Udp, tun
-from backends.udp.control import COUNTERS, DELETE, DEVICE_GONE, SET, START, Guard, Order, Setting, make_counters, pack, unpack
-from backends.udp.descriptors import Descriptors, Lane
-from backends.udp.offload import Offload
-from backends.udp.pump import UdpPump
+from backends.udp.counters import COUNTERS, make_counters
+from backends.udp.protocol import DELETE, DEVICE_GONE, SET, START, Guard, Order, Setting, pack, unpack
+from backends.udp.queues import Queues, QueuePair
+from backends.udp.protocol import Offload
+from backends.udp.supervisor import UserspaceDatapath
 from flannelpy.core.backend import Backend, Datapath, DatapathStatus, HasStatus, Local, NoFdStore, Uplink, WorkerStatus
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError, ConfigError
@@ -153,14 +154,14 @@ def wire() -> Wire:
 
 
 @pytest.fixture
-def pump(wire: Wire) -> Iterator[UdpPump]:
+def pump(wire: Wire) -> Iterator[UserspaceDatapath]:
     made = Udp().datapath(LOCAL)
     made._controls.add(wire)  # type: ignore[arg-type]
     yield made
     made._controls.clear()
 
 
-def test_it_is_a_pump(pump: UdpPump) -> None:
+def test_it_is_a_pump(pump: UserspaceDatapath) -> None:
     contract: Datapath = pump
     telling: HasStatus = pump
     assert contract is telling
@@ -168,12 +169,12 @@ def test_it_is_a_pump(pump: UdpPump) -> None:
     assert set(pump.counters().values()) == {0}
     every = ("header", "checksum", "tcp", "tcp ecn", "udp", "segment", "gather")
     assert pump.status() == DatapathStatus("flannel0", (), every, (), pump.counters())
-    pump.descriptors.offloads = Offload.HEADER | Offload.TCP
+    pump.queues.offloads = Offload.HEADER | Offload.TCP
     assert pump.status().offloads == ("header", "tcp")
     assert pump.status().missing == ("checksum", "tcp ecn", "udp", "segment", "gather")
 
 
-def test_peers_are_sent_as_changes(pump: UdpPump, wire: Wire) -> None:
+def test_peers_are_sent_as_changes(pump: UserspaceDatapath, wire: Wire) -> None:
     nine, ten = lease("10.5.9.0/24", "192.0.2.2"), lease("10.5.10.0/24", "192.0.2.3")
     pump.update({nine.key: nine, ten.key: ten})
     assert wire.take() == ["set 10.5.9.0/24 at 192.0.2.2", "set 10.5.10.0/24 at 192.0.2.3"]
@@ -183,7 +184,7 @@ def test_peers_are_sent_as_changes(pump: UdpPump, wire: Wire) -> None:
     assert wire.take() == ["delete 10.5.10.0/24", "set 10.5.9.0/24 at 192.0.2.9"]
 
 
-def test_a_subnet_passes_from_one_key_to_another_in_any_order(pump: UdpPump, wire: Wire) -> None:
+def test_a_subnet_passes_from_one_key_to_another_in_any_order(pump: UserspaceDatapath, wire: Wire) -> None:
     old = lease("10.5.9.0/24", "192.0.2.2")
     new = Lease(old.subnet, LeaseAttrs(IPAddress("192.0.2.3")), subnet6=IPNetwork("fd00:9::/64"))
     pump.update({old.key: old})
@@ -197,7 +198,7 @@ def test_a_subnet_passes_from_one_key_to_another_in_any_order(pump: UdpPump, wir
     assert wire.take() == ["delete 10.5.9.0/24"]
 
 
-def test_a_node_without_ipv4_is_no_peer(pump: UdpPump, wire: Wire) -> None:
+def test_a_node_without_ipv4_is_no_peer(pump: UserspaceDatapath, wire: Wire) -> None:
     only6 = Lease(IPNetwork("0.0.0.0/0"), LeaseAttrs(IPAddress("0.0.0.0")), subnet6=IPNetwork("fd00:9::/64"))
     nine = lease("10.5.9.0/24", "192.0.2.2")
     pump.update({only6.key: only6, nine.key: nine})
@@ -206,13 +207,13 @@ def test_a_node_without_ipv4_is_no_peer(pump: UdpPump, wire: Wire) -> None:
     assert wire.take() == ["delete 10.5.9.0/24"]
 
 
-def test_host_bits_in_a_key_do_not_matter(pump: UdpPump, wire: Wire) -> None:
+def test_host_bits_in_a_key_do_not_matter(pump: UserspaceDatapath, wire: Wire) -> None:
     pump.update({"10.5.9.7-24": lease("10.5.9.7/24", "192.0.2.2")})
     assert wire.take() == ["set 10.5.9.0/24 at 192.0.2.2"]
 
 
 async def test_a_worker_that_keeps_dying_is_replaced_at_once_then_ever_later(
-    pump: UdpPump, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    pump: UserspaceDatapath, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     codes = [-9, *[1] * 7, DEVICE_GONE]
     waited: list[float] = []
@@ -225,19 +226,19 @@ async def test_a_worker_that_keeps_dying_is_replaced_at_once_then_ever_later(
         waited.append(delay)
 
     monkeypatch.setattr(pump, "_live", live)
-    monkeypatch.setattr(pump.descriptors, "lanes", ("the lane",))
+    monkeypatch.setattr(pump.queues, "pairs", ("the lane",))
     monkeypatch.setattr(asyncio, "sleep", sleep)
     with pytest.raises(BackendError, match="TUN device flannel0 was deleted"):
         await pump.run()
     assert waited == [0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0]
     assert caplog.messages[0] == "udp worker was killed by signal 9; a new one starts now"
     assert caplog.messages[-1] == "udp worker ended with code 1; a new one in 5 s"
-    monkeypatch.setattr(pump.descriptors, "lanes", ())
+    monkeypatch.setattr(pump.queues, "pairs", ())
     assert pump.status().workers == (WorkerStatus(None, 8),)
 
 
 async def test_each_of_several_workers_is_replaced_alone(
-    pump: UdpPump, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    pump: UserspaceDatapath, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     fates = {"steady": [], "frail": [-9, 1, DEVICE_GONE], "slow": [-11]}
     waited: list[float] = []
@@ -249,7 +250,7 @@ async def test_each_of_several_workers_is_replaced_alone(
         waited.append(delay)
 
     monkeypatch.setattr(pump, "_live", live)
-    monkeypatch.setattr(pump.descriptors, "lanes", tuple(fates))
+    monkeypatch.setattr(pump.queues, "pairs", tuple(fates))
     monkeypatch.setattr(asyncio, "sleep", sleep)
     with pytest.raises(BackendError, match=r"^TUN device flannel0 was deleted$"):
         await pump.run()
@@ -259,16 +260,16 @@ async def test_each_of_several_workers_is_replaced_alone(
         "udp worker 2 of 3 was killed by signal 9; a new one starts now",
         "udp worker 3 of 3 was killed by signal 11; a new one starts now",
     ]
-    monkeypatch.setattr(pump.descriptors, "lanes", ())
+    monkeypatch.setattr(pump.queues, "pairs", ())
     assert [worker.restarts for worker in pump.status().workers] == [0, 2, 1]
 
 
-async def test_a_worker_that_dies_with_orders_unread_is_one_that_died(pump: UdpPump, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_dies_with_orders_unread_is_one_that_died(pump: UserspaceDatapath, monkeypatch: pytest.MonkeyPatch) -> None:
     async def start(setting: Setting) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec("sh", "-c", "kill -9 $$", pass_fds=(setting.control,))
 
     monkeypatch.setattr("backends.udp.pump.start", start)
-    lane = Lane(os.open(os.devnull, os.O_RDONLY), socket.socket(), make_counters())
+    lane = QueuePair(os.open(os.devnull, os.O_RDONLY), socket.socket(), make_counters())
     try:
         assert await pump._live(lane, "udp worker") == -9
     finally:
@@ -280,21 +281,21 @@ async def test_a_single_queue_is_told(monkeypatch: pytest.MonkeyPatch, caplog: p
     assert made is not None
 
     async def open_one(address: str, fd_store: object) -> None:
-        monkeypatch.setattr(made.descriptors, "lanes", ("the lane",))
+        monkeypatch.setattr(made.queues, "pairs", ("the lane",))
 
-    monkeypatch.setattr(made.descriptors, "open", open_one)
+    monkeypatch.setattr(made.queues, "open", open_one)
     await made.open(NoFdStore())
     assert caplog.messages == ["udp worker: one and not 4, for this kernel's TUN has a single queue"]
 
 
-def test_changes_go_to_every_worker_that_lives(pump: UdpPump, wire: Wire) -> None:
+def test_changes_go_to_every_worker_that_lives(pump: UserspaceDatapath, wire: Wire) -> None:
     second = Wire()
     pump._controls.add(second)  # type: ignore[arg-type]
     pump.update({"10.5.9.0-24": lease("10.5.9.0/24", "192.0.2.2")})
     assert wire.take() == second.take() == ["set 10.5.9.0/24 at 192.0.2.2"]
 
 
-async def test_a_pump_that_is_not_open_says_so(pump: UdpPump) -> None:
+async def test_a_pump_that_is_not_open_says_so(pump: UserspaceDatapath) -> None:
     with pytest.raises(BackendError, match="the udp pump is not open"):
         await pump.run()
 
@@ -360,10 +361,10 @@ def test_counters_are_shared_by_descriptor() -> None:
 
 
 def test_counters_of_all_lanes_are_summed_and_outlive_them() -> None:
-    held = Descriptors("flannel0", 8285, 2, offload=True)
+    held = Queues("flannel0", 8285, 2, offload=True)
     for closed in range(1, 3):
-        held.lanes = tuple(Lane(os.open(os.devnull, os.O_RDONLY), socket.socket(), make_counters()) for _ in range(2))
-        for number, lane in enumerate(held.lanes, 1):
+        held.pairs = tuple(QueuePair(os.open(os.devnull, os.O_RDONLY), socket.socket(), make_counters()) for _ in range(2))
+        for number, lane in enumerate(held.pairs, 1):
             lane.counters.live[:] = array("Q", [number * index for index in range(len(COUNTERS))])
         counted = [3 * closed * index for index in range(len(COUNTERS))]
         assert held.counted() == counted

@@ -14,7 +14,7 @@ from pyroute2.netlink import genlmsg, nla
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from backends.udp import Udp
-from backends.udp.engine import TRIAL_DEVICE
+from backends.udp.fou import TRIAL_DEVICE
 from flannelpy.agent import reconcile
 from flannelpy.agent.supervise import make_way
 from flannelpy.core.backend import Engines, GuardedPort, Local, Uplink

@@ -13,14 +13,15 @@ from scapy.layers.inet import IP, UDP, defragment
 from scapy.packet import Raw
 from scapy.plist import PacketList
 
-from backends.udp.answers import Answers
-from backends.udp.control import COUNTERS, Setting
-from backends.udp.fragment import fragments
-from backends.udp.icmp import TOO_BIG, answer
-from backends.udp.offload import SOL_UDP, UDP_SEGMENT
-from backends.udp.outbox import Outbox
-from backends.udp.path import FRESH_S, SMALLEST, Path
-from backends.udp.table import Peer, Table
+from backends.udp.worker.icmp_errors import IcmpErrors
+from backends.udp.counters import COUNTERS
+from backends.udp.protocol import Setting
+from backends.udp.worker.fragment import fragments
+from backends.udp.worker.icmp import TOO_BIG, answer
+from backends.udp.protocol import SOL_UDP, UDP_SEGMENT
+from backends.udp.worker.send import TxBatch
+from backends.udp.worker.pmtu import FRESH_S, SMALLEST, Path
+from backends.udp.worker.peers import Peer, PeerTable
 from tests.unit.test_udp_split import folded
 
 PEER = ("192.0.2.2", 8285)
@@ -154,9 +155,9 @@ class Road:
         self.sent: list[bytes] = []
         self.injected: list[bytes] = []
         self.counts = [0] * len(COUNTERS)
-        table = Table(int(IPAddress("10.5.72.0")), 24, 8285)
+        table = PeerTable(int(IPAddress("10.5.72.0")), 24, 8285)
         setting = Setting(0, 0, 0, 0, 0, 8285, 1472, int(IPAddress("10.5.72.0")), 24, "strict")
-        answers = Answers(setting, self.counts, table, self, self.inject, self.clock)  # type: ignore[arg-type]
+        answers = IcmpErrors(setting, self.counts, table, self, self.inject, self.clock)  # type: ignore[arg-type]
         self.path = Path(self, self.counts, answers, self.clock, self.ask)  # type: ignore[arg-type]
 
     def clock(self) -> float:
@@ -217,7 +218,7 @@ def test_with_df_the_sender_is_told_what_fits(road: Road) -> None:
     road.send(packet(1373, "DF"))
     assert road.sent == []
     assert road.injected == [answer(packet(1373, "DF"), TOO_BIG, int(IPAddress("10.5.9.2")), 1372)]
-    assert road.counted == {"outbound_dropped_too_big": 1, "fragmentations_needed": 1}
+    assert road.counted == {"outbound_dropped_too_big": 1, "icmp_fragmentation_needed": 1}
 
 
 def test_without_df_it_is_cut_to_what_fits(road: Road) -> None:
@@ -282,7 +283,7 @@ def test_what_fails_otherwise_is_lost(road: Road) -> None:
 @pytest.mark.parametrize(("sizes", "flags"), [((1472, 1472, 700), "DF"), ((1472,), "DF"), ((1472, 1472, 700), ""), ((1472,), "")])
 def test_a_run_that_does_not_fit_is_refused_once_or_cut(road: Road, sizes: tuple[int, ...], flags: str) -> None:
     packets = [packet(size, flags) for size in sizes]
-    box = Outbox(road, road.counts, True, road.path)  # type: ignore[arg-type]
+    box = TxBatch(road, road.counts, True, road.path)  # type: ignore[arg-type]
     box.add(memoryview(b"".join(packets)), sizes[0], len(sizes), PEER)
     box.flush()
     large, rest = [each for each in packets if len(each) > 1372], [each for each in packets if len(each) <= 1372]

@@ -9,16 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.udp.burst import Burst
-from backends.udp.columns import Kept
-from backends.udp.join import Joiner
-from backends.udp.offload import HEADER, HEADER_BYTES, KIND_ECN, KIND_TCP, KIND_UDP, NEEDS_CHECKSUM, Offload
-from backends.udp.packet import aged
-from backends.udp.split import Cut, Splitter
-from backends.udp.table import Table
+from backends.udp.worker.batch import Batch
+from backends.udp.worker.headers import Cache
+from backends.udp.worker.coalesce import Coalescer
+from backends.udp.protocol import HEADER_BYTES, Offload
+from backends.udp.worker.virtio import HEADER, KIND_ECN, KIND_TCP, KIND_UDP, NEEDS_CHECKSUM
+from backends.udp.worker.packet import ttl_decremented
+from backends.udp.worker.segment import Segments, Segmenter
+from backends.udp.worker.peers import PeerTable
 
 FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
-ALL = Offload.HEADER | Offload.CHECKSUM | Offload.TCP | Offload.TCP_ECN | Offload.UDP | Offload.SEGMENT | Offload.GATHER
+ALL = Offload.HEADER | Offload.CHECKSUM | Offload.TCP | Offload.TCP_ECN | Offload.UDP | Offload.GSO | Offload.GRO
 
 
 # ------------------------------------------------------------------------------------------- the router, in plain Python
@@ -145,8 +146,8 @@ packets = st.builds(
 # -------------------------------------------------------------------------------------------------------------- split
 
 
-def split(splitter: Splitter, packet: Packet, piece: int, at: int = 0, kind: int | None = None) -> Cut | None:
-    """As the mover does it: the packet stands somewhere in a buffer full of what was there before."""
+def split(splitter: Segmenter, packet: Packet, piece: int, at: int = 0, kind: int | None = None) -> Segments | None:
+    """As the forwarder does it: the packet stands somewhere in a buffer full of what was there before."""
     raw = packet.octets(partial=True)
     buffer = bytearray(b"\xee" * at + raw + b"\xee" * 100)
     if kind is None:
@@ -154,7 +155,7 @@ def split(splitter: Splitter, packet: Packet, piece: int, at: int = 0, kind: int
     return splitter.split(buffer, np.frombuffer(buffer, np.uint8), at, len(raw), kind, piece)
 
 
-def pieces(cut: Cut | None) -> list[bytes]:
+def pieces(cut: Segments | None) -> list[bytes]:
     """The packets of a result, as the kernel cuts them."""
     assert cut is not None
     octets = bytes(cut.octets)
@@ -163,7 +164,7 @@ def pieces(cut: Cut | None) -> list[bytes]:
     return found
 
 
-SPLITTER = Splitter(9000)
+SPLITTER = Segmenter(9000)
 
 
 @settings(max_examples=300, deadline=None)
@@ -232,7 +233,7 @@ class Receiver:
 
     def __init__(self, offloads: Offload = ALL) -> None:
         self.buffer = bytearray(b"\xee" * (2 << 16))
-        self.joiner = Joiner(self.buffer, np.frombuffer(self.buffer, np.uint8), offloads)
+        self.joiner = Coalescer(self.buffer, np.frombuffer(self.buffer, np.uint8), offloads)
 
     def take(self, received: list[bytes]) -> list[bytes]:
         """What is written to the device, each with its virtio header."""
@@ -418,8 +419,8 @@ def test_what_is_never_joined(fields: dict[str, object]) -> None:
 # -------------------------------------------------------------------------------------------------------------- burst
 
 
-def table() -> Table:
-    made = Table(0x0A054800, 24, 8285)
+def table() -> PeerTable:
+    made = PeerTable(0x0A054800, 24, 8285)
     made.set(0x0A050900, 24, 0xC0000202)
     return made
 
@@ -432,7 +433,7 @@ def test_a_burst_ages_and_completes_as_one_by_one(pair: list[Packet], half: int,
     size = len(memory) // count
     head = HEADER.pack(NEEDS_CHECKSUM, 0, 0, 0, 20, 16 if pair[0].protocol == 6 else 6) if partial else bytes(HEADER_BYTES)
     before = bytes(memory)
-    peer = Burst(np.frombuffer(memory, np.uint8)).prepare(0, size, count, head * count, table())
+    peer = Batch(np.frombuffer(memory, np.uint8)).prepare(0, size, count, head * count, table())
     assert peer == ("192.0.2.2", 8285)
     for number, each in enumerate(alike):
         wire = replace(each, ttl=each.ttl - 1).octets()
@@ -440,7 +441,7 @@ def test_a_burst_ages_and_completes_as_one_by_one(pair: list[Packet], half: int,
         if each.protocol == 6 and partial and wire[36:38] == b"\0\0":
             wire = wire[:36] + b"\xff\xff" + wire[38:]  # as Linux for a single packet
         assert found == wire
-        word = aged(int.from_bytes(before[number * size + 8 : number * size + 12], "big"))
+        word = ttl_decremented(int.from_bytes(before[number * size + 8 : number * size + 12], "big"))
         assert found[8:12] == word.to_bytes(4, "big")
 
 
@@ -454,21 +455,21 @@ def test_a_burst_of_unlike_packets_is_left_untouched() -> None:
     ):
         raw = b"".join(each.octets() for each in (base, replace(base, **odd), base))  # type: ignore[arg-type]
         memory = bytearray(raw)
-        assert Burst(np.frombuffer(memory, np.uint8)).prepare(0, len(raw) // 3, 3, plain * 3, table()) is None
+        assert Batch(np.frombuffer(memory, np.uint8)).prepare(0, len(raw) // 3, 3, plain * 3, table()) is None
         assert memory == raw
     raw = base.octets()
     for bent in (b"\x65" + raw[1:], raw[:2] + b"\0\x31" + raw[4:]):
         memory = bytearray(raw + bent)
-        assert Burst(np.frombuffer(memory, np.uint8)).prepare(0, len(raw), 2, plain * 2, table()) is None
+        assert Batch(np.frombuffer(memory, np.uint8)).prepare(0, len(raw), 2, plain * 2, table()) is None
     memory = bytearray(raw * 2)
     heads = plain + HEADER.pack(NEEDS_CHECKSUM, 0, 0, 0, 20, 6)
-    assert Burst(np.frombuffer(memory, np.uint8)).prepare(0, len(raw), 2, heads, table()) is None
+    assert Batch(np.frombuffer(memory, np.uint8)).prepare(0, len(raw), 2, heads, table()) is None
     wrong = HEADER.pack(NEEDS_CHECKSUM, 0, 0, 0, 20, 60)
-    assert Burst(np.frombuffer(memory, np.uint8)).prepare(0, len(raw), 2, wrong * 2, table()) is None
+    assert Batch(np.frombuffer(memory, np.uint8)).prepare(0, len(raw), 2, wrong * 2, table()) is None
 
 
 def test_what_is_kept_is_bounded() -> None:
-    kept: Kept[int, str] = Kept(str, 3)
+    kept: Cache[int, str] = Cache(str, 3)
     for number in range(10):
         assert kept[number] == str(number)
     assert len(kept) == 3
