@@ -7,6 +7,7 @@ is published and any is accepted in a peer, as flannel does.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from netaddr import IPNetwork
@@ -45,7 +46,7 @@ class Udp:
 
     name = "udp"
     families: tuple[Family, ...] = (4,)
-    lease_only: tuple[Family, ...] = (6,)
+    lease_only: Mapping[Family, str] = MappingProxyType({6: "udp carries IPv4 only: its IPv6 subnets are no more than leased"})
     accepts: frozenset[str] | None = None
     wants_on_link = False
 

@@ -76,8 +76,8 @@ class Backend(Protocol):
     name: str
     """The canonical Type, lower-case."""
     families: tuple[Family, ...]
-    """What it can carry; a config that asks for more is refused with a clear line. An optional attribute ``lease_only`` names
-    families of which it takes and publishes leases, beside one that it carries, without carrying their packets."""
+    """What it can carry; a config that asks for more is refused with a clear line. An optional attribute ``lease_only``
+    (family -> what to warn of, may be empty) names those of which it only takes leases, beside one that it carries."""
     accepts: frozenset[str] | None
     """BackendTypes of peers that it can talk to; None is any (flannel's udp)."""
     wants_on_link: bool
@@ -260,7 +260,7 @@ class DatapathStatus:
     missing: tuple[str, ...]
     workers: tuple[WorkerStatus, ...]
     counters: Mapping[str, int]
-    refused: Mapping[str, int] = field(default_factory=dict)
+    refused: Mapping[str, int] | None = None
 
 
 @runtime_checkable

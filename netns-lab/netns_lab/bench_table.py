@@ -1,4 +1,4 @@
-"""Does a look-up in the pump's peer table cost more with more peers? A million of them among few and among many, in turn."""
+"""Does a look-up in a worker's peer table cost more with more peers? A million of them among few and among many, in turn."""
 
 from __future__ import annotations
 

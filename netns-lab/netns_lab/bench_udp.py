@@ -1,11 +1,11 @@
-"""How fast is the udp backend's pump? Beside it, in turn and in one run: a plain C pump, the kernel's VXLAN, and no tunnel at all.
+"""How fast is udp in user space? Beside it, in turn and in one run: a plain C pump, the kernel's VXLAN, and no tunnel at all.
 
     python -m netns_lab.bench_udp [--rounds 5] [--seconds 3] [--only pump,c]
 
   ca 10.99.1.2 -- ha ========= hb -- cb 10.99.2.2        iperf3 and ping between the containers ca and cb; each way carries in turn
                   192.0.2.1    192.0.2.2
 
-Absolute figures say more about the machine; the ratios of ways that alternate in one run are what counts. PeerTable,
+Absolute figures say more about the machine; the ratios of ways that alternate in one run are what counts. Table,
 lab-out/bench-udp.json and lab-out/bench-udp.svg.
 """
 
@@ -29,7 +29,7 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import PeerTable
+from rich.table import Table
 
 from netns_lab import bench_table
 from netns_lab.errors import LabError
@@ -53,7 +53,7 @@ MTUS = {"direct": WIRE_MTU, "vxlan": WIRE_MTU - 50, "c": WIRE_MTU - 28, "pump": 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One line of the report; ``target`` and ``aim`` are ratios of our pump to the C pump."""
+    """One line of the report; ``target`` and ``aim`` are ratios of our datapath to the C pump."""
 
     name: str
     text: str
@@ -263,7 +263,7 @@ def cpu_s(pid: int) -> float:
 
 
 async def carry(number: int) -> None:
-    """Our pump on host ``number``, as the agent would run it, until SIGTERM."""
+    """Our datapath on host ``number``, as the agent would run it, until SIGTERM."""
     from netaddr import IPAddress, IPNetwork
 
     from backends.udp import Udp
@@ -276,12 +276,14 @@ async def carry(number: int) -> None:
 
     address = IPAddress(f"192.0.2.{number}")
     uplink = Uplink("eth1", 2, WIRE_MTU, address=address, public_ip=address)
-    pump = Udp(PORT, engine="pump").datapath(Local(NetworkConfig.parse('{"Network": "10.99.0.0/16"}'), uplink, lease(number)))
-    assert pump is not None
+    datapath = Udp(PORT, engine="userspace").datapath(
+        Local(NetworkConfig.parse('{"Network": "10.99.0.0/16"}'), uplink, lease(number))
+    )
+    assert datapath is not None
     peer = lease(3 - number)
-    pump.update({peer.key: peer})
-    await pump.open(NoFdStore())
-    await pump.run()
+    datapath.update({peer.key: peer})
+    await datapath.open(NoFdStore())
+    await datapath.run()
 
 
 # ------------------------------------------------------------------------------------------------------------- report
@@ -297,7 +299,7 @@ def medians(rounds: Mapping[str, Sequence[Values]]) -> dict[str, Values]:
 
 
 def ratio(rounds: Mapping[str, Sequence[Values]], name: str) -> float | None:
-    """Our pump's to the C pump's: the median over the rounds, in which both stood side by side."""
+    """Our datapath's to the C pump's: the median over the rounds, in which both stood side by side."""
     pairs = list(zip(rounds.get("pump", ()), rounds.get("c", ()), strict=False))
     if not pairs:
         return None
@@ -319,7 +321,7 @@ def verdict(measure: Measure, found: float | None) -> str:
 def show(rounds: Mapping[str, Sequence[Values]], look_ups: bench_table.LookUps, console: Console) -> bool:
     """The report, as a table; False where a target was missed."""
     middle = medians(rounds)
-    table = PeerTable(title="udp: medians of one run on this machine, the ways in turn")
+    table = Table(title="udp: medians of one run on this machine, the ways in turn")
     table.add_column("measured")
     for kind in middle:
         table.add_column(LABELS[kind], justify="right")

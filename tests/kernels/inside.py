@@ -410,8 +410,8 @@ def engine_of(host: Host) -> str:
     """Which one is seen to carry packets."""
     shown = shell("ip -d link show flannel0; ip fou show", host.name)
     kernel = "ipip" in shown and f"port {PORT} ipproto 4" in shown
-    pump = "tun" in shown and "ipproto" not in shown
-    return "kernel" if kernel else "pump" if pump else shown
+    userspace = "tun" in shown and "ipproto" not in shown
+    return "kernel" if kernel else "userspace" if userspace else shown
 
 
 def main() -> None:
@@ -459,20 +459,20 @@ def main() -> None:
             figures["packet pump in C"] = c_pumps()
             for host in (a, b):
                 finish_checksums(host, before_the_wire=True)
-        with check("from kernel to pump"):
-            b.start("pump")
+        with check("from kernel to userspace"):
+            b.start("userspace")
             b.await_ready()
-            assert (str(b.subnet), engine_of(b)) == (had, "pump"), f"{b.subnet} {engine_of(b)}"
-        with check("kernel and pump"):
+            assert (str(b.subnet), engine_of(b)) == (had, "userspace"), f"{b.subnet} {engine_of(b)}"
+        with check("kernel and userspace"):
             meet(a, b)
         with check("goodput across"):
-            figures["kernel to pump"] = goodput("a", "b", b.inside, a.inside)
-            figures["pump to kernel"] = goodput("b", "a", a.inside, b.inside)
-        with check("goodput of pumps"):
-            a.start("pump")
+            figures["kernel to userspace"] = goodput("a", "b", b.inside, a.inside)
+            figures["userspace to kernel"] = goodput("b", "a", a.inside, b.inside)
+        with check("goodput in user space"):
+            a.start("userspace")
             a.await_ready()
             meet(a, b)
-            figures["pump to pump"] = goodput("a", "b", b.inside, a.inside)
+            figures["userspace to userspace"] = goodput("a", "b", b.inside, a.inside)
         with check("back to the kernel"):
             b.start("kernel")
             b.await_ready()
@@ -483,7 +483,7 @@ def main() -> None:
             b.start("kernel")
             b.await_ready()
             assert "UDP port 8285 is taken" in b.log.read_text()
-            assert engine_of(b) == "pump"
+            assert engine_of(b) == "userspace"
             meet(a, b)
         for name, value in figures.items():
             say("figure", f"{name}: {value:.0f} Mbit/s, {value / figures['vxlan']:.2f} of vxlan")

@@ -1,6 +1,6 @@
-"""udp: does the packet pump carry what it should, and does it come back whatever is killed?
+"""udp: does udp carry what it should, and does it come back whatever is killed?
 
-c1 10.1.72.2 - h1 flannel0 - pump - 192.168.50.11:8285 ==== 192.168.50.12:8285 - pump - flannel0 h2 - c2 10.1.9.2
+c1 10.1.72.2 - h1 flannel0 - datapath - 192.168.50.11:8285 ==== 192.168.50.12:8285 - datapath - flannel0 h2 - c2 10.1.9.2
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
   ca 10.5.72.2 - cbr0 - ha - flannel0 ~~~~~~~~~~ UDP 8285 ~~~~~~~~~~ flannel0 - hb - cbr0 - cb 10.5.9.2
                         192.0.2.1 ======= r, takes 1400 bytes ======= 198.51.100.1
 
-The udp pump as a router, each with its offloads and without: a path that takes less than the device, TTL, nobody's subnets.
+udp in user space as a router, each with its offloads and without: a path that takes less than the device, TTL, nobody's subnets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contextlib import ExitStack
 import pytest
 from scapy.layers.inet import ICMP, IP, UDP
 
-from tests.lab import test_udp_bulk
+from tests.lab import test_udp_fast_path
 from tests.lab.udp_support import BOUND_S, MTU, Host, add_container, capture, first, flood, inside, ip, pings, socket_in, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and TUN devices")
@@ -40,7 +40,7 @@ ERROR = struct.Struct("=IBBBBII")
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[None]:
-    """The namespaces and their links; without pumps."""
+    """The namespaces and their links; without datapaths."""
     with ExitStack() as undo:
         for name in (HA, HB, CA, CB, R):
             ip(f"netns add {name}")
@@ -73,7 +73,7 @@ def forget() -> None:
 
 @pytest.fixture(params=[True, False], ids=["offloads", "one by one"])
 def hosts(network: None, request: pytest.FixtureRequest) -> Iterator[tuple[Host, Host]]:
-    """Both pumps, each knowing the other, and a path that takes 1400 bytes of which they know nothing."""
+    """Both datapaths, each knowing the other, and a path that takes 1400 bytes of which they know nothing."""
     a, b = Host(HA, "10.5.72.0/24", "192.0.2.1"), Host(HB, "10.5.9.0/24", "198.51.100.1")
     with ExitStack() as undo:
         for host, peer in ((a, b), (b, a)):
@@ -110,10 +110,10 @@ def no_outer_fragments(network: None) -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_outer_fragments")
 def test_tcp_finds_out_what_fits(hosts: tuple[Host, Host], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(test_udp_bulk, "A_TO_B", {CA: B, CB: A})
+    monkeypatch.setattr(test_udp_fast_path, "A_TO_B", {CA: B, CB: A})
     for host, source, target in ((hosts[0], CA, B[0]), (hosts[1], CB, A[0])):
         forget()  # a receiver that knows of the path asks for less
-        test_udp_bulk.transfer(source, 10)
+        test_udp_fast_path.transfer(source, 10)
         assert f"mtu {ROOM}" in inside(source, f"ip route get {target}")
         counted = host.counters
         assert counted["outbound_dropped_too_big"] >= counted["icmp_fragmentation_needed"] >= 1

@@ -15,8 +15,8 @@ from backends.udp import tun
 from backends.udp.counters import COUNTERS, OUT_PACKETS, OUT_SEND_FAILED
 from backends.udp.offload import ask_socket, ask_tun, tun_features
 from backends.udp.protocol import Offload
+from backends.udp.worker.pmtu import PathMtu
 from backends.udp.worker.send import TxBatch
-from backends.udp.worker.pmtu import Path
 from flannelpy.core.errors import BackendError
 
 PEER = ("192.0.2.2", 8285)
@@ -126,9 +126,7 @@ class OldSocket:
             raise OSError(errno.ENOPROTOOPT, "Protocol not available")
 
 
-@pytest.mark.parametrize(
-    ("known", "found"), [((103, 104), "segment, gather"), ((103,), "segment"), ((104,), "gather"), ((), "none")]
-)
+@pytest.mark.parametrize(("known", "found"), [((103, 104), "gso, gro"), ((103,), "gso"), ((104,), "gro"), ((), "none")])
 def test_the_socket_is_asked_for_each(known: tuple[int, ...], found: str) -> None:
     assert str(ask_socket(OldSocket(*known))) == found  # type: ignore[arg-type]
 
@@ -164,7 +162,7 @@ class Post:
 def posted(post: Post, *packets: tuple[int, int], together: bool = True) -> list[int]:
     """Counters after runs of (size, count)."""
     counts = [0] * len(COUNTERS)
-    box = TxBatch(post, counts, together, Path(post, counts, None, time.monotonic))  # type: ignore[arg-type]
+    box = TxBatch(post, counts, together, PathMtu(post, counts, None, time.monotonic))  # type: ignore[arg-type]
     for size, count in packets:
         box.add(memoryview(bytes(size * count)), size, count, PEER)
     box.flush()
@@ -187,7 +185,7 @@ def test_a_call_carries_sixty_four_and_no_more_than_a_datagram_could() -> None:
 def test_single_ones_of_a_size_leave_together_and_a_shorter_one_ends_it() -> None:
     post = Post()
     counts = [0] * len(COUNTERS)
-    box = TxBatch(post, counts, True, Path(post, counts, None, time.monotonic))  # type: ignore[arg-type]
+    box = TxBatch(post, counts, True, PathMtu(post, counts, None, time.monotonic))  # type: ignore[arg-type]
     for _ in range(3):
         box.add(memoryview(bytes(50)), 50, 1, PEER)
     box.add(memoryview(bytes(150)), 100, 2, PEER)  # the last one is of 50 bytes

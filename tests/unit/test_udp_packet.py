@@ -11,7 +11,8 @@ from scapy.layers.inet6 import IPv6
 
 from backends.udp.counters import COUNTERS
 from backends.udp.protocol import Guard
-from backends.udp.worker.packet import PASSED, IngressFilter, ttl_decremented, checksum, inbound, outbound
+from backends.udp.worker.ingress import PASSED, IngressFilter
+from backends.udp.worker.packet import checksum, inbound, outbound, ttl_decremented
 from backends.udp.worker.peers import PeerTable
 
 OWN = IPNetwork("10.5.72.0/24")
@@ -37,9 +38,13 @@ def send(packet: bytes, table: PeerTable) -> object:
     return COUNTERS[verdict] if isinstance(verdict, int) else verdict
 
 
+def ingress(table: PeerTable, guard: Guard) -> IngressFilter:
+    return IngressFilter(table, (OWN.first, OWN.prefixlen), (int(IPAddress("10.5.0.0")), 16), guard, lambda _: False)
+
+
 def receive(packet: bytes, sender: str, table: PeerTable, guard: Guard = "strict") -> str:
     """The decision on a datagram, by name."""
-    verdict = inbound(buffer(packet), len(packet), sender, IngressFilter(table, OWN.first, OWN.prefixlen, guard))
+    verdict = inbound(buffer(packet), len(packet), sender, ingress(table, guard))
     return "passed" if verdict == PASSED else COUNTERS[verdict]
 
 
@@ -102,7 +107,7 @@ def test_only_ttl_and_checksum_of_a_packet_change(table: PeerTable) -> None:
     assert held == buffer(aged_by_scapy(packet))
     packet = into(ttl=64)
     held = buffer(packet)
-    assert inbound(held, len(packet), PEER, IngressFilter(table, OWN.first, OWN.prefixlen, "strict")) == PASSED
+    assert inbound(held, len(packet), PEER, ingress(table, "strict")) == PASSED
     assert held == buffer(aged_by_scapy(packet))
 
 

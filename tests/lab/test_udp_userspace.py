@@ -1,4 +1,4 @@
-"""Does the pump do what flannel's does, and refuse what it must? Packet by packet, between two hosts (udp_support.py)."""
+"""Does the datapath do what flannel's does, and refuse what it must? Packet by packet, between two hosts (udp_support.py)."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_ten_thousand_packets_each_way(hosts: tuple[Host, Host]) -> None:
     for thread in threads:
         thread.join()
     assert pings(CA, "10.5.9.2")
-    # The device's queue may overflow, which is the kernel's to count; what the pumps took they carried.
+    # The device's queue may overflow, which is the kernel's to count; what the datapaths took they carried.
     for host, old in zip(hosts, before, strict=True):
         assert host.counters["inbound_packets"] > old["inbound_packets"] + count // 10
         assert "inbound_dropped_write_failed" not in host.counters

@@ -1,6 +1,6 @@
-"""The udp pump with offloads, on a real kernel: what comes through is what went in, and a peer without offloads does not notice.
+"""udp in user space with offloads, on a real kernel: what comes through is what went in, and a peer without does not notice.
 
-The lab and its drawing are those of the pump's other tests.
+The lab and its drawing are those of the datapath's other tests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import replace
 import pytest
 
 from tests.lab.udp_support import CA, CB, HA, HB, MTU, Host, capture, first, inside, ip, network, pings, socket_in, until
-from tests.unit.test_udp_split import ACK, PSH, Packet, folded
+from tests.unit.test_udp_fast_path import ACK, PSH, Packet, folded
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and TUN devices")
 __all__ = ["network"]
@@ -30,8 +30,8 @@ WITHIN_S = 60.0
 
 
 @contextmanager
-def pumps(a_offload: bool = True, b_offload: bool = True) -> Iterator[tuple[Host, Host]]:
-    """Both pumps, each with its offloads or moving packets one by one."""
+def datapaths(a_offload: bool = True, b_offload: bool = True) -> Iterator[tuple[Host, Host]]:
+    """Both datapaths, each with its offloads or moving packets one by one."""
     a, b = Host(HA, "10.5.72.0/24", "192.0.2.1"), Host(HB, "10.5.9.0/24", "192.0.2.2")
     with ExitStack() as undo:
         for host, peer, offload in ((a, b, a_offload), (b, a, b_offload)):
@@ -47,7 +47,7 @@ def pumps(a_offload: bool = True, b_offload: bool = True) -> Iterator[tuple[Host
 
 @pytest.fixture
 def hosts(network: None) -> Iterator[tuple[Host, Host]]:
-    with pumps() as both:
+    with datapaths() as both:
         yield both
 
 
@@ -101,7 +101,7 @@ def test_two_hundred_megabytes_arrive_as_they_were_sent(hosts: tuple[Host, Host]
 
 @pytest.mark.parametrize(("a_offload", "b_offload"), [(True, False), (False, True)])
 def test_a_peer_without_offloads_does_not_notice(network: None, a_offload: bool, b_offload: bool) -> None:
-    with pumps(a_offload, b_offload) as (a, b):
+    with datapaths(a_offload, b_offload) as (a, b):
         transfer(CA, 15)
         transfer(CB, 15)
         for host, offload in ((a, a_offload), (b, b_offload)):
