@@ -34,7 +34,7 @@ KEPT_VARIABLES = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG",
 
 
 class Launched:
-    """A worker that was started. ``beat`` reads its heartbeat."""
+    """A worker that was started. ``beat`` reads its heartbeat, which was ``before`` it was."""
 
     def __init__(
         self,
@@ -42,10 +42,11 @@ class Launched:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         beat: Callable[[], int],
+        before: int,
         name: str,
     ) -> None:
         self._process, self._reader, self._writer = process, reader, writer
-        self._beat = beat
+        self._beat, self._before = beat, before
         self._name = name
         self._allowed = BACKLOG_BYTES
 
@@ -77,7 +78,7 @@ class Launched:
     async def wait(self) -> int:
         """Its exit code. It is killed where it stands still."""
         ended = asyncio.ensure_future(self._process.wait())
-        seen, still, patience = self._beat(), 0, START_LOOKS
+        seen, still, patience = self._before, 0, START_LOOKS
         try:
             while not (await asyncio.wait({ended}, timeout=LOOK_EVERY_S))[0]:
                 beat = self._beat()
@@ -114,6 +115,7 @@ async def launch(setting: Callable[[int], Setting], beat: Callable[[], int], nam
 
     Its stderr is ours, for tracebacks. Raises OSError where no process can be made; nothing is left open then.
     """
+    before = beat()
     ours, theirs = socket.socketpair()
     with theirs:
         try:
@@ -122,7 +124,7 @@ async def launch(setting: Callable[[int], Setting], beat: Callable[[], int], nam
             ours.close()
             raise
         try:
-            return Launched(await _execute(setting(theirs.fileno())), reader, writer, beat, name)
+            return Launched(await _execute(setting(theirs.fileno())), reader, writer, beat, before, name)
         except BaseException:
             writer.close()
             raise

@@ -1,4 +1,4 @@
-"""udp in user space over a wire that loses, moves and doubles frames: nothing arrives bent, nothing is made up, no connection is lost.
+"""udp in user space over a wire that loses, moves and doubles frames: nothing arrives bent, nothing is made up, no connection ends.
 
 c1 10.5.72.2 - h1 flannel0 - datapath - 192.168.50.11 ~~ rough ~~ 192.168.50.12 - datapath - flannel0 h2 - c2 10.5.9.2
 

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,11 @@ async def drive(subnet: str, address: str, options: str) -> None:
                 running = asyncio.create_task(datapath.run())
             elif word == "update":
                 datapath.update({f"{net.replace('/', '-')}": lease(net, at) if at else None for net, at in argument.items()})
+            elif word == "adopt":
+                uplink = replace(uplink, mtu=argument)
+                answer = datapath.adopt(replace(local, uplink=uplink))
+            elif word == "refused":
+                answer = datapath.status().refused
             elif word == "counters":
                 answer = {name: count for name, count in datapath.counters().items() if count}
             elif word == "queues":
@@ -78,6 +83,7 @@ async def drive(subnet: str, address: str, options: str) -> None:
                         "tun": pair.tun,
                         "socket": os.fstat(pair.socket.fileno()).st_ino,
                         "memory": os.fstat(pair.counters.fd).st_ino,
+                        "beat": pair.counters.beat(),
                         **dict(zip(COUNTERS, pair.counters.read(), strict=True)),
                     }
                     for pair in datapath.queues.pairs

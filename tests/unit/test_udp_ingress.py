@@ -12,6 +12,7 @@ from scapy.layers.inet import IP, UDP
 
 from backends.udp.counters import CELLS, COUNTERS, MOST_REFUSED, Refused, make_counters
 from backends.udp.protocol import GUARDS, Guard
+from backends.udp.worker import own_addresses
 from backends.udp.worker.ingress import PASSED, IngressFilter
 from backends.udp.worker.own_addresses import FRESH_S, MOST, OwnAddresses, is_local
 from backends.udp.worker.packet import inbound
@@ -87,9 +88,14 @@ def test_strict_lets_in_nothing_that_the_default_does_not(source: int, sender: s
 def test_the_kernel_knows_which_addresses_are_ours() -> None:
     assert is_local(int(IPAddress("127.0.0.1")))
     assert not is_local(int(IPAddress("198.51.100.9")))
-    assert not is_local(int(IPAddress("224.0.0.1")))
+    assert is_local(int(IPAddress("224.0.0.1")))  # no source either
+
+
+def test_where_any_address_can_be_bound_to_the_route_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_addresses, "_binds", lambda _: True)
+    assert is_local(int(IPAddress("127.0.0.1")))
+    assert not is_local(int(IPAddress("198.51.100.9")))
     assert not is_local(0xFFFFFFFF)
-    assert not is_local(0)
 
 
 def test_nothing_is_left_open_by_asking() -> None:

@@ -6,6 +6,8 @@ import asyncio
 import errno
 import os
 import socket
+import subprocess
+import sys
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -108,7 +110,7 @@ def test_it_is_a_datapath(datapath: UserspaceDatapath) -> None:
     assert isinstance(datapath, HasStatus)
     assert set(datapath.counters().values()) == {0}
     every = ("header", "checksum", "tcp", "tcp ecn", "udp", "gso", "gro")
-    assert datapath.status() == DatapathStatus("flannel0", (), every, (), datapath.counters())
+    assert datapath.status() == DatapathStatus("flannel0", (), every, (), datapath.counters(), {})
     datapath.queues.offloads = Offload.HEADER | Offload.TCP
     assert datapath.status().offloads == ("header", "tcp")
     assert datapath.status().missing == ("checksum", "tcp ecn", "udp", "gso", "gro")
@@ -465,6 +467,13 @@ async def test_a_worker_gets_a_bare_environment(monkeypatch: pytest.MonkeyPatch)
 
 
 # ----------------------------------------------------------------------------------------------------- a worker's own edge
+
+
+def test_a_worker_loads_nothing_of_the_control_plane() -> None:
+    names = ("grpc", "pyroute2", "netaddr", "flannelpy", "backends.udp.backend", "backends.udp.supervisor")
+    shown = f"import sys, backends.udp.worker.process; print([name for name in {names} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-P", "-c", shown], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), OSError(errno.EIO, "odd"), MemoryError()])

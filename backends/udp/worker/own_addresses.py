@@ -1,4 +1,4 @@
-"""Is an address one of this host's? Asked of the kernel's routing table, without a privilege and without a packet."""
+"""Is an address one of this host's? Asked of the kernel, without a privilege and without a packet."""
 
 from __future__ import annotations
 
@@ -12,20 +12,39 @@ FRESH_S = 1.0
 MOST = 1024
 """Answers that are remembered; then all are forgotten."""
 
+_NOBODYS = "240.0.0.1"
 _DISCARD = 9
 """Any port: a UDP connect(2) sends nothing (udp(7))."""
 
 
 def is_local(address: int) -> bool:
-    """What is sent to an address of the host has that address as its source, too (ip(7)); what goes elsewhere has another one."""
+    """A socket can be bound to the host's own addresses and to no other, unless ip_nonlocal_bind is set (ip-sysctl.rst).
+
+    It can to multicast and broadcast addresses, too, which are martians as a source (RFC 1812 5.3.7): these are never let in either.
+    Then only what the kernel would send from is known to be ours: what goes to one's own address comes from it, but for a second
+    one of a subnet.
+    """
     name = inet_ntoa(address.to_bytes(4, "big"))
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    return _binds(name) and (not _binds(_NOBODYS) or _source_to(name) == name)
+
+
+def _binds(name: str) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((name, 0))
+        except OSError:
+            return False
+        return True
+
+
+def _source_to(name: str) -> str | None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
             probe.connect((name, _DISCARD))
-            source: str = probe.getsockname()[0]
-            return source == name
-    except OSError:  # no route, or nobody's address
-        return False
+        except OSError:  # no route, or nobody's address
+            return None
+        source: str = probe.getsockname()[0]
+        return source
 
 
 class OwnAddresses:

@@ -119,8 +119,9 @@ class Worker:
             except Exception as error:  # noqa: BLE001 - the edge: it ends the worker, with one traceback and not one a packet
                 end.set_exception(error)
 
-        loop.add_reader(self._ready.fileno(), turn)
         beating = asyncio.create_task(self._beat())
+        await asyncio.sleep(0)  # the first beat, before a turn that may be long
+        loop.add_reader(self._ready.fileno(), turn)
         try:
             await end
         finally:
