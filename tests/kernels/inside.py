@@ -326,7 +326,7 @@ def echo_request(source: str, destination: str) -> bytes:
 
 
 def guard(a: Host, b: Host) -> None:
-    """Of four datagrams only that of the peer, from its subnet, into ours, comes in."""
+    """Only what a peer sends comes in: from its subnet or from outside of the network, and into ours."""
 
     def send(sender: str, inner_source: str, inner_destination: str) -> None:
         with socket_in(sender, socket.SOCK_DGRAM) as sock:
@@ -335,13 +335,18 @@ def guard(a: Host, b: Host) -> None:
     for sender, inner_source, inner_destination, what in (
         ("c", b.inside, a.inside, "a stranger's"),
         ("b", "10.1.250.1", a.inside, "from a subnet that is not the sender's"),
+        ("b", a.inside, a.inside, "from our own subnet"),
+        ("b", a.public_ip, a.inside, "from our own address"),
         ("b", b.inside, a.public_ip, "to what is not in our subnet"),
-        ("b", b.inside, a.inside, "the peer's own, once more"),
+        ("c", "192.168.90.77", a.inside, "a stranger's from outside"),
+        ("b", b.inside, a.inside, "in: the peer's own, once more"),
+        ("b", b.public_ip, a.inside, "in: the peer host's own address"),
+        ("b", "192.168.90.77", a.inside, "in: a client that the peer routes"),
     ):
         before = echoes("a")
         send(sender, inner_source, inner_destination)
         send("b", b.inside, a.inside)  # comes in, behind the other
-        wanted = 2 if what.startswith("the peer's") else 1
+        wanted = 2 if what.startswith("in: ") else 1
         until(lambda before=before, wanted=wanted: echoes("a") >= before + wanted, "an echo request")  # type: ignore[misc]
         assert echoes("a") == before + wanted, what
 

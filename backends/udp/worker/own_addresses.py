@@ -20,9 +20,9 @@ _DISCARD = 9
 def is_local(address: int) -> bool:
     """A socket can be bound to the host's own addresses and to no other, unless ip_nonlocal_bind is set (ip-sysctl.rst).
 
-    It can to multicast and broadcast addresses, too, which are martians as a source (RFC 1812 5.3.7): these are never let in either.
     Then only what the kernel would send from is known to be ours: what goes to one's own address comes from it, but for a second
-    one of a subnet.
+    one of a subnet. Multicast and broadcast addresses can be bound to as well; as sources they are martians (RFC 1812 5.3.7), and
+    must not be let in either.
     """
     name = inet_ntoa(address.to_bytes(4, "big"))
     return _binds(name) and (not _binds(_NOBODYS) or _source_to(name) == name)
