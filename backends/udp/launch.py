@@ -49,6 +49,7 @@ class Launched:
         self._beat, self._before = beat, before
         self._name = name
         self._allowed = BACKLOG_BYTES
+        self._killed = False
 
     @property
     def pid(self) -> int:
@@ -91,10 +92,14 @@ class Launched:
         finally:
             ended.cancel()
 
-    def _kill(self, why: str) -> None:
-        if self._process.returncode is None:
+    def _kill(self, why: str = "") -> None:
+        """Once: a second one could take the exit code away from asyncio, which waits for it (subprocess polls before it kills)."""
+        if self._killed or self._process.returncode is not None:
+            return
+        self._killed = True
+        if why:
             log.warning("%s: process %d %s: killed", self._name, self.pid, why)
-            self._process.kill()  # SIGKILL ends a stopped process, too (signal(7))
+        self._process.kill()  # SIGKILL ends a stopped process, too (signal(7))
 
     async def stop(self) -> None:
         """End its control stream and wait for its end; kill it where that takes too long."""
@@ -105,9 +110,8 @@ class Launched:
             except TimeoutError:
                 self._kill("does not end by itself")
             finally:
-                if self._process.returncode is None:
-                    self._process.kill()
-                    await self._process.wait()
+                self._kill()
+                await self._process.wait()
 
 
 async def launch(setting: Callable[[int], Setting], beat: Callable[[], int], name: str) -> Launched:

@@ -62,7 +62,7 @@ class UserspaceDatapath:
         self._number = min(terms.workers, cores())
         self.queues = Queues(device, terms.port, self._number, offload)
         self._workers: set[Launched] = set()  # those that live
-        self._told: dict[str, WorkerStatus] = {}  # by the worker's name
+        self._statuses: dict[str, WorkerStatus] = {}  # by the worker's name
         self._peers = Ownership()
 
     async def open(self, fd_store: FdStore) -> None:
@@ -90,7 +90,7 @@ class UserspaceDatapath:
         """See ``flannelpy.core.backend.HasStatus``."""
         on = self.queues.offloads
         missing = tuple(name_of(each) for each in Offload if each not in on)
-        workers = tuple(self._told.values())
+        workers = tuple(self._statuses.values())
         return DatapathStatus(self._device, tuple(map(name_of, on)), missing, workers, self.counters(), self.queues.refused())
 
     # ------------------------------------------------------------------------------------------------ what may change
@@ -147,7 +147,7 @@ class UserspaceDatapath:
         """One worker after the other on this pair; ``name`` is for the log."""
         loop = asyncio.get_running_loop()
         in_a_row = 0
-        self._tell(name, None)
+        self._note(name, None)
         while True:
             started = loop.time()
             try:
@@ -157,7 +157,7 @@ class UserspaceDatapath:
                 code, fate = 0, f"cannot be started: {error.strerror}"
             if code == DEVICE_GONE:
                 raise BackendError(f"TUN device {self._device} was deleted")
-            self._tell(name, None, died=1)
+            self._note(name, None, died=1)
             in_a_row = 0 if loop.time() - started >= STEADY_S else in_a_row
             delay = min(FIRST_BACKOFF_S * 2 ** (in_a_row - 1), LONGEST_BACKOFF_S) if in_a_row else 0.0
             in_a_row += 1
@@ -168,7 +168,7 @@ class UserspaceDatapath:
     async def _live(self, pair: QueuePair, name: str) -> int:
         """One worker from start to end; its exit code. Raises OSError where none can be started."""
         worker = await launch(partial(self._setting, pair), pair.counters.beat, name)
-        self._tell(name, worker.pid)
+        self._note(name, worker.pid)
         self._workers.add(worker)
         worker.begin(self._peers.orders())
         announcing = asyncio.create_task(self._announce(worker, name))
@@ -178,12 +178,12 @@ class UserspaceDatapath:
             announcing.cancel()
             self._workers.remove(worker)
             await worker.stop()
-            self._tell(name, None)
+            self._note(name, None)
 
     async def _announce(self, worker: Launched, name: str) -> None:
         if await worker.ready():
-            told = (name, worker.pid, self._device, len(self._peers), self.queues.offloads)
-            log.info("%s: process %d moves packets on %s, %d peers, offloads: %s", *told)
+            words = (name, worker.pid, self._device, len(self._peers), self.queues.offloads)
+            log.info("%s: process %d moves packets on %s, %d peers, offloads: %s", *words)
 
     def _setting(self, pair: QueuePair, control: int) -> Setting:
         return Setting(
@@ -201,9 +201,9 @@ class UserspaceDatapath:
             offloads=self.queues.offloads.value,
         )
 
-    def _tell(self, name: str, pid: int | None, *, died: int = 0) -> None:
-        before = self._told.get(name)
-        self._told[name] = WorkerStatus(pid, died + (before.restarts if before is not None else 0))
+    def _note(self, name: str, pid: int | None, *, died: int = 0) -> None:
+        before = self._statuses.get(name)
+        self._statuses[name] = WorkerStatus(pid, died + (before.restarts if before is not None else 0))
 
 
 def cores() -> int:

@@ -6,10 +6,10 @@ The text is written as ``nft -s list table`` prints it, so that what was observe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.backend import GuardedPort
 from flannelpy.core.model import NO_ADDRESS, Lease
@@ -88,7 +88,7 @@ def _guard(guard: EncapsulationGuard) -> str:
     )
     addresses = list(dict.fromkeys(str(lease.public_ip) for lease in peers))
     hosts = [", ".join(addresses[at : at + 2]) for at in range(0, len(addresses), 2)]  # two a line, as nft prints plain addresses
-    sources = dict.fromkeys(f"{lease.public_ip} . {_span(lease.subnet)}" for lease in peers)
+    sources = dict.fromkeys(f"{address} . {_span(subnet)}" for address, subnet in _pairs(peers))
     if rule == "strict":
         outside = [lease.public_ip for lease in peers if lease.public_ip not in guard.network]
         sources |= dict.fromkeys(f"{address} . 0x{int(address):x}" for address in outside)
@@ -103,6 +103,20 @@ def _guard(guard: EncapsulationGuard) -> str:
         sets = [_set("hosts", "type ipv4_addr", hosts), _set("peers", kind, sources)]
         rules = [f"{port} ip saddr != @hosts drop", inside, to_us]
     return "\n".join([*sets, _chain("guard", "type filter hook input priority filter - 10; policy accept;", rules)])
+
+
+def _pairs(peers: Iterable[Lease]) -> Iterator[tuple[IPAddress, IPNetwork]]:
+    """Each PublicIP with its subnets; of one inside another the wider, for nft refuses a set whose intervals overlap."""
+    by_host: dict[IPAddress, list[IPNetwork]] = {}
+    for lease in peers:
+        by_host.setdefault(lease.public_ip, []).append(lease.subnet)
+    for address, subnets in by_host.items():
+        wider = {subnet.cidr for subnet in subnets}
+        if len(wider) > 1:
+            wider = {subnet for subnet in wider if not any(subnet in other for other in wider - {subnet})}
+        for subnet in subnets:
+            if subnet.cidr in wider:
+                yield address, subnet
 
 
 def _set(name: str, kind: str, elements: Iterable[str]) -> str:

@@ -109,6 +109,14 @@ def test_a_strict_guard_lets_in_the_peers_own_address_besides() -> None:
     ]
 
 
+def test_leases_of_one_host_that_overlap_are_no_two_intervals() -> None:
+    nested = (lease("10.5.8.0/22", "192.0.2.9"), lease("10.5.9.0/24", "192.0.2.9"), lease("10.5.9.7/24", "192.0.2.3"))
+    elements = [
+        line.strip() for line in guard("default", (*nested, lease("10.5.9.0/24", "192.0.2.3"))).splitlines() if " . 0x" in line
+    ]
+    assert elements == ["elements = { 192.0.2.3 . 0xa050900-0xa0509ff,", "192.0.2.9 . 0xa050800-0xa050bff }"]
+
+
 def test_a_guard_by_peers_looks_at_the_outer_source_only() -> None:
     body = guard("peers", (*PEERS, lease("10.5.4.0/24", "192.0.2.9"), lease("10.5.5.0/24", "192.0.2.20")))
     assert "\t\ttype ipv4_addr\n\t\telements = { 192.0.2.3, 192.0.2.9,\n\t\t\t     192.0.2.20 }\n" in body
