@@ -47,7 +47,7 @@ def possible_queues(wanted: int) -> int:
 
 
 def open_tun(name: str, offload: bool = False, queues: int = 1) -> tuple[tuple[int, ...], Offload]:
-    """Make the TUN device ``name``; it lives as long as one of its queues, which are returned, one a queue. None blocks.
+    """Make the TUN device ``name``; it lives as long as one of its descriptors, which are returned, one a queue. None blocks.
 
     With them what the device offloads, where that is wanted. Raises BackendError: what is in the way and how to remove it.
     """

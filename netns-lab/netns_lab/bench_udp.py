@@ -276,9 +276,8 @@ async def carry(number: int) -> None:
 
     address = IPAddress(f"192.0.2.{number}")
     uplink = Uplink("eth1", 2, WIRE_MTU, address=address, public_ip=address)
-    datapath = Udp(PORT, engine="userspace").datapath(
-        Local(NetworkConfig.parse('{"Network": "10.99.0.0/16"}'), uplink, lease(number))
-    )
+    local = Local(NetworkConfig.parse('{"Network": "10.99.0.0/16"}'), uplink, lease(number))
+    datapath = Udp(PORT, engine="userspace").datapath(local)
     assert datapath is not None
     peer = lease(3 - number)
     datapath.update({peer.key: peer})

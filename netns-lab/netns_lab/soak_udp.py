@@ -4,7 +4,7 @@
 
   c1 - h1 ==== udp ==== h2 - c2         etcd with a swarm of nodes that come and go; garbage to both ports from etcd's machine
 
-Streams, short connections, datagrams of odd sizes, pings, destinations that nobody leased. Exit 1 where queues or threads of
+Streams, short connections, datagrams of odd sizes, pings, destinations that nobody leased. Exit 1 where descriptors or threads of
 an agent or a worker grew, memory rose by more than a bound, or a byte was wrong. Table, lab-out/soak-udp.json and
 lab-out/soak-udp.svg; ctrl-C ends it early, with what there is.
 """
@@ -263,7 +263,7 @@ def show(soak: Soak, console: Console) -> list[str]:
     """The report, as tables; what is wrong, one line each."""
     tally = soak.tally
     table = Table(title="what the processes hold: after the warm-up, at the end, most")
-    for column in ("process", "queues", "threads", "resident, MB", "its trend, MB"):
+    for column in ("process", "descriptors", "threads", "resident, MB", "its trend, MB"):
         table.add_column(column, justify="left" if column == "process" else "right")
     for each in soak.footprints:
         judged = each.judged or each.samples
@@ -271,7 +271,7 @@ def show(soak: Soak, console: Console) -> list[str]:
             continue
         cells = [
             f"{getattr(judged[0], what)}, {getattr(judged[-1], what)}, {max(getattr(sample, what) for sample in judged)}"
-            for what in ("queues", "threads")
+            for what in ("descriptors", "threads")
         ]
         memory = [sample.resident_kb / 1024 for sample in judged]
         cells.append(f"{memory[0]:.1f}, {memory[-1]:.1f}, {max(memory):.1f}")
@@ -294,7 +294,7 @@ def show(soak: Soak, console: Console) -> list[str]:
         console.print("too short to tell what grows")
     elif not wrong:
         console.print(
-            f"nothing grew: queues and threads as before, memory by at most {GROWTH_KB / 1024:g} MB; every byte was right"
+            f"nothing grew: descriptors and threads as before, memory by at most {GROWTH_KB / 1024:g} MB; every byte was right"
         )
     return wrong
 

@@ -1,4 +1,4 @@
-"""With packets waiting in kept queues: does the agent begin by what it kept on disk, and does etcd have the last word?"""
+"""With packets waiting in kept descriptors: does the agent begin by what it kept on disk, and does etcd have the last word?"""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ class ShelfInMemory:
 
 
 class GatedRegistry(MemoryRegistry):
-    """An etcd that takes its time: no question is answered until the ingress is open."""
+    """An etcd that takes its time: no question is answered until the gate is open."""
 
     def __init__(self, store: MemoryStore) -> None:
         super().__init__(store)
-        self.ingress = asyncio.Event()
+        self.gate = asyncio.Event()
         self.asked = 0
 
     async def config(self) -> StoredConfig:
         self.asked += 1
-        await self.ingress.wait()
+        await self.gate.wait()
         return await super().config()
 
 
@@ -88,7 +88,7 @@ class PumpInMemory:
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostInMemory:
-    """A host that has run the udp backend before, beside one peer; its queues were kept."""
+    """A host that has run the udp backend before, beside one peer; its descriptors were kept."""
     made = HostInMemory(MemoryStore(), tmp_path)
     made.put_config(UDP)
     made.put_peer("10.5.9.0-24", UDP_PEER)
@@ -121,7 +121,7 @@ async def some_turns() -> None:
         await asyncio.sleep(0)
 
 
-def ingress(host: HostInMemory, offline_s: float = 60.0) -> GatedRegistry:
+def gate(host: HostInMemory, offline_s: float = 60.0) -> GatedRegistry:
     """From now on etcd takes its time."""
     host.registry = made = GatedRegistry(host.store)
     host.patience = replace(PATIENCE, offline_s=offline_s)
@@ -131,7 +131,7 @@ def ingress(host: HostInMemory, offline_s: float = 60.0) -> GatedRegistry:
 async def test_packets_move_before_etcd_has_answered_and_ready_is_said_after(host: HostInMemory) -> None:
     lease = await first_life(host)
     assert host.fd_store.names == ("udp-tun-0",)
-    registry = ingress(host)
+    registry = gate(host)
     async with host.run(ready=False):
         await until(lambda: PumpInMemory.made and PumpInMemory.made[0].running)
         await until(lambda: registry.asked == 1)
@@ -140,7 +140,7 @@ async def test_packets_move_before_etcd_has_answered_and_ready_is_said_after(hos
         await some_turns()
         assert not host.ready
         assert "READY=1" not in host.notes.sent
-        registry.ingress.set()
+        registry.gate.set()
         await until(lambda: host.ready)
         assert "READY=1" in host.notes.sent
         assert host.conditions() == {}
@@ -150,48 +150,48 @@ async def test_packets_move_before_etcd_has_answered_and_ready_is_said_after(hos
 
 async def test_an_etcd_that_stays_silent_is_done_without_as_at_any_start(host: HostInMemory) -> None:
     await first_life(host)
-    registry = ingress(host, offline_s=0.02)
+    registry = gate(host, offline_s=0.02)
     async with host.run():
         assert "view-stale" in host.conditions()
         assert PumpInMemory.made[0].running
-        registry.ingress.set()
+        registry.gate.set()
         await until(lambda: host.conditions() == {})
 
 
 async def test_where_nothing_was_kept_etcd_is_asked_first(host: HostInMemory) -> None:
     await first_life(host)
     host.fd_store = ShelfInMemory()
-    registry = ingress(host)
+    registry = gate(host)
     async with host.run(ready=False):
         await until(lambda: registry.asked == 1)
         await some_turns()
         assert PumpInMemory.made == []
-        registry.ingress.set()
+        registry.gate.set()
         await until(lambda: host.ready)
 
 
 async def test_peers_that_came_and_went_meanwhile_are_put_right(host: HostInMemory) -> None:
     host.put_peer("10.5.10.0-24", UDP_PEER.replace("2.9", "2.10"))
     await first_life(host)
-    registry = ingress(host)
+    registry = gate(host)
     host.delete("10.5.10.0-24")
     host.put_peer("10.5.11.0-24", UDP_PEER.replace("2.9", "2.11"))
     async with host.run(ready=False):
         await until(lambda: PumpInMemory.made and PumpInMemory.made[0].running)
         pump = PumpInMemory.made[0]
         assert sorted(str(peer.subnet) for peer in pump.peers.values()) == ["10.5.10.0/24", "10.5.9.0/24"]
-        registry.ingress.set()
+        registry.gate.set()
         await until(lambda: sorted(str(peer.subnet) for peer in pump.peers.values()) == ["10.5.11.0/24", "10.5.9.0/24"])
 
 
 async def test_a_config_of_another_backend_is_followed_and_what_was_kept_is_dropped(host: HostInMemory) -> None:
     lease = await first_life(host)
-    registry = ingress(host)
+    registry = gate(host)
     host.put_config(VXLAN)
     async with host.run(ready=False):
         await until(lambda: PumpInMemory.made and PumpInMemory.made[0].running)
         assert "READY=1" not in host.notes.sent
-        registry.ingress.set()
+        registry.gate.set()
         await until(lambda: host.ready)
         assert host.fd_store.names == ()
         assert host.kernel.get(Key("link", "flannel.1")) is not None
@@ -203,7 +203,7 @@ async def test_a_config_of_another_backend_is_followed_and_what_was_kept_is_drop
 async def test_a_view_without_a_use_is_no_reason_to_begin_without_etcd(host: HostInMemory) -> None:
     """The host has another address now: what was kept is for another."""
     await first_life(host)
-    registry = ingress(host)
+    registry = gate(host)
     kept = view_file.read(host.settings.state_dir, PREFIX)
     assert kept is not None
     moved = [replace(lease, attrs=replace(lease.attrs, public_ip=IPAddress("192.0.2.77"))) for lease in kept.leases]
@@ -211,7 +211,7 @@ async def test_a_view_without_a_use_is_no_reason_to_begin_without_etcd(host: Hos
     async with host.run(ready=False):
         await until(lambda: registry.asked == 1)
         assert PumpInMemory.made == []
-        registry.ingress.set()
+        registry.gate.set()
         await until(lambda: host.ready)
 
 
@@ -227,14 +227,14 @@ async def test_an_old_view_takes_nothing_away_that_it_does_not_know(host: HostIn
     older = [lease for lease in kept.leases if lease.subnet != IPNetwork("10.5.9.0/24")]
     view_file.write(host.settings.state_dir, replace(kept, leases=tuple(older), revision=kept.revision - 1))
     host.fd_store = ShelfInMemory("somebody's")
-    registry = ingress(host)
+    registry = gate(host)
     steps = len(host.kernel.applied)
     async with host.run(ready=False):
         await until(lambda: registry.asked == 1)
         await until(lambda: host.kernel.calls["observe"] > 0)
         await some_turns()
         assert host.holds(VXLAN_ROUTE)
-        registry.ingress.set()
+        registry.gate.set()
         await until(lambda: host.ready)
         assert host.holds(VXLAN_ROUTE)
     assert [str(step) for step in host.kernel.applied[steps:] if step.op == "remove"] == []
