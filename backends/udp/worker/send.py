@@ -1,4 +1,4 @@
-"""How do packets leave in few calls? A batch of one size to one peer are sent together; the kernel cuts them apart.
+"""How do packets leave in few calls? A batch of one size to one peer is sent at once; the kernel cuts them apart.
 
 UDP_SEGMENT: udp(7). All datagrams of one call have one size but the last, which may be shorter, and they are 65,507 bytes in all.
 """
