@@ -25,7 +25,7 @@ Parsed = TypeVar("Parsed")
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json", "journal")
-UDP_ENGINES = ("auto", "kernel", "pump")
+UDP_ENGINES = ("auto", "kernel", "userspace", "pump")
 
 _NOT_OPTIONS = frozenset({OUR_ENV + "OPTIONS"})
 """Variables of ours that are no option's twin: the systemd unit's line of flags."""

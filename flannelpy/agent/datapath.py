@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from flannelpy.agent.report import Reporter
 from flannelpy.agent.view import Cursor
-from flannelpy.core.backend import Datapath, DatapathStatus, FdStore, HasStatus, Local
+from flannelpy.core.backend import Backend, Datapath, DatapathStatus, FdStore, HasStatus, Local
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.objects import Fou, HostState, Key, Link, Scope
 from flannelpy.core.plan import Step
@@ -38,14 +38,14 @@ async def make_way(kernel: Kernel, scope: Scope, wanted: HostState) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A datapath for this host, or none. ``essence`` differs where another one must be opened.
+    """What moves the packets of ``backend`` on this host; ``datapath`` None: the kernel does.
 
     ``clear`` is awaited before: it makes way for the one that is wanted; or, for none, lets what takes its place be made first.
     """
 
     datapath: Datapath | None
+    backend: Backend
     local: Local
-    essence: object
     clear: Callable[[], Awaitable[None]]
 
 
@@ -76,13 +76,17 @@ class DatapathSupervisor:
     def set(self, wanted: Wanted) -> None:
         """Have this one: adapted where the one that runs can go on, else opened in its place."""
         before, self._wanted = self._wanted, wanted
-        if before is not None and before.essence == wanted.essence and self._adopt(wanted.local):
+        if before is not None and self._adopt(before, wanted):
             return
         self.tried.clear()
         self._changed.set()
 
-    def _adopt(self, local: Local) -> bool:
-        return self._datapath is None or (self._open and self._datapath.adopt(local))
+    def _adopt(self, before: Wanted, wanted: Wanted) -> bool:
+        """True where what runs can go on, and does."""
+        if wanted.datapath is None or before.datapath is None:
+            return wanted.datapath is before.datapath
+        same = before.backend.name == wanted.backend.name
+        return same and self._open and self._datapath is not None and self._datapath.adopt(wanted.local, wanted.backend)
 
     def feed(self) -> None:
         """Hand on what has changed among the peers."""

@@ -257,9 +257,7 @@ class Steering:
         # moves packets until that one is made, unless both want the same port.
         last = datapath is None and self._parts.datapath.has_datapath and not any(isinstance(item, Fou) for item in wanted)
         clear = reconciler.after_round if last else partial(self._make_way, scope, carriage, local, datapath is not None)
-        essence = (carriage.backend.name, carriage.config.backend_options, carriage.uplink.address, lease.subnet)
-        engine = None if carriage.engine is None else carriage.engine.engine
-        self._parts.datapath.set(Wanted(datapath, local, (*essence, engine), clear))
+        self._parts.datapath.set(Wanted(datapath, carriage.backend, local, clear))
         if not last:
             await self._parts.datapath.tried.wait()
         firewall = partial(compose, settings, carriage.config, carriage.backend, scope.table, lease)

@@ -86,7 +86,15 @@ class Choice:
     reasons: tuple[str, ...]
 
 
-def choose(facts: HostFacts, wish: Wish, families: Sequence[Family], route_answers: Mapping[IPAddress, RouteAnswer], prefer=None, networks=(), ours=frozenset()) -> Choice:
+def choose(
+    facts: HostFacts,
+    wish: Wish,
+    families: Sequence[Family],
+    route_answers: Mapping[IPAddress, RouteAnswer],
+    prefer=None,
+    networks=(),
+    ours=frozenset(),
+) -> Choice:
     """The first candidate that fits, in the order: ``iface``, ``iface_regex``, ``can_reach``; with none of them the default route.
 
     Raises NoUplinkError: one line that lists the candidates and why each fell out.

@@ -112,13 +112,13 @@ async def test_the_engine_and_the_pump_are_told(overlay: Lab) -> None:
     """This kernel has no FOU; whichever engine it is, the reason is the one in the log."""
     one = overlay.host(1)
     document = await told(one)
-    assert document["backend"]["engine"] == "pump"
+    assert document["backend"]["engine"] == "userspace"
     assert document["backend"]["reason"] in Log.of(one).lines("udp engine: ")[0]
     assert "the kernel's cannot be had: " in document["backend"]["reason"]
     pump = document["pump"]
     assert pump["device"] == "flannel0"
     assert {"header", "tcp"} <= set(pump["offloads"])
-    assert sorted([*pump["offloads"], *pump["missing"]]) == ["checksum", "gather", "header", "segment", "tcp", "tcp ecn", "udp"]
+    assert sorted([*pump["offloads"], *pump["missing"]]) == ["checksum", "gro", "gso", "header", "tcp", "tcp ecn", "udp"]
     assert (await overlay.ping("c1", "c2")).ok
     await until_told(one, lambda seen: seen["pump"]["counters"]["inbound_packets"], "what the pump has counted")
     first, second = (await told(one))["pump"]["workers"]
@@ -134,7 +134,7 @@ async def test_the_engine_and_the_pump_are_told(overlay: Lab) -> None:
         assert "backends.udp.worker" in await one.exec("cat", f"/proc/{worker['pid']}/cmdline")
     assert document["network"]["Backend"] == {"Type": "udp", "Workers": 2}
     shown = (await status(one)).stdout
-    assert "pump; the kernel's cannot be had: " in shown
+    assert "userspace; the kernel's cannot be had: " in shown
     assert "replaced once" in shown
     assert re.search(r"^inbound +\d+ packets, \d+ bytes *$", shown, re.MULTILINE)  # what was not counted is not worth a word
     await one.exec("ip", "link", "del", "flannel0")  # the pump is opened anew

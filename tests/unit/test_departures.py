@@ -20,7 +20,7 @@ from flannelpy.core.membership import Membership
 from flannelpy.core.model import LEASE_TTL_S, NO_ADDRESS, Lease, LeaseAttrs
 from flannelpy.registry import Batch
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
-from tests.unit.agents import TIMEOUTS, PREFIX, VXLAN, HostInMemory, until, vxlan_value
+from tests.unit.agents import PREFIX, TIMEOUTS, VXLAN, HostInMemory, until, vxlan_value
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from math import inf
 from random import Random
 
 import pytest
+from flannelpy.agent.keeper import Keeper
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.agent.expiry import CANDIDATES, tell_first_end
-from flannelpy.agent.keeper import Keeper
 from flannelpy.agent.report import Reporter
 from flannelpy.core import lease_events as ev
 from flannelpy.core.config import NetworkConfig

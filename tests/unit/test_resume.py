@@ -13,13 +13,13 @@ from netaddr import IPAddress, IPNetwork
 from backends.udp import Udp
 from flannelpy.core.backend import FdStore, Local
 from flannelpy.core.model import Lease
-from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.core.objects import Key, Link
+from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.host import view_file
 from flannelpy.kernel.fake import FakeKernel
 from flannelpy.registry import Snapshot, StoredConfig
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
-from tests.unit.agents import TIMEOUTS, PREFIX, VXLAN, HostInMemory, until, vxlan_value
+from tests.unit.agents import PREFIX, TIMEOUTS, VXLAN, HostInMemory, until, vxlan_value
 
 UDP: dict[str, object] = {"Network": "10.5.0.0/16", "SubnetMin": "10.5.200.0", "Backend": {"Type": "udp", "Engine": "pump"}}
 VXLAN_ROUTE = "route 10.5.9.0/24 via 10.5.9.0 dev flannel.1 onlink"

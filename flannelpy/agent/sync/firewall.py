@@ -19,7 +19,7 @@ def compose(settings: Settings, config, backend, table: str, lease: Lease, peers
         pairs.append((config.v6.network, lease.subnet6))
     options = FirewallOptions(settings.ip_masq, settings.forward_rules, settings.masq_fully_random)
     guarded = backend.guarded if isinstance(backend, Engines) else None
-    guard = None if guarded is None else EncapsulationGuard(guarded, lease.subnet, peers)
+    guard = None if guarded is None or config.v4 is None else EncapsulationGuard(guarded, config.v4.network, lease.subnet, peers)
     state = firewall(table, pairs, options, guard)
     if settings.blackhole_route:
         state |= HostState.of(*(Route(subnet, kind="blackhole", metric=LAST_METRIC) for _network, subnet in pairs))

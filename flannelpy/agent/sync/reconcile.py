@@ -16,15 +16,14 @@ from netaddr import IPAddress
 
 from flannelpy.agent.sync.dirty import Dirty
 from flannelpy.agent.sync.refusal import explain, is_moot
-from flannelpy.agent.report import Reporter
-from flannelpy.core.backend import Backend, Local
+from flannelpy.core.backend import Local
 from flannelpy.core.contests import QUIET_S, Contests
 from flannelpy.core.desired import Desired
 from flannelpy.core.errors import FlannelpyError, KernelError
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import HostState, Key, Link, Object, Scope
 from flannelpy.core.plan import Plan, Step, plan
-from flannelpy.kernel import Kernel, Notices, Result
+from flannelpy.kernel import Result
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +116,8 @@ class Reconciler:
 
     def reroute(self, families):
         self._reroute = self._backend is not None and self._backend.wants_on_link
-        if self._reroute: self.dirty.poke()
+        if self._reroute:
+            self.dirty.poke()
 
     async def after_round(self):
         self._rounds.clear()
@@ -185,7 +185,8 @@ class Reconciler:
             await self.dirty.wait()
             await self._before()
             if self.target is None:
-                self.dirty.take(); continue
+                self.dirty.take()
+                continue
             touched = self.dirty.take()
             touched = await self._refresh_fragments(touched)
             if touched is not None and not touched:
@@ -209,18 +210,18 @@ class Reconciler:
             self._rounds.set()
 
     def hear(self, notice):
-            if notice.resync:
-                self.dirty.add_everything()
-            drifted = []
-            self._noticed |= notice.objects
-            for key, item in notice.objects.items():
-                if item is None:
-                    self._mirror.pop(key, None)
-                else:
-                    self._mirror[key] = item
-                if self.desired.get(key) != item:
-                    drifted.append(key)
-            self.dirty.add(drifted)
+        if notice.resync:
+            self.dirty.add_everything()
+        drifted = []
+        self._noticed |= notice.objects
+        for key, item in notice.objects.items():
+            if item is None:
+                self._mirror.pop(key, None)
+            else:
+                self._mirror[key] = item
+            if self.desired.get(key) != item:
+                drifted.append(key)
+        self.dirty.add(drifted)
 
     async def audit(self) -> None:
         """Look at everything every AUDIT_S, and at what no notice tells of every SILENT_S, for ever."""

@@ -9,7 +9,6 @@ from netaddr import AddrFormatError, IPNetwork
 
 from flannelpy.core.backend import Backend, Engines
 from flannelpy.core.objects import Scope
-from flannelpy.host.state import State
 
 log = logging.getLogger(__name__)
 

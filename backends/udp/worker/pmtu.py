@@ -11,26 +11,19 @@ import errno
 import socket
 from collections.abc import Callable, Sequence
 
-from backends.udp.answers import Answers, Clock
-from backends.udp.control import OUT_BYTES, OUT_FRAGMENTED, OUT_PACKETS, OUT_SEND_FAILED, Counts
-from backends.udp.fragment import DONT_FRAGMENT, fragments
-from backends.udp.packet import OVERHEAD
-from backends.udp.table import Peer
+from backends.udp.counters import OUT_BYTES, OUT_FRAGMENTED, OUT_PACKETS, OUT_SEND_FAILED, Counts
+from backends.udp.protocol import OVERHEAD
+from backends.udp.worker.fragment import DONT_FRAGMENT, fragments
+from backends.udp.worker.icmp_errors import Clock, IcmpErrors
+from backends.udp.worker.peers import Peer
 
-_IP_MTU_DISCOVER, _IP_MTU = 10, 14
-_WANT, _DO = 1, 2
+_IP_MTU = 14
 
 SMALLEST = 552
 """The kernel takes no path for smaller (net.ipv4.route.min_pmtu); for one about which it says two things."""
 
 FRESH_S = 1.0
 """How long an answer of the kernel is believed, in seconds."""
-
-
-def refuse_what_is_too_long(sock: socket.socket) -> None:
-    """Have no datagram fragmented below us. Where the host does no path MTU discovery (ip_no_pmtu_disc), all is left as it is."""
-    if sock.getsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER) == _WANT:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _DO)
 
 
 def ask(sock: socket.socket, peer: Peer) -> int:
@@ -44,33 +37,37 @@ def ask(sock: socket.socket, peer: Peer) -> int:
         return SMALLEST
 
 
-class Path:
+class PathMtu:
     """Sends packets one by one that the kernel would not take together, or not at that length."""
 
     def __init__(
         self,
         sock: socket.socket,
         counts: Counts,
-        answers: Answers,
+        icmp_errors: IcmpErrors,
         clock: Clock,
         ask: Callable[[socket.socket, Peer], int] = ask,
     ) -> None:
         self._socket = sock
         self._counts = counts
-        self._answers = answers
+        self._icmp_errors = icmp_errors
         self._clock = clock
         self._ask = ask
-        self._room: dict[Peer, int] = {}
+        self._known: dict[Peer, int] = {}
         self._fresh_until = 0.0
+
+    def forget(self) -> None:
+        """Ask the kernel anew about every path: the underlay is another one."""
+        self._known.clear()
 
     def send(self, views: Sequence[memoryview], size: int, peer: Peer) -> None:
         """Packets of ``size`` bytes, of which the last of each view may be shorter."""
-        told: set[bytes] = set()
+        informed: set[bytes] = set()
         for view in views:
             for start in range(0, len(view), size):
                 packet = view[start : start + size]
                 if not self._fits(packet, peer):
-                    self._narrow(packet, peer, told)
+                    self._narrow(packet, peer, informed)
 
     def _fits(self, packet: memoryview | bytes, peer: Peer) -> bool:
         """Send and count; False where it is too long."""
@@ -85,31 +82,31 @@ class Path:
             self._counts[OUT_BYTES] += len(packet)
         return True
 
-    def _narrow(self, packet: memoryview, peer: Peer, told: set[bytes]) -> None:
-        """Cut or refuse a packet that is too long."""
-        room = self._find_room(packet, peer)
-        if room >= len(packet):
+    def _narrow(self, packet: memoryview, peer: Peer, informed: set[bytes]) -> None:
+        """Segments or refuse a packet that is too long."""
+        mtu = self._find_mtu(packet, peer)
+        if mtu >= len(packet):
             if self._fits(packet, peer):
                 return  # the path has grown since
-            room = self._room[peer] = SMALLEST - OVERHEAD
+            mtu = self._known[peer] = SMALLEST - OVERHEAD
         if packet[6] << 8 & DONT_FRAGMENT:
-            self._answers.drop_too_big(packet, room, told)
+            self._icmp_errors.drop_too_big(packet, mtu, informed)
             return
-        pieces = fragments(packet, room)
+        pieces = fragments(packet, mtu)
         sent = [self._fits(piece, peer) for piece in pieces]
         if pieces and all(sent):
             self._counts[OUT_FRAGMENTED] += 1
         else:
-            self._room.clear()  # narrower still: to be asked about again
+            self._known.clear()  # narrower still: to be asked about again
             self._counts[OUT_SEND_FAILED] += 1
 
-    def _find_room(self, packet: memoryview, peer: Peer) -> int:
-        """The longest packet that the path takes, in bytes; not believed where the kernel has just said otherwise."""
+    def _find_mtu(self, packet: memoryview, peer: Peer) -> int:
+        """The longest packet that fits the path, in bytes; not believed where the kernel has just said otherwise."""
         now = self._clock()
         if now >= self._fresh_until:
-            self._room.clear()
+            self._known.clear()
             self._fresh_until = now + FRESH_S
-        room = self._room.get(peer, len(packet))
-        if room >= len(packet):
-            room = self._room[peer] = self._ask(self._socket, peer) - OVERHEAD
-        return room
+        mtu = self._known.get(peer, len(packet))
+        if mtu >= len(packet):
+            mtu = self._known[peer] = self._ask(self._socket, peer) - OVERHEAD
+        return mtu

@@ -1,4 +1,4 @@
-"""How do packets leave in few calls? Those of one size to one peer are sent together; the kernel cuts them apart.
+"""How do packets leave in few calls? A batch of one size to one peer is sent at once; the kernel cuts them apart.
 
 UDP_SEGMENT: udp(7). All datagrams of one call have one size but the last, which may be shorter, and they are 65,507 bytes in all.
 """
@@ -9,10 +9,10 @@ import errno
 import socket
 from struct import Struct
 
-from backends.udp.control import OUT_BYTES, OUT_PACKETS, OUT_SEND_FAILED, Counts
-from backends.udp.offload import SOL_UDP, UDP_SEGMENT
-from backends.udp.path import Path
-from backends.udp.table import Peer
+from backends.udp.counters import OUT_BYTES, OUT_PACKETS, OUT_SEND_FAILED, Counts
+from backends.udp.protocol import SOL_UDP, UDP_SEGMENT
+from backends.udp.worker.peers import Peer
+from backends.udp.worker.pmtu import PathMtu
 
 MOST = 64
 """Datagrams in one call: UDP_MAX_SEGMENTS of the first kernels that have it."""
@@ -28,16 +28,16 @@ NOT_TOGETHER = frozenset({errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTS
 _TOO_LONG = frozenset({errno.EMSGSIZE})
 
 
-class Outbox:
+class TxBatch:
     """Packets that wait for others of their size; ``flush`` before their memory is used again. ``together``: by UDP_SEGMENT."""
 
-    __slots__ = ("_bytes", "_count", "_counts", "_path", "_peer", "_size", "_socket", "_together", "_views")
+    __slots__ = ("_bytes", "_count", "_counts", "_path_mtu", "_peer", "_size", "_socket", "_together", "_views")
 
-    def __init__(self, sock: socket.socket, counts: Counts, together: bool, path: Path) -> None:
+    def __init__(self, sock: socket.socket, counts: Counts, together: bool, path_mtu: PathMtu) -> None:
         self._socket = sock
         self._counts = counts
         self._together = together
-        self._path = path
+        self._path_mtu = path_mtu
         self._views: list[memoryview] = []
         self._count = self._bytes = self._size = 0
         self._peer: Peer = ("", 0)
@@ -69,7 +69,7 @@ class Outbox:
             self._counts[OUT_BYTES] += len(view)
         except OSError as error:  # buffer full, no route, a firewall: lost, as on any wire
             if error.errno == errno.EMSGSIZE:
-                self._path.send((view,), len(view), peer)
+                self._path_mtu.send((view,), len(view), peer)
             else:
                 self._counts[OUT_SEND_FAILED] += 1
 
@@ -93,7 +93,7 @@ class Outbox:
         except OSError as error:  # buffer full, no route, a firewall: lost, as on any wire
             if error.errno in (NOT_TOGETHER if count > 1 else _TOO_LONG):
                 self._together = self._together and error.errno != errno.EIO
-                self._path.send(views, self._size, self._peer)
+                self._path_mtu.send(views, self._size, self._peer)
             else:
                 counts[OUT_SEND_FAILED] += count
         self._views = []

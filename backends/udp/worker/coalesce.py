@@ -1,9 +1,9 @@
 """Which received packets could a router with segmentation have made from one, and what was that one?
 
-Joined are neighbours of one flow whose headers differ in nothing but what ``split`` makes different: ids that count up (or stay,
-where DF makes them meaningless), sequence numbers without a gap, PSH and FIN only on the last, CWR only on the first; and whose
-checksums are right, for those of the whole are made anew and would cover up a wrong one. Never fragments, IP options, SYN, RST,
-URG, UDP without a checksum. Linux's receive offload has the same rules: net/ipv4/tcp_offload.c tcp_gro_receive, udp_offload.c.
+Coalesced are neighbours of one flow whose headers differ in nothing but what ``segment`` makes different: ids that count up (or
+stay, where DF makes them meaningless), sequence numbers without a gap, PSH and FIN only on the last, CWR only on the first; and
+whose checksums are right, for those of the whole are made anew and would cover up a wrong one. Never fragments, IP options, SYN,
+RST, URG, UDP without a checksum. Linux's receive offload has the same rules: net/ipv4/tcp_offload.c tcp_gro_receive, udp_offload.c.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from backends.udp.columns import (
+from backends.udp.protocol import HEADER_BYTES, Offload
+from backends.udp.worker.headers import (
     AT_ADDRESSES,
     AT_CHECK,
     AT_FRAGMENT,
@@ -36,15 +37,15 @@ from backends.udp.columns import (
     UDP_HEADER,
     UDP_LENGTH,
     URG,
+    Cache,
     Headers,
-    Kept,
     Numbers,
     Octets,
     Rows,
     residue,
     swapped,
 )
-from backends.udp.offload import HEADER, HEADER_BYTES, KIND_ECN, KIND_TCP, KIND_UDP, NEEDS_CHECKSUM, Offload
+from backends.udp.worker.virtio import HEADER, KIND_ECN, KIND_TCP, KIND_UDP, NEEDS_CHECKSUM
 
 Span = tuple[int, int]
 """First packet of a run, and the one past its last."""
@@ -54,7 +55,7 @@ _DONT_FRAGMENT = 0x40
 
 
 class Shape(NamedTuple):
-    """What the columns depend on."""
+    """What the header vectors depend on."""
 
     size: int
     header: int
@@ -62,7 +63,7 @@ class Shape(NamedTuple):
     protocol: int
 
 
-class _Columns:
+class _Vectors:
     """Rows of the received buffer, and their payloads as pieces for ``writev``."""
 
     __slots__ = ("bodies", "rows")
@@ -80,7 +81,7 @@ def _model(shape: Shape) -> Headers:
     return Headers(rows, IHL, size, size - header, protocol)
 
 
-class Joiner:
+class Coalescer:
     """Looks at equal-sized packets that stand at the head of ``buffer``, as UDP_GRO hands them over.
 
     ``memory`` is the same as an array; it must reach one packet further than what is received.
@@ -92,18 +93,18 @@ class Joiner:
         self._tcp = Offload.TCP in offloads
         self._never = SYN | RST | URG | (0 if Offload.TCP_ECN in offloads else CWR)
         self._udp = Offload.UDP in offloads
-        self._columns: Kept[Shape, _Columns] = Kept(lambda shape: _Columns(memory, shape), _SHAPES)
-        self._models: Kept[Shape, Headers] = Kept(_model, _SHAPES)
+        self._vectors: Cache[Shape, _Vectors] = Cache(lambda shape: _Vectors(memory, shape), _SHAPES)
+        self._models: Cache[Shape, Headers] = Cache(_model, _SHAPES)
 
     def forgo(self, at: int) -> None:
-        """Join no more of the protocol of the packet at ``at``: the device did not take it."""
+        """Coalesce no more of the protocol of the packet at ``at``: the device did not take it."""
         if self._buffer[at + AT_PROTOCOL] == TCP:
             self._tcp = False
         else:
             self._udp = False
 
     def header(self, at: int) -> int:
-        """The size of IP and upper header where the packet at ``at`` may be joined to others; 0 where not."""
+        """The size of IP and upper header where the packet at ``at`` may be coalesced with others; 0 where not."""
         buffer = self._buffer
         if buffer[at] != 0x45 or buffer[at + AT_FRAGMENT] & ~_DONT_FRAGMENT or buffer[at + AT_FRAGMENT + 1]:
             return 0
@@ -114,7 +115,7 @@ class Joiner:
         return IHL + UDP_HEADER if protocol == UDP and self._udp else 0
 
     def runs(self, length: int, size: int) -> Iterator[Span]:
-        """The packets of ``size`` bytes in the first ``length`` bytes, of which the last may be shorter, as runs to be joined.
+        """The packets of ``size`` bytes in the first ``length`` bytes, of which the last may be shorter, as runs to be coalesced.
 
         A run of one is to be passed on as it is.
         """
@@ -130,13 +131,13 @@ class Joiner:
                 shape = Shape(size, header, count, self._buffer[at + AT_PROTOCOL])
                 if sums is None:
                     self._view[length : count * size] = bytes(count * size - length)
-                    sums = self._columns[shape].rows.add_up()
+                    sums = self._vectors[shape].rows.add_up()
                 past = self._reach(first, length, shape, sums)
             yield first, past
             first = past
 
     def _reach(self, first: int, length: int, shape: Shape, sums: Numbers) -> int:
-        """The packet past the last that ``split`` would have made of one that begins with packet ``first``."""
+        """The packet past the last that ``segment`` would have made of one that begins with packet ``first``."""
         size, header, count, protocol = shape
         buffer, at, alone = self._buffer, first * size, first + 1
         template = buffer[at : at + header]
@@ -144,7 +145,7 @@ class Joiner:
         total = template[AT_TOTAL] << 8 | template[AT_TOTAL + 1]
         if total != size or flags & (PSH | FIN) or int.from_bytes(template[:IHL], "big") % FULL:
             return alone
-        rows = self._columns[shape].rows
+        rows = self._vectors[shape].rows
         left, last = count - first, length - (count - 1) * size
         model = self._models[Shape(size, header, left, protocol)]
 
@@ -190,8 +191,8 @@ class Joiner:
         seen[mark] &= ~(PSH | FIN)
         return seen == model
 
-    def join(self, first: int, past: int, length: int, size: int) -> list[memoryview | bytearray]:
-        """The run as one super-packet: virtio header, headers and payloads, to be written in one call.
+    def coalesce(self, first: int, past: int, length: int, size: int) -> list[memoryview | bytearray]:
+        """The run as one GSO packet: virtio header, headers and payloads, to be written in one call.
 
         TTL and header of the first packet are taken as they stand now.
         """
@@ -199,8 +200,8 @@ class Joiner:
         at = first * size
         protocol = buffer[at + AT_PROTOCOL]
         header = self.header(at)
-        columns = self._columns[Shape(size, header, -(-length // size), protocol)]
-        bodies: list[memoryview | bytearray] = [*columns.bodies[first:past]]
+        vectors = self._vectors[Shape(size, header, -(-length // size), protocol)]
+        bodies: list[memoryview | bytearray] = [*vectors.bodies[first:past]]
         end = past * size
         piece = size - header
         total = (past - first) * piece + header

@@ -13,15 +13,15 @@ from scapy.layers.inet import IP, UDP, defragment
 from scapy.packet import Raw
 from scapy.plist import PacketList
 
-from backends.udp.answers import Answers
-from backends.udp.control import COUNTERS, Setting
-from backends.udp.fragment import fragments
-from backends.udp.icmp import TOO_BIG, answer
-from backends.udp.offload import SOL_UDP, UDP_SEGMENT
-from backends.udp.outbox import Outbox
-from backends.udp.path import FRESH_S, SMALLEST, Path
-from backends.udp.table import Peer, Table
-from tests.unit.test_udp_split import folded
+from backends.udp.counters import CELLS, COUNTERS, HEARTBEAT
+from backends.udp.protocol import SOL_UDP, UDP_SEGMENT, Setting
+from backends.udp.worker.fragment import fragments
+from backends.udp.worker.icmp import TOO_BIG, error_for
+from backends.udp.worker.icmp_errors import IcmpErrors
+from backends.udp.worker.peers import Peer, PeerTable
+from backends.udp.worker.pmtu import FRESH_S, SMALLEST, PathMtu
+from backends.udp.worker.send import TxBatch
+from tests.unit.test_udp_fast_path import folded
 
 PEER = ("192.0.2.2", 8285)
 COPIED = (b"\x83\x07\x04\x0a\x05\x09\x02", b"\x94\x04\x00\x00", b"\x88\x04\x12\x34")  # loose source route, router alert, stream id
@@ -153,11 +153,11 @@ class Road:
         self.now = 0.0
         self.sent: list[bytes] = []
         self.injected: list[bytes] = []
-        self.counts = [0] * len(COUNTERS)
-        table = Table(int(IPAddress("10.5.72.0")), 24, 8285)
-        setting = Setting(0, 0, 0, 0, 0, 8285, 1472, int(IPAddress("10.5.72.0")), 24, "strict")
-        answers = Answers(setting, self.counts, table, self, self.inject, self.clock)  # type: ignore[arg-type]
-        self.path = Path(self, self.counts, answers, self.clock, self.ask)  # type: ignore[arg-type]
+        self.counts = [0] * CELLS
+        table = PeerTable(int(IPAddress("10.5.72.0")), 24, 8285)
+        setting = Setting(0, 0, 0, 0, 0, 8285, int(IPAddress("10.5.72.0")), 24, 0x0A050000, 16, "strict")
+        answers = IcmpErrors(setting, self.counts, table, self, self.inject, self.clock)  # type: ignore[arg-type]
+        self.path = PathMtu(self, self.counts, answers, self.clock, self.ask)  # type: ignore[arg-type]
 
     def clock(self) -> float:
         return self.now
@@ -194,7 +194,7 @@ class Road:
 
     @property
     def counted(self) -> dict[str, int]:
-        return {name: count for name, count in zip(COUNTERS, self.counts, strict=True) if count}
+        return {name: count for name, count in zip(COUNTERS, self.counts[:HEARTBEAT], strict=True) if count}
 
 
 def packet(size: int, flags: str = "") -> bytes:
@@ -216,8 +216,8 @@ def test_what_fits_is_sent_and_nothing_is_asked(road: Road) -> None:
 def test_with_df_the_sender_is_told_what_fits(road: Road) -> None:
     road.send(packet(1373, "DF"))
     assert road.sent == []
-    assert road.injected == [answer(packet(1373, "DF"), TOO_BIG, int(IPAddress("10.5.9.2")), 1372)]
-    assert road.counted == {"outbound_dropped_too_big": 1, "fragmentations_needed": 1}
+    assert road.injected == [error_for(packet(1373, "DF"), TOO_BIG, int(IPAddress("10.5.9.2")), 1372)]
+    assert road.counted == {"outbound_dropped_too_big": 1, "icmp_fragmentation_needed": 1}
 
 
 def test_without_df_it_is_cut_to_what_fits(road: Road) -> None:
@@ -282,13 +282,13 @@ def test_what_fails_otherwise_is_lost(road: Road) -> None:
 @pytest.mark.parametrize(("sizes", "flags"), [((1472, 1472, 700), "DF"), ((1472,), "DF"), ((1472, 1472, 700), ""), ((1472,), "")])
 def test_a_run_that_does_not_fit_is_refused_once_or_cut(road: Road, sizes: tuple[int, ...], flags: str) -> None:
     packets = [packet(size, flags) for size in sizes]
-    box = Outbox(road, road.counts, True, road.path)  # type: ignore[arg-type]
+    box = TxBatch(road, road.counts, True, road.path)  # type: ignore[arg-type]
     box.add(memoryview(b"".join(packets)), sizes[0], len(sizes), PEER)
     box.flush()
     large, rest = [each for each in packets if len(each) > 1372], [each for each in packets if len(each) <= 1372]
     if flags:
         assert road.sent == rest
-        assert road.injected == [answer(packets[0], TOO_BIG, int(IPAddress("10.5.9.2")), 1372)]
+        assert road.injected == [error_for(packets[0], TOO_BIG, int(IPAddress("10.5.9.2")), 1372)]
         assert road.counts[COUNTERS.index("outbound_dropped_too_big")] == len(large)
     else:
         assert road.sent == [piece for each in large for piece in cut(each, 1372)] + rest

@@ -1,4 +1,4 @@
-"""Who carries udp's packets on this host: the kernel itself, or the pump?
+"""What does the kernel hold where it carries udp's packets itself?
 
 Linux decapsulates flannel's datagrams at a FOU port (ip-fou(8)) and an ipip device with FOU encapsulation sends them; with both no
 code of ours is in the path. The peers cannot tell: the wire format is one raw IPv4 packet per datagram either way, from and to the
@@ -7,17 +7,12 @@ cluster's port. What the kernel holds then is pure desired state, as with any ot
 
 from __future__ import annotations
 
-from typing import Literal
-
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.backend import Local
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.model import NO_ADDRESS, Lease
 from flannelpy.core.objects import Address, Fou, HostState, Ipip, Link, Route
-
-Engine = Literal["auto", "kernel", "pump"]
-ENGINES: tuple[Engine, ...] = ("auto", "kernel", "pump")
 
 TRIAL_DEVICE = "flannelpy-try"
 TRIAL_LOCAL = IPAddress("127.255.255.254")
@@ -30,7 +25,7 @@ def rehearsal(port: int) -> HostState:
 
 
 def host(local: Local, device: str, mtu: int, port: int) -> HostState:
-    """Port, device and address; and a lid: what goes to a subnet that nobody has is unreachable, and not the default route's."""
+    """Port, device and address; and an unreachable: what goes to a subnet that nobody has is not the default route's."""
     if local.uplink.address is None:
         raise ConfigError(f"interface {local.uplink.name} has no IPv4 address: expected one, for udp")
     return HostState.of(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backends.udp.packet import checksum
+from backends.udp.worker.packet import checksum
 
 DONT_FRAGMENT = 0x4000
 _MORE = 0x2000
@@ -15,10 +15,10 @@ _COPIED = 0x80
 """The bit of an option's type that says: in every fragment."""
 
 
-def fragments(packet: memoryview, room: int) -> list[bytes]:
-    """``packet``, whose header is in order, in pieces of at most ``room`` bytes.
+def fragments(packet: memoryview, mtu: int) -> list[bytes]:
+    """``packet``, whose header is in order, in pieces of at most ``mtu`` bytes.
 
-    It may be a fragment itself. Empty where it cannot be: ``room`` is too small, or it would reach beyond the longest packet.
+    It may be a fragment itself. Empty where it cannot be: ``mtu`` is too small, or it would reach beyond the longest packet.
     """
     size = (packet[0] & 15) * 4
     header, rest = bytes(packet[:size]), packet[size:]
@@ -26,7 +26,7 @@ def fragments(packet: memoryview, room: int) -> list[bytes]:
     made = []
     at = 0
     while at < len(rest):
-        step = room - len(header)
+        step = mtu - len(header)
         more = _MORE
         if step >= len(rest) - at:
             step, more = len(rest) - at, place & _MORE

@@ -1,6 +1,6 @@
-"""Which packets that cannot go on are answered, and with what? ICMP errors as bytes; no descriptor, no clock.
+"""Which packets that cannot go on deserve an ICMP error, and which bytes is it? Pure; no descriptor, no clock.
 
-RFC 792; RFC 1122 3.2.2 for what is never answered; RFC 1191 for the MTU; RFC 1812 4.3.2 for the rest.
+RFC 792; RFC 1122 3.2.2 for what never gets one; RFC 1191 for the MTU; RFC 1812 4.3.2 for the rest.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import NamedTuple
 
-from backends.udp.packet import LONGEST_HEADER, SHORTEST, checksum
+from backends.udp.worker.packet import LONGEST_HEADER, SHORTEST, checksum
 
 Octets = bytes | bytearray | memoryview
 
@@ -48,7 +48,7 @@ TOO_BIG = Error(3, 4, _CONTROL, 64, quoted=_ALL_QUOTED, to_ping=True)
 TIME_EXCEEDED = Error(11, 0, _CONTROL, 64, quoted=_ALL_QUOTED, to_ping=True)
 
 
-def is_answered(packet: Octets, error: Error) -> bool:
+def deserves_error(packet: Octets, error: Error) -> bool:
     """May ``packet``, whose header is in order, be answered with ``error``?"""
     header = (packet[0] & 15) * 4
     if (packet[6] << 8 | packet[7]) & 0x1FFF or packet[12] in _NO_HOST or packet[16] >= _MULTICAST:
@@ -64,7 +64,7 @@ _MESSAGE = Struct("!BBHHH")
 _HEADER = Struct("!BBHHHBBHII")
 
 
-def answer(packet: Octets, error: Error, source: int, mtu: int = 0) -> bytes:
+def error_for(packet: Octets, error: Error, source: int, mtu: int = 0) -> bytes:
     """The whole packet, from ``source`` to the sender of ``packet``. ``mtu`` in bytes: what would have fitted, for TOO_BIG."""
     most = _ALL_QUOTED - SHORTEST - _MESSAGE.size
     quoted = packet[: min((packet[0] & 15) * 4 + error.quoted, most)]

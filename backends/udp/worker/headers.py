@@ -1,4 +1,4 @@
-"""How is arithmetic done on many packets at once? Equal-sized packets in one buffer are a matrix; each header field is a column.
+"""How is arithmetic done on many packets at once? Equal-sized packets in one buffer are a matrix; each header field is a vector.
 
 A numpy call costs about the same for one packet as for sixty: what depends only on the shape (size, header, number) is made once
 and kept. Sums are one's complement (RFC 1071) and are taken modulo 0xffff in the machine's own order of bytes, which that
@@ -49,7 +49,7 @@ _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
 
 
-class Kept(Generic[_K, _V]):
+class Cache(Generic[_K, _V]):
     """What was made for a key, for at most ``limit`` keys; the oldest goes first, so that no traffic can make it grow."""
 
     __slots__ = ("_limit", "_made", "_make")
@@ -75,7 +75,7 @@ class Rows:
     """``count`` packets of ``size`` bytes, one after the other from ``at`` on, whose upper header begins after ``ihl`` bytes.
 
     ``header`` counts IP and upper header. ``number`` is the id as a number, ``ident`` the same bytes as a machine's word; the
-    checksums are machine's words, too. Columns of a header that the packets do not have are not to be looked at.
+    checksums are machine's words, too. Vectors of a header that the packets do not have are not to be looked at.
     """
 
     __slots__ = (
@@ -97,7 +97,7 @@ class Rows:
     )
 
     def __init__(self, memory: Octets, at: int, size: int, ihl: int, header: int, count: int, protocol: int) -> None:
-        def column(kind: str, offset: int) -> NDArray[Any]:
+        def vector(kind: str, offset: int) -> NDArray[Any]:
             return np.ndarray((count,), np.dtype(kind), memory.data, at + offset, (size,))
 
         def block(first: int, past: int) -> Octets:
@@ -107,14 +107,14 @@ class Rows:
         self.whole = block(0, size)
         self.header = block(0, header)
         self.body = block(header, size)
-        self.total: Words = column(">u2", AT_TOTAL)
-        self.ident: Words = column("u2", AT_ID)
-        self.number: Words = column(">u2", AT_ID)
-        self.check: Words = column("u2", AT_CHECK)
-        self.flags: Octets = column("u1", ihl + TCP_FLAGS)
-        self.sequence: Numbers = column(">u4", ihl + TCP_SEQUENCE)
-        self.upper_check: Words = column("u2", upper_check)
-        self.udp_length: Words = column(">u2", ihl + UDP_LENGTH)
+        self.total: Words = vector(">u2", AT_TOTAL)
+        self.ident: Words = vector("u2", AT_ID)
+        self.number: Words = vector(">u2", AT_ID)
+        self.check: Words = vector("u2", AT_CHECK)
+        self.flags: Octets = vector("u1", ihl + TCP_FLAGS)
+        self.sequence: Numbers = vector(">u4", ihl + TCP_SEQUENCE)
+        self.upper_check: Words = vector("u2", upper_check)
+        self.udp_length: Words = vector(">u2", ihl + UDP_LENGTH)
         self.ip_words: Words = np.ndarray((count, ihl // 2), np.uint16, memory.data, at, (size, 2))
         # Of an odd size every other row is unaligned, and its last byte stands alone: such rows are summed in a padded copy.
         self._odd = size % 2 == 1
@@ -199,5 +199,5 @@ def _tables() -> tuple[Words, Words]:
 IDENTS, CHECKS = _tables()
 """By number: that 16-bit number, and the checksum that a sum of that number makes, as they stand on the wire.
 
-Consecutive ids make consecutive sums, so a slice of each is a column ready to be stored.
+Consecutive ids make consecutive sums, so a slice of each is a vector ready to be stored.
 """

@@ -1,4 +1,4 @@
-"""Does the pump do what flannel's does, and refuse what it must? Packet by packet, between two hosts (udp_support.py)."""
+"""Does the datapath do what flannel's does, and refuse what it must? Packet by packet, between two hosts (udp_support.py)."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ def test_an_unknown_subnet_is_answered_with_icmp(hosts: tuple[Host, Host]) -> No
         reply = IP(first(device, lambda packet: packet[9] == 1))
         assert (reply.src, reply.dst, reply.ttl, reply.id) == ("10.5.72.0", "10.5.72.2", 8, 0)
         assert (reply[ICMP].type, reply[ICMP].code) == (3, 0)
-        until(lambda: a.counters.get("unreachables") == 1)  # counted a moment after it is sent
+        until(lambda: a.counters.get("icmp_unreachable") == 1)  # counted a moment after it is sent
         assert not pings(CA, "10.5.200.1")  # any ICMP stays unanswered
-    assert a.counters["unreachables"] == 1
+    assert a.counters["icmp_unreachable"] == 1
     assert a.counters["outbound_dropped_no_peer"] == 2
 
 
@@ -228,7 +228,7 @@ def test_ten_thousand_packets_each_way(hosts: tuple[Host, Host]) -> None:
     for thread in threads:
         thread.join()
     assert pings(CA, "10.5.9.2")
-    # The device's queue may overflow, which is the kernel's to count; what the pumps took they carried.
+    # The device's queue may overflow, which is the kernel's to count; what the datapaths took they carried.
     for host, old in zip(hosts, before, strict=True):
         assert host.counters["inbound_packets"] > old["inbound_packets"] + count // 10
         assert "inbound_dropped_write_failed" not in host.counters

@@ -1,9 +1,9 @@
-"""Who moves the packets? This process, and nothing else happens in it: ``python -m backends.udp.worker tun=7 socket=8 ...``.
+"""Who forwards the packets? This process, and nothing else happens in it: ``python -m backends.udp.worker.process tun=7 ...``.
 
-Started by ``pump`` with the descriptors open. It ends when its control stream does, when its parent dies, and with DEVICE_GONE
-when the TUN device was deleted. No gRPC, no netlink, no netaddr in here, so that no control-plane work can stall a packet; numpy
-(55 ms of the start, 16 MB) only where the kernel offloads. uvloop waits; a turn then serves whatever is ready until nothing was
-for a while.
+Started by the agent (``launch``) with the descriptors open. It ends when its control stream does, when its parent dies, and with
+DEVICE_GONE when the TUN device was deleted. No gRPC, no netlink, no netaddr in here, so that no control-plane work can stall a
+packet; numpy (55 ms of the start, 16 MB) only where the kernel offloads. uvloop waits; a turn then serves whatever is ready until
+nothing was for a while.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from typing import Protocol
 
 import uvloop
 
-from backends.udp.control import DELETE, DEVICE_GONE, READY, SET, START, Counters, Counts, Order, Setting, unpack
-from backends.udp.mover import Mover
-from backends.udp.offload import Offload
-from backends.udp.table import Table
+from backends.udp import protocol
+from backends.udp.counters import HEARTBEAT, Counters, Counts
+from backends.udp.protocol import DEVICE_GONE, GUARDS, READY, Offload, Order, Setting, unpack
+from backends.udp.worker.forward import Forwarder
+from backends.udp.worker.ingress import IngressFilter
+from backends.udp.worker.peers import PeerTable
+from backends.udp.worker.pmtu import PathMtu
 
 ROUNDS = 64
 """Rounds of one turn; between turns uvloop has its own to do, which is little."""
@@ -39,36 +42,48 @@ DESCRIPTORS = 3
 CONTROL_CHUNK = 4000
 """Bytes of orders between two turns: 400 peers, below 1 ms."""
 
+BEAT_S = 1.0
+"""Between two heartbeats; a turn takes no longer than ROUNDS times LINGER_S."""
 
-class Moves(Protocol):
-    """What both movers are."""
+
+class Forwards(Protocol):
+    """What both forwarders are."""
 
     counts: Counts
-    table: Table
+    peers: PeerTable
+    ingress: IngressFilter
+    path_mtu: PathMtu
 
-    def move_out(self) -> None: ...
-    def move_in(self) -> None: ...
+    def forward_out(self) -> None: ...
+    def forward_in(self) -> None: ...
 
 
-def make_mover(setting: Setting, sock: socket.socket, counts: Counts) -> Moves:
+def make_forwarder(setting: Setting, sock: socket.socket, counts: Counts) -> Forwards:
     """The one for what the kernel offloads."""
     if Offload.HEADER not in Offload(setting.offloads):
-        return Mover(setting, sock, counts)
+        return Forwarder(setting, sock, counts)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no threads for a library that is not used
-    from backends.udp.bulk import BulkMover
+    from backends.udp.worker.fast_path import FastPath
 
-    return BulkMover(setting, sock, counts)
-
-
-def apply(table: Table, order: Order) -> None:
-    """Change the peer table."""
-    if order.what == SET:
-        table.set(order.network, order.length, order.host)
-    elif order.what == DELETE:
-        table.delete(order.network, order.length)
+    return FastPath(setting, sock, counts)
 
 
-class Station:
+def apply(forwarder: Forwards, order: Order) -> None:
+    """Carry out one order; START is the worker's own."""
+    match order.what:
+        case protocol.SET:
+            forwarder.peers.set(order.network, order.length, order.host)
+        case protocol.DELETE:
+            forwarder.peers.delete(order.network, order.length)
+        case protocol.OVERLAY:
+            forwarder.ingress.set_overlay((order.network, order.length))
+        case protocol.GUARD:
+            forwarder.ingress.set_guard(GUARDS[order.host])
+        case protocol.PATHS:
+            forwarder.path_mtu.forget()
+
+
+class Worker:
     """The three descriptors of a worker, and what is done when one of them is ready."""
 
     def __init__(self, setting: Setting) -> None:
@@ -78,7 +93,7 @@ class Station:
         self._control.setblocking(False)
         self._socket.setblocking(False)
         self._counters = Counters(setting.counters)
-        self._mover = make_mover(setting, self._socket, self._counters.live)
+        self._forwarder = make_forwarder(setting, self._socket, self._counters.live)
         self._rest = b""
         # One descriptor for uvloop to watch: it goes deaf on one that ever reported POLLERR, as a TUN does when its device goes.
         self._ready = select.epoll()
@@ -96,31 +111,42 @@ class Station:
         end: asyncio.Future[None] = loop.create_future()
 
         def turn() -> None:
+            if end.done():
+                return
             try:
-                if self._turn() and not end.done():
+                if self._turn():
                     end.set_result(None)
-            except OSError as error:
-                if not end.done():
-                    end.set_exception(error)
+            except Exception as error:  # noqa: BLE001 - the edge: it ends the worker, with one traceback and not one a packet
+                end.set_exception(error)
 
+        beating = asyncio.create_task(self._beat())
+        await asyncio.sleep(0)  # the first beat, before a turn that may be long
         loop.add_reader(self._ready.fileno(), turn)
         try:
             await end
         finally:
+            beating.cancel()
             loop.remove_reader(self._ready.fileno())
+
+    async def _beat(self) -> None:
+        """Show the agent that turns come to an end."""
+        live = self._counters.live
+        while True:
+            live[HEARTBEAT] += 1
+            await asyncio.sleep(BEAT_S)
 
     def _turn(self) -> bool:
         """Serve each ready descriptor in its turn, and again while there is more; True when the control stream has ended."""
-        mover, poll, tun, udp = self._mover, self._ready.poll, self._tun, self._socket.fileno()
+        forwarder, poll, tun, udp = self._forwarder, self._ready.poll, self._tun, self._socket.fileno()
         for _ in range(ROUNDS):
             events = poll(LINGER_S, DESCRIPTORS)
             if not events:
                 break
             for descriptor, _ in events:
                 if descriptor == tun:
-                    mover.move_out()
+                    forwarder.forward_out()
                 elif descriptor == udp:
-                    mover.move_in()
+                    forwarder.forward_in()
                 elif self._obey():
                     return True
         return False
@@ -135,8 +161,8 @@ class Station:
             return True
         orders, self._rest = unpack(self._rest + chunk)
         for order in orders:
-            apply(self._mover.table, order)
-            if order.what == START:
+            apply(self._forwarder, order)
+            if order.what == protocol.START:
                 self._ready.register(self._tun, select.EPOLLIN)
                 self._ready.register(self._socket, select.EPOLLIN)
                 with contextlib.suppress(OSError):
@@ -172,13 +198,13 @@ def main() -> int:
     """The process: 0 when told to end, DEVICE_GONE, or a traceback and 1."""
     setting = Setting.parse(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the agent decides when packets stop
-    station = Station(setting)  # with all that is imported: nobody may not be able to read where Python is installed
+    worker = Worker(setting)  # with all that is imported: nobody may not be able to read where Python is installed
     shed_privileges()
     die_with_parent(setting.parent)
     gc.collect()
     gc.freeze()
     try:
-        station.serve()
+        worker.serve()
     except OSError as error:
         if error.errno != errno.EBADFD:
             raise

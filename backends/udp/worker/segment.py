@@ -1,6 +1,6 @@
-"""What would a router with segmentation send for one super-packet? The packets on its wire, byte for byte as Linux makes them.
+"""What would a router with segmentation send for one GSO packet? The packets on its wire, byte for byte as Linux makes them.
 
-The headers are the super-packet's but for: total length; id, counting up; sequence number; PSH and FIN only on the last; CWR only
+The headers are the GSO packet's but for: total length; id, counting up; sequence number; PSH and FIN only on the last; CWR only
 on the first; UDP length; the checksums. Linux: net/ipv4/af_inet.c inet_gso_segment, tcp_offload.c, udp_offload.c.
 """
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from backends.udp.columns import (
+from backends.udp.worker.headers import (
     AT_ADDRESSES,
     AT_FRAGMENT,
     AT_PROTOCOL,
@@ -27,17 +27,20 @@ from backends.udp.columns import (
     UDP,
     UDP_HEADER,
     UDP_LENGTH,
+    Cache,
     Headers,
-    Kept,
     Octets,
     Rows,
     residue,
     swapped,
 )
-from backends.udp.offload import KIND_ECN, KIND_TCP, KIND_UDP
+from backends.udp.worker.virtio import KIND_ECN, KIND_TCP, KIND_UDP
 
 _ROOM = (1 << 16) + (1 << 17)
-"""Bytes of one result: a super-packet and one header more for each piece, of which Linux makes none below 36 bytes for TCP."""
+"""Bytes of one result: a GSO packet and one header more for each piece, of which Linux makes none below 36 bytes for TCP."""
+
+_LONGEST = 65_507
+"""Bytes that a datagram can carry. What is longer than a path takes is ``pmtu``'s: the device's MTU may change at any time."""
 
 _SHAPES = 256
 
@@ -46,7 +49,7 @@ _ABOVE = FULL * FULL
 
 
 class Shape(NamedTuple):
-    """What the columns depend on."""
+    """What the header vectors depend on."""
 
     size: int
     ihl: int
@@ -56,7 +59,7 @@ class Shape(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Segments:
     """The result: ``octets`` hold ``count`` packets of ``size`` bytes, of which the last may be shorter."""
 
     octets: memoryview
@@ -64,26 +67,25 @@ class Cut:
     count: int
 
 
-class Splitter:
-    """Splits into a buffer of its own. No packet is longer than ``mtu`` bytes."""
+class Segmenter:
+    """Segments into a buffer of its own."""
 
-    def __init__(self, mtu: int) -> None:
-        self._mtu = mtu
+    def __init__(self) -> None:
         room = bytearray(_ROOM)
         self._view = memoryview(room)
         self._memory: Octets = np.frombuffer(room, np.uint8)
-        self._headers: Kept[Shape, Headers] = Kept(self._lay_out, _SHAPES)
+        self._headers: Cache[Shape, Headers] = Cache(self._lay_out, _SHAPES)
 
     def _lay_out(self, shape: Shape) -> Headers:
         size, ihl, header, packets, protocol = shape
         rows = Rows(self._memory, 0, size, ihl, header, packets, protocol)
         return Headers(rows, ihl, size, size - header, protocol)
 
-    def split(self, buffer: bytearray, octets: Octets, at: int, length: int, kind: int, piece: int) -> Cut | None:
-        """The super-packet of ``length`` bytes at ``at`` in ``buffer``, cut into pieces of ``piece`` bytes of payload.
+    def segment(self, buffer: bytearray, octets: Octets, at: int, length: int, kind: int, piece: int) -> Segments | None:
+        """The GSO packet of ``length`` bytes at ``at`` in ``buffer``, cut into pieces of ``piece`` bytes of payload.
 
         ``octets`` is the same memory as an array; ``kind`` and ``piece`` are the virtio header's. None for what the kernel never
-        hands over to a device of that MTU. The result stays until the next is made.
+        hands over. The result stays until the next is made.
         """
         ihl = (buffer[at] & 15) * 4
         protocol = buffer[at + AT_PROTOCOL]
@@ -102,7 +104,7 @@ class Splitter:
             return None
         size = header + piece
         count = -(-payload // piece)
-        if size > self._mtu or count * size > _ROOM:
+        if size > _LONGEST or count * size > _ROOM:
             return None
         headers = self._headers[Shape(size, ihl, header, count, protocol)]
         rows = headers.rows
@@ -146,4 +148,4 @@ class Splitter:
             np.remainder(sums, FULL, out=sums)
             np.subtract(FULL, sums, out=sums)
         rows.upper_check[:] = sums
-        return Cut(self._view[:end], size, count)
+        return Segments(self._view[:end], size, count)

@@ -1,7 +1,7 @@
 """Which peer owns an address? Longest prefix over subnets of any size; one dict look-up where all are of one size.
 
 One dict for each prefix length that occurs, keyed by the network's leading bits. Only the worker's loop touches it, between
-bursts, so no packet ever sees half a change.
+turns, so no packet ever sees half a change.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ Peer = tuple[str, int]
 """Where a peer's datagrams go: its PublicIP as text and the port, as ``sendto`` wants it."""
 
 
-class Table:
+class PeerTable:
     """Peers by subnet. ``network``/``length`` is our own subnet: a peer's that overlaps it is ignored."""
 
     __slots__ = ("_hosts", "_levels", "_own", "_port")

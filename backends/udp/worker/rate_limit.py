@@ -34,7 +34,7 @@ class Bucket:
         return True
 
 
-class Limit:
+class RateLimit:
     """Who may be sent another one now."""
 
     __slots__ = ("_all", "_shares")

@@ -1,17 +1,15 @@
 """What becomes of one packet? Checks, TTL and checksum, on a buffer; no descriptor, no clock.
 
-Each decision returns an index of ``control.COUNTERS`` for a packet that must be dropped. flannel-compat 9.4; checks that
+Each decision returns an index of ``counters.COUNTERS`` for a packet that must be dropped. flannel-compat 9.4; checks that
 flannel lacks are marked.
 """
 
 from __future__ import annotations
 
 from struct import Struct
-from typing import Literal
 
-from backends.udp.control import (
+from backends.udp.counters import (
     IN_INNER_DESTINATION,
-    IN_INNER_SOURCE,
     IN_LENGTH,
     IN_NOT_IPV4,
     IN_OUTER_SOURCE,
@@ -22,19 +20,14 @@ from backends.udp.control import (
     OUT_NOT_IPV4,
     OUT_SHORT,
     OUT_TTL,
-    Guard,
 )
-from backends.udp.table import Peer, Table
+from backends.udp.worker.ingress import PASSED, IngressFilter
+from backends.udp.worker.peers import Peer, PeerTable
 
 SHORTEST = 20
 """An IPv4 header without options, in bytes."""
 
 LONGEST_HEADER = 60
-
-OVERHEAD = 28
-"""Outer IPv4 header and UDP header, in bytes."""
-
-PASSED: Literal[-1] = -1
 
 # Version and header length, total length, then bytes 8 to 11 (TTL, protocol, checksum) as one word, source, destination.
 _FIELDS = Struct("!BxH4xIII")
@@ -46,7 +39,7 @@ _TWO_HOPS = 2 << 24
 """The word of bytes 8 to 11 is below this for a TTL of 0 or 1: nothing is left after a decrement."""
 
 
-def aged(word: int) -> int:
+def ttl_decremented(word: int) -> int:
     """Bytes 8 to 11 of a header with the TTL one less and the checksum adjusted (RFC 1624): 0x0100 more, in one's complement.
 
     A sum that would be 0xffff becomes 0, as a full computation over a header gives it.
@@ -54,10 +47,8 @@ def aged(word: int) -> int:
     return word - 0x00FFFF00 if word & 0xFFFF < 0xFEFF else word - 0x0100FEFF
 
 
-def outbound(buffer: bytearray, size: int, table: Table, at: int = 0) -> Peer | int:
-    """A packet of ``size`` bytes from the TUN: the peer to send it to, its TTL decremented in place; or why it is dropped.
-
-    It begins at ``at`` in the buffer.
+def outbound(buffer: bytearray, size: int, table: PeerTable, at: int = 0) -> Peer | int:
+    """A packet of ``size`` bytes at ``at``, from the TUN: its peer, the TTL decremented in place; or why it is dropped.
 
     One that is dropped is as it was, so that it can be quoted.
     """
@@ -73,24 +64,11 @@ def outbound(buffer: bytearray, size: int, table: Table, at: int = 0) -> Peer | 
         return OUT_NO_PEER
     if word < _TWO_HOPS:
         return OUT_TTL
-    _write_word(buffer, at + 8, aged(word))
+    _write_word(buffer, at + 8, ttl_decremented(word))
     return peer
 
 
-class Gate:
-    """Who may send us what: the peers, our own subnet (``network``/``length``), and how strict to be."""
-
-    __slots__ = ("inner", "outer", "own", "shift", "table")
-
-    def __init__(self, table: Table, network: int, length: int, guard: Guard) -> None:
-        self.table = table
-        self.shift = 32 - length
-        self.own = network >> self.shift
-        self.outer = guard != "off"
-        self.inner = guard == "strict"
-
-
-def inbound(buffer: bytearray, size: int, sender: str, gate: Gate, at: int = 0) -> int:
+def inbound(buffer: bytearray, size: int, sender: str, ingress: IngressFilter, at: int = 0) -> int:
     """A datagram of ``size`` bytes at ``at``, from ``sender``: PASSED with its TTL decremented in place, or why it is dropped.
 
     One that is longer than the device's MTU passes (flannel cuts it): the kernel forwards it, cuts it or refuses it by ICMP, as it
@@ -103,17 +81,19 @@ def inbound(buffer: bytearray, size: int, sender: str, gate: Gate, at: int = 0) 
         return IN_NOT_IPV4
     if total != size or not 5 <= first & 15 <= size >> 2:
         return IN_LENGTH
-    if gate.inner:
-        peer = gate.table.find(source)
+    if ingress.inner:
+        peer = ingress.peers.find(source)
         if peer is None or peer[0] != sender:
-            return IN_INNER_SOURCE if gate.table.knows(sender) else IN_OUTER_SOURCE
-        if destination >> gate.shift != gate.own:
+            verdict = ingress.judge(source, sender)
+            if verdict != PASSED:
+                return verdict
+        if destination >> ingress.own_shift != ingress.own:
             return IN_INNER_DESTINATION
-    elif gate.outer and not gate.table.knows(sender):
+    elif ingress.outer and not ingress.peers.knows(sender):
         return IN_OUTER_SOURCE
     if word < _TWO_HOPS:
         return IN_TTL
-    _write_word(buffer, at + 8, aged(word))
+    _write_word(buffer, at + 8, ttl_decremented(word))
     return PASSED
 
 

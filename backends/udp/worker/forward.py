@@ -1,4 +1,4 @@
-"""How are packets moved where the kernel offloads nothing? One by one, each way in turn."""
+"""How are packets forwarded where the kernel offloads nothing? One by one, each way in turn."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import io
 import socket
 import time
 
-from backends.udp.answers import Answers, Clock
-from backends.udp.control import (
+from backends.udp.counters import (
     IN_BYTES,
     IN_PACKETS,
     IN_WRITE_FAILED,
@@ -17,11 +16,13 @@ from backends.udp.control import (
     OUT_SEND_FAILED,
     RECEIVE_ERRORS,
     Counts,
-    Setting,
 )
-from backends.udp.packet import PASSED, Gate, inbound, outbound
-from backends.udp.path import Path
-from backends.udp.table import Table
+from backends.udp.protocol import Setting
+from backends.udp.worker.icmp_errors import Clock, IcmpErrors
+from backends.udp.worker.ingress import PASSED, make_ingress
+from backends.udp.worker.packet import inbound, outbound
+from backends.udp.worker.peers import PeerTable
+from backends.udp.worker.pmtu import PathMtu
 
 BURST = 32
 """Packets in one turn, about 0.2 ms; then the other way has its turn, and control."""
@@ -30,31 +31,31 @@ BUFFER = 1 << 16
 """More than any datagram, so that nothing is ever cut: what is too long is seen to be."""
 
 
-class Mover:
-    """Moves packets between one TUN descriptor without virtio headers and one socket."""
+class Forwarder:
+    """Forwards packets between one TUN descriptor without virtio headers and one socket."""
 
     def __init__(self, setting: Setting, sock: socket.socket, counts: Counts, clock: Clock = time.monotonic) -> None:
         self.counts = counts
-        self.table = Table(setting.network, setting.length, setting.port)
-        self._gate = Gate(self.table, setting.network, setting.length, setting.guard)
-        self._answers = Answers(setting, counts, self.table, sock, self._inject, clock)
-        self._path = Path(sock, counts, self._answers, clock)
+        self.peers = PeerTable(setting.network, setting.length, setting.port)
+        self.ingress = make_ingress(setting, self.peers, clock)
+        self._icmp_errors = IcmpErrors(setting, counts, self.peers, sock, self._inject, clock)
+        self.path_mtu = PathMtu(sock, counts, self._icmp_errors, clock)
         # FileIO answers None, without an exception, where a descriptor would block.
         self._tun = io.FileIO(setting.tun, "r+", closefd=False)
         self._socket = sock
         self._buffer = bytearray(BUFFER)
 
-    def move_out(self) -> None:
+    def forward_out(self) -> None:
         """Up to BURST packets from the device to peers. Raises OSError with EBADFD where the device was deleted."""
-        buffer, view, counts, table = self._buffer, memoryview(self._buffer), self.counts, self.table
+        buffer, view, counts, peers = self._buffer, memoryview(self._buffer), self.counts, self.peers
         read, send = self._tun.readinto, self._socket.sendto
         for _ in range(BURST):
             size = read(buffer)
             if size is None:
                 return
-            peer = outbound(buffer, size, table)
+            peer = outbound(buffer, size, peers)
             if isinstance(peer, int):
-                self._answers.drop_outbound(peer, view[:size])
+                self._icmp_errors.drop_outbound(peer, view[:size])
                 continue
             try:
                 send(view[:size], peer)
@@ -62,13 +63,13 @@ class Mover:
                 counts[OUT_BYTES] += size
             except OSError as error:
                 if error.errno == errno.EMSGSIZE:
-                    self._path.send((view[:size],), size, peer)
+                    self.path_mtu.send((view[:size],), size, peer)
                 else:  # buffer full, no route, a firewall: lost, as on any wire
                     counts[OUT_SEND_FAILED] += 1
 
-    def move_in(self) -> None:
+    def forward_in(self) -> None:
         """Up to BURST packets from peers to the device. Raises OSError with EBADFD where the device was deleted."""
-        buffer, view, counts, gate = self._buffer, memoryview(self._buffer), self.counts, self._gate
+        buffer, view, counts, ingress = self._buffer, memoryview(self._buffer), self.counts, self.ingress
         receive = self._socket.recvfrom_into
         for _ in range(BURST):
             try:
@@ -78,9 +79,9 @@ class Mover:
             except OSError:  # reading it has cleared it
                 counts[RECEIVE_ERRORS] += 1
                 continue
-            verdict = inbound(buffer, size, sender[0], gate)
+            verdict = inbound(buffer, size, sender[0], ingress)
             if verdict != PASSED:
-                self._answers.drop_inbound(verdict, view[:size])
+                self._icmp_errors.drop_inbound(verdict, view[:size], sender[0])
             elif self._inject(view[:size]):
                 counts[IN_PACKETS] += 1
                 counts[IN_BYTES] += size

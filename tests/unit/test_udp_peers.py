@@ -11,22 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from netaddr import IPAddress, IPNetwork
 
-from backends.udp.table import Table
+from backends.udp.worker.peers import PeerTable
 
 OWN = IPNetwork("10.5.72.0/24")
 PORT = 8285
 
 
-def table(*peers: str) -> Table:
+def table(*peers: str) -> PeerTable:
     """A table from lines like ``10.5.9.0/24 at 192.0.2.2``."""
-    made = Table(OWN.first, OWN.prefixlen, PORT)
+    made = PeerTable(OWN.first, OWN.prefixlen, PORT)
     for line in peers:
         subnet, _, host = line.partition(" at ")
         made.set(IPNetwork(subnet).first, IPNetwork(subnet).prefixlen, int(IPAddress(host)))
     return made
 
 
-def found(made: Table, address: str) -> tuple[str, int] | None:
+def found(made: PeerTable, address: str) -> tuple[str, int] | None:
     return made.find(int(IPAddress(address)))
 
 
@@ -114,7 +114,7 @@ Watched: Any = type("Watched", (int,), {f"__{each}__": watched(f"__{each}__") fo
 """An address of which is counted what a look-up does with it."""
 
 
-def looked_up(made: Table, address: int) -> Counter[str]:
+def looked_up(made: PeerTable, address: int) -> Counter[str]:
     asked.clear()
     made.find(Watched(address))
     return asked.copy()

@@ -1,6 +1,6 @@
-"""The udp pump with offloads, on a real kernel: what comes through is what went in, and a peer without offloads does not notice.
+"""udp in user space with offloads, on a real kernel: what comes through is what went in, and a peer without does not notice.
 
-The lab and its drawing are those of the pump's other tests.
+The lab and its drawing are those of the datapath's other tests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import replace
 import pytest
 
 from tests.lab.udp_support import CA, CB, HA, HB, MTU, Host, capture, first, inside, ip, network, pings, socket_in, until
-from tests.unit.test_udp_split import ACK, PSH, Packet, folded
+from tests.unit.test_udp_fast_path import ACK, PSH, Packet, folded
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and TUN devices")
 __all__ = ["network"]
@@ -30,8 +30,8 @@ WITHIN_S = 60.0
 
 
 @contextmanager
-def pumps(a_offload: bool = True, b_offload: bool = True) -> Iterator[tuple[Host, Host]]:
-    """Both pumps, each with its offloads or moving packets one by one."""
+def datapaths(a_offload: bool = True, b_offload: bool = True) -> Iterator[tuple[Host, Host]]:
+    """Both datapaths, each with its offloads or moving packets one by one."""
     a, b = Host(HA, "10.5.72.0/24", "192.0.2.1"), Host(HB, "10.5.9.0/24", "192.0.2.2")
     with ExitStack() as undo:
         for host, peer, offload in ((a, b, a_offload), (b, a, b_offload)):
@@ -47,7 +47,7 @@ def pumps(a_offload: bool = True, b_offload: bool = True) -> Iterator[tuple[Host
 
 @pytest.fixture
 def hosts(network: None) -> Iterator[tuple[Host, Host]]:
-    with pumps() as both:
+    with datapaths() as both:
         yield both
 
 
@@ -93,19 +93,19 @@ def test_two_hundred_megabytes_arrive_as_they_were_sent(hosts: tuple[Host, Host]
     transfer(CA, 150)
     transfer(CB, 50)
     for host in hosts:
-        assert host.counters["outbound_split"] > 100
-        assert host.counters["inbound_joined"] > 100
+        assert host.counters["outbound_segmented"] > 100
+        assert host.counters["inbound_coalesced"] > 100
         assert host.counters.get("outbound_dropped_length", 0) == 0
     assert b.counters["inbound_packets"] <= a.counters["outbound_packets"]
 
 
 @pytest.mark.parametrize(("a_offload", "b_offload"), [(True, False), (False, True)])
 def test_a_peer_without_offloads_does_not_notice(network: None, a_offload: bool, b_offload: bool) -> None:
-    with pumps(a_offload, b_offload) as (a, b):
+    with datapaths(a_offload, b_offload) as (a, b):
         transfer(CA, 15)
         transfer(CB, 15)
         for host, offload in ((a, a_offload), (b, b_offload)):
-            assert ("outbound_split" in host.counters) == offload
+            assert ("outbound_segmented" in host.counters) == offload
             dropped = {name for name in host.counters if "dropped" in name} - {"outbound_dropped_not_ipv4"}
             assert not dropped
 
@@ -137,7 +137,7 @@ def test_each_datagram_is_a_whole_packet_with_right_checksums(hosts: tuple[Host,
     finally:
         inside(HA, "ethtool -K eth1 tx-udp-segmentation on")
     inner = [frame[28:] for frame in seen if frame[12:16] == bytes((192, 0, 2, 1))]
-    assert a.counters["outbound_split"] > 10
+    assert a.counters["outbound_segmented"] > 10
     assert len(inner) > 2000
     ids = []
     for packet in inner:
@@ -160,7 +160,7 @@ def test_a_containers_udp_segments_are_split_and_joined(hosts: tuple[Host, Host]
         payload = random.Random(1).randbytes(39 * 1001 + 500)
         source.sendmsg([payload], [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", 1001))], 0, ("10.5.9.2", 4000))
         assert b"".join(target.recv(2000) for _ in range(40)) == payload
-    until(lambda: b.counters.get("inbound_joined", 0) >= 1)  # counted after it has been handed on
+    until(lambda: b.counters.get("inbound_coalesced", 0) >= 1)  # counted after it has been handed on
     assert a.counters["outbound_packets"] >= 40
 
 
@@ -214,7 +214,7 @@ def test_a_buffer_of_packets_above_the_mtu_is_the_kernels_to_cut_or_to_refuse(ho
             target.bind(("10.5.9.2", 4000))
             gathered("192.0.2.1", [each.octets() for each in run.segments(1500)])
             assert b"".join(target.recv(2000) for _ in range(3)) == run.payload
-        until(lambda: b.counts("inbound_joined", 1))
+        until(lambda: b.counts("inbound_coalesced", 1))
         with capture(CA, "eth0") as seen:
             gathered("192.0.2.1", [each.octets() for each in replace(run, fragment=0x4000).segments(1500)])
             told = first(seen, lambda packet: packet[9] == 1 and packet[20:22] == bytes((3, 4)))
@@ -231,7 +231,7 @@ def test_a_joined_flow_has_its_push_and_its_order(hosts: tuple[Host, Host]) -> N
         whole = seen.recv(1 << 16)
         while whole[9] != 6:
             whole = seen.recv(1 << 16)
-    until(lambda: b.counts("inbound_joined", 1))
+    until(lambda: b.counts("inbound_coalesced", 1))
     assert whole[40:] == FORGED.payload  # one of a thousand bytes, not five
     assert whole[33] == ACK | PSH
     assert whole[8] == 60
@@ -247,4 +247,4 @@ def test_a_path_that_takes_less_than_the_mtu_is_still_served(hosts: tuple[Host, 
         ip(f"-n {HA} route del 192.0.2.2/32")
         ip(f"-n {CA} route flush cache")
     assert a.counters["outbound_packets"] > 1000
-    assert a.counters["fragmentations_needed"] >= 1
+    assert a.counters["icmp_fragmentation_needed"] >= 1

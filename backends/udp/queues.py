@@ -1,4 +1,4 @@
-"""What does the pump hold open, whoever moves the packets? A TUN queue, a socket and counters for each worker: its lane.
+"""What does the datapath hold open, whoever forwards the packets? A TUN queue and a socket for each worker, and its counters.
 
 They stay with the agent, so that packets wait in queue and socket while a worker is replaced; and in the fd store, so that they do
 while the agent is.
@@ -9,13 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from backends.udp.adoption import COUNTERS_OF, SOCKET_OF, TUN_OF, Wanted, adopt, adopt_counters
-from backends.udp.control import COUNTERS, Counters, make_counters
-from backends.udp.offload import Offload, ask_socket
-from backends.udp.tun import open_sockets, open_tun, possible_queues
+from backends.udp.counters import COUNTERS, Counters, make_counters
+from backends.udp.offload import ask_socket
+from backends.udp.protocol import Offload
+from backends.udp.sockets import open_sockets
+from backends.udp.tun import open_tun, possible_queues
 from flannelpy.core.backend import FdStore
 from flannelpy.core.errors import BackendError
 
@@ -23,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class QueuePair:
     """What one worker works on. The TUN queue is a descriptor, as are those inside the other two."""
 
     tun: int
@@ -37,17 +40,18 @@ class Lane:
         self.counters.close()
 
 
-class Descriptors:
-    """The lanes of one device; all of them open, or none. Without ``offload`` nothing is asked of the kernel."""
+class Queues:
+    """The pairs of one device; all of them open, or none. Without ``offload`` nothing is asked of the kernel."""
 
     def __init__(self, device: str, port: int, workers: int, offload: bool) -> None:
         self._device, self._port, self._workers = device, port, workers
         self.offload = offload
         self.offloads = Offload.NONE
-        """What the kernel does for us in bulk, on every lane alike; known while they are open."""
-        self.lanes: tuple[Lane, ...] = ()
+        """What the kernel does for us in bulk, on every pair alike; known while they are open."""
+        self.pairs: tuple[QueuePair, ...] = ()
         """One for each worker; one in all where the kernel's TUN has a single queue."""
         self._counted = [0] * len(COUNTERS)
+        self._refused: Counter[str] = Counter()
 
     async def open(self, address: str, fd_store: FdStore) -> None:
         """Make device and sockets, these at ``address``, and keep them in the fd store; or take over what is there, if it fits.
@@ -58,10 +62,10 @@ class Descriptors:
         if not (fd_store.names and self._adopt(fd_store, wanted)):
             await fd_store.drop(*fd_store.names)
             self._make(wanted)
-            for number, lane in enumerate(self.lanes):
-                fd_store.keep(TUN_OF.format(number), lane.tun)
-                fd_store.keep(SOCKET_OF.format(number), lane.socket.fileno())
-                fd_store.keep(COUNTERS_OF.format(number), lane.counters.fd)
+            for number, pair in enumerate(self.pairs):
+                fd_store.keep(TUN_OF.format(number), pair.tun)
+                fd_store.keep(SOCKET_OF.format(number), pair.socket.fileno())
+                fd_store.keep(COUNTERS_OF.format(number), pair.counters.fd)
 
     def _make(self, wanted: Wanted) -> None:
         sockets = open_sockets(wanted.address, wanted.port, wanted.number)
@@ -82,7 +86,8 @@ class Descriptors:
             return False
         log.info("TUN device %s and UDP %s:%d were kept, with what waits in them", wanted.device, wanted.address, wanted.port)
         self._equip(tuns, sockets, [adopt_counters(fd_store, number) for number in range(wanted.number)], offloads)
-        self._counted = [0] * len(COUNTERS)  # the lanes' counters hold what was counted before
+        self._counted = [0] * len(COUNTERS)  # the pairs' counters hold what was counted before
+        self._refused.clear()
         return True
 
     def _equip(
@@ -92,15 +97,22 @@ class Descriptors:
             for sock in sockets:
                 offloads |= ask_socket(sock)
         self.offloads = offloads
-        self.lanes = tuple(Lane(*each) for each in zip(tuns, sockets, counters, strict=True))
+        self.pairs = tuple(QueuePair(*each) for each in zip(tuns, sockets, counters, strict=True))
 
     def close(self) -> None:
         """Give everything back; what is not in the fd store vanishes. May be called twice."""
-        self._counted = self.counted()
-        lanes, self.lanes = self.lanes, ()
-        for lane in lanes:
-            lane.close()
+        self._counted, self._refused = self.counted(), self.refused()
+        pairs, self.pairs = self.pairs, ()
+        for pair in pairs:
+            pair.close()
 
     def counted(self) -> list[int]:
-        """The sums over all lanes, in the order of COUNTERS: since this object was made, or what it took over."""
-        return [sum(each) for each in zip(self._counted, *(lane.counters.read() for lane in self.lanes), strict=True)]
+        """The sums over all pairs, in the order of COUNTERS: since this object was made, or what it took over."""
+        return [sum(each) for each in zip(self._counted, *(pair.counters.read() for pair in self.pairs), strict=True)]
+
+    def refused(self) -> Counter[str]:
+        """Packets of a peer that the ingress filter dropped, by its PublicIP."""
+        total = Counter(self._refused)
+        for pair in self.pairs:
+            total.update(pair.counters.refused())
+        return total
