@@ -17,7 +17,7 @@ from netaddr import AddrFormatError, IPAddress
 
 from flannelpy.core.backend import HostOptions
 from flannelpy.core.errors import UsageError
-from flannelpy.core.uplink import compile_re2
+from flannelpy.core.re2 import compile_re2
 from flannelpy.options import ACCEPTED, ALL, BY_NAME, ETCD, OUR_ENV, REFUSED, Given
 from flannelpy.registry import Endpoint
 from flannelpy.registry.etcd.endpoints import parse_endpoints

@@ -1,13 +1,13 @@
 """Which interface carries the overlay, and with which address? Chosen from facts handed in; the reasons are kept.
 
 Source: flannel-compat 8. ``--public-ip`` alone takes the interface that has this address, as flannel does; where none has it
-(behind NAT), and beside other options, it is only advertised. An address stays the uplink's for as long as it is there, whichever comes
-first by then. Our own devices and addresses inside the overlay are never taken. An interface that is down is, as flannel takes it.
+(behind NAT), and beside other options, it is only advertised. An address stays the uplink's for as long as it is there,
+whichever comes first by then. Our own devices and addresses inside the overlay are never taken. An interface that is down is, as
+flannel takes it.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,6 +17,7 @@ from netaddr import AddrFormatError, IPAddress, IPNetwork
 from flannelpy.core.backend import Uplink
 from flannelpy.core.errors import NoUplinkError
 from flannelpy.core.model import Family
+from flannelpy.core.re2 import compile_re2
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,115 +311,3 @@ def _without_overlay(facts: HostFacts, networks: Sequence[IPNetwork], ours: Cont
         if interface.name not in ours
     )
     return HostFacts(tuple(kept), facts.default_routes)
-
-
-# ------------------------------------------------------------------------------------------------------- following
-
-
-def query(wish: Wish) -> FactsQuery:
-    """The least that has to be asked for the choice."""
-    if wish.iface_regex or wish.can_reach is not None or any(_is_address(text) for text in wish.iface):
-        return FactsQuery(default_routes=False)
-    if wish.iface:
-        return FactsQuery(frozenset(wish.iface), default_routes=False)
-    if wish.public_ip is not None or wish.public_ipv6 is not None:
-        return EVERYTHING
-    return FactsQuery(frozenset())
-
-
-def concerns(links: Mapping[int, str], default_route: bool, wish: Wish, current: Uplink | None) -> bool:
-    """True where the choice may be another one after a change of these interfaces (index -> name) or of a default route."""
-    if current is not None and (current.index in links or current.name in links.values()):
-        return True
-    if wish.can_reach is not None and default_route:
-        return True
-    needed = query(wish)
-    if needed.names is None:
-        return bool(links) or (needed.default_routes and default_route)
-    return (needed.default_routes and (default_route or (bool(links) and current is None))) or any(
-        name in needed.names for name in links.values()
-    )
-
-
-def describe_change(before: Uplink, after: Uplink) -> str:
-    """What became of the uplink, in words; empty where nothing did."""
-    said = []
-    if before.name != after.name:
-        same = before.index == after.index
-        said.append(f"{before.name} is called {after.name} now" if same else f"it is {after.name} now, it was {before.name}")
-    elif before.index != after.index:
-        said.append(f"{after.name} was made anew")
-    for what, old, new in (
-        ("address", before.address, after.address),
-        ("IPv6 address", before.address6, after.address6),
-        ("MTU", before.mtu, after.mtu),
-    ):
-        if old != new:
-            said.append(f"{after.name}'s {what} is {new}, it was {old}")
-    for old, new, own in (
-        (before.public_ip, after.public_ip, after.address),
-        (before.public_ipv6, after.public_ipv6, after.address6),
-    ):
-        if old != new and new != own:
-            said.append(f"{new} is advertised, it was {old}")
-    return "; ".join(said)
-
-
-def host_networks(facts: HostFacts, ours: Container[str], bridge: IPNetwork | None) -> tuple[tuple[IPNetwork, str], ...]:
-    """The networks that the host's interfaces are in, and which; without our own devices, and the bridge of our own subnet."""
-    found = []
-    for interface in facts.interfaces:
-        for held in interface.addresses if interface.name not in ours else ():
-            net = IPNetwork((int(held.address), held.prefixlen), version=held.address.version).cidr
-            plain = not held.address.is_loopback() and not held.address.is_link_local()
-            if plain and not (bridge is not None and bridge.version == net.version and held.address in bridge):
-                found.append((net, interface.name))
-    return tuple(found)
-
-
-def _is_address(text: str) -> bool:
-    try:
-        IPAddress(text)
-    except (AddrFormatError, ValueError):
-        return False
-    return True
-
-
-_POSIX = {
-    "alnum": "0-9A-Za-z",
-    "alpha": "A-Za-z",
-    "blank": r"\t ",
-    "digit": "0-9",
-    "lower": "a-z",
-    "punct": r"!-/:-@\[-`{-~",
-    "space": r"\s",
-    "upper": "A-Z",
-    "word": r"\w",
-    "xdigit": "0-9A-Fa-f",
-}
-
-
-def compile_re2(pattern: str) -> re.Pattern[str]:
-    """A pattern in Go's dialect (RE2), as far as names and addresses need it. Raises ValueError with what cannot be read."""
-    text = re.sub(r"\[:(\^?)(\w+):\]", _posix_class, pattern)
-    text = text.replace(r"\z", r"\Z")
-    text = re.sub(r"\\p(?:\{(\w+)\}|(\w))", _unicode_class, text)
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise ValueError(f"{error}; expected a pattern of RE2, as flannel takes it") from None
-
-
-def _posix_class(match: re.Match[str]) -> str:
-    if match[1] or match[2] not in _POSIX:
-        raise ValueError(f"{match[0]}: expected a POSIX class like [:digit:]")
-    return _POSIX[match[2]]
-
-
-def _unicode_class(match: re.Match[str]) -> str:
-    """Letters and digits; names of interfaces have no other classes that anybody would ask for."""
-    known = {"L": r"[^\W\d_]", "N": r"\d", "Lu": "[A-Z]", "Ll": "[a-z]", "Nd": r"\d"}
-    name = match[1] or match[2]
-    if name not in known:
-        raise ValueError(f"{match[0]}: expected one of {', '.join(known)}")
-    return known[name]
