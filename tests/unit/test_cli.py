@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from flannelpy import __version__, cli, options
+from flannelpy.commands import run
 from netns_lab.etcd import Etcd
 
 CONFIG = "/coreos.com/network/config"
@@ -133,18 +134,18 @@ def test_an_output_that_cannot_be_written() -> None:
     ],
 )
 def test_what_counts_is_the_capability_in_effect(status: str, may: bool) -> None:
-    assert cli.may_configure_networks(status) is may
+    assert run.may_configure_networks(status) is may
 
 
 def test_without_the_capability_the_agent_says_so(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "may_configure_networks", lambda status: False)
+    monkeypatch.setattr(run, "may_configure_networks", lambda status: False)
     said = person.types("--iface=eth1")
     assert (said.code, said.out) == (1, "")
     assert said.err.startswith("flannelpy: CAP_NET_ADMIN is missing: ")
 
 
 def test_wrong_settings_are_told_before_missing_privileges(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "may_configure_networks", lambda status: False)
+    monkeypatch.setattr(run, "may_configure_networks", lambda status: False)
     assert person.types("--healthz-port=x").code == 2
 
 

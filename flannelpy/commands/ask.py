@@ -41,7 +41,7 @@ def report(run_dir: Path, *, peers: bool, as_json: bool) -> int:
         status = from_json(text)
     except (MalformedError, ValueError, KeyError, TypeError) as error:
         raise FlannelpyError(f"{path}: {error}; is the agent of another version? Restart it after an upgrade") from None
-    from flannelpy.explain.status_table import show
+    from flannelpy.commands.status_table import show
 
     show(status, peers=peers)
     return 0 if status.ready else 1

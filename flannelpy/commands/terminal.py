@@ -1,0 +1,63 @@
+"""How does a command speak to a person, and listen? Foreign text is made visible where a terminal would obey it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.foreign import LINE, document, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def say(line: str) -> None:
+    """One line on stdout."""
+    click.echo(printable(line, LINE))
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Each as a line on stderr."""
+    for warning in warnings:
+        click.echo(f"flannelpy: warning: {printable(warning, LINE)}", err=True)
+
+
+def say_raw(text: str) -> None:
+    """A document that others wrote: byte for byte in a pipe, harmless on a terminal."""
+    shown = document(text) if sys.stdout.isatty() else text
+    click.echo(shown, nl=not shown.endswith("\n"))
+
+
+def agree(question: str) -> bool:
+    """Ask the person at the terminal; a mere return is a no."""
+    return click.confirm(question, default=False, err=True)
+
+
+def console(wide: int) -> Console:
+    """For tables, as wide as the terminal; ``wide`` columns where there is none."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else wide)
+
+
+def named(file: str) -> str:
+    """What to call the file in a message."""
+    return "standard input" if file == "-" else file
+
+
+def read(file: str) -> str:
+    """The text of a file or, for ``-``, of standard input. Raises FlannelpyError with one line."""
+    if file == "-" and sys.stdin is None:
+        raise FlannelpyError("standard input: it is closed; expected JSON text")
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise FlannelpyError(f"{named(file)}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise FlannelpyError(f"{named(file)}: byte {error.start} is not UTF-8; expected JSON text") from None
