@@ -29,6 +29,10 @@ _WHY = {
 _NOT_THERE = "expected an agent with this --run-dir; systemctl status flannelpy tells whether it runs"
 
 
+class _UnknownPageError(Exception):
+    pass
+
+
 def report(run_dir: Path, *, peers: bool, as_json: bool) -> int:
     """Print what the agent says; 0 where it is ready, else 1. Raises FlannelpyError in one line where it cannot be asked."""
     path = run_dir / SOCKET
@@ -47,14 +51,17 @@ def report(run_dir: Path, *, peers: bool, as_json: bool) -> int:
     return 0 if status.ready else 1
 
 
-def ask(path: Path) -> str:
+def ask(path: Path, page: str = PAGE, within_s: float | None = None) -> str:
     """What the agent behind this socket says. Raises FlannelpyError: which socket, what was expected, what to do."""
+    within_s = WITHIN_S if within_s is None else within_s
     try:
-        return _get(path)
+        return _get(path, page, within_s)
     except TimeoutError:
-        why = f"no answer within {WITHIN_S:g} s; {_NOT_THERE}, its log what it does"
+        why = f"no answer within {within_s:g} s; {_NOT_THERE}, its log what it does"
     except (BrokenPipeError, ConnectionResetError):
         why = f"it hung up without an answer; {_NOT_THERE}, its log what it does"
+    except _UnknownPageError:
+        why = f"the agent does not know {page.partition('?')[0]}; is it of another version? Restart it after an upgrade"
     except OSError as error:
         why = _WHY.get(error.errno or 0, error.strerror or str(error))
         why += "" if error.errno == errno.EACCES else f"; {_NOT_THERE}"
@@ -63,16 +70,18 @@ def ask(path: Path) -> str:
     raise FlannelpyError(f"{path}: {why}")
 
 
-def _get(path: Path) -> str:
+def _get(path: Path, page: str, within_s: float) -> str:
     """The body of the answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as to_agent:
-        to_agent.settimeout(WITHIN_S)
+        to_agent.settimeout(within_s)
         to_agent.connect(os.fspath(path))
         connection = http.client.HTTPConnection("flannelpy")
         connection.sock = to_agent
-        connection.request("GET", PAGE, headers={"Connection": "close"})
+        connection.request("GET", page, headers={"Connection": "close"})
         response = connection.getresponse()
         body = response.read(MOST_BYTES)
+    if response.status == 404:
+        raise _UnknownPageError
     if response.status != 200:
         raise http.client.HTTPException(f"{response.status} {response.reason}: {body[:60].decode(errors='replace').strip()}")
     return body.decode()
