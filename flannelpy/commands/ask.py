@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -16,6 +17,9 @@ from flannelpy.explain.status import PAGE, SOCKET, from_json
 
 WITHIN_S = 5.0
 """How long the agent may be silent."""
+
+ERROR_HOLDS = 3
+"""The exit code of ``flannelpy status`` where the agent is ready and something is wrong all the same."""
 
 MOST_BYTES = 64 << 20
 """More is no answer of ours: a cluster of 10,000 hosts takes 3 MB."""
@@ -34,21 +38,32 @@ class _UnknownPageError(Exception):
 
 
 def report(run_dir: Path, *, peers: bool, as_json: bool) -> int:
-    """Print what the agent says; 0 where it is ready, else 1. Raises FlannelpyError in one line where it cannot be asked."""
+    """Print what the agent says. 0: it is ready; 1: it is not; 3: it is, but an error holds.
+
+    Raises FlannelpyError in one line where it cannot be asked.
+    """
     path = run_dir / SOCKET
     text = ask(path)
     try:
         if as_json:  # as it is, also from an agent of another version
             document = json.loads(text)
             click.echo(json.dumps(document, indent=2))
-            return 0 if document["ready"] is True else 1
+            severities = [condition["severity"] for condition in document.get("conditions", ())]
+            return exit_code(document["ready"] is True, severities)
         status = from_json(text)
-    except (MalformedError, ValueError, KeyError, TypeError) as error:
+    except (MalformedError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FlannelpyError(f"{path}: {error}; is the agent of another version? Restart it after an upgrade") from None
     from flannelpy.commands.status_table import show
 
     show(status, peers=peers)
-    return 0 if status.ready else 1
+    return exit_code(status.ready, [condition.severity for condition in status.conditions])
+
+
+def exit_code(ready: bool, severities: Iterable[str]) -> int:
+    """For scripts and monitoring: anything but 0 wants a look."""
+    if not ready:
+        return 1
+    return ERROR_HOLDS if "error" in severities else 0
 
 
 def ask(path: Path, page: str = PAGE, within_s: float | None = None) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 from flannelpy.core.errors import MalformedError
 
 PAGE = "/events"
-"""Its path on the agent's socket. Query: ``since`` (seconds back); ``life`` and ``after`` (only what is newer than that number of that
-life), and with them ``wait`` (seconds, for something that is).
+"""Its path on the agent's socket. Query: ``since`` (seconds back); ``life`` and ``after`` (only what is newer than that number
+of that life), and with them ``wait`` (seconds, for something that is).
 """
 SCHEMA = 1
 
@@ -26,7 +26,7 @@ KINDS = (JOINED, LEFT, MOVED, BEGAN, RESOLVED, REPAIRED, LEASE, UPLINK, CONFIG, 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened once. ``number``: from 1 on in each life; ``subject``: a lease's key, a condition's code, the like."""
+    """Something that happened once. ``number``: from 1 on in each life; ``subject``: a lease's key, a condition's code."""
 
     number: int
     at: str

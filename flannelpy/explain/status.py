@@ -1,6 +1,6 @@
 """What does an agent say of itself? The document behind ``flannelpy status``: values, and their JSON, in and out.
 
-The agent makes it (``agent.tell``), the command reads it (``ask``, ``status_table``). Names in JSON are flannel's where flannel has
+The agent makes it (``agent.status``), the command reads it (``commands.ask``). Names in JSON are flannel's where flannel has
 one. Times are ISO 8601 in UTC. What is not known yet is null; no secret is in it.
 """
 
@@ -21,6 +21,8 @@ SOCKET = "agent.sock"
 """The agent's socket in its run directory."""
 PAGE = "/status"
 """The document's path on it."""
+SCHEMA = 2
+"""Grows when a name in the document goes or means something else; new names alone do not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,8 @@ class SubnetFileStatus:
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """Another host's lease. ``state``: programmed; left-out (``why`` says why); kernel-refused; leaving, kept-after-expiry or
-    kept-after-reset (its key is gone, it is programmed for ``seconds_left`` more).
+    """Another host's lease. ``state``: in-sync (the kernel holds it), pending, refused (by the kernel), excluded, or stale (its key
+    is gone, and it is kept for ``seconds_left`` more); ``why`` says why.
     """
 
     key: str
@@ -123,10 +125,10 @@ class RepairStatus:
 
 @dataclass(frozen=True, slots=True)
 class KernelStatus:
-    """Kernel objects by kind. ``held``: those of the wanted that are there as wanted, as far as the kernel has told."""
+    """Kernel objects by kind. ``in_sync``: those that it holds as they should be, as far as it has said."""
 
-    wanted: Mapping[str, int]
-    held: Mapping[str, int]
+    desired: Mapping[str, int]
+    in_sync: Mapping[str, int]
     repairs: int
     last_repair: RepairStatus | None = None
 
@@ -135,6 +137,7 @@ class KernelStatus:
 class Status:
     """One agent at one moment. ``why_not`` is empty where it is ready; ``network`` is the config as derived."""
 
+    schema: int = SCHEMA
     version: str
     pid: int
     since: str
