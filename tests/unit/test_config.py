@@ -85,7 +85,7 @@ def test_conformance_config_ipv6_overrides() -> None:
         ("10.0.0.0/28", 30, "10.0.0.4", "10.0.0.12"),
         ("10.0.0.0/8", 24, "10.0.1.0", "10.255.255.0"),
         ("10.5.1.3/16", 24, "10.5.1.0", "10.5.255.0"),
-        ("128.0.0.0/1", 24, "128.0.1.0", "255.255.255.0"),
+        ("128.0.0.0/5", 24, "128.0.1.0", "135.255.255.0"),
     ],
 )
 def test_conformance_derivation_ipv4(network: str, length: int, first: str, last: str) -> None:
@@ -317,3 +317,39 @@ def test_conformance_config_fuzz_any_json(value: Any) -> None:
 @example('{"Network": "１0.5.0.0/16"}')
 def test_conformance_config_fuzz_any_bytes(text: str | bytes) -> None:
     check_any(text)
+
+
+@pytest.mark.parametrize(
+    ("network", "use"),
+    [
+        ("0.5.0.0/16", "0.0.0.0/8 (this network)"),
+        ("0.0.0.0/1", "0.0.0.0/8 (this network)"),
+        ("127.5.0.0/16", "127.0.0.0/8 (loopback)"),
+        ("64.0.0.0/2", "127.0.0.0/8 (loopback)"),
+        ("169.254.0.0/20", "169.254.0.0/16 (link-local)"),
+        ("168.0.0.0/5", "169.254.0.0/16 (link-local)"),
+        ("224.0.0.0/16", "224.0.0.0/3 (multicast and reserved)"),
+        ("240.0.0.0/16", "224.0.0.0/3 (multicast and reserved)"),
+    ],
+)
+def test_a_network_that_hosts_need_for_themselves_is_refused(network: str, use: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        NetworkConfig.parse(json.dumps({"Network": network}))
+    assert str(caught.value) == f"Network {network} overlaps {use}: expected an IPv4 network like 10.5.0.0/16"
+
+
+@pytest.mark.parametrize(
+    ("network", "use"),
+    [("::/64", "::/128 (unspecified)"), ("fe80::/48", "fe80::/10 (link-local)"), ("ff05::/48", "ff00::/8 (multicast)")],
+)
+def test_the_same_for_ipv6(network: str, use: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        NetworkConfig.parse(json.dumps({"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": network}))
+    assert str(caught.value) == f"IPv6Network {network} overlaps {use}: expected an IPv6 network like fc00::/48"
+
+
+@pytest.mark.parametrize(
+    "network", ["1.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "126.0.0.0/8", "128.0.0.0/8", "172.16.0.0/12", "223.0.0.0/8"]
+)
+def test_every_other_network_is_taken(network: str) -> None:
+    assert NetworkConfig.parse(json.dumps({"Network": network})).networks == (IPNetwork(network),)
