@@ -10,7 +10,7 @@ import click
 
 from flannelpy.commands import cost, netconfig
 from flannelpy.commands.conversation import config_key, with_registry
-from flannelpy.commands.terminal import agree, console, named, read, say, say_raw, warn
+from flannelpy.commands.terminal import agree, named, read, say, say_raw, show, warn
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError, ConflictError, FlannelpyError
 from flannelpy.host import subnet_env
@@ -33,7 +33,7 @@ def check(file: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(examined.config.to_dict(), indent=2))
     else:
-        console(132).print(netconfig.table(examined))
+        show(netconfig.table(examined), wide=132)
 
 
 def get(given: Given) -> int:

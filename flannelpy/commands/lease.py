@@ -6,9 +6,9 @@ import os
 
 import click
 
-from flannelpy.commands import leases, reservations
+from flannelpy.commands import leases, reservations, terminal
 from flannelpy.commands.conversation import config_key, with_registry
-from flannelpy.commands.terminal import console, say, warn
+from flannelpy.commands.terminal import say, warn
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.options import Given
 from flannelpy.settings import load_public, load_subnet_file
@@ -32,7 +32,7 @@ def show(given: Given, whom: str | None, *, as_json: bool) -> int:
     if about is not None and not listing.rows:
         raise FlannelpyError(f"{about}: nobody has it; flannelpy lease list shows all")
     if listing.rows:
-        console(200).print(leases.table(listing))
+        terminal.show(leases.table(listing), wide=200)
     if about is None:
         for line in [*map(str, listing.rooms)] if listing.rows else [f"no leases; {room}" for room in listing.rooms]:
             say(line)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
-from rich.console import Console
+import click
 from rich.table import Table
 from rich.text import Text
 
+from flannelpy.commands import terminal
 from flannelpy.core.backend import DatapathStatus
 from flannelpy.core.duration import span
 from flannelpy.core.foreign import printable
@@ -35,12 +34,10 @@ NONE = "0.0.0.0"
 
 def show(status: Status, *, peers: bool) -> None:
     """Print it, as wide as the terminal or COLUMNS is."""
-    known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(highlight=False, width=None if known else WIDE)
-    console.print(table(status, datetime.now(UTC)))
+    terminal.show(table(status, datetime.now(UTC)), wide=WIDE)
     if peers and status.peers:
-        console.print()
-        console.print(peers_table(status))
+        click.echo()
+        terminal.show(peers_table(status), wide=WIDE)
 
 
 def table(status: Status, now: datetime) -> Table:

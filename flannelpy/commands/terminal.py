@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +14,7 @@ from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.foreign import LINE, document, printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import RenderableType
 
 
 def say(line: str) -> None:
@@ -38,11 +39,18 @@ def agree(question: str) -> bool:
     return click.confirm(question, default=False, err=True)
 
 
-def console(wide: int) -> Console:
-    """For tables, as wide as the terminal; ``wide`` columns where there is none."""
+def show(*shown: RenderableType, wide: int) -> None:
+    """Tables, as wide as the terminal or COLUMNS is; where there is neither, ``wide`` columns, and no blanks at the ends."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else wide)
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, width=None if terminal or "COLUMNS" in os.environ else wide)
+    if terminal:
+        console.print(*shown, sep="\n")
+        return
+    with console.capture() as captured:
+        console.print(*shown, sep="\n")
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def named(file: str) -> str:

@@ -586,7 +586,7 @@ def test_peers_are_shown_one_by_one_where_asked_for(person: Person, tmp_path: Pa
         said = person.types("status", "--peers", FLANNELPY_RUN_DIR=str(tmp_path), COLUMNS="80")
     assert said.code == 0
     assert "10.1.10.0/24  192.168.50.12  none     stale for 9 min more: its lease has" in said.out
-    assert all(len(line) <= 80 for line in said.out.splitlines())
+    assert all(len(line) <= 80 and line == line.rstrip() for line in said.out.splitlines())
 
 
 EXPECTED = "expected an agent with this --run-dir; systemctl status flannelpy tells whether it runs"
