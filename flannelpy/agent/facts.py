@@ -12,7 +12,8 @@ from flannelpy.agent.report import Reporter
 from flannelpy.core.backend import Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import NoUplinkError
-from flannelpy.core.uplink import RouteAnswer, Wish, choose, concerns, host_networks, query
+from flannelpy.core.uplink import RouteAnswer, Wish, choose
+from flannelpy.core.uplink_change import concerns, host_networks, query
 from flannelpy.kernel import Kernel, Notice
 
 FAMILIES = frozenset({4, 6})
@@ -27,6 +28,10 @@ class Facts:
         self.missing = ""
         """Why there is none at this moment; empty where there is."""
         self.reasons: tuple[str, ...] = ()
+        self.uplink_mac = ""
+        """The uplink's hardware address."""
+        self.down = ""
+        """The uplink's name while it is down."""
         self.stale = True
         self._kernel = kernel
         self._wish = wish
@@ -56,7 +61,7 @@ class Facts:
         """
         self.stale = False
         try:
-            facts = await self._kernel.facts(query(self._wish, self.uplink))
+            facts = await self._kernel.facts(query(self._wish))
             answers: Mapping[IPAddress, RouteAnswer] = {}
             if self._wish.can_reach is not None and (answer := await self._kernel.route_to(self._wish.can_reach)) is not None:
                 answers = {self._wish.can_reach: answer}
@@ -69,9 +74,11 @@ class Facts:
             self.stale = True
             raise
         before, self.uplink, self.reasons, self.missing = self.uplink, choice.uplink, choice.reasons, ""
+        self.uplink_mac = next((one.mac for one in facts.interfaces if one.index == choice.uplink.index), "")
         down = any(interface.index == choice.uplink.index and not interface.up for interface in facts.interfaces)
+        self.down = choice.uplink.name if down else ""
         self._reporter.set("uplink-missing", {})
-        self._reporter.set("uplink-down", {"": choice.uplink.name} if down else {})
+        self._reporter.set("uplink-down", {"": self.down} if down else {})
         if before != self.uplink:
             self._gateways.clear()
             self._moved |= FAMILIES

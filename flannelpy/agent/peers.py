@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.departures import EXPIRED, LEAVING, RESET
@@ -33,13 +33,11 @@ class Peer:
 
 def rows(cluster: Cluster, reconciler: Reconciler) -> Iterator[Peer]:
     """Every lease but our own, in the order of their addresses."""
-    view, left_out, owners = cluster.view, reconciler.fragments.left_out, reconciler.desired.owners
+    view, left_out = cluster.view, reconciler.fragments.left_out
     own = None if view.own is None else view.own.key
     for lease in sorted(view.leases.values(), key=_place):
         if lease.key != own:
-            row = _row(lease, cluster, reconciler, left_out)
-            # Before we have a lease, nothing is desired for anybody, and nothing of it is missing.
-            yield replace(row, state=PENDING) if row.state == IN_SYNC and lease.key not in owners else row
+            yield _row(lease, cluster, reconciler, left_out)
 
 
 def _row(lease: Lease, cluster: Cluster, reconciler: Reconciler, left_out: Mapping[str, str]) -> Peer:

@@ -19,10 +19,10 @@ from flannelpy.core.errors import MalformedError
 
 SOCKET = "agent.sock"
 """The agent's socket in its run directory."""
+SCHEMA = 2
+"""Grows when a name in the document goes, or means something else."""
 PAGE = "/status"
 """The document's path on it."""
-SCHEMA = 2
-"""Grows when a name in the document goes or means something else; new names alone do not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,8 @@ class SubnetFileStatus:
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """Another host's lease. ``state``: in-sync (the kernel holds it), pending, refused (by the kernel), excluded, or stale (its key
-    is gone, and it is kept for ``seconds_left`` more); ``why`` says why.
+    """Another host's lease. ``state``: in-sync (the kernel holds what reaches it), pending, refused (by the kernel), excluded,
+    or stale (its key is gone; it is kept for ``seconds_left`` more); ``why`` says why it is not in sync.
     """
 
     key: str
@@ -125,19 +125,23 @@ class RepairStatus:
 
 @dataclass(frozen=True, slots=True)
 class KernelStatus:
-    """Kernel objects by kind. ``in_sync``: those that it holds as they should be, as far as it has said."""
+    """Kernel objects by kind. ``in_sync``: those of the desired that are there as desired, as far as the kernel has told.
+
+    ``retries``: how often the kernel has refused something.
+    """
 
     desired: Mapping[str, int]
     in_sync: Mapping[str, int]
     repairs: int
     last_repair: RepairStatus | None = None
+    retries: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """One agent at one moment. ``why_not`` is empty where it is ready; ``network`` is the config as derived."""
 
-    schema: int = SCHEMA
+    schema: int | None = SCHEMA
     version: str
     pid: int
     since: str

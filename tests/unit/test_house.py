@@ -27,7 +27,7 @@ LONGER = {
     "flannelpy/kernel/netlink.py": "one adapter, every call of the contract",
 }
 """Files that may be longer, and why."""
-LONGEST = 510
+LONGEST = 530
 
 NO_NAMES = re.compile(r"(Manager|Helper|Utils?|Handler|Processor)$|^process_|^handle_data$")
 NOT_OURS = re.compile(r"(?<![\w.])/(work|root|home/\w+)/|(?<![\w.])/tmp/w/|\b(TODO|FIXME|XXX)\b")

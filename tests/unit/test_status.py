@@ -617,7 +617,7 @@ def test_an_agent_that_does_not_answer_is_one_line(person: Person, tmp_path: Pat
         (lambda connection: None, "it hung up without an answer; "),
         (page("no", "404 Not Found"), "the agent does not know /status; is it of another version? Restart it after an upgrade"),
         (page("{"), "not JSON: "),
-        (page("{}"), "schema: null: expected a number; is the agent of another version? Restart it after an upgrade"),
+        (page("{}"), "version: null: expected text; is the agent of another version? Restart it after an upgrade"),
         (page('{"schema": 2, "version": "9"}'), "pid: null: expected a number; is the agent of another version?"),
         (page("502", "502 Bad Gateway"), "what answers there is no flannelpy (HTTPException('502 Bad Gateway: 502'))"),
     ],
