@@ -353,3 +353,44 @@ def test_the_same_for_ipv6(network: str, use: str) -> None:
 )
 def test_every_other_network_is_taken(network: str) -> None:
     assert NetworkConfig.parse(json.dumps({"Network": network})).networks == (IPNetwork(network),)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "it is empty"),
+        (" \n", "it is empty"),
+        (
+            '{"Network": "10.5.0.0/16", \\"SubnetLen\\": 24}',
+            "line 1, column 28: expected a name in double quotes (a backslash before a",
+        ),
+        ("{'Network': 1}", "line 1, column 2: expected a name in double quotes (names and strings stand in double quotes)"),
+        ('{"Network": "10.5.0.0/16",}', "line 1, column 27: expected a name in double quotes (a comma too many before it?)"),
+        ('{"Network": "10.5.0.0/16"\n"SubnetLen": 24}', "line 2, column 1: expected a comma, or the end of the list or object;"),
+        ('{"Network" "10.5.0.0/16"}', "line 1, column 12: expected a colon;"),
+        ('{\n  # ours\n  "Network": "10.5.0.0/16"}', "line 2, column 3: expected a name in double quotes (JSON has no comments)"),
+        ('{"Network": "10.5.0.0/16"} // ours', "line 1, column 28: expected the end of the text (JSON has no comments)"),
+        ('{"EnableIPv6": True}', "line 1, column 16: expected a value (true is written in small letters)"),
+        ('{"Network": }', "line 1, column 13: expected a value;"),
+        ('{"Network": "10.5.0.0/16', "line 1, column 13: the string that begins here has no end;"),
+        ('{"Network": "10.5.0.0/16"', "line 1, column 26: expected a comma, or the end of the list or object (the text ends here)"),
+        ('\ufeff{"Network": "10.5.0.0/16"}', "line 1, column 1: a byte order mark; save the file without one;"),
+        ("{\u201cNetwork\u201d: 1}", "line 1, column 2: expected a name in double quotes (these are typographic quotes)"),
+        ('{"Network": "10.5\n"}', "line 1, column 18: a line break or another control character inside a string;"),
+        ('{"Network": "10.5\\.0"}', "line 1, column 18: a backslash that begins no escape;"),
+    ],
+)
+def test_what_is_no_json_is_told_in_the_words_of_who_wrote_it(text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        NetworkConfig.parse(text)
+    assert str(caught.value).startswith(f"not JSON: {said}")
+
+
+@given(st.text("{}[]\",:\\ \n'#/TN1a", max_size=30))
+def test_python_does_not_speak(text: str) -> None:
+    said = ""
+    try:
+        NetworkConfig.parse(text)
+    except ConfigError as error:
+        said = str(error)
+    assert [word for word in ("Expecting", "something else", "\n") if word in said] == []
