@@ -57,11 +57,11 @@ class Ring:
         self._second: Counter[str] | None = None
         self._newer = asyncio.Event()
 
-    def note(self, kind: str, subject: str, text: str) -> None:
+    def note(self, kind: str, subject: str, text: str, level: int = logging.INFO) -> None:
         """This has happened: keep it and log it. ``text``: with its subject first, as an operator reads it."""
         self.keep(kind, subject, text)
         if kind not in _VERBS:
-            log.info("%s", text)
+            log.log(level, "%s", text)
             return
         if self._second is None:
             self._second = Counter()
