@@ -213,7 +213,7 @@ _ALL = (
     Condition(
         "mtu-clamped",
         Severity.WARNING,
-        "MTU smaller than the network config asks for: {detail}",
+        "the MTU is smaller than the network config asks for: {detail}",
         "raise the MTU of the uplink, or lower Backend.MTU",
     ),
     Condition(
