@@ -231,7 +231,7 @@ class Notices:
         if proto != ROUTE_PROTOCOL and (proto != RTPROT_KERNEL or family == AF_INET):
             # Of IPv6 the kernel adds a link-local route with every interface that comes up; they lead to no peer.
             draft.routed.add(4 if family == AF_INET else 6)
-        if proto != ROUTE_PROTOCOL and prefixlen and not flags & REPLACE:
+        if new and proto != ROUTE_PROTOCOL and prefixlen and not flags & REPLACE:
             device = route_device(data, body, end)
             if device not in self._sieve.links and (not device or device != self._sieve.uplink):
                 return
@@ -243,8 +243,9 @@ class Notices:
         item = self._sieve.route(info)
         if item is not None:
             draft.objects[item.key] = item if new else None
-        elif new and flags & REPLACE and self._sieve.inside(info) and self._sieve.keyed(info):
-            draft.objects[Key("route", str(info.network))] = None  # somebody put theirs in the place of ours
+        elif (flags & REPLACE or not new) and self._sieve.inside(info) and self._sieve.keyed(info):
+            # Somebody put theirs in the place of ours; or it was in our way, and is gone.
+            draft.objects[Key("route", str(info.network))] = None
 
     def _address(self, data: bytes, body: int, end: int, new: bool, draft: _Draft) -> None:
         index = link_index(data, body)

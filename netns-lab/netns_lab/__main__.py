@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-from netns_lab.interrupts import heed
+from netns_lab.interrupt import heed_interrupts
 
 PROGRAMS = ("demo", "swarm", "soak_udp", "bench_agent", "bench_udp", "bench_registry")
 
@@ -14,7 +14,7 @@ def main() -> int:
     if name not in PROGRAMS:
         print(f"netns_lab: {name!r}: expected one of {', '.join(PROGRAMS)}", file=sys.stderr)
         return 2
-    heed()
+    heed_interrupts()
     try:
         program = import_module(f"netns_lab.{name}")
     except KeyboardInterrupt:

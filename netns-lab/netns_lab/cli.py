@@ -19,7 +19,7 @@ import click
 from flannelpy.plugins import names as backends
 from netns_lab.errors import LabError, TopologyError
 from netns_lab.etcd import EtcdFailedError, binary
-from netns_lab.interrupts import heed
+from netns_lab.interrupt import heed_interrupts
 from netns_lab.ledger import Ledger, names
 from netns_lab.topology import Topology, check_name, shipped
 
@@ -325,5 +325,5 @@ def _count(number: int, what: str) -> str:
 
 def main() -> None:
     """The command; a script's entry point."""
-    heed()
+    heed_interrupts()
     lab(prog_name="lab")
