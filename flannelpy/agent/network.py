@@ -13,7 +13,8 @@ from netaddr import IPNetwork
 from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.context import Context
 from flannelpy.agent.datapath import DatapathSupervisor
-from flannelpy.agent.events import Events
+from flannelpy.agent.departures import EXPIRED, LEAVING, RESET
+from flannelpy.agent.events import PeerEvents
 from flannelpy.agent.facts import Facts
 from flannelpy.agent.guarded import guarded
 from flannelpy.agent.kept import recall
@@ -22,6 +23,7 @@ from flannelpy.agent.steering import Parts, Phase, Steering
 from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.core.errors import RegistryError
 from flannelpy.core.objects import Scope
+from flannelpy.explain.events import REPAIRED
 from flannelpy.kernel import Notices
 from flannelpy.registry.health import Health, Monitored
 
@@ -34,7 +36,7 @@ RELEASE_S = 3.0
 class Network:
     """One host in one network. ``run`` is all there is to call."""
 
-    def __init__(self, context: Context, events: Events) -> None:
+    def __init__(self, context: Context) -> None:
         self.registry_health = Health(context.reporter)
         self.registry = Monitored(context.registry, self.registry_health)
         context = self.context = replace(context, registry=self.registry)
@@ -52,9 +54,11 @@ class Network:
         feed = self.cluster.cursor(lambda: self.datapath.feed())
         self.datapath = DatapathSupervisor(context.reporter, context.fd_store, feed, self.reconciler.resync)
         self.publisher = Publisher(context, self._uses, next(iter(kept.previous), None))
+        self._came_and_went = asyncio.Event()
+        self._peers = self.cluster.cursor(self._came_and_went.set)
+        self.reconciler.repairs.listener = lambda step: context.events.keep(REPAIRED, str(step.key), str(step))
         parts = Parts(self.facts, self.cluster, self.reconciler, self.datapath, self.publisher)
         self.steering = Steering(context, kept, parts)
-        news = self.cluster.cursor(lambda: events.peers(news.take(), quiet=not self.ready))
         self._notices: Notices | None = None
         self._scope = Scope()
 
@@ -88,6 +92,7 @@ class Network:
         yield "publish", self._publish
         yield "files", self.publisher.run
         yield "liveness", self._watch_liveness
+        yield "events", self._follow_peers
 
     async def release(self) -> None:
         """Give the lease back, so that another host may have the subnet at once; for a host that does not return."""
@@ -173,6 +178,24 @@ class Network:
             self.registry_health.link_down(self.facts.down)
             self.registry.look()
             await asyncio.sleep(LIVENESS_S)
+
+    async def _follow_peers(self) -> None:
+        """Note which peers come, go and move, from the first lease on."""
+        await self.steering.known.wait()
+        self._peers.rewind()
+        events = PeerEvents(self.context.events, self._why_none)
+        while True:
+            events.take(self._peers.take())
+            await self._came_and_went.wait()
+            self._came_and_went.clear()
+
+    def _why_none(self, key: str) -> str:
+        """Why the lease under ``key`` is no peer's any more."""
+        fate = self.cluster.departures.fates.pop(key, LEAVING)
+        if key in self.cluster.view.leases:
+            why = self.cluster.refused.get(key, "")
+            return f"excluded: {why.partition(': ')[2] or why}" if why else "its subnet or address is ours now"
+        return {EXPIRED: "its lease has ended", RESET: "etcd has lost its lease"}.get(fate, "its key was deleted")
 
     async def _uses(self, subnet: IPNetwork) -> bool:
         """True where an interface of this host has an address in ``subnet``, as a bridge that was made for it has."""

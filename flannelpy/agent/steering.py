@@ -34,6 +34,7 @@ from flannelpy.core.leasing import Leasing
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Fou, Scope
 from flannelpy.core.uplink_change import describe_change
+from flannelpy.explain.events import CONFIG, UPLINK
 from flannelpy.host.machine import foreign, machine
 from flannelpy.host.state import State
 from flannelpy.host.view_file import KeptView
@@ -204,9 +205,10 @@ class Steering:
         """Config or host have changed under us."""
         changed = differences(before.config, carriage.config)
         if changed:
-            log.info("the network config has changed, and is followed: %s", "; ".join(changed))
+            self._context.events.note(CONFIG, "", f"the network config has changed, and is followed: {'; '.join(changed)}")
         if before.uplink != carriage.uplink:
-            log.warning("uplink: %s", describe_change(before.uplink, carriage.uplink))
+            said = f"uplink: {describe_change(before.uplink, carriage.uplink)}"
+            self._context.events.note(UPLINK, carriage.uplink.name, said, logging.WARNING)
             self._parts.reconciler.hasten()
         self._parts.cluster.configure(carriage.config, carriage.backend.accepts, carriage.uplink.public_ip)
         if self.keeper is None:

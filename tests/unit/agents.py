@@ -93,6 +93,7 @@ class HostInMemory:
     async def run(self, *, ready: bool = True) -> AsyncIterator[HostInMemory]:
         """The agent, for the time of the block."""
 
+        self.notes = Notes()  # each life is a process of its own
         agent = self.agent = Agent(self.settings, self.registry, self.kernel, self.notes, self.fd_store, self.timeouts)
 
         async def live() -> None:

@@ -366,6 +366,8 @@ class Repairs:
         self.count = 0
         self.last: tuple[float, Step] | None = None
         self.damping = Damping()
+        self.listener: Callable[[Step], None] = lambda _step: None
+        """Who is handed the first few of each round."""
         self._late: set[Key] = set()
 
     def suppress(self, keys: Iterable[Key], now: float) -> set[Key]:
@@ -391,6 +393,7 @@ class Repairs:
         if steps:
             self.last = asyncio.get_running_loop().time(), steps[-1]
         for step in steps[:LOGGED]:
+            self.listener(step)
             log.warning("%s was changed by somebody else; repairing: %s", step.key, step)
         if len(steps) > LOGGED:
             log.warning("%d more kernel objects were changed by somebody else; repairing them, too", len(steps) - LOGGED)
