@@ -17,6 +17,7 @@ from netaddr import AddrFormatError, IPAddress
 
 from flannelpy.core.backend import HostOptions
 from flannelpy.core.errors import UsageError
+from flannelpy.core.re2 import compile_re2
 from flannelpy.options import ACCEPTED, ALL, BY_NAME, ETCD, OUR_ENV, REFUSED, Given
 from flannelpy.registry import Endpoint
 from flannelpy.registry.etcd.endpoints import parse_endpoints
@@ -259,8 +260,8 @@ def _interface(text: str) -> str:
 
 def _pattern(text: str) -> str:
     try:
-        re.compile(text)
-    except (re.error, RecursionError, OverflowError) as error:
+        compile_re2(text)
+    except ValueError as error:
         raise _Unexpected(f"expected a regular expression: {error}") from None
     return text
 

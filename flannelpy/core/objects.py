@@ -246,9 +246,13 @@ _EMPTY: Mapping[Key, Object] = {}
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """A set of kernel objects by key; a value. Fragments are added up with ``|``."""
+    """A set of kernel objects by key; a value. Fragments are added up with ``|``.
+
+    ``incomplete`` is said of an observation that may lack something, because the kernel's tables moved below it all the time.
+    """
 
     objects: Mapping[Key, Object] = field(default_factory=lambda: _EMPTY)
+    incomplete: bool = field(default=False, compare=False)
 
     @classmethod
     def of(cls, *objects: Object) -> HostState:

@@ -14,7 +14,7 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import HostState, Key, Object, Route, Scope
 from flannelpy.core.plan import Step
-from flannelpy.core.uplink import HostFacts, RouteAnswer
+from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +27,27 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What the kernel says was touched, inside the scope: the object as it is now, or None for one that is gone.
-
-    ``everything`` (notifications were lost) asks for a full observation; ``facts`` says that an interface, an address of an
-    interface that is not ours, or a default route changed, so that the choice of uplink may no longer hold.
-    """
+    """What the kernel says was touched. Its parts are independent of each other: whoever listens handles each for itself."""
 
     objects: Mapping[Key, Object | None] = field(default_factory=dict)
+    """Inside the scope: as it is now, None for gone."""
     resync: bool = False
+    """Notifications were lost, or something of ours vanished unannounced: everything must be observed."""
     lost: bool = False
+    """Notifications were lost: whatever was known of the host may be wrong, too."""
     links: Mapping[int, str] = field(default_factory=dict)
+    """Interfaces that are not ours (index and name) which came, went, changed, or whose addresses did."""
     default_route: bool = False
+    """A default route of the main table changed."""
     routed: frozenset[int] = frozenset()
+    """IP versions of which a route of the main table that is not ours changed."""
 
 
 class Notices(Protocol):
-    """A subscription: notices as they come, until it is closed."""
+    """A subscription: notices as they come, until it is closed.
+
+    What goes wrong on the way is tried again by the iteration itself, with pauses; ``lost`` is told afterwards.
+    """
 
     def __aiter__(self) -> AsyncIterator[Notice]: ...
 
@@ -54,8 +59,11 @@ class Notices(Protocol):
 class Kernel(Protocol):
     """This host's kernel, in the namespace where the agent runs."""
 
-    async def facts(self, query=None) -> HostFacts:
-        """Interfaces with addresses, and default routes: what the choice of uplink is made from."""
+    async def facts(self, query: FactsQuery = EVERYTHING) -> HostFacts:
+        """Interfaces with addresses, and default routes, as far as ``query`` asks for them. Raises KernelError.
+
+        Interfaces that come and go meanwhile are no error: each one that is told was there.
+        """
         ...
 
     async def route_to(self, address: IPAddress) -> RouteAnswer | None:
@@ -69,7 +77,8 @@ class Kernel(Protocol):
     async def observe(self, scope: Scope, keys: Iterable[Key] | None = None) -> HostState:
         """What is there of what may be ours. With ``keys`` at least those are looked at; what is not there is left out.
 
-        Raises KernelError where the kernel cannot be asked.
+        Everything that is told was there; where the kernel's tables would not stand still for long enough, something may be
+        missing, and ``incomplete`` is set: look again in a second. Raises KernelError where the kernel cannot be asked.
         """
         ...
 

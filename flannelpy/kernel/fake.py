@@ -10,8 +10,8 @@ import asyncio
 import errno
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from netaddr import IPAddress, IPNetwork
 
@@ -33,7 +33,7 @@ from flannelpy.core.objects import (
     Sysctl,
 )
 from flannelpy.core.plan import Step
-from flannelpy.core.uplink import DefaultRoute, HostFacts, Interface, InterfaceAddress, RouteAnswer
+from flannelpy.core.uplink import EVERYTHING, DefaultRoute, FactsQuery, HostFacts, Interface, InterfaceAddress, RouteAnswer
 from flannelpy.kernel import Notice, Result
 from flannelpy.kernel.channel import error
 
@@ -66,14 +66,18 @@ class FakeKernel:
 
     # -------------------------------------------------------------------------------------------------- contract
 
-    async def facts(self, query=None) -> HostFacts:
+    async def facts(self, query: FactsQuery = EVERYTHING) -> HostFacts:
         self.calls["facts"] += 1
         found = list(self.interfaces.values())
         for link in self._links.values():
             mine = [item.net for item in self._objects.values() if isinstance(item, Address) and item.dev == link.name]
             addresses = tuple(InterfaceAddress(net.ip, net.prefixlen) for net in mine)
-            found.append(Interface(link.name, self._indices[link.name], link.mtu, link.up, addresses))
-        return HostFacts(tuple(sorted(found, key=lambda item: item.index)), self._default_routes)
+            found.append(Interface(link.name, self._indices[link.name], link.mtu, link.up, addresses, link.mac or ""))
+        defaults = self._default_routes if query.default_routes else ()
+        if query.names is not None:
+            leave_by = {route.index for route in defaults}
+            found = [item for item in found if item.index in leave_by or not query.names.isdisjoint(item.names)]
+        return HostFacts(tuple(sorted(found, key=lambda item: item.index)), defaults)
 
     async def route_to(self, address: IPAddress) -> RouteAnswer | None:
         self.calls["route_to"] += 1
@@ -146,18 +150,27 @@ class FakeKernel:
     def overflow(self) -> None:
         """Lose notifications, as the kernel does where nobody reads them (ENOBUFS)."""
         for subscription in self._subscriptions:
-            subscription.overflow()
+            subscription.forget()
+        self._tell(_News(lost=True))
 
     def set_facts(self, facts: HostFacts) -> None:
         """The host's own interfaces and default routes are these now."""
+        before = self.interfaces
         self.interfaces = {item.name: item for item in facts.interfaces if item.name not in self._links}
+        touched = {*before.values()} ^ {*self.interfaces.values()}
+        links = {item.index: item.name for item in touched}
+        self._tell(_News(links=links, default_route=facts.default_routes != self._default_routes))
         self._default_routes = facts.default_routes
-        self._tell(facts=True)
 
     def set_interface(self, interface: Interface) -> None:
         """An interface of the host's own came or changed."""
         self.interfaces[interface.name] = interface
-        self._tell(facts=True)
+        self._tell(_News(links={interface.index: interface.name}))
+
+    def take_interface(self, name: str) -> None:
+        """An interface of the host's own went."""
+        gone = self.interfaces.pop(name)
+        self._tell(_News(links={gone.index: name}, took_along=name))
 
     def plant(self, item: Object) -> None:
         """Put an object there by another hand, over whatever is under its key."""
@@ -187,11 +200,11 @@ class FakeKernel:
         if dev in self._links:
             self._links[dev] = replace(self._links[dev], up=False)
             self._routes = {dst: route for dst, route in self._routes.items() if route.dev != dev}
-            self._tell(self._links[dev], everything=dev)
+            self._tell(_News(self._links[dev], took_along=dev))
         else:
             self.interfaces[dev] = replace(self.interfaces[dev], up=False)
             self._routes = {dst: route for dst, route in self._routes.items() if route.dev != dev}
-            self._tell(everything=dev, facts=True)
+            self._tell(_News(took_along=dev, links={self.interfaces[dev].index: dev}, routed=frozenset({4, 6})))
 
     def get(self, key: Key) -> Object | None:
         """What is under a key, whoever put it there."""
@@ -307,11 +320,11 @@ class FakeKernel:
             replaced = self._routes.get(item.dst)
             self._routes[item.dst] = item
             if replaced is not None and item.proto != replaced.proto:
-                self._tell(item, replaced=replaced)
+                self._tell(_News(item, replaced=replaced))
                 return
         else:
             self._objects[item.key] = item
-        self._tell(item)
+        self._tell(_News(item, links={self._indices[item.name]: item.name} if isinstance(item, Link) else {}))
 
     def _drop(self, item: Object) -> None:
         if isinstance(item, Route):
@@ -321,9 +334,9 @@ class FakeKernel:
         if isinstance(item, Address) and item.net.version == 4:
             if not self._has_ipv4(item.dev):
                 self._disable_ipv4(item.dev)
-            self._tell(gone=item, everything=item.dev)
+            self._tell(_News(gone=item, took_along=item.dev))
         else:
-            self._tell(gone=item)
+            self._tell(_News(gone=item))
 
     def _disable_ipv4(self, dev: str) -> None:
         """The last IPv4 address of a device takes the device's IPv4 routes and neighbours along."""
@@ -336,10 +349,10 @@ class FakeKernel:
         link = self._links.pop(name, None)
         if link is None:
             return
-        del self._indices[name]
+        index = self._indices.pop(name)
         self._objects = {key: item for key, item in self._objects.items() if not _is_on(item, name)}
         self._routes = {dst: route for dst, route in self._routes.items() if route.dev != name}
-        self._tell(gone=link, everything=name)
+        self._tell(_News(gone=link, took_along=name, links={index: name}))
 
     def _find(self, key: Key) -> Object | None:
         if key.kind == "link":
@@ -354,16 +367,9 @@ class FakeKernel:
             self._faults[key] = (code, times - 1)
             raise error((code, ""))
 
-    def _tell(
-        self,
-        item: Object | None = None,
-        gone: Object | None = None,
-        replaced: Object | None = None,
-        everything: str | None = None,
-        facts: bool = False,
-    ) -> None:
+    def _tell(self, news: _News) -> None:
         for subscription in self._subscriptions:
-            subscription.tell(item, gone, replaced, everything, facts)
+            subscription.tell(news)
 
     def _is_seen(self, item: Object, scope: Scope) -> bool:
         """True where an observation of ``scope`` holds ``item``."""
@@ -430,28 +436,37 @@ class FakeNotices:
     def __init__(self, scope: Scope, is_seen: Callable[[Object, Scope], bool]) -> None:
         self._scope = scope
         self._is_seen = is_seen
-        self._objects: dict[Key, Object | None] = {}
-        self._everything = False
-        self._facts = False
+        self._notice = Notice()
         self._closed = False
         self._woken = asyncio.Event()
 
-    def tell(self, item: Object | None, gone: Object | None, replaced: Object | None, everything: str | None, facts: bool) -> None:
+    def tell(self, news: _News) -> None:
         """Note a change that the host made; what is outside the scope is passed over."""
-        for old in (gone, replaced):
+        objects = dict(self._notice.objects)
+        for old in (news.gone, news.replaced):
             if old is not None and self._is_seen(old, self._scope) and not isinstance(old, Sysctl):
-                self._objects[old.key] = None
-        if item is not None and self._is_seen(item, self._scope) and not isinstance(item, Sysctl):
-            self._objects[item.key] = item
-        if everything is not None and (everything in self._scope.links or everything == self._scope.uplink):
-            self._everything = True
-        self._facts |= facts
-        if self._objects or self._everything or self._facts:
+                objects[old.key] = None
+        if news.item is not None and self._is_seen(news.item, self._scope) and not isinstance(news.item, Sysctl):
+            objects[news.item.key] = news.item
+        ours = {index: name for index, name in news.links.items() if name in self._scope.links}
+        changed = (item for item in (news.item, news.gone, news.replaced) if isinstance(item, Route))
+        foreign = {item.dst.version for item in changed if item.proto != ROUTE_PROTOCOL and item.dev not in self._scope.links}
+        known = self._scope.links | {self._scope.uplink}
+        before = self._notice
+        self._notice = Notice(
+            objects,
+            before.resync or news.lost or news.took_along in known,
+            before.lost or news.lost,
+            {**before.links, **{index: name for index, name in news.links.items() if index not in ours}},
+            before.default_route or news.default_route,
+            before.routed | foreign | news.routed,
+        )
+        if self._notice != Notice():
             self._woken.set()
 
-    def overflow(self) -> None:
-        self._objects, self._everything, self._facts = {}, True, True
-        self._woken.set()
+    def forget(self) -> None:
+        """What was not read yet is lost."""
+        self._notice = Notice()
 
     def close(self) -> None:
         self._closed = True
@@ -468,9 +483,22 @@ class FakeNotices:
         if self._closed:
             raise StopAsyncIteration
         self._woken.clear()
-        notice = Notice(self._objects, self._everything, False, {2: "eth1"} if self._facts else {}, self._facts)
-        self._objects, self._everything, self._facts = {}, False, False
+        notice, self._notice = self._notice, Notice()
         return notice
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """One change of the host. ``took_along``: a device with which objects went without a word; the empty name is nobody's."""
+
+    item: Object | None = None
+    gone: Object | None = None
+    replaced: Object | None = None
+    took_along: str = ""
+    links: Mapping[int, str] = field(default_factory=dict)
+    default_route: bool = False
+    routed: frozenset[int] = frozenset()
+    lost: bool = False
 
 
 def _is_on(item: Object, name: str) -> bool:

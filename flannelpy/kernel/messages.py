@@ -45,6 +45,7 @@ NTF_SELF, NTF_PROXY = 0x02, 0x08
 
 IFF_UP = 1
 TUNNEL_ENCAP_FOU = 1  # linux/if_tunnel.h
+IFNAMSIZ = 16
 SKIP_STATS = 8  # RTEXT_FILTER_SKIP_STATS: a link without its counters is a third as long
 
 NLMSG = Struct("=IHHII")  # length, type, flags, sequence, port
@@ -148,6 +149,14 @@ def get_link(sequence: int, index: int) -> bytes:
     return message(RTM_GETLINK, REQUEST, sequence, _IFINFO.pack(0, 0, index, 0, 0) + _RTA_U32.pack(8, 29, SKIP_STATS))
 
 
+def get_link_named(sequence: int, name: str) -> bytes:
+    """By name or altname: IFLA_IFNAME finds both, and holds 15 letters; IFLA_ALT_IFNAME holds 127 (kernels from 5.5)."""
+    text = name.encode("utf-8", "surrogateescape")
+    number = 3 if len(text) < IFNAMSIZ else 53
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(number, text + b"\0") + _RTA_U32.pack(8, 29, SKIP_STATS)
+    return message(RTM_GETLINK, REQUEST, sequence, body)
+
+
 def create_ipip(sequence: int, link: Link, ipip: Ipip) -> bytes:
     """RTM_NEWLINK as ``ip link add NAME type ipip ... encap fou`` sends it, and with the MTU, up or down.
 
@@ -232,6 +241,16 @@ def attributes(data: bytes, at: int, end: int) -> dict[int, bytes]:
     return found
 
 
+def each_attribute(data: bytes, at: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """As ``attributes``, each of several."""
+    while at + 4 <= end:
+        length, number = _RTA.unpack_from(data, at)
+        if length < 4:
+            break
+        yield number & 0x3FFF, data[at + 4 : at + length]
+        at += (length + 3) & ~3
+
+
 def failure(data: bytes, head: Head) -> tuple[int, str]:
     """What an NLMSG_ERROR says: the positive errno (0 is success) and the kernel's own words, if it has any."""
     code = -_S32.unpack_from(data, head.body)[0]
@@ -299,6 +318,12 @@ def read_link(data: bytes, body: int, end: int) -> LinkInfo:
         vxlan,
         ipip,
     )
+
+
+def read_altnames(data: bytes, body: int, end: int) -> tuple[str, ...]:
+    """The other names of a link (IFLA_PROP_LIST, each an IFLA_ALT_IFNAME)."""
+    properties = attributes(data, body + 16, end).get(52, b"")
+    return tuple(_text(value) for number, value in each_attribute(properties, 0, len(properties)) if number == 53)
 
 
 def ipip_of(found: dict[int, bytes]) -> Ipip | None:

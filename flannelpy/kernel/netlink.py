@@ -18,46 +18,38 @@ import errno
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import Address, FdbEntry, Fou, HostState, Key, Link, Neighbour, NftTable, Object, Route, Scope, Sysctl
 from flannelpy.core.plan import Step
-from flannelpy.core.uplink import DefaultRoute, HostFacts, Interface, InterfaceAddress, RouteAnswer
+from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer
 from flannelpy.kernel import Result, links, messages
-from flannelpy.kernel.channel import Channel, Failure, error
+from flannelpy.kernel.channel import GONE, Channel, Failure, error
+from flannelpy.kernel.dump import Dumped, dump_of_device, dump_routes
+from flannelpy.kernel.facts import read_facts
 from flannelpy.kernel.fou import FouPorts
 from flannelpy.kernel.messages import AF_BRIDGE, AF_INET, AF_INET6, CREATE, EXCL, REPLACE, REQUEST
 from flannelpy.kernel.nft import Nft
 from flannelpy.kernel.notices import Notices
 from flannelpy.kernel.sieve import Sieve, as_route
 
-T = TypeVar("T")
-
-GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
-"""What removing a thing that is not there says: it is gone, which is what was asked for."""
-
 UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
 """How a route look-up says no: no route, unreachable, prohibit, blackhole, or no such family in this kernel."""
-
-NO_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EPFNOSUPPORT})
 
 BATCH_MOST, BATCH_LEAST = 256, 16
 BATCH_S = 0.005
 """A batch holds as many messages as the kernel carries out in about this time, in seconds: so long the loop stands still. It
 matters with thousands of on-link routes with distinct gateways on one device: each takes the kernel longer than the one before."""
 
-DUMP_ATTEMPTS = 10
 NOTICE_BYTES = 8 << 20
 """Notifications that may pile up while nobody reads: some 10,000 messages."""
 
 PROC_SYS = Path("/proc/sys")
-SCOPES = {0: "global", 200: "site", 253: "link", 254: "host", 255: "nowhere"}
-IFA_F_TEMPORARY, IFA_F_DEPRECATED, IFA_F_PERMANENT = 0x01, 0x20, 0x80
-
 Packed = (Address, Neighbour, FdbEntry, Route)
 """Kinds whose steps are sent many at a time."""
 
@@ -75,20 +67,9 @@ class NetlinkKernel:
 
     # ---------------------------------------------------------------------------------------------------- facts
 
-    async def facts(self, query=None) -> HostFacts:
-        """Interfaces with addresses, and default routes. Raises KernelError where the kernel cannot be asked."""
-        infos = await self._dump(messages.dump_links, messages.read_link)
-        addresses: dict[int, list[InterfaceAddress]] = {}
-        for info in await self._dump(messages.dump_addresses, messages.read_address):
-            addresses.setdefault(info.device, []).append(_interface_address(info))
-        defaults = []
-        for family in (AF_INET, AF_INET6):
-            defaults += [DefaultRoute(route.version, route.device) for route in await self._dump_routes(family, _read_default)]
-        interfaces = [
-            Interface(info.name, info.device, info.mtu, info.up, tuple(addresses.get(info.device, ())))
-            for info in sorted(infos, key=lambda info: info.device)
-        ]
-        return HostFacts(tuple(interfaces), tuple(defaults))
+    async def facts(self, query: FactsQuery = EVERYTHING) -> HostFacts:
+        """See ``Kernel.facts``."""
+        return await read_facts(query)
 
     async def route_to(self, address: IPAddress) -> RouteAnswer | None:
         """``ip route get ADDRESS``; None where the kernel would not send."""
@@ -117,7 +98,7 @@ class NetlinkKernel:
                 return None
             return as_route(info, _name_of(info.device) if info.device else None)
 
-        found = await self._dump_routes(AF_INET if dst.version == 4 else AF_INET6, read)
+        found = await dump_routes(AF_INET if dst.version == 4 else AF_INET6, read)
         return found[0] if found else None
 
     # ----------------------------------------------------------------------------------------------- observation
@@ -138,27 +119,28 @@ class NetlinkKernel:
             if index := _index_of(name):
                 sieve.meet(name, index)
         found: list[Object] = []
+        dumps: list[Dumped[Any]] = []
         if wanted("link"):
             found += self._observe_links(sieve)
         for index in sieve.links:
             if wanted("addr"):
-                found += await self._observe_addresses(sieve, index)
+                found += await _observe_addresses(sieve, index)
             if wanted("neigh"):
-                found += await self._observe_neighbours(sieve, index)
+                dumps.append(await _observe_neighbours(sieve, index))
             if wanted("fdb"):
-                found += await self._observe_fdb(sieve, index)
+                dumps.append(await _observe_fdb(sieve, index))
         if wanted("fou"):
             found += self._fou.observe(scope.fou_ports)
         if wanted("sysctl"):
             found += _observe_sysctls(scope)
         if wanted("route"):
-            found += await self._observe_routes(sieve)
+            dumps += [await _observe_routes(sieve, family) for family in (AF_INET, AF_INET6)]
         if wanted("nft") and (table := await self._nft.list(scope.table)) is not None:
             found.append(table)
         objects: dict[Key, Object] = {}
-        for item in found:
+        for item in chain(found, *dumps):
             objects.setdefault(item.key, item)  # of two routes to one destination the kernel uses, and dumps, the first
-        return HostState(objects)
+        return HostState(objects, incomplete=not all(one.complete for one in dumps))
 
     def _observe_links(self, sieve: Sieve) -> list[Link]:
         found = []
@@ -174,71 +156,6 @@ class NetlinkKernel:
             if link is not None:
                 found.append(link)
         return found
-
-    async def _observe_addresses(self, sieve: Sieve, index: int) -> list[Address]:
-        def read(data: bytes, body: int, end: int) -> Address | None:
-            if messages.link_index(data, body) != index:
-                return None
-            info = messages.read_address(data, body, end)
-            return None if info is None else sieve.address(info)
-
-        return await self._dump_of(lambda sequence: messages.dump_addresses(sequence, index), read)
-
-    async def _observe_neighbours(self, sieve: Sieve, index: int) -> list[Neighbour]:
-        def read(data: bytes, body: int, end: int) -> Neighbour | None:
-            return sieve.neighbour(messages.read_neighbour(data, body, end)) if messages.link_index(data, body) == index else None
-
-        return await self._dump_of(lambda sequence: messages.dump_neighbours(sequence, 0, index), read)
-
-    async def _observe_fdb(self, sieve: Sieve, index: int) -> list[FdbEntry]:
-        def read(data: bytes, body: int, end: int) -> FdbEntry | None:
-            return sieve.fdb(messages.read_neighbour(data, body, end)) if messages.link_index(data, body) == index else None
-
-        return await self._dump_of(lambda sequence: messages.dump_neighbours(sequence, AF_BRIDGE, index), read)
-
-    async def _observe_routes(self, sieve: Sieve) -> list[Route]:
-        def read(data: bytes, body: int, end: int) -> Route | None:
-            info = messages.read_route(data, body, end)
-            return None if info is None else sieve.route(info)
-
-        return [*await self._dump_routes(AF_INET, read), *await self._dump_routes(AF_INET6, read)]
-
-    async def _dump_routes(self, family: int, read: Callable[[bytes, int, int], T | None]) -> list[T]:
-        try:
-            return await self._dump(lambda sequence: messages.dump_routes(sequence, family), read)
-        except KernelError as reason:
-            if reason.code == errno.ENOENT or (family == AF_INET6 and reason.code in NO_FAMILY):
-                return []  # a routing table is made with its first route
-            raise
-
-    async def _dump_of(self, request: Callable[[int], bytes], read: Callable[[bytes, int, int], T | None]) -> list[T]:
-        """A dump of one device, empty where the device went meanwhile."""
-        try:
-            return await self._dump(request, read)
-        except KernelError as reason:
-            if reason.code in GONE:
-                return []
-            raise
-
-    async def _dump(self, request: Callable[[int], bytes], read: Callable[[bytes, int, int], T | None]) -> list[T]:
-        """What ``read`` makes of each message of a dump; again from the start where the kernel says that the table moved below it.
-
-        On a socket of its own: the loop gets turns in between, in which others ask the kernel, too.
-        """
-        for _ in range(DUMP_ATTEMPTS):
-            found = []
-            try:
-                with Channel() as channel:
-                    for data, heads in channel.dump(request(channel.reserve(1))):
-                        for head in heads:
-                            item = read(data, head.body, head.end)
-                            if item is not None:
-                                found.append(item)
-                        await asyncio.sleep(0)
-            except InterruptedError:
-                continue
-            return found
-        raise KernelError(f"a table changed during each of {DUMP_ATTEMPTS} dumps", errno.EAGAIN)
 
     # ----------------------------------------------------------------------------------------------------- apply
 
@@ -425,6 +342,38 @@ def _verdict(step: Step, failed: KernelError | None) -> KernelError | None:
     return None if failed is not None and step.op == "remove" and failed.code in GONE else failed
 
 
+async def _observe_addresses(sieve: Sieve, index: int) -> Dumped[Address]:
+    def read(data: bytes, body: int, end: int) -> Address | None:
+        if messages.link_index(data, body) != index:
+            return None
+        info = messages.read_address(data, body, end)
+        return None if info is None else sieve.address(info)
+
+    return await dump_of_device(lambda sequence: messages.dump_addresses(sequence, index), read)
+
+
+async def _observe_neighbours(sieve: Sieve, index: int) -> Dumped[Neighbour]:
+    def read(data: bytes, body: int, end: int) -> Neighbour | None:
+        return sieve.neighbour(messages.read_neighbour(data, body, end)) if messages.link_index(data, body) == index else None
+
+    return await dump_of_device(lambda sequence: messages.dump_neighbours(sequence, 0, index), read)
+
+
+async def _observe_fdb(sieve: Sieve, index: int) -> Dumped[FdbEntry]:
+    def read(data: bytes, body: int, end: int) -> FdbEntry | None:
+        return sieve.fdb(messages.read_neighbour(data, body, end)) if messages.link_index(data, body) == index else None
+
+    return await dump_of_device(lambda sequence: messages.dump_neighbours(sequence, AF_BRIDGE, index), read)
+
+
+async def _observe_routes(sieve: Sieve, family: int) -> Dumped[Route]:
+    def read(data: bytes, body: int, end: int) -> Route | None:
+        info = messages.read_route(data, body, end)
+        return None if info is None else sieve.route(info)
+
+    return await dump_routes(family, read)
+
+
 def _observe_sysctls(scope: Scope) -> list[Sysctl]:
     found = []
     for name in scope.sysctls:
@@ -443,24 +392,6 @@ def _apply_sysctl(step: Step, item: Sysctl) -> None:
             file.write(item.value)
     except OSError as reason:
         raise KernelError(f"/proc/sys/{item.name}: {reason.strerror}", reason.errno or 0) from None
-
-
-def _interface_address(info: messages.AddressInfo) -> InterfaceAddress:
-    return InterfaceAddress(
-        IPAddress(info.value, info.version),
-        info.prefixlen,
-        SCOPES.get(info.scope, str(info.scope)),
-        deprecated=bool(info.flags & IFA_F_DEPRECATED),
-        permanent=bool(info.flags & IFA_F_PERMANENT),
-        temporary=info.version == 6 and bool(info.flags & IFA_F_TEMPORARY),  # the same bit says "secondary" in IPv4
-    )
-
-
-def _read_default(data: bytes, body: int, end: int) -> messages.RouteInfo | None:
-    if data[body + 1]:  # prefix length
-        return None
-    info = messages.read_route(data, body, end)
-    return info if info is not None and info.kind == messages.ROUTE_KINDS["unicast"] else None
 
 
 def _index_of(name: str) -> int:

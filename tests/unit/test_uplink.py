@@ -113,9 +113,41 @@ def test_the_default_route_is_no_last_resort_for_what_was_asked_for() -> None:
     )
 
 
-def test_public_ip_never_selects_the_interface() -> None:
-    assert shown(pick(Wish(public_ip=IPAddress("192.0.2.1")))) == "eth0 10.0.2.15"
-    assert shown(pick(Wish(iface=("eth1",), public_ipv6=IPAddress("fd00::30")), DUAL)) == "eth1 192.0.2.1 2001:db8::1"
+def test_public_ip_takes_the_interface_that_has_it_where_none_was_asked_for() -> None:
+    for public, chosen in (("192.0.2.1", "eth1 192.0.2.1"), ("192.0.2.7", "eth1 192.0.2.7"), ("10.0.2.15", "eth0 10.0.2.15")):
+        choice = pick(Wish(public_ip=IPAddress(public)))
+        assert shown(choice) == chosen
+        assert choice.uplink.public_ip == choice.uplink.address == IPAddress(public)
+    assert (
+        shown(pick(Wish(public_ip=IPAddress("192.0.2.7"), public_ipv6=IPAddress("2001:db8::1")), DUAL))
+        == "eth1 192.0.2.7 2001:db8::1"
+    )
+    assert shown(pick(Wish(public_ipv6=IPAddress("fd00::30")), IPV6)) == "dummy0 fd00::30"
+    assert shown(pick(Wish(public_ipv6=IPAddress("fd00::30")), IPV4)) == "eth0 10.0.2.15"
+
+
+def test_public_ip_that_no_interface_has_is_advertised_beside_the_default_route() -> None:
+    choice = pick(Wish(public_ip=IPAddress("203.0.113.9")))
+    assert shown(choice) == "eth0 10.0.2.15"
+    assert choice.reasons == (
+        "--public-ip 203.0.113.9: no interface has it; it is only told to the peers",
+        "default route: eth0, 10.0.2.15, MTU 1500, peers are told 203.0.113.9",
+    )
+
+
+def test_public_ip_of_loopback_is_advertised_beside_the_default_route() -> None:
+    facts = HostFacts((interface(1, "lo", "127.0.0.1/8", "203.0.113.9/32"), ETH0), (DefaultRoute(4, 2),))
+    choice = pick(Wish(public_ip=IPAddress("203.0.113.9")), facts=facts)
+    assert shown(choice) == "eth0 10.0.2.15"
+    assert "it is lo's, by which nothing leaves" in choice.reasons[0]
+
+
+def test_public_ip_does_not_move_an_interface_that_was_asked_for_and_whose_it_is_is_told() -> None:
+    choice = pick(Wish(iface=("eth1",), public_ip=IPAddress("10.0.2.15"), public_ipv6=IPAddress("fd00::30")), DUAL)
+    assert shown(choice) == "eth1 192.0.2.1 2001:db8::1"
+    assert choice.reasons[-1].endswith(
+        "peers are told 10.0.2.15 (an address of eth0 on this host) and fd00::30 (an address of dummy0 on this host)"
+    )
 
 
 def test_every_candidate_that_fell_out_is_told_with_its_reason() -> None:
