@@ -87,7 +87,11 @@ async def resolve(
                 before.config.backend_options,
             )
         )
-        engine = before.engine if kept and before is not None else await choose_engine(context, backend, before)
+        engine = (
+            before.engine
+            if kept and before is not None
+            else await choose_engine(context, backend, before is not None and before.config.backend_type == config.backend_type)
+        )
     else:
         engine = None
         context.reporter.set("engine-refused", {})
@@ -108,14 +112,13 @@ def clamped(carriage: Carriage) -> str:
     return f"Backend.MTU {asked}, but {uplink.name} carries {uplink.mtu}; the overlay has {carriage.mtu} here"
 
 
-async def choose_engine(context: Context, backend: Engines, before: Carriage | None) -> Chosen:
-    """The backend as it can work here, with a word about how. Raises KernelError."""
+async def choose_engine(context: Context, backend: Engines, ours: bool) -> Chosen:
+    """The backend as it can work here, with a word about how; ``ours``: its port is in use by ourselves. Raises KernelError."""
     kernel, reporter = context.kernel, context.reporter
     tried = await kernel.rehearse(plan(backend.rehearsal, HostState())) if len(backend.rehearsal) else ()
     refusal = "; ".join(str(result.error) for result in tried if result.error is not None)
-    if tried and not refusal and before is None:
+    if tried and not refusal and not ours:
         await context.fd_store.drop(*context.fd_store.names)  # a userspace datapath's port, which the kernel is about to ask for
-    ours = before is not None and before.backend.name == backend.name  # what has the port now is our own, and makes room
     chosen = backend.choose(refusal or ("" if ours else await _port_refusal(kernel, backend.rehearsal)))
     log.info("%s", chosen.reason)
     reporter.set("engine-refused", {"": chosen.refused} if chosen.refused else {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from flannelpy.agent.cluster import Cluster
@@ -33,24 +33,23 @@ class Peer:
 
 def rows(cluster: Cluster, reconciler: Reconciler) -> Iterator[Peer]:
     """Every lease but our own, in the order of their addresses."""
-    view = cluster.view
+    view, left_out = cluster.view, reconciler.fragments.left_out
     own = None if view.own is None else view.own.key
     for lease in sorted(view.leases.values(), key=_place):
         if lease.key != own:
-            yield _row(lease, cluster, reconciler)
+            yield _row(lease, cluster, reconciler, left_out)
 
 
-def _row(lease: Lease, cluster: Cluster, reconciler: Reconciler) -> Peer:
+def _row(lease: Lease, cluster: Cluster, reconciler: Reconciler, left_out: Mapping[str, str]) -> Peer:
     key = lease.key
-    why = cluster.refused.get(key, reconciler.left_out.get(key))
+    why = cluster.refused.get(key, left_out.get(key))
     if why is not None:
         return Peer(lease, EXCLUDED, why.removeprefix(f"{lease}: ") or _nothing_to_report(lease))
     departure = cluster.departures.kept.get(key)
     if departure is not None:
         return Peer(lease, STALE, _GONE[departure.state], cluster.departures.until(key))
-    if (error := reconciler.failing.get(key)) is not None:
-        return Peer(lease, REFUSED, error)
-    return Peer(lease, IN_SYNC if reconciler.in_sync(key) else PENDING)
+    error = reconciler.why_not(key)
+    return Peer(lease, REFUSED, error) if error else Peer(lease, IN_SYNC if error is None else PENDING)
 
 
 def _nothing_to_report(lease: Lease) -> str:

@@ -157,10 +157,10 @@ def _peer(row: peers.Peer) -> documents.PeerStatus:
 def _kernel(reconciler: Reconciler, calendar: Calendar) -> documents.KernelStatus:
     wanted, held = reconciler.count()
     last = None
-    if reconciler.last_repair is not None:
-        when, step = reconciler.last_repair
+    if reconciler.repairs.last is not None:
+        when, step = reconciler.repairs.last
         last = documents.RepairStatus(calendar.ago(asyncio.get_running_loop().time() - when), str(step))
     kinds = sorted(wanted)
     return documents.KernelStatus(
-        {kind: wanted[kind] for kind in kinds}, {kind: held[kind] for kind in kinds}, reconciler.repairs, last
+        {kind: wanted[kind] for kind in kinds}, {kind: held[kind] for kind in kinds}, reconciler.repairs.count, last
     )

@@ -427,7 +427,7 @@ class Leasing:
         return self._kept is not None and lease.key == self._kept.key and lease.attrs == self._kept.attrs
 
     def _ours(self, lease: Lease) -> bool:
-        """True where a lease carries our address, or the one that we published in the held lease, or is the one of our last life."""
+        """True where a lease carries our address, or what we published in the held lease, or is the one of our last life."""
         held = self._held
         return (
             same_host(lease.attrs, self._attrs) or self._is_kept(lease) or (held is not None and same_host(lease.attrs, held.attrs))

@@ -11,10 +11,11 @@ from pathlib import Path
 from netaddr import IPAddress
 
 from flannelpy.agent.agent import Agent
-from flannelpy.agent.context import Timeouts
+from flannelpy.agent.context import Context, Timeouts
+from flannelpy.agent.report import Reporter
 from flannelpy.agent.systemd import Notifier
 from flannelpy.core.backend import FdStore, NoFdStore
-from flannelpy.core.uplink import Interface, InterfaceAddress
+from flannelpy.core.uplink import Interface, InterfaceAddress, Wish
 from flannelpy.kernel.fake import FakeKernel
 from flannelpy.registry import Endpoint
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
@@ -70,6 +71,12 @@ class HostInMemory:
         self.timeouts = TIMEOUTS
         self.agent: Agent | None = None
         self._life: asyncio.Task[None] | None = None
+
+    def context(self, registry: MemoryRegistry | None = None) -> Context:
+        """What a part of the agent is handed, for a test of that part alone."""
+        clock = asyncio.get_running_loop().time
+        parts = (self.settings, Wish(iface=("eth1",)), registry or self.registry, self.kernel, Reporter(clock), self.notes)
+        return Context(*parts, self.fd_store, clock, self.timeouts)
 
     def put_config(self, config: dict[str, object] | str) -> None:
         self.store.put(f"{PREFIX}/config", config if isinstance(config, str) else json.dumps(config))

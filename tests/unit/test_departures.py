@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -12,11 +12,9 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.agent.cluster import Cluster
-from flannelpy.agent.report import Reporter
 from flannelpy.core import lease_events as ev
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.leasing import Leasing
-from flannelpy.core.membership import Membership
 from flannelpy.core.model import LEASE_TTL_S, NO_ADDRESS, Lease, LeaseAttrs
 from flannelpy.registry import Batch
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
@@ -153,25 +151,14 @@ class Unaware(MemoryRegistry):
 
 async def test_a_watch_of_before_a_reset_is_not_trusted(host: HostInMemory) -> None:
     registry = Unaware(host.store)
-    reporter = Reporter(lambda: 0.0)
-    ignore: Callable[[object], None] = lambda _: None  # noqa: E731
-    cluster = Cluster(
-        registry,
-        Membership(NetworkConfig.parse('{"Network": "10.5.0.0/16"}'), None),
-        reporter,
-        TIMEOUTS,
-        on_peers=ignore,
-        on_event=ignore,
-        on_listed=ignore,
-        on_reset=lambda: None,
-        on_reconnect=lambda: None,
-    )
+    cluster = Cluster(host.context(registry), wake=lambda: None)
+    cluster.configure(NetworkConfig.parse('{"Network": "10.5.0.0/16"}'), None, None)
     for _ in range(5):
         put_leased(host, 9)
-    await cluster.refresh()
-    before = cluster.revision
     following = asyncio.create_task(cluster.follow())
     try:
+        await cluster.listed.wait()
+        before = cluster.revision
         registry.batches.put_nowait(Batch((), before, connected=True))
         await until(lambda: registry.batches.empty())
         host.store.lose_data()
@@ -180,11 +167,10 @@ async def test_a_watch_of_before_a_reset_is_not_trusted(host: HostInMemory) -> N
         registry.batches.put_nowait(Batch((), before, connected=True))
         await until(lambda: len(registry.begun) == 2)
         assert registry.begun == [before + 1, host.store.revision + 1]
-        assert "10.5.10.0-24" in cluster.membership.leases
+        assert "10.5.10.0-24" in cluster.view.leases
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
-        cluster.close()
 
 
 # ------------------------------------------------------------------------------------------------- a key that is defaced

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flannelpy.core.backend import Backend, Engines
+from flannelpy.core.config import NetworkConfig
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import HostState, Route
 from flannelpy.core.rules import EncapsulationGuard, FirewallOptions, firewall
@@ -12,7 +13,9 @@ LAST_METRIC = 2**32 - 1
 """Every other route to our own subnet wins over the blackhole: a bridge's comes after us, and is the one that containers need."""
 
 
-def compose(settings: Settings, config, backend, table: str, lease: Lease, peers: tuple[Lease, ...]) -> HostState:
+def compose(
+    settings: Settings, config: NetworkConfig, backend: Backend, table: str, lease: Lease, peers: tuple[Lease, ...]
+) -> HostState:
     """The table named ``table`` for a host that holds ``lease``, and the blackhole where it was asked for."""
     pairs = [(config.v4.network, lease.subnet)] if config.v4 else []
     if config.v6 and lease.subnet6 is not None:

@@ -1,155 +1,139 @@
-"""How does the kernel stay as desired? One loop: observe, plan, apply, report. Nothing else touches the kernel.
+"""How does the kernel stay as desired? One loop: observe, plan, apply, report. Nothing else sets what the kernel keeps for us.
 
 Events only mark what is dirty: a peer that changed, a kernel object that somebody touched, a step that failed. What arrives while a
-round runs is coalesced into the next; nothing waits on purpose. Between full observations a mirror of the last one is kept true by
-the kernel's acknowledgements and notices.
+round runs is coalesced into the next; nothing waits on purpose. What can fail in a round is a condition and another round.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from random import Random
 
-from netaddr import IPAddress
-
+from flannelpy.agent.report import Clock, Reporter
 from flannelpy.agent.sync.dirty import Dirty
-from flannelpy.agent.sync.refusal import explain, is_moot
-from flannelpy.core.backend import Local
-from flannelpy.core.contests import QUIET_S, Contests
+from flannelpy.agent.sync.drift import Damping
+from flannelpy.agent.sync.fragments import FIREWALL, HOST, Fragments, Gateways, Peers, Target
+from flannelpy.agent.sync.kernel_errors import Refusal, conditions, explain, links, not_applicable
+from flannelpy.agent.sync.mirror import Mirror
+from flannelpy.agent.sync.retries import Retries
 from flannelpy.core.desired import Desired
-from flannelpy.core.errors import FlannelpyError, KernelError
-from flannelpy.core.model import Lease
-from flannelpy.core.objects import HostState, Key, Link, Object, Scope
-from flannelpy.core.plan import Plan, Step, plan
-from flannelpy.kernel import Result
+from flannelpy.core.errors import KernelError
+from flannelpy.core.objects import HostState, Key, Link
+from flannelpy.core.plan import Plan, Step, lives_on, plan
+from flannelpy.kernel import Kernel, Notice, Result
+
+__all__ = ["FIREWALL", "HOST", "Reconciler", "Target"]
 
 log = logging.getLogger(__name__)
 
 AUDIT_S = 300.0
-"""A full observation this often, in seconds, under the notices."""
+"""A full observation about this often, in seconds, under the notifications."""
 
 SILENT_S = 5.0
-SILENT = frozenset({"fou", "sysctl"})
-"""Kinds of objects that the kernel changes without a notice are looked at this often, in seconds."""
+SILENT = frozenset({"fou", "sysctl", "forward"})
+"""Kinds of objects that the kernel changes without a notification are looked at this often, in seconds."""
 
-FIRST_RETRY_S, LAST_RETRY_S = 0.4, 30.0
+UNREADABLE_S = 0.4
+"""After a look that failed."""
 
 LOGGED = 3
 """Repairs of one round that are logged one by one."""
 
-HOST, FIREWALL = "host", "firewall"
-"""Owners of the fragments that are not a peer's (a lease key never looks like this)."""
 
-
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    backend: object
-    local: object
-    scope: object
-    firewall: object
-    firewall_speaks_of_peers: bool
+async def _nothing() -> None:
+    pass
 
 
 class Reconciler:
-    """Desired state, the mirror, and the loop between them."""
+    """Desired state, the mirror, and the loop between them. ``before_round`` is awaited before each round looks at anything."""
 
-    def __init__(self, kernel, reporter, peers, gateways, clock, *, before_round=None):
-        self._source = peers
-        self._gateways_ = gateways
-        self._before = before_round
-        self.target = None
-        self._rounds = asyncio.Event()
-        self.desired = Desired()
+    def __init__(
+        self,
+        kernel: Kernel,
+        reporter: Reporter,
+        peers: Peers,
+        gateways: Gateways,
+        clock: Clock,
+        *,
+        before_round: Callable[[], Awaitable[None]] = _nothing,
+    ) -> None:
         self.dirty = Dirty()
-        self.repairs = 0
-        self.last_repair: tuple[float, Step] | None = None
-        """When (in the loop's time) and what somebody else had changed."""
-        self.settled = False
-        """True once a full round has been applied."""
+        self.fragments = Fragments(reporter, peers, gateways)
+        self.retries = Retries()
+        self.heartbeat = clock()
+        """When the loop last turned, on the agent's clock."""
+        self.repairs = Repairs()
         self._kernel = kernel
-        self._backend = None
-        self._scope = Scope()
         self._reporter = reporter
-        self._local: Local | None = None
-        self._peers: dict[str, Lease] = {}
-        self._changed: dict[str, Lease | None] = {}
-        self._mirror: dict[Key, Object] = {}
-        self._meant: set[Key] = set()
-        self._on_link: dict[IPAddress, str] = {}
-        self._delays: dict[Key, float] = {}
-        self._failed_kinds: set[str] = set()
-        self._may_sweep = False
-        self._first_sweep = False
-        self._noticed: dict[Key, Object | None] = {}
-        self._unsure: set[Key] = set()
-        self._contests = Contests()
-        self._local_changed = False
-        self._reroute = False
-        self._make_firewall: Callable[[], HostState] = HostState
-        self._firewall_changed = False
+        self._clock = clock
+        self._before_round = before_round
+        self._mirror = Mirror()
+        self._refusals: dict[Key, Refusal] = {}
+        self._state = _State()
 
     # ------------------------------------------------------------------------------------------ what others tell us
 
-    def set_target(self, target):
-        self.target = target
-        self._backend, self._scope, self._local = target.backend, target.scope, target.local
-        self._local_changed = True
-        self._source.rewind()
-        self._make_firewall = lambda: target.firewall(tuple(self._source.current.values()))
-        self._firewall_changed = True
-        self.settled = False
+    def set_target(self, target: Target) -> None:
+        """The host is to be this now; every fragment is made anew, and what differs from before is done."""
+        self.fragments.set_target(target)
+        self._state.settled = False
         self.dirty.add_everything()
 
-    def resync(self):
-        self.dirty.add_everything()
+    def allow_sweep(self, allowed: bool) -> None:
+        """Whether the view is complete and our lease confirmed: only then what nobody asked for is removed."""
+        if allowed and not self._state.may_sweep:
+            self._state.first_sweep = True
+            self.dirty.add_everything()
+        self._state.may_sweep = allowed
 
-    def audit_now(self):
-        self.dirty.add_everything()
+    def hear(self, notice: Notice) -> None:
+        """Take in what the kernel says of our objects. What equals what is desired is no news."""
+        if notice.resync:
+            self._state.unannounced = True
+            self.dirty.add_everything()
+        self._mirror.hear(notice.objects)
+        self.dirty.add(key for key, item in notice.objects.items() if self.desired.get(key) != item)
 
-    def hasten(self):
-        self.dirty.add(self._delays)
-
-    def reroute(self, families):
-        self._reroute = self._backend is not None and self._backend.wants_on_link
-        if self._reroute:
+    def reroute(self, families: Collection[int]) -> None:
+        """Routes of these IP versions have changed: what is reached without a gateway may be, too."""
+        if self.fragments.reroute(families):
             self.dirty.poke()
 
-    async def after_round(self):
-        self._rounds.clear()
-        await self._rounds.wait()
+    def hasten(self) -> None:
+        """The uplink is another one, or came back: what failed may work now."""
+        self.retries.hasten(self.retries, self._clock())
+        self.dirty.add(self.retries)
+
+    def resync(self) -> None:
+        """Look at everything."""
+        self.dirty.add_everything()
+
+    audit_now = resync
+
+    # ------------------------------------------------------------------------------------------------ what there is
 
     @property
-    def left_out(self):
-        return {a.subject: a.detail for a in self._reporter.health if a.condition.code in ("peer-unreadable", "peer-conflict")}
+    def desired(self) -> Desired:
+        """What the kernel should hold."""
+        return self.fragments.desired
 
-    def in_sync(self, owner):
-        return all(self._mirror.get(k) == v for k, v in self.desired.fragment(owner).objects.items())
+    @property
+    def settled(self) -> bool:
+        """True once a full round has been applied for what the host is to be now."""
+        return self._state.settled
 
-    def set_peers(self, changed: Mapping[str, Lease | None]) -> None:
-        """These peers came or changed; None for one that went."""
-        self._changed.update(changed)
-        self.dirty.poke()
+    @property
+    def peer_count(self) -> int:
+        """Peers that are to be programmed."""
+        return self.fragments.peer_count
 
-    def set_firewall(self, make: Callable[[], HostState]) -> None:
-        """What the nft table should hold; asked once a round, however often something in it changed."""
-        self._make_firewall = make
-        self.renew_firewall()
-
-    def renew_firewall(self) -> None:
-        """Something that the nft table speaks of has changed."""
-        self._firewall_changed = True
-        self.dirty.poke()
-
-    def allow_sweep(self, allowed=True) -> None:
-        """The view is complete and our lease confirmed: from now on what nobody asked for is removed."""
-        if allowed and not self._may_sweep:
-            self._may_sweep = self._first_sweep = True
-            self.dirty.add_everything()
+    @property
+    def failing(self) -> Mapping[Key, Refusal]:
+        """What the kernel has refused and still does not hold."""
+        return {key: refusal for key, refusal in self._refusals.items() if not self._in_sync(key)}
 
     @property
     def host_failed(self) -> bool:
@@ -158,266 +142,234 @@ class Reconciler:
         Packets flow without a sysctl, which in a container may not be settable.
         """
         ours = {key for owner in (HOST, FIREWALL) for key in self.desired.fragment(owner).objects}
-        return any(key in ours and key.kind != "sysctl" for key in self._delays)
+        return any(key in ours and key.kind != "sysctl" for key in self.failing)
 
-    @property
-    def peer_count(self) -> int:
-        """Peers that are to be programmed."""
-        return len(self._peers)
-
-    @property
-    def failing(self) -> set[str]:
-        """Owners of what the kernel has refused so far."""
-        return {owner: "refused" for key in self._delays for owner in self.desired.claimants(key)}
+    def why_not(self, owner: str) -> str | None:
+        """Why the kernel does not hold all of an owner's fragment: its error; empty where it only has not come to it; else None."""
+        out = [key for key in self.desired.fragment(owner).objects if not self._in_sync(key)]
+        refused = [self._refusals[key].why for key in out if key in self._refusals]
+        return refused[0] if refused else "" if out else None
 
     def count(self) -> tuple[Counter[str], Counter[str]]:
-        """Kernel objects by kind: those that are wanted, and those of them that are there as wanted, as far as we were told."""
+        """Kernel objects by kind: those that are desired, and those of them that are in sync, as far as we were told."""
         wanted = self.desired.state.objects
         held = Counter(key.kind for key, item in wanted.items() if self._mirror.get(key) == item)
         return Counter(key.kind for key in wanted), held
 
+    async def after_round(self) -> None:
+        """Return when the next round is over."""
+        await self._state.round_over.wait()
+
+    def _in_sync(self, key: Key) -> bool:
+        return self._mirror.get(key) == self.desired.get(key)
+
     # ------------------------------------------------------------------------------------------------------- tasks
 
     async def run(self) -> None:
-        """Keep the kernel as desired, for ever. The only place where the two meet."""
+        """Keep the kernel as desired, for ever."""
         self.dirty.add_everything()
         while True:
-            await self.dirty.wait()
-            await self._before()
-            if self.target is None:
-                self.dirty.take()
-                continue
-            touched = self.dirty.take()
-            touched = await self._refresh_fragments(touched)
-            if touched is not None and not touched:
-                continue
-            self._noticed.clear()
-            try:
-                observed = await self._observe(touched)
-            except KernelError as error:
-                self._reporter.begin("kernel-unreadable", str(error))
-                await asyncio.sleep(FIRST_RETRY_S)
-                self.dirty.add_everything()
-                continue
-            self._reporter.end("kernel-unreadable")
-            steps = self._note_drift(self._plan(touched, observed))
-            self._noticed.clear()
-            results = await self._kernel.apply(steps) if steps else ()
-            self._learn(results, partial=touched is not None)
-            await self._report(results)
-            if touched is None:
-                self.settled = True
-            self._rounds.set()
-
-    def hear(self, notice):
-        if notice.resync:
-            self.dirty.add_everything()
-        drifted = []
-        self._noticed |= notice.objects
-        for key, item in notice.objects.items():
-            if item is None:
-                self._mirror.pop(key, None)
-            else:
-                self._mirror[key] = item
-            if self.desired.get(key) != item:
-                drifted.append(key)
-        self.dirty.add(drifted)
+            self.heartbeat = self._clock()
+            await self.dirty.wait(self._until_due())
+            self.dirty.add(self._due())
+            if self.dirty.pending:
+                await self._before_round()
+                await self.round()
 
     async def audit(self) -> None:
-        """Look at everything every AUDIT_S, and at what no notice tells of every SILENT_S, for ever."""
-        loop = asyncio.get_running_loop()
-        due = loop.time() + AUDIT_S
+        """Look at everything every AUDIT_S, and at what no notification tells of every SILENT_S, for ever."""
+        due = self._clock() + AUDIT_S * Random().uniform(0.8, 1.0)
         while True:
             await asyncio.sleep(SILENT_S)
-            if loop.time() >= due:
-                due += AUDIT_S
+            if self._clock() >= due:
+                due = self._clock() + AUDIT_S
                 self.dirty.add_everything()
-            for key in self.desired.fragment(HOST).objects:
-                if key.kind in SILENT:
-                    self._doubt(key)
+            silent = self.desired.kinds(SILENT)
+            self._mirror.stale.update(silent)
+            self.dirty.add(silent)
+            self.repairs.damping.settle(self._clock())
+            self._report()
 
-    # -------------------------------------------------------------------------------------------- parts of a round
+    def _due(self) -> list[Key]:
+        now = self._clock()
+        due = self.retries.due(now)
+        self._mirror.stale.update(due)
+        return [*due, *self.repairs.take_due(now)]
 
-    async def _refresh_fragments(self, touched: set[Key] | None) -> set[Key] | None:
-        """Recompute the fragments of what changed; returns the keys to look at, None for everything."""
-        keys: set[Key] = set()
-        if self._firewall_changed:
-            self._firewall_changed = False
-            keys |= self.desired.put(FIREWALL, self._make_firewall())
-        if self._local is None:
-            self._meant |= keys
-            return None if touched is None else touched | keys
-        changed = dict(self._source.take())
-        if changed and self.target.firewall_speaks_of_peers:
-            keys |= self.desired.put(FIREWALL, self._make_firewall())
-        if self._reroute:
-            self._reroute = False
-            self._on_link.clear()
-            changed = {**self._peers, **changed}
-        if self._backend.wants_on_link:
-            await self._look_up_gateways(changed.values())
-        local = self._local
-        if self._backend.wants_on_link:
-            local = Local(local.config, local.uplink, local.lease, local.macs, dict(self._on_link))
-        if self._local_changed:
-            self._local_changed = False
-            keys |= self.desired.put(HOST, self._backend.host(local))
-        for owner, lease in changed.items():
-            if lease is None:
-                self._peers.pop(owner, None)
-                self._reporter.end("peer-unreadable", owner)
-                keys |= self.desired.drop(owner)
-            else:
-                self._peers[owner] = lease
-                keys |= self._set_peer(owner, lease, local)
-        if changed:
-            self._report_conflicts()
-        self._meant |= keys
-        return None if touched is None else touched | keys
+    def _until_due(self) -> float:
+        """Seconds until something waits no longer; never so long that the heartbeat would seem to stand still."""
+        times = [when for when in (self.retries.next_due, self.repairs.next_due) if when is not None]
+        return max(0.0, min([self._clock() + SILENT_S, *times]) - self._clock())
 
-    def _set_peer(self, owner: str, lease: Lease, local: Local) -> set[Key]:
+    # ------------------------------------------------------------------------------------------------------ a round
+
+    async def round(self) -> None:
+        """Bring what is dirty up to what is desired. What fails is dirty again."""
+        taken = self.dirty.take()
+        if not self.fragments.has_target:
+            return
+        target = self.fragments.target
+        unannounced, self._state.unannounced = self._state.unannounced, False
+        touched = taken
         try:
-            state = self._backend.peer(lease, local)
-        except FlannelpyError as error:
-            self._reporter.begin("peer-unreadable", f"{lease}: {error}", owner)
-            return self.desired.drop(owner)
-        self._reporter.end("peer-unreadable", owner)
-        return self.desired.put(owner, state, rank=lease.create_revision)
+            changed = await self.fragments.refresh()
+            self.retries.hasten(changed, self._clock())
+            touched = None if taken is None else taken | changed
+            if touched is None or touched:
+                await self._round(touched, changed, quiet=unannounced)
+        except KernelError as error:
+            self.dirty.put_back(touched)
+            self._reporter.set("kernel-unreadable", {"": str(error)})
+            await asyncio.sleep(UNREADABLE_S)
+            return
+        except BaseException:
+            self.dirty.put_back(touched)
+            raise
+        self._reporter.set("kernel-unreadable", {})
+        if touched is None and target is self.fragments.target:
+            self._state.settled = True
+        self._report()
+        over, self._state.round_over = self._state.round_over, asyncio.Event()
+        over.set()
 
-    def _report_conflicts(self) -> None:
-        for owner, (other, key) in self.desired.conflicts.items():
-            lease, holder = self._peers.get(owner), self._peers.get(other)
-            if lease is None or not lease.departing:
-                self._reporter.begin("peer-conflict", f"{lease} claims {key}, which is held by {holder or 'this host'}", owner)
-        self._reporter.end_all_but("peer-conflict", set(self.desired.conflicts))
-
-    async def _look_up_gateways(self, leases: Iterable[Lease | None]) -> None:
-        """Find out which peers' addresses are reached without a gateway."""
-        for lease in leases:
-            for address in (lease.public_ip, lease.attrs.public_ipv6) if lease is not None else ():
-                if address is None or address in self._on_link:
-                    continue
-                answer = await self._kernel.route_to(address)
-                if answer is not None and answer.via is None:
-                    self._on_link[address] = answer.dev
+    async def _round(self, touched: set[Key] | None, changed: set[Key], *, quiet: bool) -> None:
+        """``changed``: what is desired has changed under these; ``quiet``: the kernel itself may have taken what is missing."""
+        self._mirror.listen()
+        observed = await self._observe(touched)
+        steps = self._repairable(self._plan(touched, observed), changed, quiet=quiet)
+        self._mirror.listen()
+        results = await self._kernel.apply(steps) if steps else ()
+        await self._learn(results, partial=touched is not None)
 
     async def _observe(self, touched: set[Key] | None) -> HostState:
-        """Everything from the kernel; or, for some keys, the mirror, and the kernel where the mirror may be wrong."""
+        """Everything from the kernel; or, for some keys, the mirror, and the kernel where the mirror is stale."""
+        scope, mirror = self.fragments.scope, self._mirror
         if touched is None:
-            everything = await self._kernel.observe(self._scope)
-            self._mirror = dict(everything.objects)
-            self._doubt_what_changed()
-            return everything
-        unsure = [key for key in touched if key in self._delays or key in self._unsure]
-        self._unsure.difference_update(unsure)
-        if unsure:
-            seen = await self._kernel.observe(self._scope, unsure)
-            for key in unsure:
-                found = seen.get(key)
-                if found is None:
-                    self._mirror.pop(key, None)
-                else:
-                    self._mirror[key] = found
-            self._doubt_what_changed()
-        return HostState(self._mirror).only(touched)
-
-    def _doubt_what_changed(self) -> None:
-        """Objects that changed while we looked, before or after their turn in the dump."""
-        for key, item in self._noticed.items():
-            if self._mirror.get(key) != item:
-                self._doubt(key)
-
-    def _doubt(self, key: Key) -> None:
-        """The mirror may be wrong about ``key``: ask the kernel, next round."""
-        self._unsure.add(key)
-        self.dirty.add([key])
+            observed = await self._kernel.observe(scope)
+            mirror.take_full(observed)
+            self.dirty.add(mirror.stale)
+            return observed
+        stale = [key for key in touched if key in mirror.stale]
+        if stale:
+            mirror.take_part(stale, await self._kernel.observe(scope, stale))
+            self.dirty.add(mirror.stale)
+        return HostState(mirror.objects).only(touched)
 
     def _plan(self, touched: set[Key] | None, observed: HostState) -> Plan:
-        wanted = self.desired.state if touched is None else self.desired.only(touched)
-        steps = plan(wanted, observed, self._scope)
-        if not self._may_sweep:
+        """What to do now: nothing that waits for its time, nor what would live on a device that does."""
+        desired = self.desired.state if touched is None else self.desired.only(touched)
+        steps = plan(desired, observed, self.fragments.scope)
+        if not self._state.may_sweep:
             steps = tuple(step for step in steps if step.op != "remove")
-        return steps
+        if not len(self.retries):
+            return steps
+        now = self._clock()
+        waiting = links(key for key in self.retries if self.retries.waiting(key, now))
 
-    def _learn(self, results: Sequence[Result], partial: bool) -> None:
+        def may_go(step: Step) -> bool:
+            return not self.retries.waiting(step.key, now) and (step.key.kind == "link" or lives_on(step.item) not in waiting)
+
+        return tuple(step for step in steps if may_go(step))
+
+    async def _learn(self, results: Sequence[Result], partial: bool) -> None:
         """Take over into the mirror what the kernel acknowledged; have again what it refused, later."""
-        again: dict[float, list[Key]] = defaultdict(list)
+        now = self._clock()
         for result in results:
-            key, item = result.step.key, result.step.item
-            if result.error is None or is_moot(result.step, result.error):
-                self._delays.pop(key, None)
-                there = None if result.step.op == "remove" else item
-                if key in self._noticed and self._noticed[key] != there:
-                    self._doubt(key)  # somebody else was at it while we were: which of the two came last, only the kernel knows
-                elif there is None:
-                    self._mirror.pop(key, None)
-                else:
-                    self._mirror[key] = item
-                if partial and isinstance(item, Link) and result.step.op in ("add", "remake"):
+            step, key = result.step, result.step.key
+            if result.error is not None and not not_applicable(step, result.error):
+                self.retries.refused(key, now)
+                before = self._refusals.get(key)
+                if before is None or (before.step, str(before.error)) != (step, str(result.error)):
+                    self._refusals[key] = Refusal(step, result.error, await explain(self._kernel, step, result.error))
+                continue
+            self._forget(key)
+            self._mirror.learn(key, None if step.op == "remove" else step.item)
+            if step.op in ("add", "remake") and isinstance(step.item, Link):
+                self.retries.hasten((key for key in self.retries if self._lives_on(key) == step.item.name), now)
+                if partial:
                     self.dirty.add_everything()  # what lived on it is gone, and all of it must come back
-            else:
-                delay = min(self._delays.get(key, FIRST_RETRY_S / 2) * 2, LAST_RETRY_S)
-                self._delays[key] = delay
-                again[delay].append(key)
-        for delay, keys in again.items():
-            asyncio.get_running_loop().call_later(delay, self.dirty.add, keys)
-        for key in [key for key in self._delays if key not in self._mirror and self.desired.get(key) is None]:
-            del self._delays[key]
+        self.dirty.add(self._mirror.stale)
 
-    def _note_drift(self, steps: Plan) -> Plan:
-        """Say what somebody else changed: steps that follow neither from a change of what is desired nor from a failure.
+    def _lives_on(self, key: Key) -> str | None:
+        item = self.desired.get(key)
+        return None if item is None else lives_on(item)
 
-        Returns the steps to take now: what is changed again and again is repaired with growing pauses.
-        """
-        drift = [step for step in steps if step.key not in self._meant and step.key not in self._delays]
+    def _forget(self, key: Key) -> None:
+        self.retries.done(key)
+        self._refusals.pop(key, None)
+
+    # --------------------------------------------------------------------------------------------- drift and words
+
+    def _repairable(self, steps: Plan, changed: set[Key], *, quiet: bool) -> Plan:
+        """The steps to take now; what somebody else changes too often is left for later. Says what somebody else has changed."""
+        drift = [step for step in steps if step.key not in changed and step.key not in self._refusals]
         drift = [step for step in drift if step.before or step.key.kind != "sysctl"]  # one that the kernel does not have
-        self._meant.clear()
-        if self._first_sweep and any(step.op == "remove" for step in drift):
+        if self._state.first_sweep and any(step.op == "remove" for step in drift):
             left = [step for step in drift if step.op == "remove"]
             drift = [step for step in drift if step.op != "remove"]
             more = f", and {len(left) - 1} more" if len(left) > 1 else ""
             log.info("left over from before, nobody needs it now: %s%s", left[0], more)
-        self._first_sweep = False
-        if not drift or not self.settled:
+        self._state.first_sweep = self._state.first_sweep and not self._state.may_sweep
+        if not self._state.settled:
             return steps
-        loop = asyncio.get_running_loop()
-        put_off = self._contests.put_off([step.key for step in drift], loop.time())
-        for key, pause in put_off.items():
-            if pause is not None:
-                self._reporter.begin("kernel-contested", str(key), str(key))
-                loop.call_later(pause, self._try_contested, key)
-        drift = [step for step in drift if step.key not in put_off]
-        self.repairs += len(drift)
-        self.last_repair = (loop.time(), drift[-1]) if drift else self.last_repair
-        for step in drift[:LOGGED]:
+        # What the kernel itself takes (with a device, a link that goes down, the last address) nobody is to blame for.
+        counted = [step.key for step in drift if step.key.kind == "link" or not quiet]
+        late = self.repairs.suppress(counted, self._clock())
+        self.repairs.note([step for step in drift if step.key not in late])
+        return tuple(step for step in steps if step.key not in late)
+
+    def _report(self) -> None:
+        """Derive what is wrong from what is desired, what is there and what was answered."""
+        for key in [key for key in self._refusals if self._in_sync(key)]:
+            self._forget(key)
+        failing = self.failing
+        self._reporter.set("kernel-refused", conditions(failing.values(), links(failing)))
+        self._reporter.set("kernel-contested", {str(key): str(key) for key in self.repairs.damping.contested()})
+
+
+class _State:
+    """Where the loop is."""
+
+    def __init__(self) -> None:
+        self.settled = False
+        self.may_sweep = False
+        self.first_sweep = False
+        self.unannounced = False  # the kernel has taken something of ours without a word
+        self.round_over = asyncio.Event()
+
+
+class Repairs:
+    """What somebody else has changed, and was put right. ``count``: how often; ``last``: when (in the loop's time) and what."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.last: tuple[float, Step] | None = None
+        self.damping = Damping()
+        self._late: set[Key] = set()
+
+    def suppress(self, keys: Iterable[Key], now: float) -> set[Key]:
+        """Those of these that must wait."""
+        late = self.damping.suppress(keys, now)
+        self._late |= late
+        return late
+
+    @property
+    def next_due(self) -> float | None:
+        """When one that waits may be repaired."""
+        return self.damping.next_due(self._late)
+
+    def take_due(self, now: float) -> list[Key]:
+        """Those that may be repaired now."""
+        due = [key for key in self._late if (when := self.damping.next_due([key])) is None or when <= now]
+        self._late.difference_update(due)
+        return due
+
+    def note(self, steps: Sequence[Step]) -> None:
+        """These are made now."""
+        self.count += len(steps)
+        if steps:
+            self.last = asyncio.get_running_loop().time(), steps[-1]
+        for step in steps[:LOGGED]:
             log.warning("%s was changed by somebody else; repairing: %s", step.key, step)
-        if len(drift) > LOGGED:
-            log.warning("%d more kernel objects were changed by somebody else; repairing them, too", len(drift) - LOGGED)
-        return tuple(step for step in steps if step.key not in put_off)
-
-    def _try_contested(self, key: Key) -> None:
-        """The pause is over: repair it now, if it still needs it."""
-        self._contests.grant(key)
-        self._doubt(key)
-        asyncio.get_running_loop().call_later(QUIET_S, self._end_contests)
-
-    def _end_contests(self) -> None:
-        for key in self._contests.settle(asyncio.get_running_loop().time()):
-            self._reporter.end("kernel-contested", str(key))
-
-    async def _report(self, results: Sequence[Result]) -> None:
-        """One condition for each kind of failure, with the first of its steps."""
-        failures: dict[str, list[Result]] = defaultdict(list)
-        for result in results:
-            if result.error is not None and not is_moot(result.step, result.error):
-                failures[f"{result.step.item.noun} {result.error.code}"].append(result)
-        for kind, failed in failures.items():
-            first = failed[0]
-            more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
-            if kind not in self._failed_kinds:
-                reason = await explain(self._kernel, first)
-                self._reporter.begin("kernel-refused", f"{first.step}: {reason}{more}; trying again", kind)
-        self._failed_kinds |= set(failures)
-        if not self._delays and self._failed_kinds:
-            self._failed_kinds.clear()
-            self._reporter.end_all_but("kernel-refused", set())
+        if len(steps) > LOGGED:
+            log.warning("%d more kernel objects were changed by somebody else; repairing them, too", len(steps) - LOGGED)

@@ -7,10 +7,15 @@ import re
 
 from netaddr import AddrFormatError, IPNetwork
 
+from flannelpy.agent.carriage import Carriage
 from flannelpy.core.backend import Backend, Engines
 from flannelpy.core.objects import Scope
+from flannelpy.host.state import State
 
 log = logging.getLogger(__name__)
+
+OURS = re.compile(r"flannel[a-z0-9.-]*")
+"""Names of devices that a backend may have made: no other is removed, whatever a state file says."""
 
 DEFAULT_PREFIX = "/coreos.com/network"
 
@@ -18,15 +23,18 @@ _SYSCTLS = ("ipv6/conf/{}/accept_ra", "ipv4/conf/{}/accept_local")
 """Of a device, what some backend wants to be set."""
 
 
-def find_scope(carriage, kept, prefix):
-    devices = carriage.backend.devices(carriage.config) if carriage else {}
+def find_scope(carriage: Carriage | None, kept: State, prefix: str) -> Scope:
+    """The devices and networks in use now, and those that an earlier run of this network left behind (to be swept)."""
+    devices = {} if carriage is None else carriage.backend.devices(carriage.config)
+    ports = frozenset[int]() if carriage is None else fou_ports(carriage.backend)
+    left = [device for device in kept.devices if OURS.fullmatch(device)]
     return Scope(
-        links=frozenset({*devices, *kept.devices}),
-        networks=(*(carriage.config.networks if carriage else ()), *_networks(kept.networks)),
-        uplink=carriage.uplink.name if carriage else None,
+        links=frozenset({*devices, *left}),
+        networks=(*(carriage.config.networks if carriage is not None else ()), *_networks(kept.networks)),
+        uplink=None if carriage is None else carriage.uplink.name,
         table=table_name(prefix),
         sysctls=frozenset(f"net/{name.format(device)}" for device in devices for name in _SYSCTLS),
-        fou_ports=(fou_ports(carriage.backend) if carriage else frozenset()) | frozenset(kept.fou_ports),
+        fou_ports=ports | frozenset(kept.fou_ports),
     )
 
 
