@@ -10,8 +10,8 @@ import asyncio
 import errno
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from netaddr import IPAddress, IPNetwork
 
@@ -34,8 +34,9 @@ from flannelpy.core.objects import (
 )
 from flannelpy.core.plan import Step
 from flannelpy.core.uplink import EVERYTHING, DefaultRoute, FactsQuery, HostFacts, Interface, InterfaceAddress, RouteAnswer
-from flannelpy.kernel import Notice, Result
+from flannelpy.kernel import Result
 from flannelpy.kernel.channel import error
+from flannelpy.kernel.fake_notices import FakeNotices, News
 
 KERNEL_PROTOCOL = 2
 
@@ -57,7 +58,7 @@ class FakeKernel:
         self._routes: dict[IPNetwork, Route] = {}
         self.unknown: set[str] = set()
         """Kinds that this kernel was built without: ``fou``, ``ipip``."""
-        self._faults: dict[Key, tuple[int, int]] = {}
+        self._faults: dict[Key | str, tuple[Exception, int]] = {}
         self._subscriptions: weakref.WeakSet[FakeNotices] = weakref.WeakSet()
         self.applied: list[Step] = []
         """Every step that was carried out, in order."""
@@ -67,7 +68,7 @@ class FakeKernel:
     # -------------------------------------------------------------------------------------------------- contract
 
     async def facts(self, query: FactsQuery = EVERYTHING) -> HostFacts:
-        self.calls["facts"] += 1
+        self._call("facts")
         found = list(self.interfaces.values())
         for link in self._links.values():
             mine = [item.net for item in self._objects.values() if isinstance(item, Address) and item.dev == link.name]
@@ -80,7 +81,7 @@ class FakeKernel:
         return HostFacts(tuple(sorted(found, key=lambda item: item.index)), defaults)
 
     async def route_to(self, address: IPAddress) -> RouteAnswer | None:
-        self.calls["route_to"] += 1
+        self._call("route_to")
         for interface in self.interfaces.values():
             for own in interface.addresses:
                 if interface.up and address in _net(own):
@@ -98,11 +99,11 @@ class FakeKernel:
         return None
 
     async def route_at(self, dst: IPNetwork) -> Route | None:
+        self._call("route_at")
         return self._routes.get(dst)
 
     async def observe(self, scope: Scope, keys: Iterable[Key] | None = None) -> HostState:
-        self.calls["observe"] += 1
-        self._fault(Key("observe", ""))
+        self._call("observe")
         kinds = None if keys is None else {key.kind for key in keys}
         unset = [Sysctl(name, UNSET) for name in scope.sysctls if self._find(Key("sysctl", name)) is None]
         present = [item for item in unset if not self._sysctl_missing(item)]
@@ -112,7 +113,7 @@ class FakeKernel:
         )
 
     async def apply(self, steps: Sequence[Step]) -> Sequence[Result]:
-        self.calls["apply"] += 1
+        self._call("apply")
         results = []
         for step in steps:
             try:
@@ -127,13 +128,14 @@ class FakeKernel:
         return results
 
     async def rehearse(self, steps: Sequence[Step]) -> Sequence[Result]:
-        self.calls["rehearse"] += 1
+        self._call("rehearse")
         elsewhere = FakeKernel()
         elsewhere.unknown = self.unknown
         return await elsewhere.apply(steps)
 
     def notices(self, scope: Scope) -> FakeNotices:
-        found = FakeNotices(scope, self._is_seen)
+        self._call("subscribe")
+        found = FakeNotices(scope, self._is_seen, self._fault)
         self._subscriptions.add(found)
         return found
 
@@ -143,15 +145,21 @@ class FakeKernel:
 
     # ---------------------------------------------------------------------------------------------- other hands
 
-    def fail(self, key: Key, code: int, times: int = 1) -> None:
-        """Let the next ``times`` steps with ``key`` fail with an errno. ``Key("observe", "")`` is an observation."""
-        self._faults[key] = (code, times)
+    def fail(self, what: Key | str, reason: int | Exception, times: int = 1) -> None:
+        """Let the next ``times`` steps with a key, or calls of a method, fail with an errno or an exception.
+
+        Methods: observe, apply (as a whole), facts, route_to, route_at, rehearse, subscribe (``notices`` itself), and notices (its
+        iteration, now and whenever somebody waits for the next).
+        """
+        self._faults[what] = (error((reason, "")) if isinstance(reason, int) else reason, times)
+        if what == "notices":
+            self._tell(News())
 
     def overflow(self) -> None:
         """Lose notifications, as the kernel does where nobody reads them (ENOBUFS)."""
         for subscription in self._subscriptions:
             subscription.forget()
-        self._tell(_News(lost=True))
+        self._tell(News(lost=True))
 
     def set_facts(self, facts: HostFacts) -> None:
         """The host's own interfaces and default routes are these now."""
@@ -159,18 +167,18 @@ class FakeKernel:
         self.interfaces = {item.name: item for item in facts.interfaces if item.name not in self._links}
         touched = {*before.values()} ^ {*self.interfaces.values()}
         links = {item.index: item.name for item in touched}
-        self._tell(_News(links=links, default_route=facts.default_routes != self._default_routes))
+        self._tell(News(links=links, default_route=facts.default_routes != self._default_routes))
         self._default_routes = facts.default_routes
 
     def set_interface(self, interface: Interface) -> None:
         """An interface of the host's own came or changed."""
         self.interfaces[interface.name] = interface
-        self._tell(_News(links={interface.index: interface.name}))
+        self._tell(News(links={interface.index: interface.name}))
 
     def take_interface(self, name: str) -> None:
         """An interface of the host's own went."""
         gone = self.interfaces.pop(name)
-        self._tell(_News(links={gone.index: name}, took_along=name))
+        self._tell(News(links={gone.index: name}, took_along=name))
 
     def plant(self, item: Object) -> None:
         """Put an object there by another hand, over whatever is under its key."""
@@ -200,11 +208,11 @@ class FakeKernel:
         if dev in self._links:
             self._links[dev] = replace(self._links[dev], up=False)
             self._routes = {dst: route for dst, route in self._routes.items() if route.dev != dev}
-            self._tell(_News(self._links[dev], took_along=dev))
+            self._tell(News(self._links[dev], took_along=dev))
         else:
             self.interfaces[dev] = replace(self.interfaces[dev], up=False)
             self._routes = {dst: route for dst, route in self._routes.items() if route.dev != dev}
-            self._tell(_News(took_along=dev, links={self.interfaces[dev].index: dev}, routed=frozenset({4, 6})))
+            self._tell(News(took_along=dev, links={self.interfaces[dev].index: dev}, routed=frozenset({4, 6})))
 
     def get(self, key: Key) -> Object | None:
         """What is under a key, whoever put it there."""
@@ -320,11 +328,11 @@ class FakeKernel:
             replaced = self._routes.get(item.dst)
             self._routes[item.dst] = item
             if replaced is not None and item.proto != replaced.proto:
-                self._tell(_News(item, replaced=replaced))
+                self._tell(News(item, replaced=replaced))
                 return
         else:
             self._objects[item.key] = item
-        self._tell(_News(item, links={self._indices[item.name]: item.name} if isinstance(item, Link) else {}))
+        self._tell(News(item, links={self._indices[item.name]: item.name} if isinstance(item, Link) else {}))
 
     def _drop(self, item: Object) -> None:
         if isinstance(item, Route):
@@ -334,9 +342,9 @@ class FakeKernel:
         if isinstance(item, Address) and item.net.version == 4:
             if not self._has_ipv4(item.dev):
                 self._disable_ipv4(item.dev)
-            self._tell(_News(gone=item, took_along=item.dev))
+            self._tell(News(gone=item, took_along=item.dev))
         else:
-            self._tell(_News(gone=item))
+            self._tell(News(gone=item))
 
     def _disable_ipv4(self, dev: str) -> None:
         """The last IPv4 address of a device takes the device's IPv4 routes and neighbours along."""
@@ -352,7 +360,7 @@ class FakeKernel:
         index = self._indices.pop(name)
         self._objects = {key: item for key, item in self._objects.items() if not _is_on(item, name)}
         self._routes = {dst: route for dst, route in self._routes.items() if route.dev != name}
-        self._tell(_News(gone=link, took_along=name, links={index: name}))
+        self._tell(News(gone=link, took_along=name, links={index: name}))
 
     def _find(self, key: Key) -> Object | None:
         if key.kind == "link":
@@ -361,13 +369,19 @@ class FakeKernel:
             return self._routes.get(IPNetwork(key.id))
         return self._objects.get(key)
 
-    def _fault(self, key: Key) -> None:
-        code, times = self._faults.get(key, (0, 0))
-        if times:
-            self._faults[key] = (code, times - 1)
-            raise error((code, ""))
+    def _call(self, method: str) -> None:
+        self.calls[method] += 1
+        self._fault(method)
 
-    def _tell(self, news: _News) -> None:
+    def _fault(self, what: Key | str) -> None:
+        if what not in self._faults:
+            return
+        reason, times = self._faults.pop(what)
+        if times > 1:
+            self._faults[what] = (reason, times - 1)
+        raise reason
+
+    def _tell(self, news: News) -> None:
         for subscription in self._subscriptions:
             subscription.tell(news)
 
@@ -428,77 +442,6 @@ class FakeKernel:
     def _take_index(self) -> int:
         self._next_index += 1
         return self._next_index - 1
-
-
-class FakeNotices:
-    """What the fake says to one subscriber; coalesced until it is read. One consumer."""
-
-    def __init__(self, scope: Scope, is_seen: Callable[[Object, Scope], bool]) -> None:
-        self._scope = scope
-        self._is_seen = is_seen
-        self._notice = Notice()
-        self._closed = False
-        self._woken = asyncio.Event()
-
-    def tell(self, news: _News) -> None:
-        """Note a change that the host made; what is outside the scope is passed over."""
-        objects = dict(self._notice.objects)
-        for old in (news.gone, news.replaced):
-            if old is not None and self._is_seen(old, self._scope) and not isinstance(old, Sysctl):
-                objects[old.key] = None
-        if news.item is not None and self._is_seen(news.item, self._scope) and not isinstance(news.item, Sysctl):
-            objects[news.item.key] = news.item
-        ours = {index: name for index, name in news.links.items() if name in self._scope.links}
-        changed = (item for item in (news.item, news.gone, news.replaced) if isinstance(item, Route))
-        foreign = {item.dst.version for item in changed if item.proto != ROUTE_PROTOCOL and item.dev not in self._scope.links}
-        known = self._scope.links | {self._scope.uplink}
-        before = self._notice
-        self._notice = Notice(
-            objects,
-            before.resync or news.lost or news.took_along in known,
-            before.lost or news.lost,
-            {**before.links, **{index: name for index, name in news.links.items() if index not in ours}},
-            before.default_route or news.default_route,
-            before.routed | foreign | news.routed,
-        )
-        if self._notice != Notice():
-            self._woken.set()
-
-    def forget(self) -> None:
-        """What was not read yet is lost."""
-        self._notice = Notice()
-
-    def close(self) -> None:
-        self._closed = True
-        self._woken.set()
-
-    async def aclose(self) -> None:
-        self.close()
-
-    def __aiter__(self) -> FakeNotices:
-        return self
-
-    async def __anext__(self) -> Notice:
-        await self._woken.wait()
-        if self._closed:
-            raise StopAsyncIteration
-        self._woken.clear()
-        notice, self._notice = self._notice, Notice()
-        return notice
-
-
-@dataclass(frozen=True, slots=True)
-class _News:
-    """One change of the host. ``took_along``: a device with which objects went without a word; the empty name is nobody's."""
-
-    item: Object | None = None
-    gone: Object | None = None
-    replaced: Object | None = None
-    took_along: str = ""
-    links: Mapping[int, str] = field(default_factory=dict)
-    default_route: bool = False
-    routed: frozenset[int] = frozenset()
-    lost: bool = False
 
 
 def _is_on(item: Object, name: str) -> bool:
