@@ -58,6 +58,8 @@ class FakeKernel:
         self._routes: dict[IPNetwork, Route] = {}
         self.unknown: set[str] = set()
         """Kinds that this kernel was built without: ``fou``, ``ipip``."""
+        self.taken_ports: set[int] = set()
+        """UDP ports that programs of the host are bound to."""
         self._faults: dict[Key | str, tuple[Exception, int]] = {}
         self._subscriptions: weakref.WeakSet[FakeNotices] = weakref.WeakSet()
         self.applied: list[Step] = []
@@ -115,12 +117,15 @@ class FakeKernel:
     async def apply(self, steps: Sequence[Step]) -> Sequence[Result]:
         self._call("apply")
         results = []
+        kept: set[str | None] = set()  # devices that were not made anew after all
         for step in steps:
             try:
                 self._fault(step.key)
-                self._carry_out(step)
+                if not (step.item.lives_on in kept and step.op == "add" and self._find(step.key) == step.item):
+                    self._carry_out(step)
             except KernelError as reason:
                 results.append(Result(step, reason))
+                kept |= {step.item.lives_on} if step.op == "remake" else set()
                 continue
             self.applied.append(step)
             results.append(Result(step))
@@ -178,7 +183,16 @@ class FakeKernel:
     def take_interface(self, name: str) -> None:
         """An interface of the host's own went."""
         gone = self.interfaces.pop(name)
-        self._tell(News(links={gone.index: name}, took_along=name))
+        for link in [link for link in self._links.values() if link.vxlan is not None and link.vxlan.dev == name]:
+            self._delete_link(link.name)
+        self._routes = {dst: route for dst, route in self._routes.items() if route.dev != name}
+        self._tell(News(links={gone.index: name}, took_along=name, routed=frozenset({4, 6})))
+
+    def rename_interface(self, name: str, new: str) -> None:
+        """An interface of the host's own has another name; what lives on it stays."""
+        renamed = self.interfaces[new] = replace(self.interfaces.pop(name), name=new)
+        self._routes = {dst: replace(route, dev=new) if route.dev == name else route for dst, route in self._routes.items()}
+        self._tell(News(links={renamed.index: new}, took_along=name, routed=frozenset({4, 6})))
 
     def plant(self, item: Object) -> None:
         """Put an object there by another hand, over whatever is under its key."""
@@ -272,29 +286,45 @@ class FakeKernel:
             if link.name not in self._links:
                 raise error((errno.ENODEV, ""))
             before = self._links[link.name]
-            changed = replace(before, mtu=link.mtu, up=link.up, mac=link.mac or before.mac)
+            if link.vxlan is not None and before.vxlan is not None:
+                self._demand_parent(link)
+            changed = replace(before, mtu=link.mtu, up=link.up, mac=link.mac or before.mac, vxlan=link.vxlan)
             self._put(changed)
             if changed.mac != before.mac:  # neighbours are resolved anew from the new address; permanent ones go, too
                 for item in [item for item in self._objects.values() if isinstance(item, Neighbour) and item.dev == link.name]:
                     self._drop(item)
             return
+        self._demand_room(link)
         if step.op == "remake":
             self._delete_link(link.name)
+        if link.name in self._links or link.name in self.interfaces:
+            raise error((errno.EEXIST, ""))
+        self._indices[link.name] = self._take_index()
+        self._put(link)
+
+    def _demand_parent(self, link: Link) -> None:
+        if link.vxlan is not None and self._index_of(link.vxlan.dev) == 0:
+            raise KernelError(f"the underlay device {link.vxlan.dev} is not there", errno.ENODEV)
+
+    def _demand_room(self, link: Link) -> None:
+        """What a device needs, before one of its name is deleted. Raises KernelError."""
         if link.kind == "tun":
             raise KernelError(f"{link.name} is opened by its pump, which has not made it yet", errno.ENODEV)
         if link.kind in self.unknown:
             raise KernelError(f"this kernel has no {link.kind} devices: load the module {link.kind}", errno.EOPNOTSUPP)
         if link.vxlan is None and link.ipip is None:
             raise KernelError(f"a device of type {link.kind} is not made here", errno.EOPNOTSUPP)
-        if link.ipip is not None:
-            if any(other.ipip and other.ipip.local == link.ipip.local for other in self._links.values() if other.name != link.name):
-                raise error((errno.EEXIST, ""))  # two tunnels with the same ends
-        elif link.vxlan is not None and self._index_of(link.vxlan.dev) == 0:
-            raise KernelError(f"the underlay device {link.vxlan.dev} is not there", errno.ENODEV)
-        if link.name in self._links or link.name in self.interfaces:
-            raise error((errno.EEXIST, ""))
-        self._indices[link.name] = self._take_index()
-        self._put(link)
+        self._demand_parent(link)
+        for other in self._links.values():
+            if other.name == link.name:
+                continue
+            if link.ipip is not None and other.ipip is not None and other.ipip.local == link.ipip.local:
+                raise KernelError(f"{other.name} is a device of the same kind with the same local address", errno.EEXIST)
+            if link.vxlan is not None and other.vxlan is not None and other.vxlan.fixed == link.vxlan.fixed:
+                same = f"VNI {link.vxlan.vni} and port {link.vxlan.port}"
+                raise KernelError(f"{other.name} is a device of the same kind with the same {same}", errno.EEXIST)
+        if link.up and link.vxlan is not None and link.vxlan.port in self.taken_ports:
+            raise KernelError(f"UDP port {link.vxlan.port}, which {link.name} needs, is taken by another program", errno.EADDRINUSE)
 
     def _demand_usable(self, route: Route) -> None:
         """The kernel's own checks of a route. Raises KernelError."""

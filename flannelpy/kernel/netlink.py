@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
@@ -30,6 +29,7 @@ from flannelpy.core.plan import Step
 from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer
 from flannelpy.kernel import Result, links, messages
 from flannelpy.kernel.channel import GONE, Channel, Failure, error
+from flannelpy.kernel.devices import Devices, index_of, name_of
 from flannelpy.kernel.dump import Dumped, dump_of_device, dump_routes
 from flannelpy.kernel.facts import read_facts
 from flannelpy.kernel.fou import FouPorts
@@ -62,6 +62,7 @@ class NetlinkKernel:
         self._channel: Channel | None = None
         self._nft = Nft()
         self._fou = FouPorts()
+        self._devices = Devices(self._ask)
         self._batch = BATCH_MOST
         self._subscriptions: set[Notices] = set()
 
@@ -87,7 +88,7 @@ class NetlinkKernel:
             messages.ROUTE_KINDS["prohibit"],
         ):
             return None
-        return RouteAnswer(_name_of(index), index, source, via)
+        return RouteAnswer(name_of(index), index, source, via)
 
     async def route_at(self, dst: IPNetwork) -> Route | None:
         """The main table's route to exactly ``dst``, whoever's; a dump of its family (33 ms for 5,000 routes)."""
@@ -96,7 +97,7 @@ class NetlinkKernel:
             info = messages.read_route(data, body, end)
             if info is None or (info.dst, info.prefixlen) != (dst.first, dst.prefixlen):
                 return None
-            return as_route(info, _name_of(info.device) if info.device else None)
+            return as_route(info, name_of(info.device) if info.device else None)
 
         found = await dump_routes(AF_INET if dst.version == 4 else AF_INET6, read)
         return found[0] if found else None
@@ -114,9 +115,9 @@ class NetlinkKernel:
         def wanted(kind: str) -> bool:
             return kinds is None or kind in kinds
 
-        sieve = Sieve(scope, _name_of)
+        sieve = Sieve(scope, self._devices.name_of)
         for name in (*scope.links, *([scope.uplink] if scope.uplink else [])):
-            if index := _index_of(name):
+            if index := index_of(name) if name in scope.links else self._devices.remember(name):
                 sieve.meet(name, index)
         found: list[Object] = []
         dumps: list[Dumped[Any]] = []
@@ -172,7 +173,18 @@ class NetlinkKernel:
             else:
                 results.append(await self._apply_single(steps[at]))
             await asyncio.sleep(0)
-        return results
+        return await self._forgive(results)
+
+    async def _forgive(self, results: list[Result]) -> list[Result]:
+        """Where a device was not made anew after all, what was to be put on its successor is still there: that is no failure."""
+        kept = {one.step.item.lives_on for one in results if one.error and one.step.op == "remake"}
+        if not any(_is_there(one) and one.step.item.lives_on in kept for one in results):
+            return results
+        sieve = Sieve(Scope(frozenset(name for name in kept if name)), name_of)
+        for name in sieve.scope.links:
+            sieve.meet(name, index_of(name))
+        there = {*await _observe_routes(sieve, AF_INET), *await _observe_routes(sieve, AF_INET6)}
+        return [Result(one.step) if _is_there(one) and one.step.item in there else one for one in results]
 
     def _apply_packed(self, steps: Sequence[Step]) -> list[Result]:
         started = time.thread_time()  # not the wall's: on a busy host that says how long others had the processor
@@ -181,10 +193,10 @@ class NetlinkKernel:
         errors: dict[int, KernelError] = {}
         requests: list[bytes] = []
         places: list[int] = []
-        index_of = _Indices()  # resolved for each batch: a device may have been made anew since the last
+        index_by = _Indices()  # resolved for each batch: a device may have been made anew since the last
         for place, step in enumerate(steps):
             try:
-                requests.append(_encode(step, first + len(requests), index_of))
+                requests.append(_encode(step, first + len(requests), index_by))
                 places.append(place)
             except KernelError as reason:
                 errors[place] = reason
@@ -216,7 +228,7 @@ class NetlinkKernel:
                 case Fou():
                     self._apply_fou(step, step.item)
                 case Link():
-                    self._apply_link(step, step.item)
+                    self._devices.apply(step, step.item)
                 case Sysctl():
                     _apply_sysctl(step, step.item)
                 case NftTable():
@@ -233,31 +245,6 @@ class NetlinkKernel:
             with contextlib.suppress(KernelError):  # what stays in the way is told by the addition
                 self._fou.remove(item.port)
         self._fou.add(item)
-
-    def _apply_link(self, step: Step, link: Link) -> None:
-        index = _index_of(link.name)
-        if step.op in ("remove", "remake") and index:
-            self._ask(lambda sequence: messages.delete_link(sequence, index))
-        if step.op == "change":
-            if not index:
-                raise error((errno.ENODEV, ""))
-            before = step.before if isinstance(step.before, Link) else None
-            self._ask(lambda sequence: links.change(sequence, link, before, index))
-        elif step.op in ("add", "remake"):
-            self._create(link)
-
-    def _create(self, link: Link) -> None:
-        parent = 0
-        if link.vxlan is not None:
-            parent = _index_of(link.vxlan.dev)
-            if not parent:
-                raise KernelError(f"the underlay device {link.vxlan.dev} is not there", errno.ENODEV)
-        try:
-            self._ask(lambda sequence: links.create(sequence, link, parent))
-        except KernelError as reason:
-            if reason.code == errno.EOPNOTSUPP and (link.vxlan or link.ipip) is not None:
-                raise KernelError(f"this kernel has no {link.kind} devices: load the module {link.kind}", reason.code) from None
-            raise
 
     def _ask(self, request: Callable[[int], bytes]) -> None:
         """One request that answers with success or failure. Raises KernelError."""
@@ -277,7 +264,7 @@ class NetlinkKernel:
 
     def notices(self, scope: Scope) -> Notices:
         """Subscribe, now. Raises KernelError where that cannot be."""
-        found = Notices(scope, self._nft, self._notice_bytes, _name_of)
+        found = Notices(scope, self._nft, self._notice_bytes, self._devices.name_of)
         self._subscriptions = {found, *(old for old in self._subscriptions if not old.closed)}
         return found
 
@@ -309,7 +296,7 @@ class _Indices:
         """Raises KernelError (ENODEV) where there is none."""
         index = self._found.get(name)
         if index is None:
-            index = self._found[name] = _index_of(name)
+            index = self._found[name] = index_of(name)
         if not index:
             raise error((errno.ENODEV, ""))
         return index
@@ -335,6 +322,10 @@ def _encode(step: Step, sequence: int, index_of: _Indices) -> bytes:
     assert isinstance(item, Address)
     encode = links.remove_address if remove else links.add_address
     return encode(sequence, item, index_of(item.dev))
+
+
+def _is_there(result: Result) -> bool:
+    return result.error is not None and result.error.code == errno.EEXIST and result.step.op == "add"
 
 
 def _verdict(step: Step, failed: KernelError | None) -> KernelError | None:
@@ -392,19 +383,3 @@ def _apply_sysctl(step: Step, item: Sysctl) -> None:
             file.write(item.value)
     except OSError as reason:
         raise KernelError(f"/proc/sys/{item.name}: {reason.strerror}", reason.errno or 0) from None
-
-
-def _index_of(name: str) -> int:
-    """The index of a device, 0 where there is none."""
-    try:
-        return socket.if_nametoindex(name)
-    except OSError:
-        return 0
-
-
-def _name_of(index: int) -> str:
-    """The name of a device, or ``if7`` where it went meanwhile."""
-    try:
-        return socket.if_indextoname(index)
-    except OSError:
-        return f"if{index}"
