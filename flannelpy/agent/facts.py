@@ -27,6 +27,8 @@ class Facts:
         self.missing = ""
         """Why there is none at this moment; empty where there is."""
         self.reasons: tuple[str, ...] = ()
+        self.uplink_mac = ""
+        """The uplink's hardware address."""
         self.stale = True
         self._kernel = kernel
         self._wish = wish
@@ -36,7 +38,7 @@ class Facts:
 
     def hear(self, notice: Notice) -> bool:
         """Take in what the kernel says of the host; True where the uplink may be another one now."""
-        concerned = notice.lost or concerns(notice.links, notice.default_route, self._wish, self.uplink)
+        concerned = notice.lost or concerns(notice.links, notice.default_route, self._wish, self.uplink, notice.routed)
         own = self.uplink is not None and self.uplink.index in notice.links
         moved = FAMILIES if notice.lost or own else notice.routed
         self._moved |= moved
@@ -69,6 +71,7 @@ class Facts:
             self.stale = True
             raise
         before, self.uplink, self.reasons, self.missing = self.uplink, choice.uplink, choice.reasons, ""
+        self.uplink_mac = next((one.mac for one in facts.interfaces if one.index == choice.uplink.index), "")
         down = any(interface.index == choice.uplink.index and not interface.up for interface in facts.interfaces)
         self._reporter.set("uplink-missing", {})
         self._reporter.set("uplink-down", {"": choice.uplink.name} if down else {})

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from netaddr import IPNetwork
 
-from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.context import Context
 from flannelpy.agent.expiry import tell_first_end
 from flannelpy.core import lease_events as ev
@@ -20,6 +19,7 @@ from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConflictError, RegistryError, TakenError
 from flannelpy.core.leasing import Leasing
 from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.registry import Snapshot
 
 log = logging.getLogger("flannelpy")
 
@@ -30,15 +30,17 @@ LONGEST_SLEEP_S = 60.0
 
 
 class Keeper:
-    """Our lease for as long as the agent runs. ``wake`` is called when ``held`` or ``lost`` has changed."""
+    """Our lease for as long as the agent runs. ``refresh`` lists every lease; ``wake`` is called when ``held`` or ``lost`` has changed."""
 
-    def __init__(self, context: Context, cluster: Cluster, machine: Leasing, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, context: Context, refresh: Callable[[], Awaitable[Snapshot]], machine: Leasing, wake: Callable[[], None]
+    ) -> None:
         self.held: Lease | None = None
         """The lease, as far as is known; the last one while it is asked for again."""
         self.lost = False
         """True while it is asked for again."""
         self._context = context
-        self._cluster = cluster
+        self._refresh = refresh
         self._machine = machine
         self._wake = wake
         self._events: asyncio.Queue[ev.Event] = asyncio.Queue()
@@ -47,7 +49,6 @@ class Keeper:
         self._telling: asyncio.Task[None] | None = None
         self._publishing: asyncio.TimerHandle | None = None
         self.tell(ev.Started())
-        cluster.tell = self.tell
 
     @property
     def sure_until(self) -> float:
@@ -150,7 +151,7 @@ class Keeper:
     async def _try(self, action: ev.Ask) -> ev.Event:
         match action:
             case ev.List():
-                snapshot = await self._cluster.refresh()
+                snapshot = await self._refresh()
                 return ev.Listed(snapshot.leases, snapshot.revision, snapshot.defaced)
             case ev.Create(subnet, subnet6, attrs, ttl_s):
                 try:

@@ -161,6 +161,5 @@ def _kernel(reconciler: Reconciler, calendar: Calendar) -> documents.KernelStatu
         when, step = reconciler.repairs.last
         last = documents.RepairStatus(calendar.ago(asyncio.get_running_loop().time() - when), str(step))
     kinds = sorted(wanted)
-    return documents.KernelStatus(
-        {kind: wanted[kind] for kind in kinds}, {kind: held[kind] for kind in kinds}, reconciler.repairs.count, last
-    )
+    said = ({kind: wanted[kind] for kind in kinds}, {kind: held[kind] for kind in kinds})
+    return documents.KernelStatus(*said, reconciler.repairs.count, last, reconciler.retries.attempts)

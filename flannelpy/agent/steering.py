@@ -34,6 +34,7 @@ from flannelpy.core.leasing import Leasing
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Fou, Scope
 from flannelpy.core.uplink import describe_change
+from flannelpy.host.machine import foreign, machine
 from flannelpy.host.state import State
 from flannelpy.host.view_file import KeptView
 
@@ -84,6 +85,7 @@ class Steering:
         self._context = context
         self._kept = kept
         self._parts = parts
+        self._machine = machine()
         self._owned = kept.state  # with everything that may still be in the kernel
         self._text: str | None = None  # the config that ``carriage`` follows from, or that cannot be used
         self._carried: tuple[Carriage, Lease] | None = None  # what the reconciler was handed
@@ -142,6 +144,8 @@ class Steering:
             await facts.look(asked[0], self._devices)
             if facts.uplink is None or (before is None and facts.missing):
                 return
+            if before is None:
+                self._disown()
             uplink = (facts.uplink, facts.reasons)
             carriage = await resolve(self._context, text or "", asked, uplink, self._owned.macs, before)
         except ConfigError as error:
@@ -157,6 +161,19 @@ class Steering:
         elif not carriage.same(before):
             self._follow(before, carriage)
         self.carriage = carriage
+
+    def _disown(self) -> None:
+        """Make nothing of what another machine has kept: the state directory was copied, or this machine was cloned."""
+        facts = self._parts.facts
+        uplink = facts.uplink
+        address = "" if uplink is None else str(uplink.public_ip or uplink.public_ipv6)
+        why = foreign(self._kept.state, self._machine, facts.uplink_mac, address) if self._kept.state.prefix else ""
+        if why:
+            log.warning("%s is not this machine's: %s; nothing of it is used", self._context.settings.state_dir, why)
+            self._kept = replace(self._kept, view=None, previous=(), state=replace(self._kept.state, macs={}, lease_key=""))
+            self._owned = self._kept.state
+            if self.phase in (Phase.RESUMED, Phase.FROM_DISK):
+                self.phase = Phase.WAITING
 
     @property
     def _devices(self) -> frozenset[str]:
@@ -179,7 +196,8 @@ class Steering:
             renew_margin_s=settings.renew_margin_s,
         )
         self._parts.cluster.configure(carriage.config, carriage.backend.accepts, carriage.uplink.public_ip)
-        self.keeper = Keeper(self._context, self._parts.cluster, machine, self.changed.set)
+        self.keeper = Keeper(self._context, self._parts.cluster.refresh, machine, self.changed.set)
+        self._parts.cluster.tell = self.keeper.tell
         self.known.set()
 
     def _follow(self, before: Carriage, carriage: Carriage) -> None:
@@ -278,6 +296,9 @@ class Steering:
             tuple(sorted({*before.networks, *map(str, carriage.config.networks)})),
             tuple(sorted({*before.devices, *carriage.devices})),
             tuple(sorted({*before.fou_ports, *fou_ports(carriage.backend)})),
+            self._machine,
+            self._parts.facts.uplink_mac,
+            str(lease.public_ip if lease.subnet.prefixlen else lease.attrs.public_ipv6),
         )
         if owned != self._owned:
             self._owned = owned

@@ -8,7 +8,7 @@ down is taken, as flannel takes it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -63,7 +63,7 @@ def choose(
     route_answers: Mapping[IPAddress, RouteAnswer],
     prefer: Uplink | None = None,
     networks: Sequence[IPNetwork] = (),
-    ours: frozenset[str] = frozenset(),
+    ours: Container[str] = frozenset(),
 ) -> Choice:
     """The first candidate that fits, in the order: ``iface``, ``iface_regex``, ``can_reach``; with none of them the interface that
     has ``public_ip`` (or ``public_ipv6``), then the default route.
@@ -124,7 +124,7 @@ class _Host:
     route_answers: Mapping[IPAddress, RouteAnswer]
     prefer: Uplink | None
     networks: tuple[IPNetwork, ...]
-    ours: frozenset[str]
+    ours: Container[str]
 
     @property
     def interfaces(self) -> list[Interface]:

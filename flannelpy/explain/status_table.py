@@ -23,6 +23,8 @@ Line = tuple[str, Text | str]
 WIDE = 132
 """Columns where nobody says how many there are."""
 
+IN_SYNC = "in-sync"
+
 _STYLES = {"error": "red", "warning": "yellow", "info": ""}
 
 
@@ -47,13 +49,13 @@ def table(status: Status, now: datetime) -> Table:
 
 
 def peers_table(peers: Iterable[PeerStatus]) -> Table:
-    """Each peer on a line."""
+    """Each peer on a line, those that are not in sync first."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("subnet", "PublicIP", "BackendType", "state"):
         shown.add_column(column, overflow="fold")
-    for peer in peers:
+    for peer in sorted(peers, key=lambda peer: peer.state == IN_SYNC):
         cells = (_both(peer.subnet, peer.subnet6), _both(peer.public_ip, peer.public_ipv6), peer.backend_type or "none")
-        style = "" if peer.state == "programmed" else "yellow"
+        style = "" if peer.state == IN_SYNC else "yellow"
         shown.add_row(*(Text(printable(cell)) for cell in cells), Text(printable(_peer_state(peer)), style=style))
     return shown
 
@@ -152,7 +154,7 @@ def _lease(lease: LeaseStatus) -> str:
 def _peers(peers: tuple[PeerStatus, ...]) -> str:
     odd: dict[str, int] = {}
     for peer in peers:
-        if peer.state != "programmed":
+        if peer.state != IN_SYNC:
             odd[peer.state] = odd.get(peer.state, 0) + 1
     return "; ".join([f"{len(peers):,}", *(f"{count:,} {state}" for state, count in odd.items())])
 
@@ -163,9 +165,9 @@ def _peer_state(peer: PeerStatus) -> str:
 
 
 def _kernel(kernel: KernelStatus, now: datetime) -> Iterator[Line]:
-    wanted, held = sum(kernel.wanted.values()), sum(kernel.held.values())
-    kinds = ", ".join(f"{kind} {count:,}" for kind, count in kernel.wanted.items())
-    yield "kernel", f"{held:,} of {wanted:,} objects are as wanted ({kinds})"
+    desired, in_sync = sum(kernel.desired.values()), sum(kernel.in_sync.values())
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in kernel.desired.items())
+    yield "kernel", f"{in_sync:,} of {desired:,} objects in sync ({kinds})"
     if kernel.last_repair is not None:
         yield "repaired", f"{_times(kernel.repairs)}, last {_when(kernel.last_repair.at, now)}: {kernel.last_repair.step}"
 

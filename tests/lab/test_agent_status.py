@@ -84,7 +84,7 @@ async def test_a_ready_agent_tells_what_the_kernel_and_etcd_hold(overlay: Lab) -
     assert 86_000 < document["lease"]["secondsLeft"] <= 86_400
     assert document["subnetFile"] == {"path": str(one.subnet_file), "written": True}
     assert [(peer["subnet"], peer["PublicIP"], peer["state"]) for peer in document["peers"]] == [
-        (str(two.subnet), "192.168.50.12", "programmed")
+        (str(two.subnet), "192.168.50.12", "in-sync")
     ]
     assert document["kernel"]["held"] == document["kernel"]["wanted"]
     assert document["kernel"]["wanted"]["route"] == 1
@@ -103,8 +103,8 @@ async def test_a_ready_agent_tells_what_the_kernel_and_etcd_hold(overlay: Lab) -
     def late(seen: dict[str, Any]) -> list[str]:
         return [peer["state"] for peer in seen["peers"] if peer["subnet"] == LATE.subnet]
 
-    await until_told(one, lambda seen: late(seen) == ["kept-after-expiry"], "the peer is kept")
-    assert "1 kept-after-expiry" in (await status(one)).stdout
+    await until_told(one, lambda seen: late(seen) == ["stale"], "the peer is kept")
+    assert "1 stale" in (await status(one)).stdout
 
 
 @pytest.mark.topology(hosts=2, backend="udp", agent_options=("--udp-workers=2",))

@@ -12,7 +12,6 @@ from random import Random
 import pytest
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.expiry import CANDIDATES, tell_first_end
 from flannelpy.agent.lease import Keeper
 from flannelpy.agent.report import Reporter
@@ -77,7 +76,7 @@ async def waiting(registry: MemoryRegistry, tmp_path: Path = Path("/nonexistent"
     machine = Leasing(CONFIG, LeaseAttrs(IPAddress("192.0.2.99")), Random(1))
     context = HostInMemory(registry.store, tmp_path).context(registry)
     reporter = context.reporter
-    keeper = Keeper(context, Cluster(context, wake=lambda: None), machine, wake=lambda: None)
+    keeper = Keeper(context, registry.snapshot, machine, wake=lambda: None)
     task = asyncio.create_task(keeper.run())
     try:
         yield keeper, reporter

@@ -88,6 +88,10 @@ class Fragments:
         """Peers that are to be programmed."""
         return len(self._members)
 
+    def knows(self, owner: str) -> bool:
+        """True once the fragment of this peer was made."""
+        return owner in self._members
+
     @property
     def left_out(self) -> Mapping[str, str]:
         """Peers whose fragment cannot be had, or not beside an older one's: why, by lease key."""

@@ -146,6 +146,8 @@ class Reconciler:
 
     def why_not(self, owner: str) -> str | None:
         """Why the kernel does not hold all of an owner's fragment: its error; empty where it only has not come to it; else None."""
+        if not self.fragments.knows(owner):
+            return ""
         out = [key for key in self.desired.fragment(owner).objects if not self._in_sync(key)]
         refused = [self._refusals[key].why for key in out if key in self._refusals]
         return refused[0] if refused else "" if out else None
