@@ -12,7 +12,8 @@ from flannelpy.agent.report import Reporter
 from flannelpy.core.backend import Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import NoUplinkError
-from flannelpy.core.uplink import RouteAnswer, Wish, choose, concerns, host_networks, query
+from flannelpy.core.uplink import RouteAnswer, Wish, choose
+from flannelpy.core.uplink_change import concerns, host_networks, query
 from flannelpy.kernel import Kernel, Notice
 
 FAMILIES = frozenset({4, 6})
@@ -29,6 +30,8 @@ class Facts:
         self.reasons: tuple[str, ...] = ()
         self.uplink_mac = ""
         """The uplink's hardware address."""
+        self.down = ""
+        """The uplink's name while it is down."""
         self.stale = True
         self._kernel = kernel
         self._wish = wish
@@ -73,8 +76,9 @@ class Facts:
         before, self.uplink, self.reasons, self.missing = self.uplink, choice.uplink, choice.reasons, ""
         self.uplink_mac = next((one.mac for one in facts.interfaces if one.index == choice.uplink.index), "")
         down = any(interface.index == choice.uplink.index and not interface.up for interface in facts.interfaces)
+        self.down = choice.uplink.name if down else ""
         self._reporter.set("uplink-missing", {})
-        self._reporter.set("uplink-down", {"": choice.uplink.name} if down else {})
+        self._reporter.set("uplink-down", {"": self.down} if down else {})
         if before != self.uplink:
             self._gateways.clear()
             self._moved |= FAMILIES

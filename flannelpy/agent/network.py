@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 from netaddr import IPNetwork
 
@@ -21,9 +22,11 @@ from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.core.errors import RegistryError
 from flannelpy.core.objects import Scope
 from flannelpy.kernel import Notices
+from flannelpy.registry.health import Health, Monitored
 
 log = logging.getLogger("flannelpy")
 
+LIVENESS_S = 1.0
 RELEASE_S = 3.0
 
 
@@ -31,7 +34,9 @@ class Network:
     """One host in one network. ``run`` is all there is to call."""
 
     def __init__(self, context: Context) -> None:
-        self.context = context
+        self.registry_health = Health(context.reporter)
+        self.registry = Monitored(context.registry, self.registry_health)
+        context = self.context = replace(context, registry=self.registry)
         kept = self._kept = recall(context)
         self.facts = Facts(context.kernel, context.wish, context.reporter)
         self.cluster = Cluster(context, wake=lambda: self.steering.changed.set())
@@ -80,6 +85,7 @@ class Network:
         yield "audit", self.reconciler.audit
         yield "publish", self._publish
         yield "files", self.publisher.run
+        yield "liveness", self._watch_liveness
 
     async def release(self) -> None:
         """Give the lease back, so that another host may have the subnet at once; for a host that does not return."""
@@ -158,6 +164,13 @@ class Network:
                 steering.swept()
             if self._notices is not None and steering.scope != self._scope:
                 self._notices.close()  # and listen for what is ours now
+
+    async def _watch_liveness(self) -> None:
+        """Say so when etcd goes silent, and when it is back."""
+        while True:
+            self.registry_health.link_down(self.facts.down)
+            self.registry.look()
+            await asyncio.sleep(LIVENESS_S)
 
     async def _uses(self, subnet: IPNetwork) -> bool:
         """True where an interface of this host has an address in ``subnet``, as a bridge that was made for it has."""

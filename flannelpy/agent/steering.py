@@ -33,7 +33,7 @@ from flannelpy.core.errors import ConfigError
 from flannelpy.core.leasing import Leasing
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Fou, Scope
-from flannelpy.core.uplink import describe_change
+from flannelpy.core.uplink_change import describe_change
 from flannelpy.host.machine import foreign, machine
 from flannelpy.host.state import State
 from flannelpy.host.view_file import KeptView

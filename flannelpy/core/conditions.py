@@ -68,6 +68,13 @@ _ALL = (
         "check --etcd-username, the password, and the role's permission on the prefix",
     ),
     Condition(
+        "registry-refused",
+        Severity.ERROR,
+        "etcd answers, and refuses: {detail}; trying again",
+        "the message says what etcd is missing (etcdctl alarm list, etcdctl endpoint status)",
+        after=2.0,
+    ),
+    Condition(
         "no-free-subnet",
         Severity.ERROR,
         "{detail}; waiting for one",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from netaddr import IPAddress, IPNetwork
+from netaddr import IPAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +79,3 @@ class RouteAnswer:
     index: int
     source: IPAddress | None = None
     via: IPAddress | None = None
-
-
-def host_networks(
-    facts: HostFacts, ours: frozenset[str], exclude_bridge_with: IPNetwork | None
-) -> tuple[tuple[IPNetwork, str], ...]:
-    """The networks that this host's addresses lie in, each with its interface: whoever were leased one would cut the host off.
-
-    Without those of our own devices, loopback, IPv6 link-local, and the bridge that was made for our own subnet.
-    """
-    found = []
-    for interface in facts.interfaces:
-        for held in interface.addresses:
-            network = IPNetwork((int(held.address), held.prefixlen), version=held.address.version).cidr
-            local = held.address.is_loopback() or (network.version == 6 and held.address.is_link_local())
-            bridge = exclude_bridge_with is not None and network in exclude_bridge_with
-            if interface.name not in ours and not local and not bridge:
-                found.append((network, interface.name))
-    return tuple(found)

@@ -49,7 +49,7 @@ def compile_re2(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(_Translation(pattern).text, re.ASCII)
     except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{error} (patterns are RE2's, as in flannel)") from None
+        raise ValueError(f"{error}; expected a pattern of RE2, as flannel takes it") from None
 
 
 class _Translation:

@@ -24,11 +24,9 @@ from flannelpy.core.host_facts import (
     Interface,
     InterfaceAddress,
     RouteAnswer,
-    host_networks,
 )
 from flannelpy.core.model import Family
 from flannelpy.core.re2 import compile_re2
-from flannelpy.core.uplink_change import Wish, concerns, describe_change, query
 
 __all__ = [
     "EVERYTHING",
@@ -41,11 +39,23 @@ __all__ = [
     "RouteAnswer",
     "Wish",
     "choose",
-    "concerns",
-    "describe_change",
-    "host_networks",
-    "query",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a person asked for: interfaces by name or address, by pattern, by whom they reach; addresses to advertise."""
+
+    iface: tuple[str, ...] = ()
+    iface_regex: tuple[str, ...] = ()
+    can_reach: IPAddress | None = None
+    public_ip: IPAddress | None = None
+    public_ipv6: IPAddress | None = None
+
+    @property
+    def by_default(self) -> bool:
+        """True where no interface was asked for."""
+        return not (self.iface or self.iface_regex or self.can_reach is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,77 +1,94 @@
-"""May the uplink be another one now, what must be asked to know, and how is it said? Pure questions about what was wished for."""
+"""May the uplink be another one now, what is asked of the host to know, and how is it said?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping
 
-from netaddr import AddrFormatError, IPAddress
+from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from flannelpy.core.backend import Uplink
-from flannelpy.core.host_facts import FactsQuery
+from flannelpy.core.uplink import FactsQuery, HostFacts, Wish
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a person asked for: interfaces by name or address, by pattern, by whom they reach; addresses to advertise."""
+def query(wish: Wish, current: Uplink | None = None) -> FactsQuery:
+    """The least that has to be asked for the choice.
 
-    iface: tuple[str, ...] = ()
-    iface_regex: tuple[str, ...] = ()
-    can_reach: IPAddress | None = None
-    public_ip: IPAddress | None = None
-    public_ipv6: IPAddress | None = None
-
-    @property
-    def by_default(self) -> bool:
-        """True where no interface was asked for."""
-        return not (self.iface or self.iface_regex or self.can_reach is not None)
-
-    @property
-    def _public(self) -> frozenset[IPAddress]:
-        return frozenset(one for one in (self.public_ip, self.public_ipv6) if one is not None)
-
-    @property
-    def any_may_fit(self) -> bool:
-        """True where any interface may turn out to be the one: by a pattern or an address, not by its name."""
-        return bool(self.iface_regex or any(map(_is_address, self.iface)) or (self.by_default and self._public))
-
-
-def query(wish: Wish, current: Uplink | None) -> FactsQuery:
-    """The narrowest facts that the choice needs. The first time, everything where that lets the choice say whose an advertised
-    address is.
+    Everything where an address is advertised and there is no ``current`` uplink yet: the choice says whose that address is.
     """
-    everything = wish.any_may_fit or wish.can_reach is not None or (current is None and bool(wish.public_ip or wish.public_ipv6))
+    public = wish.public_ip is not None or wish.public_ipv6 is not None
+    everything = _any_may_fit(wish) or wish.can_reach is not None or (current is None and public)
     return FactsQuery(None if everything else frozenset(wish.iface), wish.by_default)
 
 
 def concerns(
     links: Mapping[int, str], default_route: bool, wish: Wish, current: Uplink | None, routed: frozenset[int] | None = None
 ) -> bool:
-    """True where what the kernel has said (``Notice.links``, ``default_route``, ``routed``) can change the choice.
-
-    ``routed`` None: unknown, so that with ``can_reach`` each interface may have taken a route along.
+    """True where the choice may be another one after a change of these interfaces (index -> name), of a default route, or of routes
+    of these IP versions (None: unknown).
     """
     if current is None:
         return bool(links) or default_route or bool(routed)
     if current.index in links or current.name in links.values():
         return True
-    if wish.by_default and default_route:
+    if default_route and (wish.by_default or wish.can_reach is not None):
         return True
-    if wish.can_reach is not None and (default_route or (bool(links) if routed is None else wish.can_reach.version in routed)):
+    if wish.can_reach is not None and (bool(links) if routed is None else wish.can_reach.version in routed):
         return True
-    if wish.any_may_fit and links:
-        return not _is_settled(wish, current)
+    if _any_may_fit(wish):
+        return bool(links) and not _is_settled(wish, current)
     return any(name in wish.iface for name in links.values())
+
+
+def _any_may_fit(wish: Wish) -> bool:
+    """True where any interface may turn out to be the one: by a pattern or an address, not by its name."""
+    public = wish.public_ip is not None or wish.public_ipv6 is not None
+    return bool(wish.iface_regex or any(map(_is_address, wish.iface)) or (wish.by_default and public))
 
 
 def _is_settled(wish: Wish, current: Uplink) -> bool:
     """True where the first thing that was wished for is an address that the uplink has: no other interface can take its place."""
-    own = {str(one) for one in (current.address, current.address6) if one is not None}
-    if wish.iface:
-        return _is_address(wish.iface[0]) and str(IPAddress(wish.iface[0])) in own
-    if wish.iface_regex:
-        return False
-    return str(wish.public_ip or wish.public_ipv6) in own
+    first = wish.iface[0] if wish.iface else "" if wish.iface_regex else str(wish.public_ip or wish.public_ipv6)
+    return _is_address(first) and IPAddress(first) in (current.address, current.address6)
+
+
+def describe_change(before: Uplink, after: Uplink) -> str:
+    """What became of the uplink, in words (``eth1's address is 192.168.90.51, it was 192.168.90.1``); empty where nothing did."""
+    return "; ".join(_differences(before, after))
+
+
+def _differences(before: Uplink, after: Uplink) -> Iterator[str]:
+    name = after.name
+    if before.name != name:
+        yield f"{before.name} is called {name} now" if before.index == after.index else f"it is {name} now, it was {before.name}"
+    elif before.index != after.index:
+        yield f"{name} was made anew"
+    for what, own, was, public, advertised in (
+        ("address", after.address, before.address, after.public_ip, before.public_ip),
+        ("IPv6 address", after.address6, before.address6, after.public_ipv6, before.public_ipv6),
+    ):
+        if own != was:
+            yield f"{name} has no {what} now, it was {was}" if own is None else f"{name}'s {what} is {own}, it was {was or 'none'}"
+        if public != advertised and (public, advertised) != (own, was):
+            yield f"{public or 'nothing'} is advertised, it was {advertised or 'nothing'}"
+    if before.mtu != after.mtu:
+        yield f"{name}'s MTU is {after.mtu}, it was {before.mtu}"
+
+
+def host_networks(
+    facts: HostFacts, ours: Container[str], exclude_bridge_with: IPNetwork | None
+) -> tuple[tuple[IPNetwork, str], ...]:
+    """The networks that this host's addresses lie in, each with its interface: whoever were leased one would cut the host off.
+
+    Without those of our own devices, loopback, link-local ones, and the bridge that has an address in our own subnet.
+    """
+    found = []
+    for interface in facts.interfaces:
+        for held in interface.addresses if interface.name not in ours else ():
+            local = held.address.is_loopback() or held.address.is_link_local()
+            bridge = exclude_bridge_with is not None and held.address in exclude_bridge_with
+            if not local and not bridge:
+                found.append((IPNetwork((int(held.address), held.prefixlen), version=held.address.version).cidr, interface.name))
+    return tuple(found)
 
 
 def _is_address(text: str) -> bool:
@@ -80,27 +97,3 @@ def _is_address(text: str) -> bool:
     except (AddrFormatError, ValueError):
         return False
     return True
-
-
-def describe_change(before: Uplink, after: Uplink) -> str:
-    """What is different, in one line: ``eth1's address is 192.168.90.51, it was 192.168.90.1``."""
-    return "; ".join(_differences(before, after)) or f"{after.name} was made anew"
-
-
-def _differences(before: Uplink, after: Uplink) -> Iterator[str]:
-    name = after.name
-    if before.name != name and before.index == after.index:
-        yield f"{before.name} is called {name} now"
-    elif before.name != name:
-        yield f"it is {name} now, it was {before.name}"
-    for version, own, was, public, was_public in (
-        (4, after.address, before.address, after.public_ip, before.public_ip),
-        (6, after.address6, before.address6, after.public_ipv6, before.public_ipv6),
-    ):
-        what = "address" if version == 4 or not (after.address or before.address) else "IPv6 address"
-        if own != was:
-            yield f"{name}'s {what} is {own or 'none'}, it was {was or 'none'}"
-        if public != was_public and (public, was_public) != (own, was):
-            yield f"peers are told {public or 'none'}, it was {was_public or 'none'}"
-    if before.mtu != after.mtu:
-        yield f"{name}'s MTU is {after.mtu}, it was {before.mtu}"

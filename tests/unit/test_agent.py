@@ -13,8 +13,6 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.agent.sync import reconcile
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.objects import FdbEntry, Key, Neighbour, Route, Sysctl
-from flannelpy.core.uplink import Interface, InterfaceAddress
-from flannelpy.kernel.fake import FakeKernel
 from flannelpy.registry.memory import MemoryStore
 from tests.unit.agents import PREFIX, VXLAN, HostInMemory, until, vxlan_value
 
@@ -212,17 +210,6 @@ async def test_a_host_that_starts_without_etcd_comes_up_from_what_it_kept(host: 
         await until(lambda: not host.holds(PEER))
         await until(lambda: host.conditions() == {})
         assert host.lease == lease
-
-
-async def test_what_was_kept_for_another_address_is_not_taken_up(host: HostInMemory, tmp_path: Path) -> None:
-    async with host.run():
-        pass
-    moved = HostInMemory(host.store, tmp_path, 1)
-    moved.kernel = FakeKernel([Interface("eth1", 2, 1500, True, (InterfaceAddress(IPAddress("192.0.2.77"), 24),))])
-    moved.registry.down = True
-    async with moved.run(ready=False):
-        await until(lambda: "registry-unreachable" in moved.conditions())
-        assert not moved.ready
 
 
 async def test_etcd_that_lost_its_data_takes_nobody_away_before_they_had_time_to_return(host: HostInMemory) -> None:

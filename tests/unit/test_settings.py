@@ -218,7 +218,10 @@ def test_user_and_password_come_together_and_the_password_is_never_shown(tmp_pat
         ("--public-ipv6=10.0.0.1", "--public-ipv6 '10.0.0.1': expected an IPv6 address"),
         ("--iface-can-reach=nowhere", "--iface-can-reach 'nowhere': expected an IP address"),
         ("--iface=", "--iface '': expected an interface's name or address"),
-        ("--iface-regex=(", "--iface-regex '(': expected a regular expression: missing ), unterminated subpattern at position 0 (patterns are RE2's, as in flannel)"),
+        (
+            "--iface-regex=(",
+            "--iface-regex '(': expected a regular expression: missing ), unterminated subpattern at position 0; expected a pattern of RE2, as flannel takes it",
+        ),
         ("--subnet-lease-renew-margin=0", "--subnet-lease-renew-margin '0': expected a whole number from 1 to 1439 (minutes)"),
         (
             "--subnet-lease-renew-margin=1440",
