@@ -56,8 +56,8 @@ async def read_facts(query: FactsQuery) -> HostFacts:
 
 
 def _links(names: Iterable[str], indexes: Iterable[int]) -> list[Named]:
-    """Those that are there, each asked for by itself."""
-    found: list[Named] = []
+    """Those that are there, each asked for by itself, and told once whatever it is asked for by."""
+    found: dict[int, Named] = {}
     with Channel() as channel:
         requests = [messages.get_link_named(channel.reserve(1), name) for name in sorted(names)]
         requests += [messages.get_link(channel.reserve(1), index) for index in sorted(indexes)]
@@ -68,8 +68,9 @@ def _links(names: Iterable[str], indexes: Iterable[int]) -> list[Named]:
                 if reason.code in UNNAMED:
                     continue
                 raise
-            found.append(_read_named(data, head.body, head.end))
-    return found
+            named = _read_named(data, head.body, head.end)
+            found[named[0].device] = named
+    return list(found.values())
 
 
 def _read_named(data: bytes, body: int, end: int) -> Named:

@@ -17,6 +17,7 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from flannelpy.kernel.dump import Dumped, dump_of_device, dump_routes
 from flannelpy.kernel.facts import read_facts
 from flannelpy.kernel.fou import FouPorts
 from flannelpy.kernel.messages import AF_BRIDGE, AF_INET, AF_INET6, CREATE, EXCL, REPLACE, REQUEST
+from flannelpy.kernel.modules import Modules
 from flannelpy.kernel.nft import Nft
 from flannelpy.kernel.notices import Notices
 from flannelpy.kernel.sieve import Sieve, as_route
@@ -57,11 +59,12 @@ Packed = (Address, Neighbour, FdbEntry, Route)
 class NetlinkKernel:
     """The kernel of this host. Cheap to make; the first use opens sockets in the namespace of the calling thread."""
 
-    def __init__(self, notice_bytes: int = NOTICE_BYTES) -> None:
+    def __init__(self, notice_bytes: int = NOTICE_BYTES, modules: Modules | None = None) -> None:
+        self._modules = modules or Modules()
         self._notice_bytes = notice_bytes
         self._channel: Channel | None = None
         self._nft = Nft()
-        self._fou = FouPorts()
+        self._fou = FouPorts(self._modules)
         self._devices = Devices(self._ask)
         self._batch = BATCH_MOST
         self._subscriptions: set[Notices] = set()
@@ -226,7 +229,7 @@ class NetlinkKernel:
         try:
             match step.item:
                 case Fou():
-                    self._apply_fou(step, step.item)
+                    await self._apply_fou(step, step.item)
                 case Link():
                     self._devices.apply(step, step.item)
                 case Sysctl():
@@ -237,14 +240,14 @@ class NetlinkKernel:
             return Result(step, _verdict(step, reason))
         return Result(step)
 
-    def _apply_fou(self, step: Step, item: Fou) -> None:
+    async def _apply_fou(self, step: Step, item: Fou) -> None:
         if step.op == "remove":
             self._fou.remove(item.port)
             return
         if step.op == "change":
             with contextlib.suppress(KernelError):  # what stays in the way is told by the addition
                 self._fou.remove(item.port)
-        self._fou.add(item)
+        await self._fou.add(item)
 
     def _ask(self, request: Callable[[int], bytes]) -> None:
         """One request that answers with success or failure. Raises KernelError."""
@@ -258,7 +261,7 @@ class NetlinkKernel:
         """See ``Kernel.rehearse``."""
         from flannelpy.kernel.rehearsal import rehearse
 
-        return await rehearse(NetlinkKernel, steps)
+        return await rehearse(partial(NetlinkKernel, modules=self._modules), steps)
 
     # --------------------------------------------------------------------------------------------------- sockets
 
