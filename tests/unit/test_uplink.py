@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from netaddr import IPAddress, IPNetwork
 
+from flannelpy.core.backend import Uplink
 from flannelpy.core.errors import NoUplinkError
 from flannelpy.core.model import Family
 from flannelpy.core.uplink import Choice, DefaultRoute, HostFacts, Interface, InterfaceAddress, RouteAnswer, Wish, choose
@@ -246,6 +247,84 @@ def test_an_address_of_a_family_that_the_network_has_not() -> None:
 def test_only_the_families_of_the_network_are_told() -> None:
     uplink = pick(Wish(iface=("eth1",), public_ipv6=IPAddress("2001:db8::99"))).uplink
     assert (uplink.address6, uplink.public_ipv6) == (None, None)
+
+
+# ------------------------------------------------------------------------------------------------- what stays, what comes last
+
+OVERLAY = (IPNetwork("192.168.0.0/17"), IPNetwork("fd05::/48"))
+
+
+def stays(wish: Wish, prefer: Uplink | None, *interfaces: Interface, ours: frozenset[str] = frozenset()) -> str:
+    facts = HostFacts(tuple(interfaces), (DefaultRoute(4, interfaces[0].index),))
+    return shown(choose(facts, wish, IPV4, {}, prefer, OVERLAY, ours))
+
+
+def at(address: str, name: str = "eth1", index: int = 3) -> Uplink:
+    return Uplink(name, index, 1500, IPAddress(address))
+
+
+@pytest.mark.parametrize("wish", [Wish(iface=("eth1",)), Wish(iface_regex=(r"^192\.0\.2",)), Wish()])
+def test_the_address_in_use_stays_while_its_interface_has_it(wish: Wish) -> None:
+    both = interface(3, "eth1", "192.0.2.9/24", "192.0.2.1/24")
+    assert stays(wish, None, both) == "eth1 192.0.2.9"
+    assert stays(wish, at("192.0.2.1"), both) == "eth1 192.0.2.1"
+    assert stays(wish, at("192.0.2.1"), interface(3, "eth1", "192.0.2.9/24")) == "eth1 192.0.2.9"
+    assert stays(wish, at("192.0.2.1"), interface(3, "eth1", "192.0.2.9/24", "192.0.2.1/24 deprecated")) == "eth1 192.0.2.9"
+
+
+def test_what_was_asked_for_by_address_or_told_to_peers_is_no_matter_of_staying() -> None:
+    both = interface(3, "eth1", "192.0.2.1/24", "192.0.2.9/24")
+    assert stays(Wish(iface=("192.0.2.9",)), at("192.0.2.1"), both) == "eth1 192.0.2.9"
+    assert stays(Wish(public_ip=IPAddress("192.0.2.9")), at("192.0.2.1"), both) == "eth1 192.0.2.9"
+
+
+def test_by_a_pattern_the_interface_in_use_stays_though_it_was_made_anew() -> None:
+    other, anew = interface(4, "eth2", "192.0.2.8/24"), interface(9, "eth1", "192.0.2.1/24")
+    assert stays(Wish(iface_regex=("^eth",)), at("192.0.2.1"), other, anew) == "eth1 192.0.2.1"
+    assert stays(Wish(iface_regex=("^192",)), at("192.0.2.1"), other, anew) == "eth1 192.0.2.1"
+    assert stays(Wish(iface_regex=("^192",)), None, other, anew) == "eth2 192.0.2.8"
+
+
+@pytest.mark.parametrize("virtual", ["192.0.2.100/32", "192.0.2.100/32 dynamic"])
+@pytest.mark.parametrize("own", ["192.0.2.1/24", "192.0.2.1/24 dynamic"])
+def test_an_address_of_one_host_comes_last_but_will_do(virtual: str, own: str) -> None:
+    assert stays(Wish(iface=("eth1",)), None, interface(3, "eth1", virtual, own)) == "eth1 192.0.2.1"
+    assert stays(Wish(iface=("eth1",)), None, interface(3, "eth1", virtual)) == "eth1 192.0.2.100"
+
+
+def test_a_pattern_never_finds_an_address_inside_the_overlay() -> None:
+    docker0, eth1 = interface(5, "docker0", "192.168.20.1/24"), interface(9, "eth1", "192.168.200.1/24")
+    wish = Wish(iface_regex=(r"^192\.168\.",))
+    assert stays(wish, None, docker0, eth1) == "eth1 192.168.200.1"
+    with pytest.raises(NoUplinkError, match="matches no address and no name"):
+        stays(wish, at("192.168.20.1"), docker0)
+    with pytest.raises(NoUplinkError, match="docker0 has no usable IPv4 address outside the overlay's networks"):
+        stays(Wish(iface_regex=("docker",)), None, docker0)
+
+
+def test_a_host_whose_own_network_lies_inside_the_overlay_is_told_so() -> None:
+    """Its interface was named, or is where the default route leaves: there is no other."""
+    inside = interface(3, "eth1", "192.168.20.7/24")
+    facts = HostFacts((inside,), (DefaultRoute(4, 3),))
+    for wish in (Wish(), Wish(iface=("eth1",)), Wish(iface=("192.168.20.7",))):
+        choice = choose(facts, wish, IPV4, {}, None, OVERLAY)
+        assert choice.reasons[-1].endswith("192.168.20.7 lies inside the overlay's own network")
+    both = interface(3, "eth1", "192.168.20.7/24", "192.0.2.1/24 dynamic")
+    assert stays(Wish(iface=("eth1",)), at("192.168.20.7"), both) == "eth1 192.0.2.1"
+
+
+def test_our_own_devices_are_never_taken() -> None:
+    flannel, eth1 = interface(5, "flannel.1", "192.0.2.9/24"), interface(9, "eth1", "192.0.2.1/24")
+    ours = frozenset({"flannel.1"})
+    assert stays(Wish(iface=("flannel.1", "eth1")), None, flannel, eth1, ours=ours) == "eth1 192.0.2.1"
+    assert stays(Wish(iface_regex=("9",)), None, flannel, interface(9, "eth9", "192.0.2.1/24"), ours=ours) == "eth9 192.0.2.1"
+    with pytest.raises(NoUplinkError, match=r"--iface flannel.1: it is one of our own devices; there is no interface at all"):
+        stays(Wish(iface=("flannel.1",)), None, flannel, ours=ours)
+
+
+def test_the_name_that_ip_shows_gets_a_hint() -> None:
+    assert "--iface eth1@if7: no such interface; its name is eth1, " in refusal(Wish(iface=("eth1@if7",)))
+    assert "--iface eth7@if7: no such interface; there is" in refusal(Wish(iface=("eth7@if7",)))
 
 
 # ------------------------------------------------------------------------------------------------------------ default route
