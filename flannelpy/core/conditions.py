@@ -247,8 +247,8 @@ _ALL = (
 CONDITIONS: dict[str, Condition] = {condition.code: condition for condition in _ALL}
 
 
-CHANGED_S = 60.0
-"""A condition whose detail changes is reported again at most this often, in seconds."""
+CHANGES, CHANGED_S = 20, 60.0
+"""A condition whose detail changes is reported again, so often within so many seconds; then once in a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +256,7 @@ class Active:
     """A condition that holds: about whom (``subject``: a lease key, a kernel key, or empty), and since when.
 
     ``ended``: when it stopped holding, while its hold-down runs (it counts as held until then); ``flapped``: it came back at
-    least once within it. ``reported``: when it was last reported, and ``reported_detail`` what was said then.
+    least once within it. ``reported``: when it was reported, the last times, and ``reported_detail`` what was said then.
     """
 
     condition: Condition
@@ -265,7 +265,7 @@ class Active:
     since: float
     ended: float | None = None
     flapped: bool = False
-    reported: float | None = None
+    reported: tuple[float, ...] = ()
     reported_detail: str = ""
 
     @property
@@ -276,8 +276,10 @@ class Active:
     @property
     def due(self) -> float | None:
         """When it is to be reported next; None where nothing about it is new, or it was a blip."""
-        if self.reported is not None:
-            return None if self.detail == self.reported_detail else self.reported + CHANGED_S
+        if self.reported:
+            if self.detail == self.reported_detail:
+                return None
+            return self.reported[0] + CHANGED_S if len(self.reported) >= CHANGES else self.reported[-1]
         return None if self.ended is not None and not self.flapped else self.since + self.condition.after
 
     @property
@@ -348,7 +350,7 @@ class Health:
         for key, active in self._active.items():
             due = None if active.condition.code in hidden else active.due
             if due is not None and due <= now:
-                self._active[key] = replace(active, reported=now, reported_detail=active.detail)
+                self._active[key] = replace(active, reported=(*active.reported, now)[-CHANGES:], reported_detail=active.detail)
                 news.append(Transition(self._active[key]))
             elif due is not None:
                 waiting.append(due)
@@ -358,12 +360,12 @@ class Health:
 
     def _drop(self, active: Active) -> None:
         del self._active[active.condition.code, active.subject]
-        if active.reported is not None:
+        if active.reported:
             self._resolved.append(active)
 
     def __iter__(self) -> Iterator[Active]:
         """What a person is to see: what holds, and what was reported and may come back any moment."""
-        return (active for active in self._active.values() if active.ended is None or active.reported is not None)
+        return (active for active in self._active.values() if active.ended is None or active.reported)
 
     def holds(self, code: str) -> bool:
         """True where ``code`` holds for anybody, this very moment."""

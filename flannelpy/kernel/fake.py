@@ -200,6 +200,10 @@ class FakeKernel:
             self._indices[item.name] = self._take_index()
         self._put(item)
 
+    def planted(self) -> list[Key]:
+        """The keys of all objects that are there, in order."""
+        return sorted([*(item.key for item in self._objects.values()), *(item.key for item in self._routes.values())])
+
     def take(self, key: Key) -> None:
         """Remove an object by another hand."""
         if key.kind == "link":

@@ -204,7 +204,7 @@ async def test_a_foreign_route_in_the_way_is_said_and_not_overwritten(lab: Lab) 
     # It goes: the peer is programmed, and that is told.
     await one.exec("ip", "route", "del", late.subnet)
     await until_programmed(one, late, timeout_s=WITHIN_S)
-    await until(lambda: [line for line in log.lines(late.subnet) if "over: " in line], 2, "its end is told", lambda: log.text)
+    await until(lambda: [line for line in log.lines(late.subnet) if "resolved: " in line], 2, "its end is told", lambda: log.text)
     assert await peer.missing(one) == []
     # A foreign one that comes while the peer's is there.
     await one.exec("ip", "route", "replace", late.subnet, "via", "192.168.50.12", "proto", "static")

@@ -250,7 +250,7 @@ async def test_a_udp_port_that_is_taken_is_said_and_used_when_it_is_free(lab: La
         blocker.close()
     await one.agent.ready(within_s=10)
     assert len(Log.of(one).begun("8285")) == 1
-    assert [line for line in Log.of(one).lines("8285") if "over: " in line]
+    assert [line for line in Log.of(one).lines("8285") if "resolved: " in line]
 
 
 async def test_a_subnet_file_that_cannot_be_written_is_said_and_written_when_it_can(lab: Lab) -> None:

@@ -18,7 +18,7 @@ from flannelpy.core.backend import FdStore, NoFdStore
 from flannelpy.core.uplink import Interface, InterfaceAddress, Wish
 from flannelpy.kernel.fake import FakeKernel
 from flannelpy.registry import Endpoint
-from flannelpy.registry.memory import MemoryRegistry, MemoryStore
+from flannelpy.registry.memory import MemoryRegistry, MemoryStore, Record
 from flannelpy.settings import Settings
 
 PREFIX = "/coreos.com/network"
@@ -114,6 +114,39 @@ class HostInMemory:
         lead = f"{PREFIX}/subnets/".encode()
         found = {key.removeprefix(lead).decode(): record for key, record in self.store.records.items() if key.startswith(lead)}
         return {key: json.loads(record.value or b"{}")["PublicIP"] for key, record in found.items()}
+
+    def record(self, key: str) -> Record:
+        """What stands in the registry under a lease's key."""
+        return self.store.records[f"{PREFIX}/subnets/{key}".encode()]
+
+    def value(self, key: str) -> str:
+        """The value under a lease's key."""
+        return (self.record(key).value or b"").decode()
+
+    async def put_back(self, config: dict[str, object], key: str, value: str) -> None:
+        """Config and peer as they were."""
+        self.put_config(config)
+        self.put_peer(key, value)
+
+    @property
+    def retries(self) -> int:
+        """How often the kernel has refused something."""
+        assert self.agent is not None
+        assert self.agent._network is not None
+        return self.agent._network.reconciler.retries.attempts
+
+    @property
+    def settled(self) -> bool:
+        """True where nothing is left to be done."""
+        network = self.agent._network if self.agent is not None else None
+        return network is not None and network.reconciler.settled and not network.reconciler.dirty.pending
+
+    def programmed(self) -> list[str]:
+        """All of ours that the kernel holds, as an operator reads it; without what chance decides."""
+        assert self.agent is not None
+        assert self.agent._network is not None
+        found = (self.kernel.get(item.key) for item in self.agent._network.reconciler.desired.state)
+        return sorted(f"{item.noun} {item}" for item in found if item is not None)
 
     @property
     def over(self) -> bool:
