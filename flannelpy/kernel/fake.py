@@ -139,7 +139,7 @@ class FakeKernel:
         return await elsewhere.apply(steps)
 
     def notices(self, scope: Scope) -> FakeNotices:
-        self._call("subscribe")
+        self._call("notices")
         found = FakeNotices(scope, self._is_seen, self._fault)
         self._subscriptions.add(found)
         return found
@@ -150,14 +150,18 @@ class FakeKernel:
 
     # ---------------------------------------------------------------------------------------------- other hands
 
-    def fail(self, what: Key | str, reason: int | Exception, times: int = 1) -> None:
-        """Let the next ``times`` steps with a key, or calls of a method, fail with an errno or an exception.
+    def fail(self, key: Key, code: int, times: int = 1) -> None:
+        """Let the next ``times`` steps with ``key`` fail with an errno."""
+        self._faults[key] = (error((code, "")), times)
 
-        Methods: observe, apply (as a whole), facts, route_to, route_at, rehearse, subscribe (``notices`` itself), and notices (its
-        iteration, now and whenever somebody waits for the next).
+    def fail_call(self, method: str, reason: Exception, times: int = 1) -> None:
+        """Let the next ``times`` calls of a method of the contract raise this.
+
+        Methods: observe, apply (as a whole), facts, route_to, route_at,
+        rehearse, notices (the subscription), or next_notice (its iteration, also where somebody waits already).
         """
-        self._faults[what] = (error((reason, "")) if isinstance(reason, int) else reason, times)
-        if what == "notices":
+        self._faults[method] = (reason, times)
+        if method == "next_notice":
             self._tell(News())
 
     def overflow(self) -> None:

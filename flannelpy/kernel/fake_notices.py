@@ -76,7 +76,7 @@ class FakeNotices:
 
     async def __anext__(self) -> Notice:
         while not self._closed:
-            self._fault("notices")
+            self._fault("next_notice")
             await self._woken.wait()
             self._woken.clear()
             notice, self._notice = self._notice, Notice()
