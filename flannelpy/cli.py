@@ -162,7 +162,7 @@ def version() -> None:
 @_takes(BY_NAME["run-dir"])
 @click.pass_context
 def status(context: click.Context, /, peers: bool, as_json: bool, **values: Any) -> int:
-    """What this host's agent is doing. Exit code 0: it is ready; 1: it is not, or it cannot be asked."""
+    """What this host's agent is doing. Exit code 0: all is well; 3: ready, but an error holds; 1: not ready, or it cannot be asked."""
     from flannelpy.explain.ask import report
     from flannelpy.settings import load_run_dir
 

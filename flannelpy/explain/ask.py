@@ -30,21 +30,29 @@ _NOT_THERE = "expected an agent with this --run-dir; systemctl status flannelpy 
 
 
 def report(run_dir: Path, *, peers: bool, as_json: bool) -> int:
-    """Print what the agent says; 0 where it is ready, else 1. Raises FlannelpyError in one line where it cannot be asked."""
+    """Print what the agent says; 0 where all is well, 3 where an error holds, 1 where it is not ready.
+
+    Raises FlannelpyError in one line where it cannot be asked.
+    """
     path = run_dir / SOCKET
     text = ask(path)
     try:
         if as_json:  # as it is, also from an agent of another version
             document = json.loads(text)
             click.echo(json.dumps(document, indent=2))
-            return 0 if document["ready"] is True else 1
+            errors = [one for one in document.get("conditions", ()) if one["severity"] == "error"]
+            return _code(document["ready"] is True, bool(errors))
         status = from_json(text)
     except (MalformedError, ValueError, KeyError, TypeError) as error:
         raise FlannelpyError(f"{path}: {error}; is the agent of another version? Restart it after an upgrade") from None
     from flannelpy.explain.status_table import show
 
     show(status, peers=peers)
-    return 0 if status.ready else 1
+    return _code(status.ready, any(condition.severity == "error" for condition in status.conditions))
+
+
+def _code(ready: bool, errors: bool) -> int:
+    return (3 if errors else 0) if ready else 1
 
 
 def ask(path: Path) -> str:

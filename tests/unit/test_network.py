@@ -94,7 +94,8 @@ async def test_an_mtu_that_the_uplink_does_not_carry_is_clamped_and_told(host: H
     async with host.run():
         assert "mtu 1450" in device(host)
         assert host.conditions()["mtu-clamped"] == (
-            "the MTU is smaller than the network config asks for: Backend.MTU 9000, but eth1 carries 1500; the overlay has 1450 here"
+            "the MTU is smaller than the network config asks for: Backend.MTU 9000, but eth1 carries 1500;"
+            " the overlay has 1450 here"
         )
         host.kernel.set_interface(eth1("192.0.2.1", mtu=9000))
         await until(lambda: host.conditions() == {})
@@ -258,9 +259,9 @@ class FlakyKernel(FakeKernel):
         super()._called(method)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 async def test_failures_at_any_moment_end_nothing_and_leave_nothing(tmp_path: Path, seed: int) -> None:
-    """Kernel and registry fail by chance, while peers come and go, drift, the host and the config change; then all is as at a start."""
+    """Kernel and registry fail by chance, while peers, kernel, host and config change; then all is as after a fresh start."""
     random = Random(seed)
     host = HostInMemory(MemoryStore(), tmp_path)
     host.kernel = FlakyKernel([eth1("192.0.2.1")], random)
@@ -270,8 +271,8 @@ async def test_failures_at_any_moment_end_nothing_and_leave_nothing(tmp_path: Pa
     there: dict[str, str] = {}
 
     def peer_comes_or_changes() -> None:
-        number = random.randrange(9, 20)
-        there[f"10.5.{number}.0-24"] = vxlan_value(f"192.0.2.{number}", f"02:00:00:00:00:{random.randrange(16, 99)}")
+        number, version = random.randrange(9, 20), random.randrange(4)
+        there[f"10.5.{number}.0-24"] = vxlan_value(f"192.0.2.{number}", f"02:00:00:00:0{version}:{number}")
         host.put_peer(f"10.5.{number}.0-24", there[f"10.5.{number}.0-24"])
 
     def peer_goes() -> None:
@@ -289,9 +290,8 @@ async def test_failures_at_any_moment_end_nothing_and_leave_nothing(tmp_path: Pa
         host.kernel.set_interface(eth1(f"192.0.2.{random.choice((1, 2))}", mtu=random.choice((1500, 1400))))
 
     def config_changes() -> None:
-        host.put_config(
-            {**VXLAN, "Backend": {"Type": "vxlan", "VNI": random.choice((1, 2)), "DirectRouting": random.random() < 0.5}}
-        )
+        backend = {"Type": "vxlan", "VNI": random.choice((1, 2)), "DirectRouting": random.random() < 0.5}
+        host.put_config({**VXLAN, "Backend": backend})
 
     happenings = (peer_comes_or_changes, peer_goes, somebody_else_is_at_it, host_changes, config_changes)
     async with host.run(ready=False):

@@ -220,7 +220,8 @@ def test_user_and_password_come_together_and_the_password_is_never_shown(tmp_pat
         ("--iface=", "--iface '': expected an interface's name or address"),
         (
             "--iface-regex=(",
-            "--iface-regex '(': expected a regular expression: missing ), unterminated subpattern at position 0; expected a pattern of RE2, as flannel takes it",
+            "--iface-regex '(': expected a regular expression: missing ), unterminated subpattern at position 0;"
+            " expected a pattern of RE2, as flannel takes it",
         ),
         ("--subnet-lease-renew-margin=0", "--subnet-lease-renew-margin '0': expected a whole number from 1 to 1439 (minutes)"),
         (
