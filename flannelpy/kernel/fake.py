@@ -70,7 +70,7 @@ class FakeKernel:
     # -------------------------------------------------------------------------------------------------- contract
 
     async def facts(self, query: FactsQuery = EVERYTHING) -> HostFacts:
-        self._call("facts")
+        self._called("facts")
         found = list(self.interfaces.values())
         for link in self._links.values():
             mine = [item.net for item in self._objects.values() if isinstance(item, Address) and item.dev == link.name]
@@ -83,7 +83,7 @@ class FakeKernel:
         return HostFacts(tuple(sorted(found, key=lambda item: item.index)), defaults)
 
     async def route_to(self, address: IPAddress) -> RouteAnswer | None:
-        self._call("route_to")
+        self._called("route_to")
         for interface in self.interfaces.values():
             for own in interface.addresses:
                 if interface.up and address in _net(own):
@@ -101,11 +101,11 @@ class FakeKernel:
         return None
 
     async def route_at(self, dst: IPNetwork) -> Route | None:
-        self._call("route_at")
+        self._called("route_at")
         return self._routes.get(dst)
 
     async def observe(self, scope: Scope, keys: Iterable[Key] | None = None) -> HostState:
-        self._call("observe")
+        self._called("observe")
         kinds = None if keys is None else {key.kind for key in keys}
         unset = [Sysctl(name, UNSET) for name in scope.sysctls if self._find(Key("sysctl", name)) is None]
         present = [item for item in unset if not self._sysctl_missing(item)]
@@ -115,7 +115,7 @@ class FakeKernel:
         )
 
     async def apply(self, steps: Sequence[Step]) -> Sequence[Result]:
-        self._call("apply")
+        self._called("apply")
         results = []
         kept: set[str | None] = set()  # devices that were not made anew after all
         for step in steps:
@@ -133,13 +133,13 @@ class FakeKernel:
         return results
 
     async def rehearse(self, steps: Sequence[Step]) -> Sequence[Result]:
-        self._call("rehearse")
+        self._called("rehearse")
         elsewhere = FakeKernel()
         elsewhere.unknown = self.unknown
         return await elsewhere.apply(steps)
 
     def notices(self, scope: Scope) -> FakeNotices:
-        self._call("notices")
+        self._called("notices")
         found = FakeNotices(scope, self._is_seen, self._fault)
         self._subscriptions.add(found)
         return found
@@ -407,7 +407,7 @@ class FakeKernel:
             return self._routes.get(IPNetwork(key.id))
         return self._objects.get(key)
 
-    def _call(self, method: str) -> None:
+    def _called(self, method: str) -> None:
         self.calls[method] += 1
         self._fault(method)
 
