@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, nullcontext
 from flannelpy import __version__
 from flannelpy.agent.api import answering
 from flannelpy.agent.context import Context, Timeouts
+from flannelpy.agent.events import Events
 from flannelpy.agent.fd_store import SystemdFdStore
 from flannelpy.agent.lock import hold_lock
 from flannelpy.agent.network import Network
@@ -74,6 +75,8 @@ class Agent:
         )
         self._network: Network | None = None
         self._born = clock()
+        self._events = Events(clock, wall_clock)
+        self._context.reporter.listeners.append(self._events.conditions)
 
     async def run(self) -> int:
         """Run until SIGTERM, SIGINT or a failure; see the module's ``run``."""
@@ -116,12 +119,15 @@ class Agent:
         for note in context.settings.notes:
             log.info("%s", note)
         with hold_lock(context.settings.run_dir) as held:
-            async with self._health_pages(), answering(context.settings.run_dir, self.status) if held else nullcontext():
+            async with (
+                self._health_pages(),
+                answering(context.settings.run_dir, self.status, self._events.to_json) if held else nullcontext(),
+            ):
                 await self.live()
 
     async def live(self) -> None:
         """In the network, until cancelled. Raises EndAgentError."""
-        network = self._network = Network(self._context)
+        network = self._network = Network(self._context, self._events)
         try:
             await network.run()
         except asyncio.CancelledError:

@@ -14,7 +14,7 @@ log = logging.getLogger("flannelpy")
 
 
 @asynccontextmanager
-async def answering(run_dir: Path, make: Callable[[], Status]) -> AsyncIterator[None]:
+async def answering(run_dir: Path, make: Callable[[], Status], events: Callable[[], str] = lambda: "") -> AsyncIterator[None]:
     """Answer ``flannelpy status`` for the time of the block; where no socket can be had, say so and do without."""
     from flannelpy.explain.http import bound, serve_on
 
@@ -29,7 +29,8 @@ async def answering(run_dir: Path, make: Callable[[], Status]) -> AsyncIterator[
             log.warning("%s: %s; flannelpy status cannot ask this agent, all else goes on", path, error.strerror or error)
             yield
             return
-        server = await serve_on(listener, {documents.PAGE: page})
+        pages = {documents.PAGE: page, documents.EVENTS_PAGE: lambda: (200, "application/json", events())}
+        server = await serve_on(listener, pages)
         try:
             yield
         finally:

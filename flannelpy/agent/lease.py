@@ -30,7 +30,7 @@ LONGEST_SLEEP_S = 60.0
 
 
 class Keeper:
-    """Our lease, for as long as the agent runs. ``refresh`` lists every lease; ``wake`` is called where ``held`` or ``lost`` change."""
+    """Our lease, for as long as the agent runs. ``refresh`` lists every lease; ``wake``: ``held`` or ``lost`` is another."""
 
     def __init__(
         self, context: Context, refresh: Callable[[], Awaitable[Snapshot]], machine: Leasing, wake: Callable[[], None]

@@ -13,6 +13,7 @@ from netaddr import IPNetwork
 from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.context import Context
 from flannelpy.agent.datapath import DatapathSupervisor
+from flannelpy.agent.events import Events
 from flannelpy.agent.facts import Facts
 from flannelpy.agent.guarded import guarded
 from flannelpy.agent.kept import recall
@@ -33,7 +34,7 @@ RELEASE_S = 3.0
 class Network:
     """One host in one network. ``run`` is all there is to call."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, events: Events) -> None:
         self.registry_health = Health(context.reporter)
         self.registry = Monitored(context.registry, self.registry_health)
         context = self.context = replace(context, registry=self.registry)
@@ -53,6 +54,7 @@ class Network:
         self.publisher = Publisher(context, self._uses, next(iter(kept.previous), None))
         parts = Parts(self.facts, self.cluster, self.reconciler, self.datapath, self.publisher)
         self.steering = Steering(context, kept, parts)
+        news = self.cluster.cursor(lambda: events.peers(news.take()))
         self._notices: Notices | None = None
         self._scope = Scope()
 

@@ -22,6 +22,7 @@ SOCKET = "agent.sock"
 SCHEMA = 2
 """Grows when a name in the document goes, or means something else."""
 PAGE = "/status"
+EVENTS_PAGE = "/events"
 """The document's path on it."""
 
 

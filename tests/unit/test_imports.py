@@ -24,15 +24,20 @@ ROOMS = {
     "flannelpy.kernel": {"flannelpy.core", "flannelpy.kernel"},
     "flannelpy.host": {"flannelpy.core", "flannelpy.host"},
     "flannelpy.plugins": {"flannelpy.core"},
-    "flannelpy.explain": {
+    "flannelpy.explain": {"flannelpy.core", "flannelpy.explain"},
+    "flannelpy.commands": {
         "flannelpy.core",
         "flannelpy.registry",
         "flannelpy.kernel",
         "flannelpy.host",
         "flannelpy.explain",
-        "flannelpy.agent",
+        "flannelpy.commands",
         "flannelpy.plugins",
+        "flannelpy.settings",
     },
+    "flannelpy.options": {"flannelpy.core", "flannelpy.options"},
+    "flannelpy.settings": {"flannelpy.core", "flannelpy.options", "flannelpy.registry", "flannelpy.settings"},
+    "flannelpy.logs": {"flannelpy.core"},
     "flannelpy.agent": {
         "flannelpy.core",
         "flannelpy.registry",
@@ -55,7 +60,7 @@ ONLY_IN = {
     "pyroute2": ["flannelpy/kernel/"],
     "numpy": ["backends/udp/worker/"],
     "h11": ["flannelpy/explain/"],
-    "click": ["flannelpy/cli", "flannelpy/options", "flannelpy/explain/"],
+    "click": ["flannelpy/cli", "flannelpy/options", "flannelpy/commands/"],
 }
 """Where a third party's package may be imported: by the start of the path."""
 

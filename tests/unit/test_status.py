@@ -20,10 +20,12 @@ from netaddr import IPNetwork
 from rich.console import Console
 
 from flannelpy.agent.api import answering
+from flannelpy.commands import ask
+from flannelpy.commands.status_table import peers_table, table
 from flannelpy.core.backend import DatapathStatus, WorkerStatus
 from flannelpy.core.errors import MalformedError
 from flannelpy.core.objects import Key, Route
-from flannelpy.explain import ask, http
+from flannelpy.explain import http
 from flannelpy.explain.status import (
     SOCKET,
     BackendStatus,
@@ -39,7 +41,6 @@ from flannelpy.explain.status import (
     from_json,
     to_json,
 )
-from flannelpy.explain.status_table import peers_table, table
 from flannelpy.registry.memory import MemoryStore
 
 from .agents import PREFIX, VXLAN, HostInMemory, until, vxlan_value

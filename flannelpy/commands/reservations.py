@@ -11,11 +11,12 @@ from pathlib import Path
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
+from flannelpy.commands.leases import subnets_text
 from flannelpy.core.claims import EVERYTHING, halves, overlapping, possible, same_host, unusable
 from flannelpy.core.config import NetworkConfig, Pool
 from flannelpy.core.errors import ConfigError, ConflictError, FlannelpyError, MalformedError, TakenError, UsageError
 from flannelpy.core.model import NO_ADDRESS, Lease, LeaseAttrs, parse_subnet_key
-from flannelpy.explain.leases import printable, subnets_text
+from flannelpy.core.printable import printable
 from flannelpy.host import subnet_env
 from flannelpy.registry import Registry, Snapshot
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from flannelpy.core.backend import DatapathStatus
 from flannelpy.core.duration import span
-from flannelpy.explain.leases import printable
+from flannelpy.core.printable import printable
 from flannelpy.explain.status import BackendStatus, ConditionStatus, KernelStatus, LeaseStatus, PeerStatus, Status, UplinkStatus
 
 Line = tuple[str, Text | str]

@@ -23,6 +23,7 @@ from flannelpy.core.errors import ConfigError, RegistryError
 from flannelpy.core.membership import Membership
 from flannelpy.core.model import NO_ADDRESS, Lease, compact_json
 from flannelpy.core.pool import free_runs
+from flannelpy.core.printable import printable
 from flannelpy.plugins import parse
 from flannelpy.registry import Malformed, Registry, Snapshot
 
@@ -210,11 +211,6 @@ def _flat(value: object) -> str:
 def subnets_text(lease: Lease) -> str:
     """``10.5.9.0/24``, with its IPv6 subnet behind a comma where it has one: as ``flannelpy lease`` takes it."""
     return ",".join(map(str, halves(lease)))
-
-
-def printable(text: str) -> str:
-    """What somebody wrote to etcd, safe for a terminal."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def to_json(listing: Listing) -> str:

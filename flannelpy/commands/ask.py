@@ -45,7 +45,7 @@ def report(run_dir: Path, *, peers: bool, as_json: bool) -> int:
         status = from_json(text)
     except (MalformedError, ValueError, KeyError, TypeError) as error:
         raise FlannelpyError(f"{path}: {error}; is the agent of another version? Restart it after an upgrade") from None
-    from flannelpy.explain.status_table import show
+    from flannelpy.commands.status_table import show
 
     show(status, peers=peers)
     return _code(status.ready, any(condition.severity == "error" for condition in status.conditions))
@@ -55,10 +55,10 @@ def _code(ready: bool, errors: bool) -> int:
     return (3 if errors else 0) if ready else 1
 
 
-def ask(path: Path) -> str:
+def ask(path: Path, page: str = PAGE) -> str:
     """What the agent behind this socket says. Raises FlannelpyError: which socket, what was expected, what to do."""
     try:
-        return _get(path)
+        return _get(path, page)
     except TimeoutError:
         why = f"no answer within {WITHIN_S:g} s; {_NOT_THERE}, its log what it does"
     except (BrokenPipeError, ConnectionResetError):
@@ -71,14 +71,14 @@ def ask(path: Path) -> str:
     raise FlannelpyError(f"{path}: {why}")
 
 
-def _get(path: Path) -> str:
+def _get(path: Path, page: str) -> str:
     """The body of the answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as to_agent:
         to_agent.settimeout(WITHIN_S)
         to_agent.connect(os.fspath(path))
         connection = http.client.HTTPConnection("flannelpy")
         connection.sock = to_agent
-        connection.request("GET", PAGE, headers={"Connection": "close"})
+        connection.request("GET", page, headers={"Connection": "close"})
         response = connection.getresponse()
         body = response.read(MOST_BYTES)
     if response.status != 200:
