@@ -45,12 +45,10 @@ class Events:
         self._wall = wall
         self._peers: dict[str, Lease] = {}
         self._rate = Rate(AT_ONCE, EVERY_S)
-        self._first = True
         self._count = 0
 
-    def peers(self, changed: Mapping[str, Lease | None]) -> None:
-        """These peers came, changed, or (None) went. Those of the first listing are no news."""
-        first, self._first = self._first, False
+    def peers(self, changed: Mapping[str, Lease | None], *, quiet: bool) -> None:
+        """These peers came, changed, or (None) went. ``quiet``: whom we find at our start is no news."""
         for key, lease in changed.items():
             before = self._peers.pop(key, None)
             if lease is None:
@@ -58,7 +56,7 @@ class Events:
                     self._note("left", key, f"peer {before} left")
                 continue
             self._peers[key] = lease
-            if before is None and not first:
+            if before is None and not quiet:
                 self._note("joined", key, f"peer {lease} joined")
             elif before is not None and before.attrs != lease.attrs:
                 was = "" if before.public_ip == lease.public_ip else f", it was at {before.public_ip}"

@@ -12,7 +12,7 @@ from flannelpy.agent.report import Reporter
 from flannelpy.core.backend import Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import NoUplinkError
-from flannelpy.core.uplink import RouteAnswer, Wish, choose
+from flannelpy.core.uplink import EVERYTHING, Choice, FactsQuery, HostFacts, RouteAnswer, Wish, choose
 from flannelpy.core.uplink_change import concerns, host_networks, query
 from flannelpy.kernel import Kernel, Notice
 
@@ -61,11 +61,7 @@ class Facts:
         """
         self.stale = False
         try:
-            facts = await self._kernel.facts(query(self._wish, self.uplink))
-            answers: Mapping[IPAddress, RouteAnswer] = {}
-            if self._wish.can_reach is not None and (answer := await self._kernel.route_to(self._wish.can_reach)) is not None:
-                answers = {self._wish.can_reach: answer}
-            choice = choose(facts, self._wish, config.families, answers, self.uplink, config.networks, ours)
+            facts, choice = await self._choose(query(self._wish, self.uplink), config, ours)
         except NoUplinkError as error:
             self.missing = str(error)
             self._reporter.set("uplink-missing", {"": self.missing})
@@ -83,6 +79,18 @@ class Facts:
             self._gateways.clear()
             self._moved |= FAMILIES
         return before != self.uplink
+
+    async def _choose(self, asked: FactsQuery, config: NetworkConfig, ours: frozenset[str]) -> tuple[HostFacts, Choice]:
+        facts = await self._kernel.facts(asked)
+        answers: Mapping[IPAddress, RouteAnswer] = {}
+        if self._wish.can_reach is not None and (answer := await self._kernel.route_to(self._wish.can_reach)) is not None:
+            answers = {self._wish.can_reach: answer}
+        try:
+            return facts, choose(facts, self._wish, config.families, answers, self.uplink, config.networks, ours)
+        except NoUplinkError:
+            if asked == EVERYTHING:
+                raise
+        return await self._choose(EVERYTHING, config, ours)  # to say what there is instead
 
     async def on_link(self, addresses: Iterable[IPAddress]) -> Mapping[IPAddress, str]:
         """Those that the host reaches without a gateway, and by which device; answers are kept until routes change.

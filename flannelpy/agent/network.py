@@ -54,7 +54,7 @@ class Network:
         self.publisher = Publisher(context, self._uses, next(iter(kept.previous), None))
         parts = Parts(self.facts, self.cluster, self.reconciler, self.datapath, self.publisher)
         self.steering = Steering(context, kept, parts)
-        news = self.cluster.cursor(lambda: events.peers(news.take()))
+        news = self.cluster.cursor(lambda: events.peers(news.take(), quiet=not self.ready))
         self._notices: Notices | None = None
         self._scope = Scope()
 

@@ -63,7 +63,7 @@ class Publisher:
         self._view_due = 0.0
         self._writing: asyncio.Future[object] | None = None
         self._changed = asyncio.Event()
-        self._status = ""
+        self._status = self._line = ""
 
     def status(self, text: str) -> None:
         """The line that ``systemctl status`` shows."""
@@ -77,9 +77,10 @@ class Publisher:
         if self._wanted is None or wanted.env != self._wanted.env or wanted.lease.key != self._wanted.lease.key:
             self._wanted = wanted
             self._changed.set()
+        both = str(lease.subnet) if lease.subnet6 is None else f"{lease.subnet} and {lease.subnet6}"
+        self._line = f"{both} by {carriage.backend.name}, MTU {carriage.mtu}, {peers} peer{'' if peers == 1 else 's'}"
         if self.ready:
-            both = str(lease.subnet) if lease.subnet6 is None else f"{lease.subnet} and {lease.subnet6}"
-            self.status(f"{both} by {carriage.backend.name}, MTU {carriage.mtu}, {peers} peer{'' if peers == 1 else 's'}")
+            self.status(self._line)
 
     def keep(self, state: State) -> None:
         """Keep what the next start needs, whatever becomes of this one."""
@@ -138,7 +139,7 @@ class Publisher:
                 raise EndAgentError(f"our subnet is {text}: ending, as --exit-on-subnet-change asks")
         if not self.ready:
             self.ready = True
-            self._context.notifier.ready("ready")
+            self._context.notifier.ready(self._line)
             file = self._context.settings.subnet_file
             log.info("ready: %s by %s, MTU %d, in %s", lease, carriage.backend.name, carriage.mtu, file)
         elif before is not None and before.carriage.mtu != carriage.mtu:

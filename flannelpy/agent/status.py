@@ -24,7 +24,7 @@ from flannelpy.explain.status import Status
 from flannelpy.explain.wall_clock import Calendar
 from flannelpy.settings import Settings
 
-REGISTRY = "registry-"
+UNREACHABLE, REGISTRY = "registry-unreachable", "registry-"
 """What the codes of conditions begin with under which the registry is not as it should be."""
 
 _SECRET = re.compile("psk|pass|secret|token|key", re.IGNORECASE)
@@ -34,7 +34,7 @@ _SECRET = re.compile("psk|pass|secret|token|key", re.IGNORECASE)
 def document(context: Context, network: Network | None, ready: bool, born: float, now: float) -> Status:
     """The agent as it is. ``born``: when it began, on its clock; ``now``: in seconds since the epoch."""
     health, clock, calendar = context.reporter.health, context.clock(), Calendar(now)
-    unreachable = [clock - active.since for active in health if active.condition.code == "registry-unreachable"]
+    unreachable = [clock - active.since for active in health if active.condition.code == UNREACHABLE and active.ended is None]
     if unreachable or not context.registry.alive:
         unreachable.append(context.registry.silent_s)
     endpoint = context.settings.endpoint

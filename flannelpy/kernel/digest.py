@@ -156,7 +156,7 @@ class Digest:
             return
         if proto != ROUTE_PROTOCOL:
             self._foreign_route(data, body, end, family, draft)
-            if prefixlen and not flags & REPLACE:
+            if new and prefixlen and not flags & REPLACE:
                 device = route_device(data, body, end)
                 if device not in self._sieve.links and (not device or device != self._sieve.uplink):
                     return
@@ -168,8 +168,9 @@ class Digest:
         item = self._sieve.route(info)
         if item is not None:
             draft.objects[item.key] = item if new else None
-        elif new and flags & REPLACE and self._sieve.inside(info) and self._sieve.keyed(info):
-            draft.objects[Key("route", str(info.network))] = None  # somebody put theirs in the place of ours
+        elif (flags & REPLACE or not new) and self._sieve.inside(info) and self._sieve.keyed(info):
+            # Somebody put theirs in the place of ours; or it was in our way, and is gone.
+            draft.objects[Key("route", str(info.network))] = None
 
     def _foreign_route(self, data: bytes, body: int, end: int, family: int, draft: Draft) -> None:
         """IPv6 has one to fe80::/64 on every device, by which nobody is reached who is not named with the device."""

@@ -44,6 +44,9 @@ class FakeNotices:
                 objects[old.key] = None
         if news.item is not None and self._is_seen(news.item, self._scope) and not isinstance(news.item, Sysctl):
             objects[news.item.key] = news.item
+        way = news.gone  # somebody else's route in the way of one that may be ours
+        if isinstance(way, Route) and not way.metric and self._scope.covers(way.dst):
+            objects[way.key] = None
         ours = {index: name for index, name in news.links.items() if name in self._scope.links}
         changed = (item for item in (news.item, news.gone, news.replaced) if isinstance(item, Route))
         foreign = {item.dst.version for item in changed if item.proto != ROUTE_PROTOCOL and item.dev not in self._scope.links}

@@ -33,6 +33,7 @@ from rich.table import Table
 
 from netns_lab import bench_table
 from netns_lab.errors import LabError
+from netns_lab.interrupt import heed_interrupts
 from netns_lab.ledger import Ledger
 from netns_lab.namespaces import Namespace, Process, batch, run, write_sysctls
 
@@ -422,6 +423,7 @@ async def compare(kinds: Sequence[str], number: int, seconds: float, name: str, 
 
 def main() -> int:
     """Run it; 0 where every target was met, 1 where one was missed or it could not be run."""
+    heed_interrupts()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="how often each way is measured")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each iperf3 run")

@@ -35,6 +35,7 @@ from netns_lab.errors import LabError
 from netns_lab.etcd import EtcdFailedError
 from netns_lab.footprint import GROWTH_KB, Footprint, draw
 from netns_lab.host import Host
+from netns_lab.interrupt import heed_interrupts
 from netns_lab.lab import Lab
 from netns_lab.namespaces import open_socket
 from netns_lab.pinging import Pinging
@@ -343,6 +344,7 @@ async def soak_for(seconds: float, name: str, console: Console) -> int:
 
 def main() -> int:
     """Run it; 0 where nothing grew and nothing was wrong, 1 where something did or was, 130 where it was interrupted before."""
+    heed_interrupts()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=10.0, help="how long")
     parser.add_argument("--name", default=f"soak{os.getpid()}", help="of the lab that it makes")

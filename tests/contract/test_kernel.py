@@ -413,6 +413,14 @@ async def test_foreign_routes_and_tables_are_not_told(host: Host) -> None:
     assert (heard.resync, heard.links, heard.default_route, heard.routed) == (False, {}, False, {4})
 
 
+async def test_a_foreign_route_in_our_way_is_told_once_it_is_gone(host: Host) -> None:
+    host.add_route(FOREIGN)
+    notices = host.kernel.notices(SCOPE)
+    host.remove(FOREIGN)
+    heard = await hear(notices, lambda heard: FOREIGN.key in heard.objects)
+    assert (heard.objects, heard.routed) == ({FOREIGN.key: None}, {4})
+
+
 async def test_closing_ends_the_iteration(host: Host) -> None:
     notices = host.kernel.notices(SCOPE)
 

@@ -86,8 +86,8 @@ async def test_a_ready_agent_tells_what_the_kernel_and_etcd_hold(overlay: Lab) -
     assert [(peer["subnet"], peer["PublicIP"], peer["state"]) for peer in document["peers"]] == [
         (str(two.subnet), "192.168.50.12", "in-sync")
     ]
-    assert document["kernel"]["held"] == document["kernel"]["wanted"]
-    assert document["kernel"]["wanted"]["route"] == 1
+    assert document["kernel"]["inSync"] == document["kernel"]["desired"]
+    assert document["kernel"]["desired"]["route"] == 1
     shown = await status(one, "--peers")
     assert (shown.code, shown.stderr) == (0, "")
     assert f"{two.subnet}" in shown.stdout

@@ -36,6 +36,8 @@ SILENT_S = 5.0
 SILENT = frozenset({"fou", "sysctl", "forward"})
 """Kinds of objects that the kernel changes without a notification are looked at this often, in seconds."""
 
+HASTEN_S = 1.0
+
 UNREADABLE_S = 0.4
 """After a look that failed."""
 
@@ -95,7 +97,23 @@ class Reconciler:
             self._state.unannounced = True
             self.dirty.add_everything()
         self._mirror.hear(notice.objects)
+        if len(self.retries):
+            self._hasten_what_may_go(notice)
         self.dirty.add(key for key, item in notice.objects.items() if self.desired.get(key) != item)
+
+    def _hasten_what_may_go(self, notice: Notice) -> None:
+        """A route that was in the way of ours is gone; or an interface, maybe one that had what a device of ours needs.
+
+        Others' interfaces come and go all the time: for their sake a device is tried once a second at the most.
+        """
+        now = self._clock()
+        may_go = [key for key, item in notice.objects.items() if item is None and key.kind == "route"]
+        devices = [key for key in self.retries if key.kind == "link"]
+        if notice.links and devices and now - self._state.hastened >= HASTEN_S:
+            self._state.hastened = now
+            may_go += devices
+        self.retries.hasten(may_go, now)
+        self.dirty.add(key for key in may_go if key in self.retries)
 
     def reroute(self, families: Collection[int]) -> None:
         """Routes of these IP versions have changed: what is reached without a gateway may be, too."""
@@ -336,6 +354,7 @@ class _State:
         self.settled = False
         self.may_sweep = False
         self.first_sweep = False
+        self.hastened = 0.0
         self.unannounced = False  # the kernel has taken something of ours without a word
         self.round_over = asyncio.Event()
 
