@@ -45,8 +45,8 @@ _ALL = (
     Condition(
         "config-changed",
         Severity.WARNING,
-        "the network config has changed: {detail}; going on with the one before",
-        "restart flannelpy on every host when it suits you; a restart takes the new config",
+        "the network config in etcd cannot be used: {detail}; going on with the one before",
+        "write a config that can be: flannelpy config check FILE, flannelpy config put FILE",
     ),
     Condition(
         "registry-unreachable",
@@ -221,19 +221,6 @@ _ALL = (
         Severity.ERROR,
         "Network overlaps this host's own networks: {detail}",
         "use a Network that no host is in: flannelpy config put FILE",
-    ),
-    Condition(
-        "claim-held",
-        Severity.ERROR,
-        "another agent on this host has what this one needs: {detail}; nothing of it is touched",
-        "give each network its own VNI, Port and device, or stop the other agent",
-        unready=True,
-    ),
-    Condition(
-        "identity-copied",
-        Severity.WARNING,
-        "another host has our identity: {detail}",
-        "none needed; a machine that is cloned should not copy the state directory",
     ),
     Condition(
         "task-failed",

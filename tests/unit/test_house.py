@@ -21,6 +21,7 @@ TEXTS = sorted(
 
 LINES = 400
 LONGER = {
+    "flannelpy/cli.py": "one declaration a subcommand",
     "flannelpy/core/leasing.py": "the rules of a lease are read together; a tenth is the list of words they use",
     "flannelpy/kernel/fake.py": "a whole kernel, as far as we use one",
     "flannelpy/kernel/messages.py": "packing and unpacking of each message side by side",

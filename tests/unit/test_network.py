@@ -271,7 +271,7 @@ async def test_failures_at_any_moment_end_nothing_and_leave_nothing(tmp_path: Pa
     there: dict[str, str] = {}
 
     def peer_comes_or_changes() -> None:
-        number, version = random.randrange(9, 20), random.randrange(4)
+        number, version = random.randrange(10, 20), random.randrange(4)
         there[f"10.5.{number}.0-24"] = vxlan_value(f"192.0.2.{number}", f"02:00:00:00:0{version}:{number}")
         host.put_peer(f"10.5.{number}.0-24", there[f"10.5.{number}.0-24"])
 

@@ -127,7 +127,7 @@ def test_public_ip_takes_the_interface_that_has_it_where_none_was_asked_for() ->
     assert shown(pick(Wish(public_ipv6=IPAddress("fd00::30")), IPV4)) == "eth0 10.0.2.15"
 
 
-def test_public_ip_that_no_interface_has_is_advertised_beside_the_default_route() -> None:
+def test_a_public_ip_that_no_interface_has_is_only_advertised() -> None:
     choice = pick(Wish(public_ip=IPAddress("203.0.113.9")))
     assert shown(choice) == "eth0 10.0.2.15"
     assert choice.reasons == (
