@@ -24,7 +24,6 @@ LONGER = {
     "flannelpy/core/leasing.py": "the rules of a lease are read together; a tenth is the list of words they use",
     "flannelpy/kernel/fake.py": "a whole kernel, as far as we use one",
     "flannelpy/kernel/messages.py": "packing and unpacking of each message side by side",
-    "flannelpy/kernel/netlink.py": "one adapter, every call of the contract",
 }
 """Files that may be longer, and why."""
 LONGEST = 530
