@@ -17,7 +17,7 @@ from flannelpy.core.model import LeaseAttrs
 from flannelpy.registry import Batch, Event, Registry
 from flannelpy.registry.etcd.channel import Link, rpc
 from flannelpy.registry.etcd.registry import EtcdRegistry
-from flannelpy.registry.etcd.watch import Pace
+from flannelpy.registry.etcd.stream import Pace
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
 from netns_lab.etcd import Etcd
 

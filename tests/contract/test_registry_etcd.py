@@ -23,10 +23,11 @@ from flannelpy.core.errors import (
     UsageError,
 )
 from flannelpy.core.model import Lease
-from flannelpy.registry import Endpoint, Put, Snapshot, etcd_channel
-from flannelpy.registry.etcd import registry as etcd_module
+from flannelpy.registry import Endpoint, Put, Snapshot
+from flannelpy.registry.etcd import channel as etcd_channel
+from flannelpy.registry.etcd import listing
 from flannelpy.registry.etcd.registry import EtcdRegistry
-from flannelpy.registry.etcd.watch import Pace
+from flannelpy.registry.etcd.stream import Pace
 from netns_lab.etcd import SIGCONT, SIGSTOP, Etcd, Tls, make_certificates
 
 from .registry_place import QUICK, EtcdPlace, attrs, bounded, net, until, watching
@@ -286,10 +287,10 @@ async def test_refused_and_unknown_hosts_are_named(here: EtcdPlace) -> None:
         unused.bind(("127.0.0.1", 0))  # bound, not listening: nobody else gets the port
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         async with bounded(2), opened(Endpoint((url,))) as registry:
-            with pytest.raises(RegistryUnavailableError, match=rf"{url}: .*Connection refused; expected etcd to answer there"):
+            with pytest.raises(RegistryUnavailableError, match=rf"^{url}: connection refused; expected etcd to answer there$"):
                 await registry.config()
     async with bounded(5), opened(Endpoint(("http://no-such-host.invalid:2379",))) as registry:
-        with pytest.raises(RegistryUnavailableError, match=r"^http://no-such-host\.invalid:2379: .*not known"):
+        with pytest.raises(RegistryUnavailableError, match=r"^http://no-such-host\.invalid:2379: its name is not known"):
             await registry.config()
 
 
@@ -304,9 +305,7 @@ async def test_an_etcd_that_stands_still_is_a_deadline_and_then_recovers(here: E
             with pytest.raises(RegistryUnavailableError, match=r"no answer in time; expected etcd to answer within 0\.5 s"):
                 await registry.snapshot()
             assert 0.4 < time.monotonic() - started < 2
-            stood = len(seen.batches)
             here.etcd.signal(0, SIGCONT)
-            await seen.until(lambda seen: any(not batch.events for batch in seen.batches[stood:]))
             renewed = await registry.renew(lease, lease.attrs)
             assert await seen.count(2) == [Put(lease), Put(renewed)]
         assert registry.alive
@@ -608,7 +607,7 @@ def deaf_after(registry: EtcdRegistry, proxy: Proxy, monkeypatch: pytest.MonkeyP
 
 
 async def test_a_listing_is_paged_at_one_revision(here: EtcdPlace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(etcd_module, "PAGE", 3)
+    monkeypatch.setattr(listing, "PAGE", 3)
     registry = here.registry()
     assert isinstance(registry, EtcdRegistry)
     leases = [await registry.create(net(f"10.5.{number}.0/24"), attrs()) for number in range(1, 8)]
@@ -629,7 +628,7 @@ async def test_a_listing_is_paged_at_one_revision(here: EtcdPlace, monkeypatch: 
 
 
 async def test_a_listing_that_is_compacted_away_begins_anew(here: EtcdPlace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(etcd_module, "PAGE", 2)
+    monkeypatch.setattr(listing, "PAGE", 2)
     registry = here.registry()
     assert isinstance(registry, EtcdRegistry)
     leases = [await registry.create(net(f"10.5.{number}.0/24"), attrs()) for number in range(1, 4)]
