@@ -241,7 +241,7 @@ async def bounded(seconds: float = BOUND_S) -> AsyncIterator[None]:
         yield
 
 
-async def until(fact: Callable[[], Any]) -> None:
+async def patiently(fact: Callable[[], Any]) -> None:
     """Poll for a fact that nobody announces."""
     async with asyncio.timeout(BOUND_S):
         while not fact():  # noqa: ASYNC110

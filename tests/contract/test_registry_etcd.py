@@ -30,7 +30,7 @@ from flannelpy.registry.etcd.registry import EtcdRegistry
 from flannelpy.registry.etcd.stream import Pace
 from netns_lab.etcd import SIGCONT, SIGSTOP, Etcd, Tls, make_certificates
 
-from .registry_place import QUICK, EtcdPlace, attrs, bounded, net, until, watching
+from .registry_place import QUICK, EtcdPlace, attrs, bounded, net, patiently, watching
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -325,8 +325,8 @@ async def test_a_watch_on_an_etcd_that_stands_still_is_cut_and_alive_says_so(
             try:
                 assert registry.alive
                 here.etcd.signal(0, SIGSTOP)
-                await until(lambda: "no sign of life on the watch" in caplog.text)
-                await until(lambda: not registry.alive)
+                await patiently(lambda: "no sign of life on the watch" in caplog.text)
+                await patiently(lambda: not registry.alive)
                 assert registry.silent_s > 0.5
             finally:
                 here.etcd.signal(0, SIGCONT)

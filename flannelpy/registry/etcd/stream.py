@@ -40,8 +40,8 @@ class Pace:
 
 @dataclass(slots=True)
 class Stream:
-    """A watch stream on one wire. ``question`` is the key that is asked for; ``answered`` takes the revision of each answer, and
-    may raise what ends the stream.
+    """A watch stream on one wire. ``question`` is the key that is asked for; ``answered`` takes each answer's header and the
+    endpoint, and may raise what ends the stream.
     """
 
     link: Link
@@ -50,14 +50,14 @@ class Stream:
     call: Any
     token: str | None
     question: bytes
-    answered: Callable[[int], None]
+    answered: Callable[[Any, str], None]
     _heard_at: float = field(default_factory=time.monotonic)
     _cut: RegistryError | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(
-        cls, link: Link, wire: Wire, pace: Pace, requests: list[Any], question: bytes, answered: Callable[[int], None]
+        cls, link: Link, wire: Wire, pace: Pace, requests: list[Any], question: bytes, answered: Callable[[Any, str], None]
     ) -> AsyncIterator[Stream]:
         """A stream on which ``requests`` were sent; cancelled when it is left."""
         token = await link.token.get(wire, link.endpoint.timeout_s)
@@ -150,7 +150,7 @@ class Stream:
             self.link.heard()  # a refusal is an answer, too
             return True
         self.link.heard()
-        self.answered(answer.header.revision)
+        self.answered(answer.header, self.where)
         return True
 
     def _guard_has_ended(self, guard: asyncio.Task[None]) -> None:

@@ -106,7 +106,7 @@ class Watch:
         if response.canceled:
             raise self._refused(response, stream)
         if not response.events:
-            self._check(response.header.revision, stream.where)
+            self._check(response.header, stream.where)
         if response.created:
             self._created += 1
             return Batch((), self.delivered, connected=True) if self._created == 2 else None
@@ -126,16 +126,18 @@ class Watch:
         self.delivered = max(self.delivered, told)
         return Batch(events, self.delivered)
 
-    def _check(self, revision: int, where: str) -> None:
+    def _check(self, header: Any, where: str) -> None:
         """A store that is behind what we have seen was restored from a backup; to wait for it to catch up would skip all that is
-        written until then. Told at once, or others may have written as much before we ask again. A proxy may tell no revision.
-        """
-        if 0 < revision < self.delivered:
-            raise WatchGapError(f"{where}: at revision {revision}, expected {self.delivered} or later; restored?")
+        written until then. Told at once, or others may have written as much before we ask again.
 
-    def _answered(self, revision: int) -> None:
+        A proxy that makes a header itself leaves the cluster out, and its revision is our own start revision.
+        """
+        if header.cluster_id and header.revision < self.delivered:
+            raise WatchGapError(f"{where}: at revision {header.revision}, expected {self.delivered} or later; restored?")
+
+    def _answered(self, header: Any, where: str) -> None:
         """A question beside the stream was answered: etcd is there."""
-        self._check(revision, str(self.link.address))
+        self._check(header, where)
         if self._created == 2:
             self._recovered()
 
