@@ -153,8 +153,7 @@ async def test_a_proxy_whose_etcd_is_gone_is_not_alive(monkeypatch: pytest.Monke
         url = inner.enter_context(member("3.5"))
         stack.callback(inner.close)
         through = stack.enter_context(proxy("3.5", url))
-        async with opened(through) as registry:
-            async with watching(registry, 1 + (await registry.snapshot()).revision):
-                assert registry.alive
-                await asyncio.to_thread(inner.close)
-                await patiently(lambda: not registry.alive)
+        async with opened(through) as registry, watching(registry, 1 + (await registry.snapshot()).revision):
+            assert registry.alive
+            await asyncio.to_thread(inner.close)
+            await patiently(lambda: not registry.alive)

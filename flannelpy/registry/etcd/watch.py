@@ -167,7 +167,8 @@ class Watch:
         if self._failing is None:
             log.debug("watch: %s; trying again", error)
         # Once is no trouble: a refused watch may only want a fresh token, which the next try brings.
-        self.link.trouble = error if type(error) is type(self._failing) else None
+        if self.link.trouble is not None or type(error) is type(self._failing):
+            self.link.trouble = error
         self._failing = error
 
     def _recovered(self) -> None:
