@@ -232,6 +232,7 @@ class MemoryRegistry:
     @_call
     async def release(self, lease: Lease) -> None:
         """Delete the key if it is still at ``lease.mod_revision``. Raises ConflictError."""
+        self.store.check_space()
         self._check(lease)
         self.store.delete(self.keys.lease(lease.key))
 

@@ -39,7 +39,7 @@ class MemoryStore:
     compacted: int = 0
     down: bool = False
     full: bool = False
-    """Out of space: nothing is written and no lease granted any more, all else goes on (etcd's alarm NOSPACE)."""
+    """Out of space: no transaction is carried out and no lease granted any more, all else goes on (etcd's alarm NOSPACE)."""
     connection: int = 0
     """Counts the times that streams were cut; one that was opened before has to begin anew."""
     _next_grant: int = 0x1000

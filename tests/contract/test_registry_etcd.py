@@ -589,6 +589,21 @@ async def test_an_undecided_renewal_does_not_take_the_key_with_it(
     assert there.etcd_lease != lease.etcd_lease
 
 
+async def test_an_etcd_lease_that_was_granted_unheard_is_given_back(here: EtcdPlace, proxied: tuple[Proxy, EtcdRegistry]) -> None:
+    """Nobody knows its number but who has chosen it."""
+    proxy, registry = proxied
+    proxy.deaf |= set(range(100))
+    with pytest.raises(RegistryUnavailableError) as caught:
+        await registry.create(A, attrs())
+    assert caught.value.undecided
+    assert await here.grants() == 1
+    proxy.deaf.clear()
+    for subnet in (A, B):  # with the first the connection may not yet be there in time
+        lease = await registry.create(subnet, attrs())
+        assert await registry.remaining(lease) > 0
+    assert await here.grants() == 2
+
+
 def deaf_after(registry: EtcdRegistry, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, *, for_ever: bool = False) -> None:
     """The answers to all that follows the grant of an etcd lease are lost, on this connection or on all."""
     grant = registry._grant

@@ -54,7 +54,7 @@ async def explain(error: Any, where: Address, endpoint: Endpoint) -> RegistryErr
         return RegistryUnavailableError(
             f"{where}: what answers there is not etcd ({plain(details)}); expected etcd with its v3 API"
         )
-    if "message larger than max" in details:
+    if "Received message larger than max" in details:  # by us; a server or a proxy says the same in small letters of a request
         return TooLargeError(f"{where}: an answer of more than {MESSAGE_MAX >> 20} MiB; expected less at a time")
     if "etcdserver:" in details or code not in (*_SILENT, *_BROKEN):
         return _refused(details or code.name, where)
@@ -77,6 +77,8 @@ def _refused(details: str, where: Address) -> RegistryError:
         return RegistryUnavailableError(f"{where}: {text}; expected etcd to answer there")
     if "database space exceeded" in text:
         return RegistryRefusedError(f"{where}: etcd takes no more writes: database space exceeded")
+    if "larger than max" in text:
+        return RegistryRefusedError(f"{where}: etcd refused: request is too large")
     if any(words in text for words in _HERE):
         return RefusedHereError(f"{where}: etcd refused: {text}")
     return RegistryRefusedError(f"{where}: etcd refused: {text}")
