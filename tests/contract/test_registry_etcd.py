@@ -30,6 +30,7 @@ from flannelpy.registry.etcd.registry import EtcdRegistry
 from flannelpy.registry.etcd.stream import Pace
 from netns_lab.etcd import SIGCONT, SIGSTOP, Etcd, Tls, make_certificates
 
+from .proxies import Proxy
 from .registry_place import QUICK, EtcdPlace, attrs, bounded, net, patiently, watching
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -467,56 +468,6 @@ async def test_what_is_not_etcd_is_told() -> None:
 
 
 # -------------------------------------------------------------------------------------- writes that nobody heard of
-
-
-class Proxy:
-    """TCP between a registry and etcd. While ``deaf``, what etcd answers on connections made before is swallowed."""
-
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        self._etcd_port = port
-        self._host = host
-        self.deaf: set[int] = set()
-        self.connections = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def __aenter__(self) -> Proxy:
-        self._server = await asyncio.start_server(self._serve, self._host, 0)
-        self.port: int = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def go_deaf(self) -> None:
-        """Swallow all answers on the connections there are; new ones work."""
-        self.deaf |= set(range(1, self.connections + 1))
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        number = self.connections
-        there, back = await asyncio.open_connection("127.0.0.1", self._etcd_port)
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._copy(reader, back, None))
-                group.create_task(self._copy(there, writer, number))
-        except* (OSError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
-            back.close()
-
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers_of: int | None) -> None:
-        while data := await reader.read(65536):
-            if answers_of not in self.deaf:
-                writer.write(data)
-                await writer.drain()
-        writer.close()
 
 
 @pytest.fixture
