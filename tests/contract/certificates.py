@@ -44,9 +44,7 @@ def ca_of_the_same_name(tls: Tls, folder: Path) -> str:
     out = folder / "ca.pem"
     subject = _openssl("x509", "-in", tls.ca, "-noout", "-subject", "-nameopt", "compat").partition("subject=")[2].strip()
     config = folder / "bare.cnf"
-    config.write_text(
-        "[req]\ndistinguished_name = dn\nx509_extensions = bare\n[dn]\n[bare]\nbasicConstraints = critical, CA:true\n"
-    )
+    config.write_text("[req]\ndistinguished_name=dn\nx509_extensions=bare\n[dn]\n[bare]\nbasicConstraints=critical,CA:true\n")
     _openssl(
         *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-config", str(config)),
         *("-subj", subject if subject.startswith("/") else f"/{subject}", "-keyout", str(folder / "ca.key"), "-out", str(out)),

@@ -8,20 +8,16 @@ from hypothesis import strategies as st
 
 from flannelpy.registry.etcd.grpc_text import plain
 
+FAILED = "failed to connect to all addresses; last error: UNKNOWN: "
+REMOTE = "Failed to connect to remote host: "
+
 SAID = {
-    "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:4001: Failed to connect to remote host: Connection refused": (
-        "connection refused"
-    ),
-    "failed to connect to all addresses; last error: UNKNOWN: ipv6:%5B::1%5D:1: Failed to connect to remote host: Connection refused": (
-        "connection refused"
-    ),
+    f"{FAILED}ipv4:127.0.0.1:4001: {REMOTE}Connection refused": "connection refused",
+    f"{FAILED}ipv6:%5B::1%5D:1: {REMOTE}Connection refused": "connection refused",
+    f"{FAILED}ipv4:192.0.2.1:2379: {REMOTE}No route to host": "no route to host",
+    f"{FAILED}ipv4:192.0.2.1:2379: {REMOTE}Timeout occurred: FD Shutdown": "no answer",
     "errors resolving no-such.invalid:1: [field:hostname lookup error:Address lookup failed for no-such.invalid:1 "
     "os_error: Name or service not known syscall: getaddrinfo]": "its name is not known",
-    "failed to connect to all addresses; last error: UNKNOWN: ipv4:192.0.2.1:2379: Failed to connect to remote host: No route to host": (
-        "no route to host"
-    ),
-    "failed to connect to all addresses; last error: UNKNOWN: ipv4:192.0.2.1:2379: Failed to connect to remote host: Timeout occurred: "
-    "FD Shutdown": "no answer",
     "Socket closed": "the connection was closed",
     "recvmsg:Connection reset by peer": "the connection was closed",
     "ping timeout": "no answer",

@@ -14,16 +14,15 @@ from hypothesis import strategies as st
 from flannelpy.registry.etcd.validity import Validity, of_der, of_pem
 
 
+def openssl(*words: str) -> str:
+    return subprocess.run(["openssl", *words], capture_output=True, text=True, check=True, timeout=20).stdout
+
+
 @pytest.fixture(scope="module")
 def pem(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     out = tmp_path_factory.mktemp("pem") / "ca.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "12000"]
-        + ["-subj", "/CN=x", "-keyout", str(out.with_suffix(".key")), "-out", str(out)],
-        check=True,
-        capture_output=True,
-        timeout=20,
-    )
+    made = ["-subj", "/CN=x", "-days", "12000", "-keyout", str(out.with_suffix(".key")), "-out", str(out)]
+    openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", *made)
     return out.read_bytes()
 
 
@@ -31,13 +30,8 @@ def test_a_certificates_times_are_openssls(pem: bytes, tmp_path: Path) -> None:
     """12,000 days end after 2049, where the form of the year changes."""
     path = tmp_path / "x.pem"
     path.write_bytes(pem)
-    said = subprocess.run(
-        ["openssl", "x509", "-in", path, "-noout", "-dates"], capture_output=True, text=True, check=True, timeout=20
-    )
-    begin, end = (
-        datetime.strptime(line.partition("=")[2], "%b %d %H:%M:%S %Y GMT").replace(tzinfo=UTC)
-        for line in said.stdout.split("\n")[:2]
-    )
+    said = openssl("x509", "-in", str(path), "-noout", "-dates").splitlines()[:2]
+    begin, end = (datetime.strptime(line.partition("=")[2], "%b %d %H:%M:%S %Y GMT").replace(tzinfo=UTC) for line in said)
     assert of_pem(b"a comment\n" + pem) == Validity(begin, end)
     assert end.year > 2049
 
