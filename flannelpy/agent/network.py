@@ -25,7 +25,8 @@ from flannelpy.core.errors import RegistryError
 from flannelpy.core.objects import Scope
 from flannelpy.explain.events import REPAIRED
 from flannelpy.kernel import Notices
-from flannelpy.registry.health import Health, Monitored
+from flannelpy.registry.health import RegistryHealth
+from flannelpy.registry.monitored import Monitored
 
 log = logging.getLogger("flannelpy")
 
@@ -37,9 +38,8 @@ class Network:
     """One host in one network. ``run`` is all there is to call."""
 
     def __init__(self, context: Context) -> None:
-        self.registry_health = Health(context.reporter)
-        self.registry = Monitored(context.registry, self.registry_health)
-        context = self.context = replace(context, registry=self.registry)
+        self.registry_health = RegistryHealth(context.registry, context.reporter, context.clock)
+        context = self.context = replace(context, registry=Monitored(context.registry, self.registry_health))
         kept = self._kept = recall(context)
         self.facts = Facts(context.kernel, context.wish, context.reporter)
         self.cluster = Cluster(context, wake=lambda: self.steering.changed.set())
@@ -175,8 +175,8 @@ class Network:
     async def _watch_liveness(self) -> None:
         """Say so when etcd goes silent, and when it is back."""
         while True:
-            self.registry_health.link_down(self.facts.down)
-            self.registry.look()
+            self.registry_health.link_down(self.facts.down or None)
+            self.registry_health.look(self.context.clock())
             await asyncio.sleep(LIVENESS_S)
 
     async def _follow_peers(self) -> None:

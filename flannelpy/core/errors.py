@@ -33,7 +33,12 @@ class BackendError(FlannelpyError):
 
 
 class RegistryError(FlannelpyError):
-    """Base of what the registry can answer but success."""
+    """Base of what the registry can answer but success.
+
+    ``undecided``: a write that failed so may have been carried out all the same, or may be yet.
+    """
+
+    undecided = False
 
 
 class RegistryUnavailableError(RegistryError):
@@ -46,6 +51,10 @@ class RegistryTlsError(RegistryError):
 
 class RegistryAuthError(RegistryError):
     """User name, password or role refused. Try again, but a person has to act."""
+
+
+class RegistryRefusedError(RegistryError):
+    """etcd answers, and refuses: out of space, corrupt, a learner. Nothing was written. Try again, but a person has to act."""
 
 
 class TakenError(RegistryError):

@@ -81,9 +81,10 @@ Event = Put | Deleted | ConfigChanged | Malformed
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What happened up to ``revision``, in order. An empty batch is a sign of life (progress), nothing else.
+    """What happened up to ``revision``, in order: to leases or to the config, never to both.
 
-    ``connected``: the watch stands, for the first time or anew; what it was connected to before may have been another store.
+    ``connected``: the watch stands, for the first time or anew, and the batch is empty. What it was connected to before may have
+    been another store, or this one before it was restored: only a listing (of leases, and of the config) tells what is so now.
     """
 
     events: tuple[Event, ...]

@@ -1,193 +1,249 @@
-"""How well can the registry be reached? Every call is counted by its kind, and what is wrong follows from the last of each.
+"""Is the registry well? What became of the last calls of each kind, and the conditions that follow: the only writer of registry-*.
 
-The only writer of the registry's conditions. A kind of call that fails is ended by nothing but a success of that kind: etcd without
-space answers every question and takes no write. Where nothing answers at all, that is one condition, however many calls fail.
+A kind of call that fails is not well again because another kind succeeds: an etcd out of space answers every read. So the last
+outcome of each kind is kept, and the conditions are derived from these, by difference:
+
+    registry-unreachable   nothing answers                        one text, however many kinds fail
+    registry-cut-off       the same, and this host's link is down
+    registry-tls           no trust                               one text
+    registry-auth          the user is refused                    one text; of each kind by itself where others are let in
+    registry-refused       etcd answers and refuses               of each kind by itself: no space, a learner, corrupt
+
+What is said of an outage at its beginning is said until its end. Otherwise the many voices (a call that timed out, a connection
+that was refused, a watch that is silent) would each be news, for as long as it lasts.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Protocol, TypeVar
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
 
-from netaddr import IPNetwork
+from flannelpy.core.errors import RegistryAuthError, RegistryError, RegistryTlsError, RegistryUnavailableError
+from flannelpy.registry import Registry
 
-from flannelpy.core.errors import (
-    ConflictError,
-    RegistryAuthError,
-    RegistryError,
-    RegistryTlsError,
-    RegistryUnavailableError,
-    TakenError,
-    WatchGapError,
-)
-from flannelpy.core.model import LEASE_TTL_S, Lease, LeaseAttrs
-from flannelpy.registry import Batch, Registry, Snapshot, StoredConfig
+UNREACHABLE, CUT_OFF, TLS = "registry-unreachable", "registry-cut-off", "registry-tls"
+AUTH, REFUSED = "registry-auth", "registry-refused"
+CODES = (UNREACHABLE, CUT_OFF, TLS, AUTH, REFUSED)
 
-READ, WRITE, WATCH, KEEP_ALIVE = "read", "write", "watch", "keep-alive"
+SETTLE_S = 1.5
+"""So long the text of something new may change: the first word is often that a connection broke, the second why none is made.
+Shorter than what must hold before anybody is told (``after`` in core/conditions)."""
 
-UNREACHABLE, TLS, AUTH, REFUSED = "registry-unreachable", "registry-tls", "registry-auth", "registry-refused"
-CODES = (UNREACHABLE, TLS, AUTH, REFUSED)
+ANOTHER_S = 60.0
+"""Between two different causes of one refusal that are told."""
 
-_ANSWERS = (ConflictError, TakenError, WatchGapError)
-"""Errors that are answers: the registry is well."""
+DECIDE_S = 1.0
+"""A refused user is told so much later: by then it shows whether all kinds of call are refused, or only some."""
 
-T = TypeVar("T")
+UNREPEATED_S, UNREPEATED_REFUSAL_S = 15.0, 180.0
+"""A failure that nobody has repeated for so long, while etcd answers others, is over. Retries are at most 5 and 60 s apart."""
+
+LINK_S = 5.0
+"""So long after a link is up again it is still the reason."""
+
+_ENDPOINT = re.compile(r"https?://\S+: ")
 
 
 class Report(Protocol):
-    """Who takes the conditions (``agent.report``)."""
+    """Who tells people: a condition holds for these subjects, with these details, and for no others."""
 
     def set(self, code: str, details: Mapping[str, str]) -> None:
-        """``code`` holds for exactly these subjects, with these details."""
+        """What holds under ``code`` now, by subject."""
         ...
 
 
-class Health:
-    """What became of the last call of each kind."""
+class Kind(StrEnum):
+    """Calls that fail together. The value is the subject of a condition."""
 
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self._failed: dict[str, RegistryError] = {}
-        self._silent = ""
-        self._link_down = ""
-        self._outage = ""  # how it began: who fails next, and how, is no news
+    READ = "read"
+    WRITE = "write"
+    WATCH = "watch"
+    KEEP_ALIVE = "keep-alive"
 
     @property
-    def unreachable(self) -> bool:
-        """True while nothing answers."""
-        return bool(self._silent) or any(isinstance(error, RegistryUnavailableError) for error in self._failed.values())
+    def plural(self) -> str:
+        """As it begins a sentence's part."""
+        return "the watch" if self is Kind.WATCH else f"{self.value}s"
 
-    def succeeded(self, kind: str) -> None:
-        """The registry has answered a call of this kind."""
-        answered = self._failed.pop(kind, None) is not None
-        # Whoever answers is there: what failed for want of an answer did so before.
-        gone = [other for other, error in self._failed.items() if isinstance(error, RegistryUnavailableError)]
-        for other in gone:
-            del self._failed[other]
-        if answered or gone or self._silent:
-            self._silent = ""
-            self._tell()
 
-    def failed(self, kind: str, error: RegistryError) -> None:
-        """A call of this kind has not been answered, or was refused."""
-        if isinstance(error, _ANSWERS):
-            self.succeeded(kind)
+@dataclass(slots=True)
+class Failing:
+    """A kind whose last call failed: with what, since when without a success between, and when last."""
+
+    error: RegistryError
+    since: float
+    last: float
+
+
+@dataclass(slots=True)
+class Told:
+    """A text that people have been given, the cause in it, and since when."""
+
+    text: str
+    cause: str
+    since: float
+    changed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """In one word, for a status line: ``code`` is empty where all is well, ``since`` in the clock's seconds."""
+
+    code: str = ""
+    text: str = ""
+    since: float = 0.0
+
+    @property
+    def answers(self) -> bool:
+        """False where nothing comes back at all; an etcd that refuses us has been reached."""
+        return self.code not in (UNREACHABLE, CUT_OFF)
+
+
+@dataclass(slots=True)
+class RegistryHealth:
+    """The health of one registry. ``clock`` is monotonic, in seconds. Nothing here raises."""
+
+    registry: Registry
+    report: Report
+    clock: Callable[[], float]
+    _failing: dict[Kind, Failing] = field(default_factory=dict)
+    _succeeded: dict[Kind, float] = field(default_factory=dict)
+    _told: dict[tuple[str, str], Told] = field(default_factory=dict)
+    _by_kind: bool | None = None
+    """Whether a refused user is told by kind; decided once, when it is first told."""
+    _link_down: str = ""
+    _link_down_at: float | None = None
+    _said: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    # ------------------------------------------------------------------------------------------------- listening
+
+    def succeeded(self, kind: Kind) -> None:
+        """A call of this kind was answered."""
+        self._succeed(kind, self.clock())
+        self._tell(self.clock())
+
+    def failed(self, kind: Kind, error: RegistryError) -> None:
+        """A call of this kind failed."""
+        self._fail(kind, error, self.clock())
+        self._tell(self.clock())
+
+    def link_down(self, name: str | None) -> None:
+        """This host's link to etcd is down, or (None) is up."""
+        if name:
+            self._link_down, self._link_down_at = name, None
+        elif self._link_down and self._link_down_at is None:
+            self._link_down_at = self.clock()
+        self._tell(self.clock())
+
+    def look(self, now: float) -> None:
+        """Once a second: how is the watch, and who has been silent? Says everything once more, too."""
+        trouble = self.registry.trouble
+        if trouble is not None:
+            self._fail(Kind.WATCH, trouble, now)
+        elif self.registry.alive:
+            self._succeed(Kind.WATCH, now)
+        elif not self._failing or Kind.WATCH in self._failing:
+            # Where a call has failed, it knows better why: one that is not trusted does not answer either.
+            self._fail(Kind.WATCH, RegistryUnavailableError(f"{self.registry.endpoint}: no answer"), now)
+        for kind, failing in list(self._failing.items()):
+            if self._is_over(failing, now):
+                del self._failing[kind]
+        self._said.clear()
+        self._tell(now)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst that holds now."""
+        for code in CODES:
+            told = [told for (each, _), told in self._told.items() if each == code]
+            if told:
+                first = min(told, key=lambda told: told.since)
+                return Verdict(code, first.text, first.since)
+        return Verdict()
+
+    def _succeed(self, kind: Kind, now: float) -> None:
+        self._succeeded[kind] = now
+        self._failing.pop(kind, None)
+
+    def _fail(self, kind: Kind, error: RegistryError, now: float) -> None:
+        before = self._failing.get(kind)
+        going_on = before is not None and _code(before.error) == _code(error)
+        self._failing[kind] = Failing(error, before.since if before is not None and going_on else now, now)
+
+    def _is_over(self, failing: Failing, now: float) -> bool:
+        patience_s = UNREPEATED_S if _code(failing.error) == UNREACHABLE else UNREPEATED_REFUSAL_S
+        return now - failing.last > patience_s and any(when > failing.last for when in self._succeeded.values())
+
+    # --------------------------------------------------------------------------------------------------- telling
+
+    def _tell(self, now: float) -> None:
+        texts = self._derive(now)
+        for key in [key for key in self._told if key not in texts]:
+            del self._told[key]
+        for key, text in texts.items():
+            self._settle(key, text, now)
+        for code in CODES:
+            details = {subject: told.text for (each, subject), told in self._told.items() if each == code}
+            if self._said.get(code) != details:
+                self._said[code] = details
+                self.report.set(code, details)
+
+    def _settle(self, key: tuple[str, str], text: str, now: float) -> None:
+        """Keep to the text that was told, unless it is new, or tells of another refusal than before."""
+        told, cause = self._told.get(key), _ENDPOINT.sub("", text)
+        if told is None:
+            self._told[key] = Told(text, cause, now, now)
             return
-        self._failed[kind] = error
-        self._tell()
+        another = key[0] not in (UNREACHABLE, CUT_OFF) and cause != told.cause and now - told.changed >= ANOTHER_S
+        if another or now - told.since <= SETTLE_S:
+            self._told[key] = Told(text, cause, told.since, now if another else told.changed)
 
-    def silent(self, why: str) -> None:
-        """No sign of life where there should be one; empty: there is."""
-        if why != self._silent:
-            self._silent = why
-            self._tell()
+    def _derive(self, now: float) -> dict[tuple[str, str], str]:
+        """What should be told, by code and subject."""
+        by_code: dict[str, dict[Kind, Failing]] = {}
+        for kind in Kind:
+            if kind in self._failing:
+                by_code.setdefault(_code(self._failing[kind].error), {})[kind] = self._failing[kind]
+        texts = {(REFUSED, kind.value): f"{kind.plural}: {each.error}" for kind, each in by_code.get(REFUSED, {}).items()}
+        if silent := by_code.get(UNREACHABLE):
+            texts |= self._silence(list(silent.values()), now)
+        if distrusted := by_code.get(TLS):
+            texts[TLS, ""] = _latest(list(distrusted.values()))
+        return texts | self._refused_users(by_code.get(AUTH, {}), now)
 
-    def link_down(self, interface: str) -> None:
-        """The uplink is down (empty: up): then nobody need look at etcd."""
-        if interface != self._link_down:
-            self._link_down = interface
-            self._tell()
+    def _silence(self, silent: list[Failing], now: float) -> dict[tuple[str, str], str]:
+        if self._link_down_at is not None and now - self._link_down_at > LINK_S:
+            self._link_down, self._link_down_at = "", None
+        if self._link_down:
+            return {(CUT_OFF, ""): f"{self._link_down} of this host is down"}
+        # That something was refused tells more than that nothing came.
+        precise = [each for each in silent if "no answer" not in str(each.error) and "no sign of life" not in str(each.error)]
+        return {(UNREACHABLE, ""): _latest(precise or silent)}
 
-    def _tell(self) -> None:
-        said: dict[str, dict[str, str]] = {code: {} for code in CODES}
-        unreachable = [error for error in self._failed.values() if isinstance(error, RegistryUnavailableError)]
-        if unreachable or self._silent:
-            self._outage = self._outage or (str(unreachable[0]) if unreachable else self._silent)
-            said[UNREACHABLE][""] = f"the uplink {self._link_down} is down" if self._link_down else self._outage
-        else:
-            self._outage = ""
-        for kind, error in self._failed.items():
-            if isinstance(error, RegistryTlsError):
-                said[TLS] = {"": str(error)}
-            elif isinstance(error, RegistryAuthError):
-                said[AUTH][kind] = str(error)
-            elif not isinstance(error, RegistryUnavailableError):
-                said[REFUSED][kind] = f"{kind}: {error}"
-        if len(set(said[AUTH].values())) == 1:
-            said[AUTH] = {"": next(iter(said[AUTH].values()))}
-        for code, details in said.items():
-            self._report.set(code, details)
+    def _refused_users(self, refused: dict[Kind, Failing], now: float) -> dict[tuple[str, str], str]:
+        if not refused:
+            self._by_kind = None
+            return {}
+        since = min(each.since for each in refused.values())
+        if self._by_kind is None:
+            if now - since < DECIDE_S:
+                return {}
+            self._by_kind = any(when > since for kind, when in self._succeeded.items() if kind not in refused)
+        if not self._by_kind:
+            return {(AUTH, ""): _latest(list(refused.values()))}
+        return {(AUTH, kind.value): f"{kind.plural}: {each.error}" for kind, each in refused.items()}
 
 
-class Monitored:
-    """A registry whose calls are counted in ``health``; everything else is the inner one's."""
+def _code(error: RegistryError) -> str:
+    if isinstance(error, RegistryUnavailableError):
+        return UNREACHABLE
+    if isinstance(error, RegistryTlsError):
+        return TLS
+    return AUTH if isinstance(error, RegistryAuthError) else REFUSED
 
-    def __init__(self, inner: Registry, health: Health) -> None:
-        self._inner = inner
-        self._health = health
 
-    async def _count(self, kind: str, call: Callable[[], Awaitable[T]]) -> T:
-        try:
-            answer = await call()
-        except RegistryError as error:
-            self._health.failed(kind, error)
-            raise
-        self._health.succeeded(kind)
-        return answer
-
-    async def config(self) -> StoredConfig:
-        return await self._count(READ, self._inner.config)
-
-    async def put_config(self, text: str, expected: StoredConfig | None = None) -> int:
-        return await self._count(WRITE, lambda: self._inner.put_config(text, expected))
-
-    async def snapshot(self) -> Snapshot:
-        return await self._count(READ, self._inner.snapshot)
-
-    async def watch(self, from_revision: int) -> AsyncIterator[Batch]:
-        try:
-            async for batch in self._inner.watch(from_revision):
-                self._health.succeeded(WATCH)
-                yield batch
-        except RegistryError as error:
-            self._health.failed(WATCH, error)
-            raise
-
-    async def create(
-        self, subnet: IPNetwork, attrs: LeaseAttrs, *, subnet6: IPNetwork | None = None, ttl_s: int = LEASE_TTL_S
-    ) -> Lease:
-        return await self._count(WRITE, lambda: self._inner.create(subnet, attrs, subnet6=subnet6, ttl_s=ttl_s))
-
-    async def renew(self, lease: Lease, attrs: LeaseAttrs, *, ttl_s: int = LEASE_TTL_S) -> Lease:
-        return await self._count(WRITE, lambda: self._inner.renew(lease, attrs, ttl_s=ttl_s))
-
-    async def keep_alive(self, lease: Lease) -> float:
-        return await self._count(KEEP_ALIVE, lambda: self._inner.keep_alive(lease))
-
-    async def remaining(self, lease: Lease) -> float:
-        return await self._count(READ, lambda: self._inner.remaining(lease))
-
-    async def outlives_key(self, lease: Lease) -> bool:
-        return await self._count(READ, lambda: self._inner.outlives_key(lease))
-
-    async def release(self, lease: Lease) -> None:
-        await self._count(WRITE, lambda: self._inner.release(lease))
-
-    def look(self) -> None:
-        """Ask for a sign of life, and what keeps the watch from going on; once a second or so."""
-        trouble = self._inner.trouble
-        if trouble is not None and not isinstance(trouble, RegistryUnavailableError):
-            self._health.failed(WATCH, trouble)
-        elif trouble is not None or not self._inner.alive:
-            self._health.silent("no sign of life on the watch")
-        else:
-            self._health.silent("")
-
-    @property
-    def alive(self) -> bool:
-        return self._inner.alive
-
-    @property
-    def trouble(self) -> RegistryError | None:
-        return self._inner.trouble
-
-    @property
-    def silent_s(self) -> float:
-        return self._inner.silent_s
-
-    @property
-    def endpoint(self) -> str:
-        return self._inner.endpoint
-
-    async def close(self) -> None:
-        await self._inner.close()
+def _latest(failures: list[Failing]) -> str:
+    return str(max(failures, key=lambda each: each.last).error)

@@ -17,7 +17,7 @@ from flannelpy.core.model import LeaseAttrs
 from flannelpy.registry import Batch, Event, Registry
 from flannelpy.registry.etcd.channel import Link, rpc
 from flannelpy.registry.etcd.registry import EtcdRegistry
-from flannelpy.registry.etcd.watch import Pace
+from flannelpy.registry.etcd.stream import Pace
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
 from netns_lab.etcd import Etcd
 
@@ -241,7 +241,7 @@ async def bounded(seconds: float = BOUND_S) -> AsyncIterator[None]:
         yield
 
 
-async def until(fact: Callable[[], Any]) -> None:
+async def patiently(fact: Callable[[], Any]) -> None:
     """Poll for a fact that nobody announces."""
     async with asyncio.timeout(BOUND_S):
         while not fact():  # noqa: ASYNC110

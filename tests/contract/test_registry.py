@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Awaitable, Callable
 
 import pytest
 from netaddr import IPAddress
 
-from flannelpy.core.errors import ConflictError, RegistryUnavailableError, TakenError, WatchGapError
+from flannelpy.core.errors import (
+    ConflictError,
+    RegistryAuthError,
+    RegistryRefusedError,
+    RegistryUnavailableError,
+    TakenError,
+    WatchGapError,
+)
 from flannelpy.core.model import LEASE_TTL_S, LeaseAttrs
 from flannelpy.registry import ConfigChanged, Deleted, Malformed, Put, StoredConfig
-from flannelpy.registry.memory import MemoryRegistry
+from flannelpy.registry.memory import METHODS, MemoryRegistry
 
 from .registry_place import MemoryPlace, Place, attrs, bounded, net, watching
 
@@ -289,6 +297,41 @@ async def test_conformance_a_compacted_watch_is_a_gap_and_a_snapshot_recovers(pl
         assert await seen.count(1) == [Put(renewed)]
 
 
+async def test_each_kind_of_change_is_told_by_itself(place: Place) -> None:
+    """A batch is of leases or of the config; the revision that it tells never goes back."""
+    registry = place.registry()
+    start = (await registry.snapshot()).revision
+    config = await registry.put_config("one")
+    lease = await registry.create(A, attrs())
+    later = await registry.put_config("two")
+    async with watching(registry, start + 1) as seen:
+        await seen.count(3)
+    told = [batch for batch in seen.batches if batch.events]
+    assert all(len({isinstance(event, ConfigChanged) for event in batch.events}) == 1 for batch in told)
+    assert [event for event in seen.events if isinstance(event, ConfigChanged)] == [ConfigChanged("one"), ConfigChanged("two")]
+    assert Put(lease) in seen.events
+    revisions = [batch.revision for batch in seen.batches]
+    assert revisions == sorted(revisions)
+    assert revisions[-1] == later > config
+
+
+async def test_a_watch_that_stands_again_says_so_also_where_the_store_is_further(place: Place) -> None:
+    """After every reconnect: the store may be a restored one that has got further meanwhile, with changes nobody was told of."""
+    registry = place.registry()
+    lease = await registry.create(A, attrs())
+    async with watching(registry, lease.mod_revision) as seen:
+        await seen.count(1)
+        for times in (2, 3):
+            await place.stop()
+            await place.start()
+            other = await place.registry().renew(lease, attrs("192.0.2.9"))
+            await seen.until(lambda seen: [batch.connected for batch in seen.batches].count(True) == times)  # noqa: B023
+            await seen.until(lambda seen: Put(other) in seen.events)  # noqa: B023
+            lease = other
+    connected = [batch for batch in seen.batches if batch.connected]
+    assert all(not batch.events for batch in connected)
+
+
 async def test_compaction_does_not_disturb_a_watch_that_stands(place: Place) -> None:
     registry = place.registry()
     async with watching(registry, (await registry.snapshot()).revision + 1) as seen:
@@ -497,3 +540,56 @@ async def test_expire_ends_one_lease_at_once() -> None:
     lease, other = await registry.create(A, attrs()), await registry.create(B, attrs())
     here.store.expire(f"/p/subnets/{lease.key}")
     assert (await registry.snapshot()).leases == (other,)
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_any_call_can_fail_before_or_after_its_work(method: str) -> None:
+    here = MemoryPlace("/p")
+    registry = MemoryRegistry(here.store, "/p")
+    lease = await registry.create(A, attrs())
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "config": registry.config,
+        "put_config": lambda: registry.put_config("{}"),
+        "snapshot": registry.snapshot,
+        "watch": lambda: anext(registry.watch(1)),
+        "create": lambda: registry.create(B, attrs()),
+        "renew": lambda: registry.renew(lease, attrs()),
+        "keep_alive": lambda: registry.keep_alive(lease),
+        "remaining": lambda: registry.remaining(lease),
+        "release": lambda: registry.release(lease),
+        "outlives_key": lambda: registry.outlives_key(lease),
+    }
+    for error in (RegistryRefusedError("full"), RegistryAuthError("who?"), RegistryUnavailableError("gone"), WatchGapError("gap")):
+        revision = here.store.revision
+        registry.fail(method, error, times=2)
+        for _ in range(2):
+            with pytest.raises(type(error)) as caught:
+                await calls[method]()
+            assert caught.value.undecided is isinstance(error, RegistryUnavailableError)
+        assert here.store.revision == revision
+    registry.fail(method, error, times=math.inf)
+    with pytest.raises(WatchGapError):
+        await calls[method]()
+    registry.mend(method)
+    if method != "watch":
+        registry.fail(method, RegistryUnavailableError("unheard"), carried_out=True)
+        with pytest.raises(RegistryUnavailableError):
+            await calls[method]()
+        assert (here.store.revision > revision) is (method in ("put_config", "create", "renew", "release"))
+
+
+async def test_a_watch_that_stands_can_fail_too() -> None:
+    here = MemoryPlace("/p")
+    registry = MemoryRegistry(here.store, "/p")
+    async with watching(registry, here.store.revision + 1) as seen:
+        registry.fail("watch", RegistryUnavailableError("cut"))
+        with pytest.raises(RegistryUnavailableError):
+            await seen.count(1)
+    async with watching(registry, here.store.revision + 1) as seen:
+        lease = await registry.create(A, attrs())
+        assert await seen.count(1) == [Put(lease)]
+
+
+def test_what_cannot_fail_is_a_mistake_in_the_test() -> None:
+    with pytest.raises(ValueError, match="expected one of config, put_config"):
+        MemoryRegistry().fail("snapshots", RegistryUnavailableError("gone"))

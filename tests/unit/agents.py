@@ -140,7 +140,9 @@ class HostInMemory:
     def settled(self) -> bool:
         """True where nothing is left to be done."""
         network = self.agent._network if self.agent is not None else None
-        return network is not None and network.reconciler.settled and not network.reconciler.dirty.pending
+        if network is None or not network.reconciler.settled or network.reconciler.dirty.pending:
+            return False
+        return len(self.programmed()) == len(network.reconciler.desired.state)
 
     def programmed(self) -> list[str]:
         """All of ours that the kernel holds, as an operator reads it; without what chance decides."""

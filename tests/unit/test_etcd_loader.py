@@ -54,7 +54,7 @@ def test_a_package_without_descriptors_is_refused(tmp_path: Path) -> None:
 def test_messages_that_lost_a_field_are_refused(tmp_path: Path) -> None:
     spoilt = package(tmp_path)
     text = (spoilt / "etcdrpc" / "rpc_pb2.py").read_text()
-    changed = text.replace(r"\x10\x63ompact_revision\x18\x05", r"\x10\x63ompact_revision\x18\x07", 1)
+    changed = text.replace(r"\x10\x63ompact_revision\x18\x05", r"\x10\x63ompact_revision\x18\x08", 1)
     assert changed != text
     (spoilt / "etcdrpc" / "rpc_pb2.py").write_text(changed)
     with pytest.raises(ImportError, match="do not survive this protobuf"):

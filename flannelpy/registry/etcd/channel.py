@@ -1,7 +1,7 @@
-"""How is etcd asked, and what does its silence mean? One gRPC channel at a time to one of the endpoints, credentials, and errors.
+"""How is etcd asked, and what does its silence mean? One connection at a time, to whichever endpoint stands first.
 
-A call tries each endpoint at most once within its deadline; an endpoint that does not answer loses its turn. The three things that
-go wrong at a person's end (not reachable, TLS, password) are told apart here and named with the endpoint.
+A call goes to the endpoint that is connected. One that does not answer, or that refuses what another member would not, loses its
+turn, and the call is repeated elsewhere within its deadline. Connecting outlives the calls that wait for it (``race``).
 """
 
 from __future__ import annotations
@@ -11,25 +11,18 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from flannelpy.core.errors import RegistryAuthError, RegistryError, RegistryTlsError, RegistryUnavailableError
+from flannelpy.core.errors import RegistryError, RegistryUnavailableError
 from flannelpy.registry import Endpoint
-from flannelpy.registry.etcd import loader as etcd3_loader
+from flannelpy.registry.etcd.backoff import Backoff
 from flannelpy.registry.etcd.endpoints import Address, parse_endpoint
-from flannelpy.registry.etcd.tls import explain_tls, last_error, read_credentials
+from flannelpy.registry.etcd.race import Failures, Race, sum_up
+from flannelpy.registry.etcd.token import Token, metadata
+from flannelpy.registry.etcd.wire import CallError, Wire, rpc
+from flannelpy.registry.etcd.words import costs_the_turn, explain, is_heard, is_stale_token, no_answer
 
-rpc: Any = etcd3_loader.load()  # before grpc, which reads its environment while it is imported
-
-import grpc  # noqa: E402
-from grpc import aio  # noqa: E402
-
-CallError: Any = grpc.RpcError
-"""What a call raises; the modules beside this one take it from here, lest they import grpc too early."""
-
-END: Any = aio.EOF
-"""What reading a stream gives when etcd has ended it."""
+__all__ = ["Call", "Link", "rpc"]
 
 GRACE_S = 0.1
 """How much later than gRPC's deadline ours is."""
@@ -37,80 +30,35 @@ GRACE_S = 0.1
 LIVENESS_S = 5.0
 """A question open for longer means that the registry is not alive."""
 
-_OPTIONS = (
-    # A dead peer is noticed only with ping_timeout set: its default of a minute wins over the keepalive options. No pings while
-    # nothing is asked: etcd takes those for an attack and closes the connection (grpc keepalive.md, "too_many_pings").
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 0),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    # Channels of one process share connections, and with them the backoff of a refused one: a new channel has to be new.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
-)
-
-_STALE_TOKEN = ("invalid auth token", "user name is empty", "revision of auth store is old")
-
-_SILENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-"""Codes that gRPC makes itself where etcd says nothing; etcd uses the first for having no leader."""
-
-_BROKEN = (grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
-"""Codes of a stream that was cut, by a proxy or a server that goes down."""
-
-
-@dataclass(slots=True, eq=False)
-class Wire:
-    """One channel to one endpoint with etcd's services on it. Closed when it was dropped and its last user has left."""
-
-    address: Address
-    channel: Any
-    kv: Any
-    lease: Any
-    watch: Any
-    auth: Any
-    users: int = 0
-    dropped: bool = False
-
-    @classmethod
-    def open(cls, address: Address, endpoint: Endpoint) -> Wire:
-        """Make the channel; nothing is sent yet. Certificates are read from their files now. Raises RegistryTlsError."""
-        target = f"dns:///{address.target}"
-        if address.tls:
-            channel = aio.secure_channel(
-                target, grpc.ssl_channel_credentials(*read_credentials(address, endpoint)), options=_OPTIONS
-            )
-        else:
-            channel = aio.insecure_channel(target, options=_OPTIONS)
-        return cls(address, channel, rpc.KVStub(channel), rpc.LeaseStub(channel), rpc.WatchStub(channel), rpc.AuthStub(channel))
-
-
 Call = Callable[..., Awaitable[Any]]
 """Takes a wire and gRPC's ``timeout`` and ``metadata``; answers with a message."""
 
 
 @dataclass(slots=True)
 class Link:
-    """The way to etcd: endpoints in turn, the token, and whether anybody answers."""
+    """The way to etcd: endpoints, the token, and whether anybody answers."""
 
     endpoint: Endpoint
     addresses: tuple[Address, ...] = ()
     closed: bool = False
     trouble: RegistryError | None = None
     """What the watch failed with last; it says so itself, and takes it back."""
+    backoff: Backoff = field(default_factory=Backoff)
+    """Of the watch: one that begins anew after a gap goes on with the pauses of the one before."""
+    gaps: int = 0
+    """How often a watch has found a gap since etcd's last sign of life."""
+    token: Token = field(init=False)
     _turn: int = 0
     _wire: Wire | None = None
+    _connecting: asyncio.Task[Wire] | None = None
+    _race: Race | None = None
     _wires: set[Wire] = field(default_factory=set)
     _closing: set[asyncio.Task[None]] = field(default_factory=set)
-    _token: str | None = None
-    _token_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _asked_at: float | None = None
 
     def __post_init__(self) -> None:
         self.addresses = tuple(parse_endpoint(url) for url in self.endpoint.urls)
+        self.token = Token(self.endpoint, self.heard)
 
     @property
     def address(self) -> Address:
@@ -120,9 +68,9 @@ class Link:
     # ------------------------------------------------------------------------------------------------- asking
 
     async def ask(self, call: Call) -> Any:
-        """The answer to a question that may be asked again: every endpoint gets an equal share of the deadline.
+        """The answer to a question that may be asked again.
 
-        Raises RegistryUnavailableError, RegistryTlsError, RegistryAuthError, or RegistryError for what etcd refused.
+        Raises RegistryUnavailableError, RegistryTlsError, RegistryAuthError, RegistryRefusedError, or TooLargeError.
         """
         answer, _ = await self._ask(call, len(self.addresses))
         return answer
@@ -130,72 +78,131 @@ class Link:
     async def settle(self, call: Call) -> tuple[Any, bool]:
         """The answer to a compare-and-swap, and whether an earlier try of it may have been carried out unheard.
 
-        One that timed out may have been applied, so it is sent a second time; its losing branch then reads what is there.
+        One that timed out may have been applied, so it is sent a second time; its losing branch then reads what is there. Where
+        that fails too, the error is ``undecided``.
         """
         return await self._ask(call, max(2, len(self.addresses)))
 
     async def _ask(self, call: Call, tries: int) -> tuple[Any, bool]:
+        """Each try has its share of the deadline. The time that connecting took is not taken from the first question's share."""
         until = time.monotonic() + self.endpoint.timeout_s
-        failures: list[RegistryError] = []
+        failures: dict[Address, RegistryError] = {}
+        unheard = False
         for left in range(tries, 0, -1):
-            deadline = time.monotonic() + max(0.0, until - time.monotonic()) / left
+            stood = await self._stand(until)
+            if not isinstance(stood, Wire):
+                failures = stood | failures
+                break
             try:
-                return await self._ask_once(call, deadline), bool(failures)
-            except (RegistryUnavailableError, RegistryTlsError) as error:
-                failures.append(error)
-        raise _sum_up(failures)
+                async with self._using(stood) as wire:
+                    share = max(self.endpoint.timeout_s / tries, (until - time.monotonic()) / left)
+                    return await self._ask_once(call, wire, time.monotonic() + share), unheard
+            except RegistryError as error:
+                unheard = unheard or error.undecided
+                if not costs_the_turn(error):
+                    error.undecided = unheard
+                    raise
+                failures[stood.address] = error
+            if time.monotonic() >= until:
+                break
+        summed = sum_up(failures, self.addresses)
+        summed.undecided = unheard
+        raise summed
 
-    async def _ask_once(self, call: Call, deadline: float) -> Any:
-        async with self.hold() as wire:
-            for first in (True, False):
-                token = await self.token(wire, deadline)
-                self.asked()
-                try:
-                    # gRPC's deadline is the one that counts; ours is for a stream, whose writes wait without end for a
-                    # connection that never stands.
-                    async with asyncio.timeout(_left(deadline) + GRACE_S):
-                        answer = await call(wire, timeout=_left(deadline), metadata=_metadata(token))
-                except TimeoutError:
-                    raise self._no_answer(wire) from None
-                except CallError as error:
-                    if first and token is not None and is_stale_token(error):
-                        self.forget(token)
-                        continue
-                    raise await self.explain(error, wire) from None
-                except asyncio.CancelledError:
-                    if _cancelled():
-                        raise
-                    raise RegistryUnavailableError(f"{wire.address}: the connection was closed by us") from None
-                self.heard()
-                return answer
+    async def _ask_once(self, call: Call, wire: Wire, deadline: float) -> Any:
+        for first in (True, False):
+            token = await self.token.get(wire, _left(deadline))
+            try:
+                # gRPC's deadline is the one that counts; ours is for a stream, whose writes wait without end for a connection
+                # that was lost.
+                async with asyncio.timeout(_left(deadline) + GRACE_S):
+                    answer = await call(wire, timeout=_left(deadline), metadata=metadata(token))
+            except TimeoutError:
+                raise _undecided(no_answer(wire.address, self.endpoint)) from None
+            except CallError as error:
+                if first and token is not None and is_stale_token(error):
+                    self.token.forget(token)
+                    continue
+                raise await self.explain(error, wire) from None
+            except asyncio.CancelledError:
+                if _cancelled():
+                    raise
+                raise _undecided(RegistryUnavailableError(f"{wire.address}: the connection was closed by us")) from None
+            self.heard()
+            return answer
         raise AssertionError("unreachable")
+
+    async def explain(self, error: Any, wire: Wire) -> RegistryError:
+        """A gRPC error as one of ours; one that etcd itself has said ends its silence."""
+        if is_heard(error):
+            self.heard()
+        explained = await explain(error, wire.address, self.endpoint)
+        return _undecided(explained) if isinstance(explained, RegistryUnavailableError) else explained
+
+    # -------------------------------------------------------------------------------------------------- wires
 
     @contextlib.asynccontextmanager
     async def hold(self) -> AsyncIterator[Wire]:
-        """The current wire, kept open while inside. One that proves unreachable or untrusted loses its turn."""
-        if self.closed:
-            raise RegistryUnavailableError("the registry was closed")
-        if self._wire is None:
-            try:
-                self._wire = Wire.open(self.address, self.endpoint)
-            except RegistryTlsError:
-                self._turn += 1
-                raise
-            self._wires.add(self._wire)
-        wire = self._wire
+        """A wire that stands, kept open while inside. Raises what keeps every endpoint from standing within the deadline."""
+        stood = await self._stand(time.monotonic() + self.endpoint.timeout_s)
+        if not isinstance(stood, Wire):
+            raise sum_up(stood, self.addresses)
+        async with self._using(stood):
+            yield stood
+
+    @contextlib.asynccontextmanager
+    async def _using(self, wire: Wire) -> AsyncIterator[Wire]:
+        """One that proves deaf meanwhile, or refuses what another would not, loses its turn."""
         wire.users += 1
         try:
             yield wire
-        except (RegistryUnavailableError, RegistryTlsError):
-            if self._wire is wire:
-                self._wire = None
-                self._turn += 1
-            wire.dropped = True
+        except RegistryError as error:
+            if costs_the_turn(error):
+                self._drop(wire)
             raise
         finally:
             wire.users -= 1
             if wire.dropped and not wire.users:
                 self._discard(wire)
+
+    async def _stand(self, until: float) -> Wire | Failures:
+        """The wire that stands, or why none does by then; what is under way goes on."""
+        self.asked()
+        if self._wire is not None:
+            return self._wire
+        if self.closed:
+            return self._closed
+        if self._connecting is None or self._connecting.done():
+            turn = self._turn % len(self.addresses)
+            order = tuple(dict.fromkeys((*self.addresses[turn:], *self.addresses[:turn])))
+            self._race = Race(order, self.endpoint, self._discard)
+            self._connecting = asyncio.get_running_loop().create_task(self._connect(self._race), name="connect to etcd")
+            self._connecting.add_done_callback(_retrieve)
+        race, connecting = self._race, self._connecting
+        assert race is not None
+        await asyncio.wait([connecting], timeout=max(0.0, until - time.monotonic()))
+        if not connecting.done() or (not connecting.cancelled() and isinstance(connecting.exception(), RegistryError)):
+            return race.known()
+        if connecting.cancelled():
+            return self._closed
+        wire = connecting.result()
+        return await self._stand(until) if wire.dropped else wire  # somebody who woke before us found it deaf
+
+    @property
+    def _closed(self) -> Failures:
+        return {self.address: RegistryUnavailableError("the registry was closed")}
+
+    async def _connect(self, race: Race) -> Wire:
+        wire = await race.run()
+        self._wire = wire
+        self._wires.add(wire)
+        return wire
+
+    def _drop(self, wire: Wire) -> None:
+        if self._wire is wire:
+            self._wire = None
+            self._turn = self.addresses.index(wire.address) + 1
+        wire.dropped = True
 
     def _discard(self, wire: Wire) -> None:
         self._wires.discard(wire)
@@ -206,6 +213,9 @@ class Link:
     async def close(self) -> None:
         """Close every channel; calls on them end with RegistryUnavailableError. May be called twice."""
         self.closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting])
         wires, self._wires, self._wire = self._wires, set(), None
         await asyncio.gather(*(wire.channel.close() for wire in wires), *self._closing)
 
@@ -230,77 +240,16 @@ class Link:
         """etcd answered."""
         self._asked_at = None
 
-    # -------------------------------------------------------------------------------------------------- token
 
-    async def token(self, wire: Wire, deadline: float) -> str | None:
-        """What authenticates our calls: "" where etcd asks for nothing, None where no user name is set."""
-        if not self.endpoint.username:
-            return None
-        async with self._token_lock:
-            if self._token is None:
-                self._token = await self._authenticate(wire, deadline)
-            return self._token
-
-    def forget(self, token: str | None) -> None:
-        """etcd no longer takes this token (it expired, or etcd was started anew): the next call authenticates."""
-        if token is not None and self._token == token:
-            self._token = None
-
-    async def _authenticate(self, wire: Wire, deadline: float) -> str:
-        endpoint = self.endpoint
-        request = rpc.AuthenticateRequest(name=endpoint.username, password=_password(endpoint))
-        self.asked()
-        try:
-            answer = await wire.auth.Authenticate(request, timeout=_left(deadline))
-        except CallError as error:
-            if "authentication is not enabled" in (error.details() or ""):
-                self.heard()
-                return ""
-            raise await self.explain(error, wire) from None
-        self.heard()
-        return str(answer.token)
-
-    # ------------------------------------------------------------------------------------------------- errors
-
-    def _no_answer(self, wire: Wire) -> RegistryError:
-        bound = f"{self.endpoint.timeout_s:g} s"
-        return RegistryUnavailableError(f"{wire.address}: no answer in time; expected etcd to answer within {bound}")
-
-    async def explain(self, error: Any, wire: Wire) -> RegistryError:
-        """A gRPC error as one of ours, in one line: the endpoint, what happened and what was expected."""
-        code, details, where = error.code(), error.details() or "", wire.address
-        if code not in _SILENT:
-            self.heard()
-        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return self._no_answer(wire)
-        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED) or _is_auth(details):
-            return RegistryAuthError(f"{where}: {_explain_auth(details, self.endpoint.username)}")
-        if code == grpc.StatusCode.UNIMPLEMENTED:
-            return RegistryUnavailableError(f"{where}: what answers there is not etcd ({details}); expected etcd with its v3 API")
-        if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return RegistryUnavailableError(f"{where}: etcd takes no more writes ({last_error(details)})")
-        if code in _BROKEN:
-            return RegistryUnavailableError(f"{where}: {last_error(details) or code.name}; expected an answer")
-        if code != grpc.StatusCode.UNAVAILABLE:
-            return RegistryError(f"{where}: etcd refused: {last_error(details) or code.name}")
-        if complaint := await explain_tls(details, where, self.endpoint):
-            return RegistryTlsError(f"{where}: {complaint}")
-        return RegistryUnavailableError(f"{where}: {last_error(details)}; expected etcd to answer there")
+def _undecided(error: RegistryError) -> RegistryError:
+    error.undecided = True
+    return error
 
 
-def is_stale_token(error: Any) -> bool:
-    """True where a fresh token may help."""
-    details = error.details() or ""
-    return error.code() == grpc.StatusCode.UNAUTHENTICATED or any(text in details for text in _STALE_TOKEN)
-
-
-def _metadata(token: str | None) -> tuple[tuple[str, str], ...]:
-    return (("token", token),) if token else ()
-
-
-def watch_metadata(token: str | None) -> tuple[tuple[str, str], ...]:
-    """For a watch also the wish that a member without a leader ends it, instead of leaving it deaf (flannel-compat 4.5)."""
-    return (("hasleader", "true"), *_metadata(token))
+def _retrieve(task: asyncio.Task[Wire]) -> None:
+    """Nobody may be waiting any longer for what it failed with."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _left(deadline: float) -> float:
@@ -311,38 +260,3 @@ def _cancelled() -> bool:
     """True where this task was cancelled; a call that we cancelled ourselves raises the same exception."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _sum_up(failures: list[RegistryError]) -> RegistryError:
-    """Of all endpoints' failures one error; TLS before silence, because somebody has to act on it."""
-    kind = next((type(error) for error in failures if isinstance(error, RegistryTlsError)), type(failures[0]))
-    return kind("; ".join(dict.fromkeys(str(error) for error in failures)))
-
-
-# ---------------------------------------------------------------------------------------------------------- credentials
-
-
-def _password(endpoint: Endpoint) -> str:
-    """Read anew each time: the file may have been replaced since."""
-    if not endpoint.password_file:
-        return endpoint.password
-    try:
-        return Path(endpoint.password_file).read_text().rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not text"
-        raise RegistryAuthError(f"--etcd-password-file {endpoint.password_file!r}: {why}; expected the password in it") from None
-
-
-# --------------------------------------------------------------------------------------------------------------- wording
-
-
-def _is_auth(details: str) -> bool:
-    return "authentication failed" in details or any(text in details for text in _STALE_TOKEN)
-
-
-def _explain_auth(details: str, username: str) -> str:
-    if not username:
-        return "etcd asks for a user; expected --etcd-username and --etcd-password"
-    if "permission denied" in details:
-        return f"user {username!r} lacks the role; expected one that may read and write the prefix"
-    return f"user {username!r} refused ({last_error(details)}); expected a user name and password that etcd knows"

@@ -26,6 +26,9 @@ VERSION = "0.12.0"
 
 _SERIALIZED = re.compile(r"serialized_pb=_b\('((?:[^'\\\n]|\\.)*)'\)")
 _VERSION = re.compile(r"^__version__ = '([^']*)'", re.MULTILINE)
+_SINCE = {"WatchCreateRequest": {"fragment": 8}, "WatchResponse": {"fragment": 7}}
+"""Since etcd 3.4: a response that is larger than etcd's limit of a request comes in parts (rpc.proto)."""
+_BOOL, _OPTIONAL = 8, 1  # FieldDescriptorProto.TYPE_BOOL, LABEL_OPTIONAL
 _STUBS = ("KVStub", "LeaseStub", "WatchStub", "AuthStub")
 
 
@@ -59,14 +62,20 @@ def _package() -> Path:
 
 
 def _messages(folder: Path) -> ModuleType:
-    """A module like etcd3's ``rpc_pb2``, made from the descriptors of its three files."""
+    """A module like etcd3's ``rpc_pb2``, made from the descriptors of its three files and what etcd has added since."""
+    from google.protobuf.descriptor_pb2 import FileDescriptorProto
     from google.protobuf.descriptor_pool import DescriptorPool
     from google.protobuf.message_factory import GetMessageClass
 
     pool = DescriptorPool()
     module = ModuleType("etcd3.etcdrpc.rpc_pb2")
     for name in ("kv_pb2", "auth_pb2", "rpc_pb2"):  # dependencies first
-        pool.AddSerializedFile(_descriptor(folder / f"{name}.py"))
+        described = FileDescriptorProto.FromString(_descriptor(folder / f"{name}.py"))
+        _bring_up_to_date(described)
+        try:
+            pool.AddSerializedFile(described.SerializeToString())
+        except TypeError as error:
+            raise ImportError(f"{folder / name}.py: {error}; expected etcd3 {VERSION} as released") from None
         file = pool.FindFileByName(f"{name.removesuffix('_pb2')}.proto")
         for message, descriptor in file.message_types_by_name.items():
             setattr(module, message, GetMessageClass(descriptor))
@@ -78,6 +87,13 @@ def _descriptor(path: Path) -> bytes:
     if found is None:
         raise ImportError(f"{path}: no serialized descriptor; expected etcd3 {VERSION} as released")
     return found[1].encode("ascii").decode("unicode_escape").encode("latin-1")
+
+
+def _bring_up_to_date(file: Any) -> None:
+    """Add the fields that etcd has got since."""
+    for message in file.message_type:
+        for name, number in _SINCE.get(message.name, {}).items():
+            message.field.add(name=name, json_name=name, number=number, type=_BOOL, label=_OPTIONAL)
 
 
 def _stubs(path: Path, messages: ModuleType) -> ModuleType:

@@ -12,6 +12,9 @@ from flannelpy.core.errors import MalformedError
 from flannelpy.core.model import Lease, LeaseAttrs, parse_subnet_key, subnet_key
 from flannelpy.registry import Deleted, Malformed, Put
 
+WHY_MAX = 300
+"""Characters of what is said about a key."""
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -51,12 +54,17 @@ def decode_put(name: str, value: bytes, *, etcd_lease: int, create_revision: int
     try:
         subnet, subnet6 = parse_subnet_key(name)
     except MalformedError as error:
-        return Malformed(name, str(error), mod_revision)
+        return malformed(name, str(error), mod_revision)
     try:
         attrs = LeaseAttrs.from_json(value)
     except MalformedError as error:
-        return Malformed(name, f"value of {name!r}: {error}", mod_revision)
+        return malformed(name, f"value of {name!r}: {error}", mod_revision)
     return Put(Lease(subnet, attrs, subnet6, etcd_lease, create_revision, mod_revision))
+
+
+def malformed(name: str, why: str, mod_revision: int) -> Malformed:
+    """A key that is no lease. Its name may be a megabyte long; what is said about it is not."""
+    return Malformed(name, why if len(why) <= WHY_MAX else f"{why[:WHY_MAX]}...", mod_revision)
 
 
 def decode_delete(name: str, mod_revision: int) -> Deleted:

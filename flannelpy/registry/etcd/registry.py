@@ -7,8 +7,9 @@ then loses, what stands in etcd decides; our own value under our own new etcd le
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
+import secrets
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,27 +17,32 @@ from netaddr import IPNetwork
 
 from flannelpy.core.errors import ConflictError, RegistryError, RegistryUnavailableError, TakenError
 from flannelpy.core.model import LEASE_TTL_S, Lease, LeaseAttrs, subnet_key
-from flannelpy.registry import Batch, Endpoint, Malformed, Snapshot, StoredConfig
-from flannelpy.registry.etcd.channel import END, Call, Link, Wire, rpc
-from flannelpy.registry.etcd.records import Keys, decode_put
-from flannelpy.registry.etcd.watch import Pace, Watch
-
-PAGE = 5_000
-"""Leases in one range read; more are read in pages at one revision, so that no message grows without bound."""
+from flannelpy.registry import Batch, Endpoint, Snapshot, StoredConfig
+from flannelpy.registry.etcd.backoff import Backoff
+from flannelpy.registry.etcd.channel import Call, Link
+from flannelpy.registry.etcd.listing import Listing
+from flannelpy.registry.etcd.records import Keys
+from flannelpy.registry.etcd.stream import Pace
+from flannelpy.registry.etcd.watch import Watch
+from flannelpy.registry.etcd.wire import END, Wire, rpc
+from flannelpy.registry.etcd.words import LEASE_EXISTS, LEASE_UNKNOWN
 
 REVOKE_TIMEOUT_S = 1.0
 """Giving an etcd lease back is a courtesy: it would end by itself."""
 
-_COMPACTED = "required revision has been compacted"
+MAYBE_GRANTED = 8
+"""How many etcd leases that may have been granted unheard are remembered, to be given back."""
 
 
 class EtcdRegistry:
     """The registry of one cluster in etcd. Making one costs nothing and reaches nobody; UsageError for a malformed URL."""
 
     def __init__(self, endpoint: Endpoint, pace: Pace | None = None) -> None:
-        self._link = Link(endpoint)
-        self._keys = Keys.under(endpoint.prefix)
         self._pace = pace or Pace()
+        self._link = Link(endpoint, backoff=Backoff(self._pace.backoff_s, self._pace.backoff_max_s))
+        self._keys = Keys.under(endpoint.prefix)
+        self._listing = Listing(self._link, self._keys)
+        self._maybe_granted: deque[int] = deque(maxlen=MAYBE_GRANTED)
 
     # ------------------------------------------------------------------------------------------------- reading
 
@@ -50,42 +56,12 @@ class EtcdRegistry:
 
     async def snapshot(self) -> Snapshot:
         """Every lease now, all at one revision."""
-        while True:
-            try:
-                return await self._snapshot()
-            except RegistryError as error:
-                if _COMPACTED not in str(error):
-                    raise
-                # Compacted between two pages: the next try starts at a newer revision.
-
-    async def _snapshot(self) -> Snapshot:
-        leases: list[Lease] = []
-        malformed: list[Malformed] = []
-        revision, key, more = 0, self._keys.subnets, True
-        while more:
-            request = rpc.RangeRequest(key=key, range_end=self._keys.end, limit=PAGE, revision=revision)
-            answer = await self._link.ask(_kv("Range", request))
-            revision = revision or answer.header.revision
-            for kv in answer.kvs:
-                read = decode_put(
-                    self._keys.name(kv.key),
-                    kv.value,
-                    etcd_lease=kv.lease,
-                    create_revision=kv.create_revision,
-                    mod_revision=kv.mod_revision,
-                )
-                if isinstance(read, Malformed):
-                    malformed.append(read)
-                else:
-                    leases.append(read.lease)
-            more = answer.more
-            key = answer.kvs[-1].key + b"\0" if more else key
-        return Snapshot(tuple(leases), revision, tuple(malformed))
+        return await self._listing.read()
 
     def watch(self, from_revision: int) -> AsyncIterator[Batch]:
         """Every change from ``from_revision`` on; survives reconnects by itself. Raises WatchGapError.
 
-        An empty batch comes when both watches stand, again after each reconnect, and every few seconds of silence.
+        A batch that says ``connected`` comes when both watches stand, and again after each reconnect.
         """
         return Watch.since(from_revision, self._link, self._keys, self._pace).batches()
 
@@ -132,9 +108,10 @@ class EtcdRegistry:
             revision, there = await self._put_if(_at(key, lease.mod_revision), attrs.to_json().encode(), etcd_lease)
             if not revision:
                 raise _conflict(lease, there)
-        except ConflictError:
-            # Only here: after a timeout the key may hang on the new lease, and would be deleted with it.
-            await self._revoke(etcd_lease)
+        except RegistryError as error:
+            # Not where it is undecided: then the key may hang on the new lease, and would be deleted with it.
+            if not error.undecided:
+                await self._revoke(etcd_lease)
             raise
         await self._revoke(lease.etcd_lease)
         return Lease(lease.subnet, attrs, lease.subnet6, etcd_lease, lease.create_revision, revision)
@@ -171,18 +148,38 @@ class EtcdRegistry:
     # -------------------------------------------------------------------------------------------- etcd's leases
 
     async def _grant(self, ttl_s: int) -> int:
-        """A new etcd lease; 0, which is none, for a ``ttl_s`` of 0."""
+        """A new etcd lease; 0, which is none, for a ``ttl_s`` of 0.
+
+        Its number is ours to choose, so that a question that is asked twice makes one, and one that may have been made can be
+        given back when etcd answers again. Nothing hangs on it yet.
+        """
         if not ttl_s:
             return 0
-        answer = await self._link.ask(_lease("LeaseGrant", rpc.LeaseGrantRequest(TTL=ttl_s)))
+        while self._maybe_granted and await self._revoke(self._maybe_granted[0]):
+            self._maybe_granted.popleft()
+        etcd_lease = secrets.randbits(62) + 1
+        try:
+            answer, _ = await self._link.settle(_lease("LeaseGrant", rpc.LeaseGrantRequest(TTL=ttl_s, ID=etcd_lease)))
+        except RegistryError as error:
+            if LEASE_EXISTS in str(error):
+                return etcd_lease  # by an earlier try of this question
+            if error.undecided:
+                self._maybe_granted.append(etcd_lease)
+            raise
         return int(answer.ID)
 
-    async def _revoke(self, etcd_lease: int) -> None:
-        """Give an etcd lease back where possible."""
-        if etcd_lease:
-            with contextlib.suppress(RegistryError, TimeoutError):
-                async with asyncio.timeout(REVOKE_TIMEOUT_S):
-                    await self._link.ask(_lease("LeaseRevoke", rpc.LeaseRevokeRequest(ID=etcd_lease)))
+    async def _revoke(self, etcd_lease: int) -> bool:
+        """Give an etcd lease back where possible. True where it is gone."""
+        if not etcd_lease:
+            return True
+        try:
+            async with asyncio.timeout(REVOKE_TIMEOUT_S):
+                await self._link.ask(_lease("LeaseRevoke", rpc.LeaseRevokeRequest(ID=etcd_lease)))
+        except TimeoutError:
+            return False
+        except RegistryError as error:
+            return LEASE_UNKNOWN in str(error)
+        return True
 
     async def keep_alive(self, lease: Lease) -> float:
         """Extend the lease's etcd lease to its full TTL; returns the seconds it now has. Reservation: infinity."""

@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 import os
 import ssl
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from flannelpy.core.errors import RegistryTlsError
 from flannelpy.registry import Endpoint
 from flannelpy.registry.etcd.endpoints import Address
+from flannelpy.registry.etcd.grpc_text import plain
+from flannelpy.registry.etcd.validity import Validity, of_der, of_pem
 
 _SYSTEM_ROOTS = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Arch
@@ -24,7 +28,12 @@ _HUNG_UP = ("Socket closed", "reset by peer", "Unwrap failed")
 
 _FAILED = ("handshake", "Handshake", "Hostname Verification", "SSL_ERROR")
 
-_ASKED = "TLS: the server asks for a client certificate; expected --etcd-certfile and --etcd-keyfile"
+_UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "BAD_SIGNATURE")
+
+_SPEAKS_TLS = "the server speaks TLS; expected https:// before the host"
+
+GREET_S = 3.0
+"""A hello takes three round trips."""
 
 
 def read_credentials(address: Address, endpoint: Endpoint) -> tuple[bytes | None, bytes | None, bytes | None]:
@@ -67,58 +76,90 @@ def _system_roots() -> bytes | None:
 
 async def explain_tls(details: str, address: Address, endpoint: Endpoint) -> str:
     """What gRPC's text on an unreachable server has to do with TLS, in words to act on; "" where nothing."""
-    if any(text in details for text in _HUNG_UP):
-        # Not after a connection that stood: there the server has gone away, and a watch wants to be back at once.
-        if not address.tls and "failed to connect" in details and await _probe(address) != "none":
-            return "the server speaks TLS; expected https:// before the host"
-        if address.tls and not endpoint.certfile and await _probe(address) == "certificate":
-            return _ASKED
-    if not address.tls or not any(text in details for text in _FAILED):
+    # A connection that stood and is closed is none of this: the server has gone away, and a watch wants to be back at once.
+    hung_up = "failed to connect" in details and any(text in details for text in _HUNG_UP)
+    if not address.tls:
+        return _SPEAKS_TLS if hung_up and (await _greet(address, endpoint)).spoken else ""
+    if hung_up and (await _greet(address, endpoint)).refused:
+        return _explain_refusal(endpoint)
+    if not any(text in details for text in _FAILED):
         return ""
-    by = f"--etcd-cafile {endpoint.cafile!r}" if endpoint.cafile else "the system's CAs (no --etcd-cafile is set)"
     if "Hostname Verification" in details:
         return "TLS: the server's certificate is for another name; expected this host among its subject alternative names"
-    if "has expired" in details:
-        return "TLS: the server's certificate has expired; expected a valid one"
-    if "CERTIFICATE_VERIFY_FAILED" in details:
-        return f"TLS: the server's certificate is not signed by {by}; expected that CA"
-    if "ALERT" in details and not endpoint.certfile:
-        return _ASKED
     if "ALERT" in details:
-        return f"TLS: the server refused --etcd-certfile {endpoint.certfile!r}; expected one signed by the CA it trusts"
+        return _explain_refusal(endpoint)
+    if any(text in details for text in _UNTRUSTED):
+        return await _explain_distrust(address, endpoint)
     if "create security handshaker" in details:
         given = " or ".join(f"{flag} {path!r}" for flag, path in _files(endpoint) if path)
         return f"TLS: {given} cannot be used; expected certificates, and the key that belongs to them, in PEM"
-    return f"TLS: the handshake failed ({last_error(details)}); expected a server that speaks TLS, or http:// before the host"
+    return f"TLS: the handshake failed ({plain(details)}); expected a server that speaks TLS, or http:// before the host"
 
 
-async def _probe(address: Address) -> str:
-    """Asked after a connection was closed on us without a word: what would the server say to a TLS hello without a certificate?
+def _explain_refusal(endpoint: Endpoint) -> str:
+    """The server does not take what we showed. It seldom says why, but our file tells when it ends."""
+    if not endpoint.certfile:
+        return "TLS: the server asks for a client certificate; expected --etcd-certfile and --etcd-keyfile"
+    if fault := _fault(_file(endpoint.certfile)):
+        return f"TLS: --etcd-certfile {endpoint.certfile!r} {fault}; expected a valid one"
+    return f"TLS: the server refused --etcd-certfile {endpoint.certfile!r}; expected one signed by the CA it trusts"
 
-    "none" where it does not speak TLS, "certificate" where it asks for one, "spoken" otherwise. Takes at most a second. In TLS 1.3
-    the refusal comes after the client's handshake is over (RFC 8446, 4.4.2.4), which is where gRPC loses it.
+
+async def _explain_distrust(address: Address, endpoint: Endpoint) -> str:
+    """We do not take what the server shows: the times are wrong, its or our clock's, or the CA is another one.
+
+    OpenSSL says "not signed" of a certificate from the future, too, and "bad signature" where a new CA has the old one's name.
+    """
+    if fault := _fault((await _greet(address, endpoint)).certificate):
+        return f"TLS: the server's certificate {fault}; expected a valid one"
+    if endpoint.cafile and (fault := _fault(_file(endpoint.cafile))):
+        return f"TLS: --etcd-cafile {endpoint.cafile!r} {fault}; expected a valid one"
+    by = f"--etcd-cafile {endpoint.cafile!r}" if endpoint.cafile else "the system's CAs (no --etcd-cafile is set)"
+    return f"TLS: the server's certificate is not signed by {by}; expected that CA"
+
+
+def _fault(certificate: Validity | None) -> str:
+    return "" if certificate is None else certificate.fault(datetime.now(UTC))
+
+
+def _file(path: str) -> Validity | None:
+    with contextlib.suppress(OSError):
+        return of_pem(Path(path).read_bytes())
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """What a server says to a TLS hello: whether it speaks TLS at all, what it shows, whether it refuses what we show."""
+
+    spoken: bool = False
+    refused: bool = False
+    certificate: Validity | None = None
+
+
+async def _greet(address: Address, endpoint: Endpoint) -> Greeting:
+    """Say hello as we do by gRPC, but look at everything. Takes at most GREET_S.
+
+    In TLS 1.3 a client's certificate is refused after the client's handshake is over (RFC 8446, 4.4.2.4), where gRPC loses it.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
-    spoken = "none"
+    seen = Greeting()
     try:
-        async with asyncio.timeout(1):
+        if endpoint.certfile and address.tls:
+            context.load_cert_chain(endpoint.certfile, endpoint.keyfile)
+        async with asyncio.timeout(GREET_S):
             reader, writer = await asyncio.open_connection(address.host, address.port, ssl=context)
-            spoken = "spoken"
+            shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            seen = Greeting(spoken=True, certificate=of_der(shown) if shown else None)
             try:
                 await reader.read(1)
             finally:
                 writer.close()
     except ssl.SSLError as error:
         if "ALERT" in str(error):
-            return "certificate"
+            return Greeting(spoken=True, refused=True, certificate=seen.certificate)
     except (OSError, TimeoutError):
         pass
-    return spoken
-
-
-def last_error(details: str) -> str:
-    """gRPC's text without its layers: the last error is the one that tells."""
-    text = details.rpartition("last error: ")[2].replace("etcdserver: ", "")
-    return " ".join(text.split())[:300]
+    return seen
