@@ -67,10 +67,10 @@ lab-down: ## take the lab away
 bench-agent: $(DEV) ## how fast the agent is
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_agent
 
-bench-udp: $(DEV) ## how fast the udp pump is, beside a C pump and VXLAN: ROUNDS=5
+bench-udp: $(DEV) ## how fast udp in user space is, beside a C pump and VXLAN: ROUNDS=5
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_udp --rounds $(ROUNDS)
 
-soak-udp: $(DEV) ## does the udp pump hold for long: traffic of all kinds for MINUTES=10
+soak-udp: $(DEV) ## does udp in user space hold for long: traffic of all kinds for MINUTES=10
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.soak_udp --minutes $(MINUTES)
 
 bench-registry: $(DEV) ## how big a cluster the agent follows

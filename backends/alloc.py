@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from flannelpy.core.backend import Backend, Local
@@ -16,6 +17,7 @@ class Alloc:
 
     name = "alloc"
     families: tuple[Family, ...] = (4,)
+    lease_only: Mapping[Family, str] = MappingProxyType({6: ""})  # nor does it carry anything else
     accepts: frozenset[str] | None = None
     wants_on_link = False
 

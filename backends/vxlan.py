@@ -94,7 +94,7 @@ class VxlanBackend:
         return min(self._device_mtu(local.uplink, version) for version in local.config.families)
 
     def _device_mtu(self, uplink: Uplink, version: Family) -> int:
-        underlay = self.options.mtu or uplink.mtu
+        underlay = min(self.options.mtu or uplink.mtu, uplink.mtu)
         mtu = underlay - self.overhead(version)
         least = 68 if version == 4 else 1280
         if mtu < least:

@@ -162,11 +162,26 @@ def version() -> None:
 @_takes(BY_NAME["run-dir"])
 @click.pass_context
 def status(context: click.Context, /, peers: bool, as_json: bool, **values: Any) -> int:
-    """What this host's agent is doing. Exit code 0: it is ready; 1: it is not, or it cannot be asked."""
-    from flannelpy.explain.ask import report
+    """What this host's agent is doing. Exit code 0: all is well; 3: an error holds; 1: not ready, or it cannot be asked."""
+    from flannelpy.commands.ask import report
     from flannelpy.settings import load_run_dir
 
     return report(load_run_dir(_given(values, context.find_root().obj), os.environ), peers=peers, as_json=as_json)
+
+
+@flannelpy.command()
+@click.option("--since", metavar="TIME", help="only what is younger: 90s, 30min, 1h, 2d")
+@click.option("--follow", is_flag=True, help="go on with what comes, until ctrl-C")
+@click.option("--json", "as_json", is_flag=True, help="for programs: one object a line")
+@_takes(BY_NAME["run-dir"])
+@click.pass_context
+def events(context: click.Context, /, since: str | None, follow: bool, as_json: bool, **values: Any) -> int:
+    """What has happened: peers that joined, left or moved, what went wrong and what was resolved."""
+    from flannelpy.commands.events import show
+    from flannelpy.settings import load_run_dir
+
+    run_dir = load_run_dir(_given(values, context.find_root().obj), os.environ)
+    return show(run_dir, since=since, follow=follow, as_json=as_json)
 
 
 # -------------------------------------------------------------------------------------------------------- network config
@@ -182,7 +197,7 @@ def config() -> None:
 @click.option("--json", "as_json", is_flag=True, help="print the config as derived, in flannel's key names")
 def config_check(file: str, as_json: bool) -> None:
     """Say what a config means, or what is wrong with it. Touches nothing."""
-    from flannelpy.explain import netconfig
+    from flannelpy.commands import netconfig
 
     text = _read(file)
     try:
@@ -205,7 +220,7 @@ def config_check(file: str, as_json: bool) -> None:
 @click.pass_context
 def config_get(context: click.Context, /, **values: Any) -> int:
     """Print the config that is in etcd, and what is wrong with it if something is."""
-    from flannelpy.explain import netconfig
+    from flannelpy.commands import netconfig
 
     given = _given(values, context.find_root().obj)
     stored = _with_registry(given, lambda registry: registry.config())
@@ -226,7 +241,7 @@ def config_get(context: click.Context, /, **values: Any) -> int:
 @click.pass_context
 def config_put(context: click.Context, /, file: str, force: bool, **values: Any) -> None:
     """Validate a config, write it to etcd, and say what changed."""
-    from flannelpy.explain import netconfig
+    from flannelpy.commands import netconfig
 
     text = _read(file)
     try:
@@ -266,8 +281,7 @@ def lease() -> None:
 @click.pass_context
 def lease_list(context: click.Context, /, as_json: bool, **values: Any) -> None:
     """Who holds which subnet, until when, and what is wrong with it."""
-    from flannelpy import reservations
-    from flannelpy.explain import leases
+    from flannelpy.commands import leases, reservations
     from flannelpy.settings import load_subnet_file
 
     given = _given(values, context.find_root().obj)
@@ -295,7 +309,7 @@ def lease_list(context: click.Context, /, as_json: bool, **values: Any) -> None:
 @click.pass_context
 def lease_reserve(context: click.Context, /, subnet: str, **values: Any) -> None:
     """Keep SUBNET for a host: the one that holds it, or the one of --public-ip. It does not expire."""
-    from flannelpy import reservations
+    from flannelpy.commands import reservations
     from flannelpy.settings import load_public
 
     given = _given(values, context.find_root().obj)
@@ -310,7 +324,7 @@ def lease_reserve(context: click.Context, /, subnet: str, **values: Any) -> None
 @click.pass_context
 def lease_release(context: click.Context, /, subnet: str | None, **values: Any) -> None:
     """Delete the lease or reservation of SUBNET; of this host's own where none is named."""
-    from flannelpy import reservations
+    from flannelpy.commands import reservations
     from flannelpy.settings import load_subnet_file
 
     given = _given(values, context.find_root().obj)

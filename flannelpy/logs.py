@@ -12,6 +12,11 @@ import sys
 from datetime import UTC, datetime
 from typing import TextIO
 
+from flannelpy.core.printable import printable
+
+LONGEST = 2_000
+"""Letters of a line; what peers and keys say in it is shorter where it is honest."""
+
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 """sd-daemon(3): what systemd reads at the head of a line, as ``<4>``."""
 
@@ -55,7 +60,7 @@ class Json(logging.Formatter):
             "time": _when(record).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": printable(record.getMessage(), LONGEST),
         }
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
@@ -88,5 +93,5 @@ def _when(record: logging.LogRecord) -> datetime:
 
 
 def _message(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    text = record.getMessage()
+    text = printable(record.getMessage(), LONGEST)
     return f"{text}\n{formatter.formatException(record.exc_info)}" if record.exc_info else text

@@ -5,11 +5,13 @@ A third party's package that declares one needs no change here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 
 from flannelpy.core.backend import NO_HOST_OPTIONS, Backend, HostOptions
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError, ConfigError
+from flannelpy.core.model import Family
 
 GROUP = "flannelpy.backends"
 
@@ -32,6 +34,14 @@ def load(config: NetworkConfig, host_options: HostOptions = NO_HOST_OPTIONS) -> 
     raise BackendError(f"Backend.Type {config.backend_type!r}: nobody provides it; installed are {', '.join(names())}")
 
 
+def lease_only(config: NetworkConfig, backend: Backend) -> Mapping[Family, str]:
+    """The families that the config turns on and of which ``backend`` only takes leases; with each, what to warn of, or nothing."""
+    words: Mapping[Family, str] = getattr(backend, "lease_only", {})
+    if not any(family in backend.families for family in config.families):
+        return {}
+    return {family: words[family] for family in config.families if family in words}
+
+
 def parse(text: str | bytes | None, host_options: HostOptions = NO_HOST_OPTIONS) -> tuple[NetworkConfig, Backend]:
     """A stored config and the backend it asks for; None is an absent one. Raises ConfigError with what is wrong with it."""
     if text is None:
@@ -41,7 +51,8 @@ def parse(text: str | bytes | None, host_options: HostOptions = NO_HOST_OPTIONS)
         backend = load(config, host_options)
     except BackendError as error:
         raise ConfigError(str(error)) from None
-    missing = [f"IPv{family}" for family in config.families if family not in backend.families]
+    possible = {*backend.families, *lease_only(config, backend)}
+    missing = [f"IPv{family}" for family in config.families if family not in possible]
     if missing:
         raise ConfigError(f"Backend.Type {backend.name}: it does not carry {' and '.join(missing)}, which the config turns on")
     backend.devices(config)  # raises where a device cannot be named

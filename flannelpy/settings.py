@@ -17,6 +17,7 @@ from netaddr import AddrFormatError, IPAddress
 
 from flannelpy.core.backend import HostOptions
 from flannelpy.core.errors import UsageError
+from flannelpy.core.re2 import compile_re2
 from flannelpy.options import ACCEPTED, ALL, BY_NAME, ETCD, OUR_ENV, REFUSED, Given
 from flannelpy.registry import Endpoint
 from flannelpy.registry.etcd.endpoints import parse_endpoints
@@ -25,7 +26,7 @@ Parsed = TypeVar("Parsed")
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json", "journal")
-UDP_ENGINES = ("auto", "kernel", "pump")
+UDP_ENGINES = ("auto", "kernel", "userspace", "pump")
 
 _NOT_OPTIONS = frozenset({OUR_ENV + "OPTIONS"})
 """Variables of ours that are no option's twin: the systemd unit's line of flags."""
@@ -259,8 +260,8 @@ def _interface(text: str) -> str:
 
 def _pattern(text: str) -> str:
     try:
-        re.compile(text)
-    except (re.error, RecursionError, OverflowError) as error:
+        compile_re2(text)
+    except (ValueError, RecursionError, OverflowError) as error:
         raise _Unexpected(f"expected a regular expression: {error}") from None
     return text
 

@@ -13,9 +13,11 @@ import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from backends.udp.control import Counters, make_counters
-from backends.udp.offload import IFF_VNET_HDR, Offload, ask_tun
-from backends.udp.tun import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TUN, IFREQ, set_up, tun_flags
+from backends.udp.counters import Counters, make_counters
+from backends.udp.offload import IFF_VNET_HDR, ask_tun
+from backends.udp.protocol import Offload
+from backends.udp.sockets import set_up
+from backends.udp.tun import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TUN, IFREQ, tun_flags
 from flannelpy.core.backend import FdStore
 from flannelpy.core.errors import BackendError
 
@@ -31,7 +33,7 @@ _TELLING = IFF_TUN | _IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE | _IF
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the pump would open: ``number`` queues of the device, and sockets; with ``offload``, whatever the kernel has."""
+    """What the datapath would open: ``number`` queues of the device, and sockets; with ``offload``, whatever the kernel has."""
 
     device: str
     address: str

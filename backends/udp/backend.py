@@ -1,21 +1,20 @@
-"""udp: what a lease publishes and what the kernel holds, by either of two engines (engine.py).
+"""udp: what a lease publishes and what the kernel holds, by either of two engines: the kernel's FOU (fou.py), or userspace.
 
-With the pump, one TUN device takes the whole network, and the peers are the pump's. flannel-compat 9.4 and 9.0. No BackendType is
-published and any is accepted in a peer, as flannel does.
+With the latter, one TUN device takes the whole network, and the peers are the workers'. flannel-compat 9.4 and 9.0. No BackendType
+is published and any is accepted in a peer, as flannel does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
 
 from netaddr import IPNetwork
 
-from backends.udp import engine as kernel_engine
-from backends.udp.control import GUARDS, Guard
-from backends.udp.engine import ENGINES, Engine
-from backends.udp.packet import OVERHEAD
-from backends.udp.pump import UdpPump
+from backends.udp import fou
+from backends.udp.protocol import GUARDS, OVERHEAD, Guard
+from backends.udp.supervisor import Terms, UserspaceDatapath
 from flannelpy.core.backend import Backend, Chosen, GuardedPort, Local
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError
@@ -24,6 +23,10 @@ from flannelpy.core.model import Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, HostState, Link, Route, Sysctl
 
 Word = TypeVar("Word", bound=str)
+
+Engine = Literal["auto", "kernel", "userspace"]
+ENGINES: Mapping[str, Engine] = {"auto": "auto", "kernel": "kernel", "userspace": "userspace", "pump": "userspace"}
+"""By the names that a config may use; ``pump`` is an older one."""
 
 DEVICE = "flannel0"
 """flannel's pattern is ``flannel%d``; on a host of one agent that is this name."""
@@ -38,46 +41,54 @@ MOST_WORKERS = 64
 class Udp:
     """The ``udp`` backend. ``port`` is the cluster's: peers are sent to at our own configured port.
 
-    An ``auto`` engine that nobody has decided about is the pump, which every kernel with TUN can run.
+    An ``auto`` engine that nobody has decided about is userspace, which every kernel with TUN can run.
     """
 
     name = "udp"
     families: tuple[Family, ...] = (4,)
+    lease_only: Mapping[Family, str] = MappingProxyType({6: "udp carries IPv4 only: its IPv6 subnets are no more than leased"})
     accepts: frozenset[str] | None = None
     wants_on_link = False
 
-    def __init__(self, port: int = 8285, guard: Guard = "strict", engine: Engine = "auto", workers: int = 1) -> None:
+    def __init__(self, port: int = 8285, guard: Guard = "default", engine: Engine = "auto", workers: int = 1) -> None:
         self.port = port
         self.guard = guard
         self.engine = engine
         self.workers = workers
-        self.rehearsal = HostState() if engine == "pump" else kernel_engine.rehearsal(port)
+        self.rehearsal = HostState() if engine == "userspace" else fou.rehearsal(port)
         self.fou_ports = frozenset({port})
-        self.guarded = GuardedPort(port, inner=guard == "strict") if engine == "kernel" and guard != "off" else None
+        self.guarded = GuardedPort(port, guard) if engine == "kernel" and guard != "off" else None
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Udp:
-        """Port (8285), Guard (strict), Engine (auto) and Workers (1), in any letter case; other keys are passed over.
+        """Port (8285), Guard (default), Engine (auto) and Workers (1), in any letter case; other keys are passed over.
 
         Raises ConfigError.
         """
         members = Members(options, "Backend.")
         port = members.unsigned("Port", 8285, 1, 65_535)
         workers = members.unsigned("Workers", 1, 1, MOST_WORKERS)
-        return cls(port, _word(members, "Guard", GUARDS, "strict"), _word(members, "Engine", ENGINES, "auto"), workers)
+        engine = ENGINES[_word(members, "Engine", tuple(ENGINES), "auto")]
+        return cls(port, _word(members, "Guard", GUARDS, "default"), engine, workers)
+
+    @property
+    def userspace(self) -> Terms | None:
+        """What the userspace datapath works by; None where the kernel carries the packets."""
+        return None if self.engine == "kernel" else Terms(self.port, self.guard, self.workers)
 
     def choose(self, refusal: str) -> Chosen:
         """The engine that can be had: the kernel where it can be and nobody forbade it."""
-        kernel, pump = (Udp(self.port, self.guard, engine, self.workers) for engine in ("kernel", "pump"))
-        if self.engine == "pump":
-            return Chosen(pump, "udp engine: pump, as asked for", engine="pump")
+        asked: tuple[Engine, ...] = ("kernel", "userspace")
+        kernel, userspace = (Udp(self.port, self.guard, engine, self.workers) for engine in asked)
+        if self.engine == "userspace":
+            return Chosen(userspace, "udp engine: userspace, as asked for", engine="userspace")
         if not refusal:
             return Chosen(kernel, f"udp engine: kernel{', as asked for' if self.engine == 'kernel' else ''}", engine="kernel")
-        refused = f"udp's engine kernel: {refusal}; the pump carries the packets" if self.engine == "kernel" else ""
-        return Chosen(pump, f"udp engine: pump; the kernel's cannot be had: {refusal}", refused, "pump")
+        refused = f"udp's engine kernel: {refusal}; userspace carries the packets" if self.engine == "kernel" else ""
+        return Chosen(userspace, f"udp engine: userspace; the kernel's cannot be had: {refusal}", refused, "userspace")
 
     def can_become(self, other: Backend) -> bool:
-        return False  # the pump, or the device, would have to be made anew
+        return False  # port, address or device would have to be made anew; what need not be is the datapath's to adopt
 
     def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
         return {DEVICE: False}
@@ -102,23 +113,22 @@ class Udp:
 
     def host(self, local: Local) -> HostState:
         if self.engine == "kernel":
-            return kernel_engine.host(local, DEVICE, self.mtu(local), self.port)
+            return fou.host(local, DEVICE, self.mtu(local), self.port)
         base = IPNetwork((local.own.subnet.first, 32), version=4)
         return HostState.of(
             Link(DEVICE, "tun", mtu=self.mtu(local)),
             Address(base, DEVICE),
             # The worker's ICMP errors have our own address as source. Nobody else's packets can, where the inner source is checked.
-            Sysctl(f"net/ipv4/conf/{DEVICE}/accept_local", "1" if self.guard == "strict" else "0"),
+            Sysctl(f"net/ipv4/conf/{DEVICE}/accept_local", "1" if self.guard in ("default", "strict") else "0"),
             *(Route(network, dev=DEVICE) for network in local.config.networks if network.version == 4),
         )
 
     def peer(self, lease: Lease, local: Local) -> HostState:
-        return kernel_engine.peer(lease, DEVICE) if self.engine == "kernel" else HostState()
+        return fou.peer(lease, DEVICE) if self.engine == "kernel" else HostState()
 
-    def datapath(self, local: Local) -> UdpPump | None:
-        if self.engine == "kernel":
-            return None
-        return UdpPump(local, device=DEVICE, mtu=self.mtu(local), port=self.port, guard=self.guard, workers=self.workers)
+    def datapath(self, local: Local) -> UserspaceDatapath | None:
+        terms = self.userspace
+        return None if terms is None else UserspaceDatapath(local, device=DEVICE, terms=terms)
 
 
 def _word(members: Members, name: str, words: tuple[Word, ...], default: Word) -> Word:

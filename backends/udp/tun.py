@@ -1,9 +1,7 @@
-"""How are the TUN device and the sockets opened, and what does a person read when they cannot be? flannel-compat 9.4.
+"""How is the TUN device opened, and what does a person read when it cannot be? flannel-compat 9.4.
 
-Several workers have a queue of the device and a socket each. Which socket gets a datagram depends on its outer addresses and ports:
-all that one peer sends comes to one worker. Nothing finer keeps the order, for what the kernel gathers (UDP_GRO) is one buffer of
-many flows. The device gives a flow to the queue that its last packet came from, so that answers are the same worker's, and new
-flows by their hash. Source: Documentation/networking/tuntap.rst, drivers/net/tun.c, udp(7), socket(7), netdevice(7).
+Several workers have a queue of the device each. The device gives a flow to the queue that its last packet came from, so that
+answers are the same worker's, and new flows by their hash. Source: Documentation/networking/tuntap.rst, netdevice(7).
 """
 
 from __future__ import annotations
@@ -16,8 +14,8 @@ import socket
 from pathlib import Path
 from struct import Struct
 
-from backends.udp.offload import IFF_VNET_HDR, Offload, ask_tun, tun_features
-from backends.udp.path import refuse_what_is_too_long
+from backends.udp.offload import IFF_VNET_HDR, ask_tun, tun_features
+from backends.udp.protocol import Offload
 from flannelpy.core.errors import BackendError
 
 CLONE = "/dev/net/tun"
@@ -32,15 +30,9 @@ IFREQ = Struct("16sH22x")
 _SIOCSIFTXQLEN = 0x8943
 _IFREQ_LENGTH = Struct("16si20x")
 
-_SO_SNDBUFFORCE = 32
-_SO_RCVBUFFORCE = 33
-
 WAITING = 4000
 """Packets that wait in each queue of the device while a worker or the agent is replaced: four seconds of 1,000 a second, twice what
 an agent takes to be back that was killed. The kernel's is 500."""
-
-SOCKET_BUFFER = 4 << 20
-"""Bytes, which the kernel doubles: 0.1 s at 0.3 Gbit/s, or WAITING small datagrams at what most occupy, 0.8 to 2.3 KB."""
 
 
 def possible_queues(wanted: int) -> int:
@@ -132,48 +124,3 @@ def _why_no_device(name: str, error: OSError) -> str:
 def _is_of_another_kind(name: str) -> bool:
     known = Path("/sys/class/net", name)
     return known.exists() and not (known / "tun_flags").exists()
-
-
-def open_sockets(address: str, port: int, number: int = 1) -> tuple[socket.socket, ...]:
-    """The UDP sockets that datagrams come to and leave from, all at one address and port; none blocks.
-
-    Raises BackendError naming address and port.
-    """
-    with contextlib.ExitStack() as undo:
-        sockets: list[socket.socket] = []
-        for _ in range(number):
-            sock = undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC))
-            # The first is bound alone, so that it is refused where anybody holds the port; only then others may join it.
-            if sockets:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            try:
-                sock.bind((address, port))
-            except OSError as error:
-                raise BackendError(f"UDP {address}:{port}: {_why_no_socket(address, port, error)}") from None
-            if number > 1:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            set_up(sock)
-            sockets.append(sock)
-        undo.pop_all()
-    return tuple(sockets)
-
-
-def set_up(sock: socket.socket) -> None:
-    """Whatever else a socket of ours needs, also one that another version has opened; doing it twice does no harm."""
-    refuse_what_is_too_long(sock)
-    for forced, polite in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, forced, SOCKET_BUFFER)
-        except PermissionError:  # without CAP_NET_ADMIN the kernel's limit (net.core.rmem_max) applies
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.SOL_SOCKET, polite, SOCKET_BUFFER)
-
-
-def _why_no_socket(address: str, port: int, error: OSError) -> str:
-    match error.errno:
-        case errno.EADDRINUSE:
-            return f"taken: a running flanneld or another agent may hold it (ss -lunp 'sport = :{port}' names it); stop that one"
-        case errno.EADDRNOTAVAIL:
-            return f"no interface has {address} now"
-        case _:
-            return str(error.strerror)

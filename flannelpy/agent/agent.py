@@ -1,4 +1,7 @@
-"""How does the agent live? Signals, the lock, health pages; it waits for a config, becomes a node, and stops without a trace."""
+"""How does the agent live? Signals, the lock, health pages; in its network until its owner ends it, and gone without a trace.
+
+What ends it is a closed list: SIGTERM or SIGINT, wrong options, a lock that somebody else holds, ``--exit-on-subnet-change``.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 
 from flannelpy import __version__
-from flannelpy.agent.cluster import Patience
+from flannelpy.agent.api import answering
+from flannelpy.agent.context import Context, Timeouts
+from flannelpy.agent.events import Events
 from flannelpy.agent.fd_store import SystemdFdStore
 from flannelpy.agent.lock import hold_lock
-from flannelpy.agent.node import Node
+from flannelpy.agent.network import Network
 from flannelpy.agent.report import Reporter
-from flannelpy.agent.start import SituationChangedError, find_situation
-from flannelpy.agent.surroundings import Surroundings
+from flannelpy.agent.status import document
 from flannelpy.agent.systemd import Notifier, inherited
-from flannelpy.agent.tell import answering, tell
 from flannelpy.core.backend import FdStore, NoFdStore
 from flannelpy.core.conditions import Health
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.uplink import Wish
 from flannelpy.explain.status import Status
 from flannelpy.explain.wall_clock import wall_clock
-from flannelpy.host import view_file
-from flannelpy.host.view_file import KeptView
 from flannelpy.kernel import Kernel
 from flannelpy.registry import Registry
 from flannelpy.settings import Settings
@@ -66,14 +67,16 @@ class Agent:
         kernel: Kernel,
         notifier: Notifier,
         fd_store: FdStore | None = None,
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
     ) -> None:
         wish = Wish(settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip, settings.public_ipv6)
-        self._around = Surroundings(
-            settings, wish, registry, kernel, Reporter(clock), notifier, fd_store or NoFdStore(), clock, patience or Patience()
+        self._context = Context(
+            settings, wish, registry, kernel, Reporter(clock), notifier, fd_store or NoFdStore(), clock, timeouts or Timeouts()
         )
-        self._node: Node | None = None
+        self._network: Network | None = None
         self._born = clock()
+        self._events = Events(clock, wall_clock)
+        self._context.reporter.listeners.append(self._events.conditions)
 
     async def run(self) -> int:
         """Run until SIGTERM, SIGINT or a failure; see the module's ``run``."""
@@ -81,13 +84,14 @@ class Agent:
         stop = asyncio.Event()
         for number in STOPPING_SIGNALS:
             loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self.audit)
         main = asyncio.create_task(self._main(), name="agent")
         stopped = asyncio.create_task(stop.wait(), name="stop")
         try:
             await asyncio.wait({main, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if not main.done():
                 log.info("stopping; %s", self._what_stays)
-                self._around.notifier.stopping()
+                self._context.notifier.stopping()
                 main.cancel()
             await main
         except asyncio.CancelledError:
@@ -104,54 +108,44 @@ class Agent:
             return 1
         finally:
             stopped.cancel()
-            for number in STOPPING_SIGNALS:
+            for number in (*STOPPING_SIGNALS, signal.SIGHUP):
                 loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_IGN)  # on the way out: a second one would only spoil the exit code
         return 0
 
     async def _main(self) -> None:
-        around = self._around
+        context = self._context
         log.info("flannelpy %s", __version__)
-        for note in around.settings.notes:
+        for note in context.settings.notes:
             log.info("%s", note)
-        with hold_lock(around.settings.run_dir) as held:
-            async with self._health_pages(), answering(around.settings.run_dir, self.status) if held else nullcontext():
+        with hold_lock(context.settings.run_dir) as held:
+            async with (
+                self._health_pages(),
+                answering(context.settings.run_dir, self.status, self._events.to_json) if held else nullcontext(),
+            ):
                 await self.live()
 
     async def live(self) -> None:
-        """One node after the other, for ever: a new one where the config has changed so that this host can go over to it."""
-        around = self._around
-        kept = self._read_view()
-        while True:
-            situation = await find_situation(around, kept)
-            node = self._node = Node(around, situation)
-            try:
-                await node.run()
-            except asyncio.CancelledError:
-                if around.settings.release_on_exit:
-                    await node.release()
-                    await around.fd_store.drop(*around.fd_store.names)  # who gives its lease back does not take it up again unasked
-                raise
-            except SituationChangedError:
-                pass
-            except BaseExceptionGroup as group:
-                _changed, rest = group.split(SituationChangedError)
-                if rest is not None:
-                    raise rest from None
-            around.reporter.forget()
-            kept = None
-
-    def _read_view(self) -> KeptView | None:
-        settings = self._around.settings
+        """In the network, until cancelled. Raises EndAgentError."""
+        network = self._network = Network(self._context, self._events)
         try:
-            return view_file.read(settings.state_dir, settings.endpoint.prefix)
-        except FlannelpyError as error:
-            log.warning("%s", error)
-            return None
+            await network.run()
+        except asyncio.CancelledError:
+            if self._context.settings.release_on_exit:
+                await network.release()
+                fd_store = self._context.fd_store
+                await fd_store.drop(*fd_store.names)  # who gives its lease back does not take it up again unasked
+            raise
+
+    def audit(self) -> None:
+        """Look at everything once more, now (SIGHUP)."""
+        if self._network is not None:
+            log.info("looking at everything anew")
+            self._network.audit()
 
     @asynccontextmanager
     async def _health_pages(self) -> AsyncIterator[None]:
-        settings = self._around.settings
+        settings = self._context.settings
         if not settings.healthz_port:
             yield
             return
@@ -165,14 +159,14 @@ class Agent:
 
     def status(self) -> Status:
         """For ``flannelpy status``."""
-        return tell(self._around, self._node.parts if self._node else None, self.ready, self._born, wall_clock())
+        return document(self._context, self._network, self.ready, self._born, wall_clock())
 
     @property
     def _what_stays(self) -> str:
-        if self._around.settings.release_on_exit:
+        if self._context.settings.release_on_exit:
             return "the lease is given back"
-        if self._node is not None and self._node.has_datapath:
-            if isinstance(self._around.fd_store, NoFdStore):
+        if self._network is not None and self._network.datapath.has_datapath:
+            if isinstance(self._context.fd_store, NoFdStore):
                 return "the lease stays; packets are cut off until the next start, which brings the pump back"
             return "the lease stays; at a restart by systemd packets wait, after a stop they are cut off"
         return "the lease and what is programmed stay, so that packets keep flowing"
@@ -180,12 +174,12 @@ class Agent:
     @property
     def health(self) -> Health:
         """What is wrong now."""
-        return self._around.reporter.health
+        return self._context.reporter.health
 
     @property
     def ready(self) -> bool:
         """True while the host carries traffic, as far as is known."""
-        return self._node is not None and self._node.ready and not self.health.blocks_ready
+        return self._network is not None and self._network.ready and not self.health.blocks_ready
 
 
 def _leaves(group: BaseExceptionGroup[FlannelpyError] | None) -> list[FlannelpyError]:

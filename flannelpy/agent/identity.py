@@ -1,30 +1,44 @@
-"""Who are we to the peers? The MACs they hold for our devices, kept the same across restarts, device loss and reboots."""
+"""Who are we to the peers? The MACs they hold for our devices: kept across restarts and reboots, and nobody else's.
+
+A MAC belongs to a machine. It is kept beside what tells the machine (``host.state``); a clone draws its own. It is never taken from
+a lease, which another host may have written. flannel draws a new one at each start and its peers follow the put; so do ours.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from flannelpy.core.backend import Backend
-from flannelpy.core.config import NetworkConfig
+from flannelpy.core.claims import older
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import HostState, Key, Link
 
 
-def stable_macs(
-    backend: Backend, config: NetworkConfig, published: Lease | None, kept: Mapping[str, str], existing: HostState
-) -> dict[str, str]:
-    """A MAC for each device that has one to publish. The first that is known of: what our lease in the registry tells the peers,
-    what our state directory kept, what the device has now (a flanneld left it), a new random one.
-    """
-    told = backend.published_macs(published.attrs) if published is not None else {}
+def stable_macs(devices: Iterable[str], kept: Mapping[str, str], existing: HostState) -> dict[str, str]:
+    """A MAC for each of the devices: the one that was kept, else what the device has now (a flanneld left it), else a new one."""
     macs = {}
-    for device, has_mac in backend.devices(config).items():
-        if has_mac:
-            link = existing.get(Key("link", device))
-            found = link.mac if isinstance(link, Link) else None
-            macs[device] = told.get(device) or kept.get(device) or found or random_mac()
+    for device in devices:
+        link = existing.get(Key("link", device))
+        found = link.mac if isinstance(link, Link) else None
+        macs[device] = kept.get(device) or found or random_mac()
     return macs
+
+
+def copied(backend: Backend, own: Lease, macs: Mapping[str, str], leases: Iterable[Lease]) -> dict[str, Lease]:
+    """Which of our devices have a MAC that an older lease of somebody else publishes, too: the peers go by that one.
+
+    By device, the lease that has it.
+    """
+    ours = {mac: device for device, mac in macs.items()}
+    found = {}
+    for lease in leases:
+        if lease.key == own.key or lease.departing or not older(lease, own):
+            continue
+        for mac in backend.published_macs(lease.attrs).values():
+            if mac in ours:
+                found[ours[mac]] = lease
+    return found
 
 
 def random_mac() -> str:

@@ -1,94 +1,180 @@
-"""Who learns that we are up? Docker through the subnet file, systemd through READY, the next start through the state file."""
+"""Who learns that we are up? Docker through the subnet file, systemd through READY and STATUS, the next start through state files.
+
+What stands on disk is looked at every few seconds and put back. Writing waits for a disk, so it is done beside the loop.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from flannelpy.agent.report import Reporter
-from flannelpy.agent.start import Situation
-from flannelpy.agent.systemd import Notifier
+from netaddr import IPNetwork
+
+from flannelpy.agent.carriage import Carriage
+from flannelpy.agent.context import Context
+from flannelpy.agent.guarded import EndAgentError
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.model import Lease
 from flannelpy.host import state as state_file
 from flannelpy.host import subnet_env, view_file
 from flannelpy.host.state import State
 from flannelpy.host.view_file import KeptView
-from flannelpy.settings import Settings
 
 log = logging.getLogger("flannelpy")
 
-RETRY_S = 2.0
+LOOK_S = 5.0
+"""How often the subnet file is looked at, and how long what failed waits, in seconds."""
 
 
-@dataclass(slots=True)
-class Publisher:
-    """Writes what others read, once the kernel is as it should be. ``ready`` turns true with the first subnet file."""
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What the subnet file is to say."""
 
-    settings: Settings
-    situation: Situation
-    reporter: Reporter
-    notifier: Notifier
-    on_moved: Callable[[Lease, Lease], None]
-    ready: bool = False
-    _published: Lease | None = None
-    _retrying: bool = False
-    _status: str = ""
+    lease: Lease
+    carriage: Carriage
+    ip_masq: bool
 
-    def publish(self, lease: Lease, peers: int) -> None:
-        """The kernel carries traffic for ``lease``: tell it. Cheap where nothing is new."""
-        backend, mtu = self.situation.backend, self.situation.mtu
-        if self._published is None or self._published.key != lease.key:
-            self._write_subnet_file(lease, peers)
-        if not self.ready:
-            return
-        both = str(lease.subnet) if lease.subnet6 is None else f"{lease.subnet} and {lease.subnet6}"
-        status = f"{both} by {backend.name}, MTU {mtu}, {peers} peer{'' if peers == 1 else 's'}"
-        if status != self._status:
-            self._status = status
-            self.notifier.status(status)
-
-    def _write_subnet_file(self, lease: Lease, peers: int) -> None:
-        config, settings = self.situation.config, self.settings
+    @property
+    def env(self) -> subnet_env.SubnetEnv:
+        """The file's content."""
+        lease, config = self.lease, self.carriage.config
         subnets = tuple(net for net in (lease.subnet if config.v4 else None, lease.subnet6) if net is not None)
-        env = subnet_env.SubnetEnv(config.networks, subnets, self.situation.mtu, settings.ip_masq)
-        try:
-            subnet_env.write(settings.subnet_file, env)
-        except FlannelpyError as error:
-            self.reporter.begin("subnet-file", str(error))
-            if not self._retrying:
-                self._retrying = True
-                asyncio.get_running_loop().call_later(RETRY_S, self._retry, lease, peers)
-            return
-        self.reporter.end("subnet-file")
-        if self._published is not None:
-            self.reporter.begin("subnet-changed", f"{lease.subnet}, it was {self._published.subnet}")
-            self.on_moved(self._published, lease)
-        self._published = lease
-        if not self.ready:
-            self.ready = True
-            self.notifier.ready("ready")
-            log.info("ready: %s by %s, MTU %d, in %s", lease, self.situation.backend.name, self.situation.mtu, settings.subnet_file)
+        return subnet_env.SubnetEnv(config.networks, subnets, self.carriage.mtu, self.ip_masq)
 
-    def _retry(self, lease: Lease, peers: int) -> None:
-        self._retrying = False
-        self.publish(lease, peers)
+
+class Publisher:
+    """Writes what others read, once the kernel is as it should be. ``ready`` turns true with the first subnet file.
+
+    ``uses``: does this host still use a subnet (a bridge has an address in it)? ``previous`` is what the file said at start.
+    """
+
+    def __init__(self, context: Context, uses: Callable[[IPNetwork], Awaitable[bool]], previous: IPNetwork | None) -> None:
+        self.ready = False
+        self._context = context
+        self._uses = uses
+        self._left = previous
+        self._wanted: Published | None = None
+        self._told: Published | None = None
+        self._state: State | None = None
+        self._view: Callable[[], KeptView | None] | None = None
+        self._view_due = 0.0
+        self._writing: asyncio.Future[object] | None = None
+        self._changed = asyncio.Event()
+        self._status = self._line = ""
+
+    def status(self, text: str) -> None:
+        """The line that ``systemctl status`` shows."""
+        if text != self._status:
+            self._status = text
+            self._context.notifier.status(text)
+
+    def publish(self, lease: Lease, carriage: Carriage, peers: int) -> None:
+        """The kernel carries traffic for ``lease``: say so. Cheap where nothing is new."""
+        wanted = Published(lease, carriage, self._context.settings.ip_masq)
+        if self._wanted is None or wanted.env != self._wanted.env or wanted.lease.key != self._wanted.lease.key:
+            self._wanted = wanted
+            self._changed.set()
+        both = str(lease.subnet) if lease.subnet6 is None else f"{lease.subnet} and {lease.subnet6}"
+        self._line = f"{both} by {carriage.backend.name}, MTU {carriage.mtu}, {peers} peer{'' if peers == 1 else 's'}"
+        if self.ready:
+            self.status(self._line)
 
     def keep(self, state: State) -> None:
         """Keep what the next start needs, whatever becomes of this one."""
-        self._keep(lambda: state_file.write(self.settings.state_dir, state))
+        self._state = state
+        self._changed.set()
 
-    def keep_view(self, view: KeptView) -> None:
-        """Keep what a start without etcd needs."""
-        self._keep(lambda: view_file.write(self.settings.state_dir, view))
+    def keep_view(self, make: Callable[[], KeptView | None]) -> None:
+        """Keep what a start without etcd needs, some seconds from now: ``make`` is asked then."""
+        self._view = make
+        if asyncio.get_running_loop().time() >= self._view_due:
+            self._changed.set()
 
-    def _keep(self, write: Callable[[], None]) -> None:
+    async def run(self) -> None:
+        """Write what is new, and put back what somebody else has changed, for ever. Raises EndAgentError."""
+        while True:
+            self._changed.clear()
+            await self._write_state()
+            await self._write_subnet_file()
+            if asyncio.get_running_loop().time() >= self._view_due:
+                await self._write_view()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._changed.wait()
+
+    async def close(self) -> None:
+        """Write what is still to be written."""
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+        await self._write_state()
+        await self._write_view()
+
+    async def _write_subnet_file(self) -> None:
+        wanted, settings, reporter = self._wanted, self._context.settings, self._context.reporter
+        if wanted is None:
+            return
         try:
-            write()
+            written = await asyncio.to_thread(subnet_env.write, settings.subnet_file, wanted.env)
         except FlannelpyError as error:
-            if not self.reporter.health.holds("state-dir"):  # that it cannot be read was said, and is the same trouble
-                self.reporter.begin("state-dir", str(error))
-        else:
-            self.reporter.end("state-dir")
+            reporter.set("subnet-file", {"": str(error)})
+            return
+        reporter.set("subnet-file", {})
+        if written and self._told is wanted:
+            log.warning("%s was changed by somebody else; written anew", settings.subnet_file)
+        if self._told is not wanted:
+            self._tell(wanted)
+        await self._watch_the_old()
+
+    def _tell(self, wanted: Published) -> None:
+        before, self._told = self._told, wanted
+        lease, carriage = wanted.lease, wanted.carriage
+        told = before.lease.subnet if before is not None else self._left
+        if told is not None and told != lease.subnet and carriage.config.v4:
+            self._left = told
+            text = f"{lease.subnet}, it was {told}"
+            if before is not None and self._context.settings.exit_on_subnet_change:
+                raise EndAgentError(f"our subnet is {text}: ending, as --exit-on-subnet-change asks")
+        if not self.ready:
+            self.ready = True
+            self._context.notifier.ready(self._line)
+            file = self._context.settings.subnet_file
+            log.info("ready: %s by %s, MTU %d, in %s", lease, carriage.backend.name, carriage.mtu, file)
+        elif before is not None and before.carriage.mtu != carriage.mtu:
+            log.info("MTU %d now, it was %d: in %s", carriage.mtu, before.carriage.mtu, self._context.settings.subnet_file)
+
+    async def _watch_the_old(self) -> None:
+        """A subnet that is another one now is told for as long as something of this host uses the old one."""
+        left, told = self._left, self._told
+        if left is None or told is None:
+            return
+        if left == told.lease.subnet or not await self._uses(left):
+            self._left = None
+        self._context.reporter.set("subnet-changed", {} if self._left is None else {"": f"{told.lease.subnet}, it was {left}"})
+
+    async def _write_state(self) -> None:
+        state, self._state = self._state, None
+        if state is not None and not await self._try(lambda: state_file.write(self._context.settings.state_dir, state)):
+            self._state = self._state or state
+
+    async def _write_view(self) -> None:
+        make, self._view = self._view, None
+        view = make() if make is not None else None
+        if view is None:
+            return
+        self._view_due = asyncio.get_running_loop().time() + LOOK_S
+        if not await self._try(lambda: view_file.write(self._context.settings.state_dir, view)):
+            self._view = self._view or make
+
+    async def _try(self, write: Callable[[], object]) -> bool:
+        self._writing = asyncio.ensure_future(asyncio.to_thread(write))
+        try:
+            await asyncio.shield(self._writing)  # a thread cannot be cancelled
+        except FlannelpyError as error:
+            if not self._context.reporter.health.holds("state-dir"):  # that it cannot be read was said, and is the same trouble
+                self._context.reporter.begin("state-dir", str(error))
+            return False
+        self._context.reporter.end("state-dir")
+        return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from netaddr import IPAddress
 
@@ -76,7 +76,8 @@ class Backend(Protocol):
     name: str
     """The canonical Type, lower-case."""
     families: tuple[Family, ...]
-    """What it can carry; a config that asks for more is refused with a clear line."""
+    """What it can carry; a config that asks for more is refused with a clear line. An optional attribute ``lease_only``
+    (family -> what to warn of, may be empty) names those of which it only takes leases, beside one that it carries."""
     accepts: frozenset[str] | None
     """BackendTypes of peers that it can talk to; None is any (flannel's udp)."""
     wants_on_link: bool
@@ -122,15 +123,21 @@ class Backend(Protocol):
         ...
 
 
+SourceRule = Literal["default", "strict", "peers"]
+"""What an encapsulated packet must prove.
+
+peers: its outer source is a peer. default: also, an inner source inside the Network lies in that peer's subnet, and the inner
+destination in ours; a source outside the Network passes, for that is how hosts, routed clients and NodePorts reach containers where
+nobody masquerades. strict: as default, and a source outside the Network is the peer's PublicIP.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class GuardedPort:
-    """A UDP port where the kernel decapsulates, and that only peers may send to.
-
-    ``inner``: also, the packet inside must come from the subnet of the peer that sent it and go to ours.
-    """
+    """A UDP port where the kernel decapsulates, and that only peers may send to, by this rule."""
 
     port: int
-    inner: bool
+    rule: SourceRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +223,13 @@ class Datapath(Protocol):
         """Peers by lease key that came or changed; None for one that went. Cheap; takes effect soon."""
         ...
 
+    def adopt(self, local: Local, backend: Backend | None = None) -> bool:
+        """Go on as ``local`` (another MTU, another lease value) by the options of ``backend`` (None: the same), losing no packet.
+
+        False where it must be opened anew: another address, port or the like. It goes on as before then.
+        """
+        ...
+
     async def run(self) -> None:
         """Move packets until cancelled. Raises on what it cannot mend itself (device gone); the agent opens a new one then."""
         ...
@@ -238,6 +252,7 @@ class DatapathStatus:
     """What a pump does now. ``offloads``: what the kernel does for it in bulk, by name, and ``missing`` what it does not here.
 
     ``counters``: everything it counted, by name; names with ``dropped`` in them are packets that went nowhere, by reason.
+    ``refused``: packets that peers sent and that source validation dropped, by the peer's address.
     """
 
     device: str
@@ -245,6 +260,7 @@ class DatapathStatus:
     missing: tuple[str, ...]
     workers: tuple[WorkerStatus, ...]
     counters: Mapping[str, int]
+    refused: Mapping[str, int] | None = None
 
 
 @runtime_checkable

@@ -5,8 +5,8 @@ Status, readiness, metrics, logs and docs/conditions.md are views of this table;
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 
@@ -45,8 +45,8 @@ _ALL = (
     Condition(
         "config-changed",
         Severity.WARNING,
-        "the network config has changed: {detail}; going on with the one before",
-        "restart flannelpy on every host when it suits you; a restart takes the new config",
+        "the network config in etcd cannot be used: {detail}; going on with the one before",
+        "write a config that can be: flannelpy config check FILE, flannelpy config put FILE",
     ),
     Condition(
         "registry-unreachable",
@@ -70,16 +70,8 @@ _ALL = (
     Condition(
         "registry-refused",
         Severity.ERROR,
-        "etcd answers and refuses {detail}; trying again",
-        "no space: compact and defragment etcd, then etcdctl alarm disarm; a learner or a corrupt member: take it out of "
-        "--etcd-endpoints",
-        after=2.0,
-    ),
-    Condition(
-        "registry-cut-off",
-        Severity.WARNING,
-        "etcd is out of reach: {detail}; what is programmed stays as it is",
-        "bring the link up; the agent goes on by itself",
+        "etcd answers, and refuses: {detail}; trying again",
+        "the message says what etcd is missing (etcdctl alarm list, etcdctl endpoint status)",
         after=2.0,
     ),
     Condition(
@@ -205,92 +197,168 @@ _ALL = (
         "make the directory writable, or choose another with --state-dir",
     ),
     Condition(
-        "uplink-changed",
+        "uplink-missing",
+        Severity.ERROR,
+        "no uplink to send from: {detail}; what is programmed stays as it is",
+        "bring the interface and its address back (ip addr), or choose another with --iface",
+        unready=True,
+    ),
+    Condition(
+        "uplink-down",
+        Severity.ERROR,
+        "the uplink {detail} is down: no packet reaches another host",
+        "look at the cable or the switch, or: ip link set INTERFACE up",
+        unready=True,
+    ),
+    Condition(
+        "mtu-clamped",
         Severity.WARNING,
-        "the uplink has changed: {detail}",
-        "restart flannelpy to take the new one",
+        "the MTU is smaller than the network config asks for: {detail}",
+        "raise the MTU of the uplink, or lower Backend.MTU",
+    ),
+    Condition(
+        "network-overlap",
+        Severity.ERROR,
+        "Network overlaps this host's own networks: {detail}",
+        "use a Network that no host is in: flannelpy config put FILE",
+    ),
+    Condition(
+        "task-failed",
+        Severity.ERROR,
+        "a part of the agent failed and begins anew: {detail}",
+        "this is a fault of flannelpy: please report it, with the traceback in the log",
+        after=0.0,
     ),
 )
 
 CONDITIONS: dict[str, Condition] = {condition.code: condition for condition in _ALL}
 
 
+CHANGES, CHANGED_S = 20, 60.0
+"""A condition whose detail changes is reported again, so often within so many seconds; then once in a while."""
+
+
 @dataclass(frozen=True, slots=True)
 class Active:
-    """A condition that holds: about whom (``subject``: a lease key, a kernel key, or empty), since when, told or not."""
+    """A condition that holds: about whom (``subject``: a lease key, a kernel key, or empty), and since when.
+
+    ``ended``: when it stopped holding, while its hold-down runs (it counts as held until then); ``flapped``: it came back at
+    least once within it. ``reported``: when it was reported, the last times, and ``reported_detail`` what was said then.
+    """
 
     condition: Condition
     subject: str
     detail: str
     since: float
-    told: bool = False
+    ended: float | None = None
+    flapped: bool = False
+    reported: tuple[float, ...] = ()
+    reported_detail: str = ""
 
     @property
     def text(self) -> str:
         """The one line that a person reads."""
         return self.condition.text.format(detail=self.detail)
 
+    @property
+    def due(self) -> float | None:
+        """When it is to be reported next; None where nothing about it is new, or it was a blip."""
+        if self.reported:
+            if self.detail == self.reported_detail:
+                return None
+            return self.reported[0] + CHANGED_S if len(self.reported) >= CHANGES else self.reported[-1]
+        return None if self.ended is not None and not self.flapped else self.since + self.condition.after
+
+    @property
+    def over_at(self) -> float | None:
+        """When it is over for good; None while it holds."""
+        return None if self.ended is None else self.ended + self.condition.after
+
 
 @dataclass(frozen=True, slots=True)
-class News:
-    """Something to tell: a condition that began (or changed its detail) or, ``over``, ended."""
+class Transition:
+    """Something to report: a condition that began (or changed its detail) or, ``resolved``, ended."""
 
     active: Active
-    over: bool = False
+    resolved: bool = False
 
 
 @dataclass(slots=True)
 class Health:
-    """The conditions that hold now. Pure: ``now`` is handed in, in seconds of any monotonic clock."""
+    """The conditions that hold now. Pure: ``now`` is handed in, in seconds of any monotonic clock.
+
+    A condition with an ``after`` must hold for so long before it is reported, and must be gone for so long before it is over: one
+    that flaps faster is reported once, and stays.
+    """
 
     _active: dict[tuple[str, str], Active] = field(default_factory=dict)
-    _ended: list[Active] = field(default_factory=list)
+    _resolved: list[Active] = field(default_factory=list)
+
+    def set(self, code: str, now: float, details: Mapping[str, str]) -> None:
+        """``code`` holds for exactly these subjects, with these details: begins, changes and ends by difference."""
+        for subject, detail in details.items():
+            self.begin(code, now, detail, subject)
+        self.end_all_but(code, now, details)
 
     def begin(self, code: str, now: float, detail: str, subject: str = "") -> None:
-        """``code`` holds for ``subject``. Said again with another detail, it is told again; with the same, it is no news."""
+        """``code`` holds for ``subject``. Nothing new where it does already, with the same detail."""
         old = self._active.get((code, subject))
-        if old is not None and old.detail == detail:
+        if old is None:
+            self._active[code, subject] = Active(CONDITIONS[code], subject, detail, now)
+        elif old.ended is not None:
+            self._active[code, subject] = replace(old, detail=detail, ended=None, flapped=True)
+        elif old.detail != detail:
+            self._active[code, subject] = replace(old, detail=detail)
+
+    def end(self, code: str, now: float, subject: str = "") -> None:
+        """``code`` holds no longer for ``subject``. Nothing new where it did not hold."""
+        old = self._active.get((code, subject))
+        if old is None or old.ended is not None:
             return
-        since = now if old is None else old.since
-        self._active[code, subject] = Active(CONDITIONS[code], subject, detail, since)
+        if old.condition.after:
+            self._active[code, subject] = replace(old, ended=now)
+        else:
+            self._drop(old)
 
-    def end(self, code: str, subject: str = "") -> None:
-        """``code`` holds no longer for ``subject``. No news where it did not hold."""
-        old = self._active.pop((code, subject), None)
-        if old is not None and old.told:
-            self._ended.append(old)
-
-    def end_all_but(self, code: str, subjects: frozenset[str] | set[str]) -> None:
+    def end_all_but(self, code: str, now: float, subjects: Container[str]) -> None:
         """``code`` holds for none but these subjects."""
         for held, subject in list(self._active):
             if held == code and subject not in subjects:
-                self.end(code, subject)
+                self.end(code, now, subject)
 
-    def news(self, now: float) -> tuple[list[News], float | None]:
-        """What to tell now, each thing once; and when to ask again, where a condition still waits for its ``after``."""
-        told = [News(active, over=True) for active in self._ended]
-        self._ended.clear()
-        hidden = {code for active in self._active.values() for code in active.condition.hides}
-        due: float | None = None
+    def news(self, now: float) -> tuple[list[Transition], float | None]:
+        """What to report now, each thing once; and when to ask again, where something waits for its time."""
+        for active in [active for active in self._active.values() if active.over_at is not None and active.over_at <= now]:
+            self._drop(active)
+        news = [Transition(active, resolved=True) for active in self._resolved]
+        self._resolved.clear()
+        hidden = {code for active in self._active.values() if active.ended is None for code in active.condition.hides}
+        waiting: list[float] = []
         for key, active in self._active.items():
-            if active.told or active.condition.code in hidden:
-                continue
-            when = active.since + active.condition.after
-            if when <= now:
-                self._active[key] = Active(active.condition, active.subject, active.detail, active.since, told=True)
-                told.append(News(active))
-            else:
-                due = when if due is None else min(due, when)
-        return told, due
+            due = None if active.condition.code in hidden else active.due
+            if due is not None and due <= now:
+                self._active[key] = replace(active, reported=(*active.reported, now)[-CHANGES:], reported_detail=active.detail)
+                news.append(Transition(self._active[key]))
+            elif due is not None:
+                waiting.append(due)
+            if active.over_at is not None:
+                waiting.append(active.over_at)
+        return news, min(waiting, default=None)
+
+    def _drop(self, active: Active) -> None:
+        del self._active[active.condition.code, active.subject]
+        if active.reported:
+            self._resolved.append(active)
 
     def __iter__(self) -> Iterator[Active]:
-        return iter(self._active.values())
+        """What a person is to see: what holds, and what was reported and may come back any moment."""
+        return (active for active in self._active.values() if active.ended is None or active.reported)
 
     def holds(self, code: str) -> bool:
-        """True where ``code`` holds for anybody."""
-        return any(active.condition.code == code for active in self._active.values())
+        """True where ``code`` holds for anybody, this very moment."""
+        return any(active.condition.code == code and active.ended is None for active in self._active.values())
 
     @property
     def blocks_ready(self) -> bool:
         """True while something holds that makes the agent unfit to carry traffic."""
-        return any(active.condition.unready for active in self._active.values())
+        return any(active.condition.unready and active.ended is None for active in self._active.values())

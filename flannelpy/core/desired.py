@@ -6,7 +6,7 @@ leases with one VTEP MAC) the older rank keeps it and the other fragment is left
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from flannelpy.core.objects import HostState, Key, Object
 
@@ -56,6 +56,10 @@ class Desired:
         entry = self._fragments.get(owner)
         return HostState() if entry is None else entry[1]
 
+    def kinds(self, kinds: Container[str]) -> list[Key]:
+        """The keys of these kinds."""
+        return [key for key in self._objects if key.kind in kinds]
+
     def claimants(self, key: Key) -> tuple[str, ...]:
         """Whose fragments speak of ``key``."""
         return tuple(self._claims.get(key, ()))
@@ -85,10 +89,10 @@ class Desired:
     def _settle(self, touched: set[Key]) -> set[Key]:
         """Recompute what is desired under ``touched`` and under every key of a fragment whose fate that changes."""
         changed = set(touched)
-        for key in touched:
-            for owner in self._claims.get(key, ()):
-                if len(self._claims[key]) > 1 or owner in self._conflicts:
-                    changed.update(self._judge(owner))
+        for owner in sorted(self._entangled(touched), key=lambda owner: self._fragments[owner][0]):
+            before = owner in self._conflicts
+            if self._judge(owner) != before:
+                changed.update(self._fragments[owner][1].objects)
         for key in changed:
             winner = next((owner for owner in self._claims.get(key, ()) if owner not in self._conflicts), None)
             if winner is None:
@@ -97,13 +101,24 @@ class Desired:
                 self._objects[key] = self._fragments[winner][1].objects[key]
         return changed
 
-    def _judge(self, owner: str) -> Iterable[Key]:
-        """Decide whether ``owner`` is left out: it is where anybody older claims one of its keys."""
+    def _entangled(self, touched: Iterable[Key]) -> set[str]:
+        """Who claims one of these keys beside somebody else, or is left out; and whoever shares a key with one of them."""
+        claims = self._claims
+        new = {owner for key in touched for owner in claims.get(key, ()) if len(claims[key]) > 1 or owner in self._conflicts}
+        found = set[str]()
+        while new:
+            found |= new
+            shared = {other for owner in new for key in self._fragments[owner][1].objects for other in claims[key]}
+            new = shared - found
+        return found
+
+    def _judge(self, owner: str) -> bool:
+        """Decide whether ``owner`` is left out: it is where somebody older that is not left out claims one of its keys."""
         rank, state = self._fragments[owner]
         for key in state.objects:
             for other in self._claims[key]:
-                if self._fragments[other][0] < rank:
+                if self._fragments[other][0] < rank and other not in self._conflicts:
                     self._conflicts[owner] = (other, key)
-                    return state.objects
+                    return True
         self._conflicts.pop(owner, None)
-        return state.objects
+        return False

@@ -1,6 +1,6 @@
 """What does a JSON object say? Its members by any letter case, typed, with errors that say what was expected.
 
-encoding/json's rule, which flannel lives by: names match in any case and the exact case wins (flannel-compat 3.1).
+encoding/json's rule, which flannel lives by: names match in any case, and of two spellings of one name the last one counts.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Members:
         self._folded = {key.lower(): key for key in members}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._members or name.lower() in self._folded
+        return name.lower() in self._folded
 
     def __getitem__(self, name: str) -> Any:
-        return self._members[name] if name in self._members else self._members[self._folded[name.lower()]]
+        return self._members[self._folded[name.lower()]]
 
     def boolean(self, name: str, default: bool) -> bool:
         """``default`` where it is absent or null."""

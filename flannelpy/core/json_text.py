@@ -19,7 +19,7 @@ def decode(text: str | bytes) -> Any:
     if isinstance(text, bytes):
         text = text.decode(errors="replace")
     try:
-        value = json.loads(text, parse_constant=_refuse, parse_float=_number)
+        value = json.loads(text, parse_constant=_refuse, parse_float=_number, object_pairs_hook=_members)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if text.count("[") + text.count("{") > DEEPEST and _is_deeper(value, DEEPEST):
@@ -27,6 +27,17 @@ def decode(text: str | bytes) -> Any:
     if "\\u" in text or not text.isascii():
         value = _mend(value)
     return value
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; a name that comes twice stands where it came last, so that the last of several spellings can be told."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        members.clear()
+        for name, value in pairs:
+            members.pop(name, None)
+            members[name] = value
+    return members
 
 
 def _refuse(name: str) -> float:

@@ -83,6 +83,8 @@ class Leasing:
     """The lease of one host. ``now`` is in seconds of a monotonic clock that also counts sleep (CLOCK_BOOTTIME, clock_gettime(2)).
 
     ``attrs`` say who we are and what we publish. ``previous`` are subnets that were ours before, of any family, the best first;
+    ``kept`` is the lease that this very machine held last, as it wrote it: where it still stands in the registry word for word, it
+    is taken over, whatever our address is now. ``avoid`` are the host's own networks, which are not to be leased.
     ``renew_margin_s`` is how long before the end of its time the value is written anew, although it is kept alive: real flannel
     nodes heal only on a put.
     """
@@ -94,12 +96,15 @@ class Leasing:
         random: Random,
         *,
         previous: Iterable[IPNetwork] = (),
+        kept: Lease | None = None,
         ttl_s: int = LEASE_TTL_S,
         renew_margin_s: float = 3600.0,
     ) -> None:
         self._config = config
         self._attrs = _as_read(attrs)
         self._random = random
+        self._kept = kept
+        self.avoid: tuple[IPNetwork, ...] = ()
         self._ttl_s = ttl_s
         self._renew_every_s = max(ttl_s - renew_margin_s, ttl_s / 2)
 
@@ -188,7 +193,9 @@ class Leasing:
             case AttrsChanged(attrs):
                 self._attrs = _as_read(attrs)
             case ConfigChanged(config):
-                self._config, self._listing, self._doubt = config, None, True
+                self._config, self._listing = config, None
+                # A lease that fits stays as it is; another has to be chosen from what there is.
+                self._doubt = self._doubt or self._held is None or unusable(self._held, (), config) is not None
 
     def _answered(self, *kinds: type[Ask]) -> Ask | None:
         """What was asked, if it was one of these; the registry has answered it, so it is there."""
@@ -270,7 +277,7 @@ class Leasing:
         if not isinstance(asked, Release):
             return
         gone = asked.lease
-        if self._held is not None or not same_host(gone.attrs, self._attrs):
+        if self._held is not None or not self._ours(gone):
             return  # a stray, or what nobody can read
         self._memory.released(self._now, halves(gone))
         if self._listing is not None:
@@ -415,9 +422,16 @@ class Leasing:
         if "subnet-conflict" not in told and self._announced:
             self._clear("subnet-conflict")
 
+    def _is_kept(self, lease: Lease) -> bool:
+        """True for what we wrote in our last life, and nobody has changed since."""
+        return self._kept is not None and lease.key == self._kept.key and lease.attrs == self._kept.attrs
+
     def _ours(self, lease: Lease) -> bool:
-        """True where a lease carries our address, or the one that we published in the held lease."""
-        return same_host(lease.attrs, self._attrs) or (self._held is not None and same_host(lease.attrs, self._held.attrs))
+        """True where a lease carries our address, or what we published in the held lease, or is the one of our last life."""
+        held = self._held
+        return (
+            same_host(lease.attrs, self._attrs) or self._is_kept(lease) or (held is not None and same_host(lease.attrs, held.attrs))
+        )
 
     # ----------------------------------------------------------------------------------------------------- deciding
 
@@ -444,8 +458,8 @@ class Leasing:
             self._wake()
 
     def _acquire(self, leases: tuple[Lease, ...]) -> None:
-        mine = [lease for lease in leases if same_host(lease.attrs, self._attrs)]
-        for lease in sorted(mine, key=lambda lease: not lease.reserved):  # otherwise in key order
+        mine = [lease for lease in leases if self._ours(lease)]
+        for lease in sorted(mine, key=lambda lease: (not self._is_kept(lease), not lease.reserved)):  # otherwise in key order
             if unusable(lease, leases, self._config) is None:
                 return self._ask(Renew(lease, self._attrs, 0 if lease.reserved else self._ttl_s))
             if not lease.reserved:
@@ -454,7 +468,7 @@ class Leasing:
             if self._memory.was_ours(lease.subnet):
                 self._listing, self._defaced = None, ()
                 return self._ask(Release(lease))  # and take it anew
-        taken = [net for lease in (*leases, *self._defaced) for net in halves(lease)]
+        taken = [*self.avoid, *(net for lease in (*leases, *self._defaced) for net in halves(lease))]
         chosen = [self._memory.choose(pool, taken, self._random) for pool in self._pools]
         if None in chosen:
             return self._no_subnet(taken)

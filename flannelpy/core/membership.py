@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from netaddr import IPAddress, IPNetwork
 
@@ -30,39 +31,51 @@ class Changes:
 class Membership:
     """The leases of a cluster and the verdict on each. Mutable, single-owner; work is proportional to the change.
 
-    ``address`` is what we publish: a lease with it is none of a peer's, also before we hold one.
+    Until it is told the network's ``config``, nobody is a peer. ``address`` is what we publish: a lease with it is none of a
+    peer's, also before we hold one.
     """
 
     def __init__(
-        self, config: NetworkConfig, accepts: frozenset[str] | None, own: Lease | None = None, address: IPAddress | None = None
+        self,
+        config: NetworkConfig | None = None,
+        accepts: frozenset[str] | None = None,
+        own: Lease | None = None,
+        address: IPAddress | None = None,
     ) -> None:
         self._config = config
         self._address = address if own is None else own.public_ip
         self._accepts = accepts
         self._own = own
         self._leases: dict[str, Lease] = {}
+        self._peers: dict[str, Lease] = {}
         self._refused: dict[str, str] = {}
-        self._blocks: dict[Block, dict[int, str]] = {}
+        self._blocks: dict[Block, dict[int, set[str]]] = {}
 
     @property
     def leases(self) -> Mapping[str, Lease]:
-        """Every lease that was read, usable or not."""
-        return self._leases
+        """Every lease that was read, usable or not; as it goes on."""
+        return MappingProxyType(self._leases)
 
     @property
-    def peers(self) -> dict[str, Lease]:
-        """The usable peers, a new dict."""
-        return {key: lease for key, lease in self._leases.items() if key not in self._refused}
+    def peers(self) -> Mapping[str, Lease]:
+        """The usable peers; as it goes on."""
+        return MappingProxyType(self._peers)
 
     @property
     def refused(self) -> Mapping[str, str]:
         """Why each lease that is not a usable peer is none, by key; empty text where that is nothing to report (our own)."""
         return self._refused
 
+    def configure(self, config: NetworkConfig, accepts: frozenset[str] | None, address: IPAddress | None) -> Changes:
+        """The network, the backend or our address is another one now: every verdict is made anew."""
+        if (config, accepts, address) == (self._config, self._accepts, self._address):
+            return Changes()
+        self._config, self._accepts, self._address = config, accepts, address
+        return self._judge(self._leases)
+
     def set_own(self, own: Lease | None) -> Changes:
         """Our lease is another one now; every verdict is made anew where it moved."""
         old, self._own = self._own, own
-        self._address = self._address if own is None else own.public_ip
         if old is not None and own is not None and old.key == own.key and old.public_ip == own.public_ip:
             return Changes()
         return self._judge(self._leases)
@@ -73,6 +86,8 @@ class Membership:
         old = self._leases.get(key)
         self._leases[key] = lease
         if old is not None and old.same_content(lease) and old.create_revision == lease.create_revision:
+            if key in self._peers:
+                self._peers[key] = lease
             return Changes()
         self._index(lease)
         return self._judge([key], changed=key)
@@ -83,8 +98,13 @@ class Membership:
         if lease is None:
             return Changes()
         for net in _nets(lease):
-            self._blocks[net.version, net.prefixlen].pop(_span(net)[0], None)
+            blocks = self._blocks[net.version, net.prefixlen]
+            first = _span(net)[0]
+            blocks[first].discard(key)
+            if not blocks[first]:
+                del blocks[first]
         refused = self._refused.pop(key, None)
+        self._peers.pop(key, None)
         rest = self._judge(self._overlapping(lease))
         if refused is not None:
             return Changes(rest.peers, {**rest.refused, key: None})
@@ -105,7 +125,7 @@ class Membership:
 
     def _index(self, lease: Lease) -> None:
         for net in _nets(lease):
-            self._blocks.setdefault((net.version, net.prefixlen), {})[_span(net)[0]] = lease.key
+            self._blocks.setdefault((net.version, net.prefixlen), {}).setdefault(_span(net)[0], set()).add(lease.key)
 
     def _overlapping(self, lease: Lease) -> set[str]:
         """Keys of the other leases that share an address with this one. CIDR blocks overlap only where one holds the other."""
@@ -118,11 +138,9 @@ class Membership:
                 if version != its_version:
                     continue
                 if length <= its_length:
-                    key = blocks.get(low >> (bits - length) << (bits - length))
-                    if key is not None:
-                        found.add(key)
+                    found |= blocks.get(low >> (bits - length) << (bits - length), set())
                 else:
-                    found.update(key for first, key in blocks.items() if low <= first <= high)
+                    found.update(*(keys for first, keys in blocks.items() if low <= first <= high))
         found.discard(lease.key)
         return found
 
@@ -147,12 +165,14 @@ class Membership:
             before, why = self._refused.get(key), self._fault(lease)
             if why is None:
                 self._refused.pop(key, None)
+                self._peers[key] = lease
                 if before is not None or key == changed:
                     peers[key] = lease
                 if before is not None:
                     refused[key] = None
             else:
                 self._refused[key] = why
+                self._peers.pop(key, None)
                 if before is None:
                     peers[key] = None
                 if before != why:
@@ -161,12 +181,12 @@ class Membership:
 
     def _fault(self, lease: Lease) -> str | None:
         """Why this lease is not a peer to program; empty text for our own, which is nothing to report."""
-        own = self._own
-        if own is not None and lease.key == own.key:
+        own, config = self._own, self._config
+        if config is None or (own is not None and lease.key == own.key):
             return ""
         if lease.public_ip == self._address != NO_ADDRESS:
             return ""  # ours of before, or a twin: the rules of leasing know which, and say so
-        for net, pool in ((lease.subnet, self._config.v4), (lease.subnet6, self._config.v6)):
+        for net, pool in ((lease.subnet, config.v4), (lease.subnet6, config.v6)):
             stands_for_none = net is not None and not net.prefixlen and lease.subnet6 is not None  # an IPv6-only node's IPv4 half
             if net is not None and pool is not None and not stands_for_none and (why := pool.misfit(net)):
                 return f"{lease}: {why}"
@@ -175,7 +195,7 @@ class Membership:
                 return ""  # a reservation that waits for its host: nobody to reach yet, and nothing to report
             theirs = lease.attrs.backend_type or "none"
             return f"{lease}: its backend is {theirs}, ours is {' or '.join(sorted(self._accepts))}"
-        if lease.subnet.prefixlen and self._config.v4 is not None and not _is_host(lease.public_ip):
+        if lease.subnet.prefixlen and config.v4 is not None and not _is_host(lease.public_ip):
             return f"{lease}: PublicIP is not the address of a host"
         if own is not None and any(_overlap(ours, theirs) for ours in _nets(own) for theirs in _nets(lease)):
             return ""  # likewise: a conflict that they settle

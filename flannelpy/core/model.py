@@ -129,25 +129,24 @@ class LeaseAttrs:
 
 
 class _Fields:
-    """The fields of a decoded JSON object, by any letter case; the exact case wins (encoding/json's rule)."""
+    """The fields of a decoded JSON object, by any letter case; of two spellings the last counts (encoding/json's rule)."""
 
     __slots__ = ("_fields", "_folded")
 
+    _USUAL = frozenset({"PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data"})
+
     def __init__(self, fields: dict[str, Any]) -> None:
         self._fields = fields
-        self._folded: dict[str, Any] | None = None
+        usual = fields.keys() <= self._USUAL
+        self._folded = None if usual else {key.lower(): value for key, value in fields.items()}
 
     def __call__(self, name: str) -> Any:
-        if name in self._fields:
-            return self._fields[name]
-        if self._folded is None:
-            self._folded = {key.lower(): value for key, value in self._fields.items()}
-        return self._folded.get(name.lower())
+        return self._fields.get(name) if self._folded is None else self._folded.get(name.lower())
 
     def address(self, name: str, version: Family) -> IPAddress | None:
         value = self(name)
         if value is None:
-            if version == 4 and (name in self._fields or name.lower() in (self._folded or {})):
+            if version == 4 and (name in self._fields if self._folded is None else name.lower() in self._folded):
                 raise MalformedError(f"{name} null: expected an IPv4 address")
             return None
         if isinstance(value, str):

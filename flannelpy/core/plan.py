@@ -1,8 +1,8 @@
 """How does the kernel get from observed to desired? Ordered steps, as a value that prints itself.
 
-Order: a FOU port before the device that takes what comes in by it, a device before its address, before neighbour and FDB entry,
-before the route that uses them, then the firewall; additions before removals, so that nothing is ever without both; removals the
-other way round.
+Order: the firewall, which guards a port, before the port is opened; a FOU port before the device that takes what comes in by it, a
+device before its address, before neighbour and FDB entry, before the route that uses them; additions before removals, so that
+nothing is ever without both; removals the other way round.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from flannelpy.core.objects import (
 
 Op = Literal["add", "change", "remake", "remove"]
 
-_RANK = {"fou": 0, "link": 1, "addr": 2, "sysctl": 3, "neigh": 4, "fdb": 5, "route": 6, "nft": 7}
+_RANK = {"nft": 0, "fou": 1, "link": 2, "addr": 3, "sysctl": 4, "neigh": 5, "fdb": 6, "route": 7}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def plan(desired: HostState, observed: HostState, scope: Scope | None = None) ->
     remade: set[str] = set()
     for item in sorted(desired, key=_rank):
         before = observed.get(item.key)
-        if before is not None and _device(before) in remade and not isinstance(item, Link):
+        if before is not None and lives_on(before) in remade and not isinstance(item, Link):
             before = None  # it went with its device
         if before == item:
             continue
@@ -76,7 +76,7 @@ def plan(desired: HostState, observed: HostState, scope: Scope | None = None) ->
     gone = [item for item in observed if item.key not in desired and removable(item, scope)]
     lost_links = {item.name for item in gone if isinstance(item, Link)}
     for item in sorted(gone, key=_rank, reverse=True):
-        device = _device(item)
+        device = lives_on(item)
         if not isinstance(item, Link) and device is not None and (device in lost_links or device in remade):
             continue  # the kernel takes it away with its device
         steps.append(Step("remove", item, item))
@@ -87,7 +87,7 @@ def plan(desired: HostState, observed: HostState, scope: Scope | None = None) ->
 
 def _turn(step: Step) -> int:
     if step.op != "remove":
-        return _rank(step.item) if step.item.noun in ("fou", "link", "addr") else 4
+        return _rank(step.item) if step.item.noun in ("nft", "fou", "link", "addr") else 4
     return 3 if isinstance(step.item, Address) else 5
 
 
@@ -109,8 +109,8 @@ def _rank(item: Object) -> int:
     return _RANK[item.noun]
 
 
-def _device(item: Object) -> str | None:
-    """The device that an object lives on and vanishes with."""
+def lives_on(item: Object) -> str | None:
+    """The device that an object lives on, and vanishes with; a device lives on itself."""
     if isinstance(item, Link):
         return item.name
     if isinstance(item, Sysctl):

@@ -6,10 +6,10 @@ The text is written as ``nft -s list table`` prints it, so that what was observe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.backend import GuardedPort
 from flannelpy.core.model import NO_ADDRESS, Lease
@@ -33,9 +33,10 @@ class FirewallOptions:
 
 @dataclass(frozen=True, slots=True)
 class EncapsulationGuard:
-    """Who may send encapsulated packets to this host: ``peers``, at a port, and into ``own`` subnet."""
+    """Who may send encapsulated packets to this host: ``peers``, at a port of the ``network``, and into ``own`` subnet."""
 
     at: GuardedPort
+    network: IPNetwork
     own: IPNetwork
     peers: tuple[Lease, ...] = ()
 
@@ -76,24 +77,51 @@ _INNER_SOURCE, _INNER_DESTINATION = "@th,160,32", "@th,192,32"
 
 
 def _guard(guard: EncapsulationGuard) -> str:
-    """What the pump checks of a datagram, for the kernel that takes it: from a peer, from that peer's subnet, to ours.
+    """Source validation (core.backend.SourceRule) for the kernel that decapsulates.
 
-    Raw payload is matched after the outer packet was reassembled (the input hook comes behind that), so no piece slips by.
+    Raw payload is matched after the outer packet was reassembled (the input hook comes behind that), so no piece slips by. Sources
+    that are the host's own, and martians, are the kernel's to drop: the device has no accept_local.
     """
+    rule, port = guard.at.rule, f"udp dport {guard.at.port}"
     peers = sorted(
         (lease for lease in guard.peers if lease.public_ip != NO_ADDRESS), key=lambda lease: (int(lease.public_ip), lease.key)
     )
-    match = f"udp dport {guard.at.port} ip saddr"
-    if guard.at.inner:
-        elements: Iterable[str] = (f"{lease.public_ip} . {_span(lease.subnet)}" for lease in peers)
-        kind, match = f"typeof ip saddr . {_INNER_SOURCE}\n\t\tflags interval", f"{match} . {_INNER_SOURCE}"
-        rules = [f"udp dport {guard.at.port} {_INNER_DESTINATION} != {_span(guard.own)} drop"]
+    addresses = list(dict.fromkeys(str(lease.public_ip) for lease in peers))
+    hosts = [", ".join(addresses[at : at + 2]) for at in range(0, len(addresses), 2)]  # two a line, as nft prints plain addresses
+    sources = dict.fromkeys(f"{address} . {_span(subnet)}" for address, subnet in _pairs(peers))
+    if rule == "strict":
+        outside = [lease.public_ip for lease in peers if lease.public_ip not in guard.network]
+        sources |= dict.fromkeys(f"{address} . 0x{int(address):x}" for address in outside)
+    kind = f"typeof ip saddr . {_INNER_SOURCE}\n\t\tflags interval"
+    to_us = f"{port} {_INNER_DESTINATION} != {_span(guard.own)} drop"
+    if rule == "peers":
+        sets, rules = [_set("hosts", "type ipv4_addr", hosts)], [f"{port} ip saddr != @hosts drop"]
+    elif rule == "strict":
+        sets, rules = [_set("peers", kind, sources)], [f"{port} ip saddr . {_INNER_SOURCE} != @peers drop", to_us]
     else:
-        elements, kind, rules = dict.fromkeys(str(lease.public_ip) for lease in peers), "type ipv4_addr", []
+        inside = f"{port} {_INNER_SOURCE} {_span(guard.network)} ip saddr . {_INNER_SOURCE} != @peers drop"
+        sets = [_set("hosts", "type ipv4_addr", hosts), _set("peers", kind, sources)]
+        rules = [f"{port} ip saddr != @hosts drop", inside, to_us]
+    return "\n".join([*sets, _chain("guard", "type filter hook input priority filter - 10; policy accept;", rules)])
+
+
+def _pairs(peers: Iterable[Lease]) -> Iterator[tuple[IPAddress, IPNetwork]]:
+    """Each PublicIP with its subnets; of one inside another the wider, for nft refuses a set whose intervals overlap."""
+    by_host: dict[IPAddress, list[IPNetwork]] = {}
+    for lease in peers:
+        by_host.setdefault(lease.public_ip, []).append(lease.subnet)
+    for address, subnets in by_host.items():
+        wider = {subnet.cidr for subnet in subnets}
+        if len(wider) > 1:
+            wider = {subnet for subnet in wider if not any(subnet in other for other in wider - {subnet})}
+        for subnet in subnets:
+            if subnet.cidr in wider:
+                yield address, subnet
+
+
+def _set(name: str, kind: str, elements: Iterable[str]) -> str:
     text = ",\n\t\t\t     ".join(elements)
-    lines = ["\tset peers {", f"\t\t{kind}", *([f"\t\telements = {{ {text} }}"] if text else []), "\t}"]
-    hook = "type filter hook input priority filter - 10; policy accept;"
-    return "\n".join(lines) + "\n\n" + _chain("guard", hook, [f"{match} != @peers drop", *rules])
+    return "\n".join([f"\tset {name} {{", f"\t\t{kind}", *([f"\t\telements = {{ {text} }}"] if text else []), "\t}"]) + "\n"
 
 
 def _span(net: IPNetwork) -> str:

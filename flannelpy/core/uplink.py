@@ -1,21 +1,23 @@
 """Which interface carries the overlay, and with which address? Chosen from facts handed in; the reasons are kept.
 
-Source: flannel-compat 8. The one deviation: ``--public-ip`` and ``--public-ipv6`` are only advertised, they neither select the
-interface nor restrict the choice; behind NAT no interface has them. An interface that is down is taken, as flannel takes it.
+Source: flannel-compat 8. ``--public-ip`` alone takes the interface that has this address, as flannel does; where none has it
+(behind NAT), and beside other options, it is only advertised. An address stays the uplink's for as long as it is there,
+whichever comes first by then. Our own devices and addresses inside the overlay are never taken. An interface that is down is, as
+flannel takes it.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-from netaddr import AddrFormatError, IPAddress
+from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from flannelpy.core.backend import Uplink
 from flannelpy.core.errors import NoUplinkError
 from flannelpy.core.model import Family
+from flannelpy.core.re2 import compile_re2
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Interface:
     mtu: int
     up: bool = True
     addresses: tuple[InterfaceAddress, ...] = ()
+    mac: str = ""
+    altnames: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,17 @@ class HostFacts:
 
     interfaces: tuple[Interface, ...] = ()
     default_routes: tuple[DefaultRoute, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FactsQuery:
+    """What of a host is asked for: the interfaces with these names (None: all), and those that default routes leave by."""
+
+    names: frozenset[str] | None = None
+    default_routes: bool = True
+
+
+EVERYTHING = FactsQuery()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +101,22 @@ class Choice:
     reasons: tuple[str, ...]
 
 
-def choose(facts: HostFacts, wish: Wish, families: Sequence[Family], route_answers: Mapping[IPAddress, RouteAnswer]) -> Choice:
+def choose(
+    facts: HostFacts,
+    wish: Wish,
+    families: Sequence[Family],
+    route_answers: Mapping[IPAddress, RouteAnswer],
+    prefer: Uplink | None = None,
+    networks: Sequence[IPNetwork] = (),
+    ours: Container[str] = frozenset(),
+) -> Choice:
     """The first candidate that fits, in the order: ``iface``, ``iface_regex``, ``can_reach``; with none of them the default route.
 
-    Raises NoUplinkError: one line that lists the candidates and why each fell out.
+    ``prefer``: the uplink so far; its addresses are kept while its interface has them. ``networks`` are the overlay's, ``ours`` the
+    names of our own devices: neither is ever an uplink's. Raises NoUplinkError: one line that lists the candidates and why each
+    fell out.
     """
-    host = _Host(facts, tuple(families), route_answers)
+    host = _Host(_without_overlay(facts, networks, ours), tuple(families), route_answers, prefer)
     fell_out: list[str] = []
     for name, look_up in _candidates(host, wish):
         try:
@@ -127,6 +152,9 @@ def _candidates(host: _Host, wish: Wish) -> Iterator[tuple[str, Callable[[], _Fo
     if wish.can_reach is not None:
         yield f"--iface-can-reach {wish.can_reach}", partial(host.by_reach, wish.can_reach)
     if not (wish.iface or wish.iface_regex or wish.can_reach):
+        for option, address in (("--public-ip", wish.public_ip), ("--public-ipv6", wish.public_ipv6)):
+            if address is not None and host.has(address):
+                yield f"{option} {address}", partial(host.by_name_or_address, str(address))
         yield "default route", host.by_default_route
 
 
@@ -137,16 +165,21 @@ class _Host:
     facts: HostFacts
     families: tuple[Family, ...]
     route_answers: Mapping[IPAddress, RouteAnswer]
+    prefer: Uplink | None = None
 
     @property
     def interfaces(self) -> list[Interface]:
         return sorted(self.facts.interfaces, key=lambda interface: interface.index)
 
+    def has(self, address: IPAddress) -> bool:
+        """True where an interface has this address."""
+        return any(held.address == address for interface in self.interfaces for held in interface.addresses)
+
     def by_name_or_address(self, text: str) -> _Found:
         try:
             address = IPAddress(text)
         except (AddrFormatError, ValueError):
-            return _Found(self._where(lambda interface: interface.name == text, "no such interface"))
+            return _Found(self._where(lambda interface: text in (interface.name, *interface.altnames), _no_such(text)))
         if address.version not in self.families:
             raise _UnfitError(f"the network has no IPv{address.version}")
         owner = self._where(
@@ -156,14 +189,18 @@ class _Host:
 
     def by_pattern(self, pattern: str) -> _Found:
         """Addresses first, then names: an address that matches on a later interface wins over a name on an earlier one."""
-        matches = re.compile(pattern).search
+        matches = compile_re2(pattern).search
         for interface in self.interfaces:
             matched: dict[int, IPAddress] = {}
             for family in self.families:
                 matched.update((family, held.address) for held in _usable(interface, family)[::-1] if matches(str(held.address)))
             if len(matched) == len(self.families):
                 return _Found(interface, matched)
-        return _Found(self._where(lambda interface: matches(interface.name) is not None, "matches no address and no name"))
+
+        def named(interface: Interface) -> bool:
+            return any(map(matches, (interface.name, *interface.altnames)))
+
+        return _Found(self._where(named, "matches no address and no name"))
 
     def by_reach(self, target: IPAddress) -> _Found:
         answer = self.route_answers.get(target)
@@ -196,7 +233,9 @@ class _Host:
                 usable = _usable(interface, family)
                 if not usable:
                     raise _UnfitError(f"{interface.name} has no usable IPv{family} address")
-                addresses[family] = usable[0].address
+                before = None if self.prefer is None else self.prefer.address if family == 4 else self.prefer.address6
+                kept = [held.address for held in usable if held.address == before]
+                addresses[family] = (kept or [usable[0].address])[0]
         if not interface.mtu:
             raise _UnfitError(f"{interface.name} has MTU 0")
         return Uplink(
@@ -221,7 +260,13 @@ def _usable(interface: Interface, family: Family) -> list[InterfaceAddress]:
     fitting = [
         held for held in interface.addresses if held.address.version == family and not held.deprecated and _is_unicast(held.address)
     ]
-    return sorted(fitting, key=lambda held: (held.address.is_link_local(), not held.permanent, held.temporary))
+
+    def rank(held: InterfaceAddress) -> tuple[bool, bool, bool, bool]:
+        # A whole-length prefix beside others is a virtual address that comes and goes (keepalived, kube-vip).
+        virtual = held.prefixlen == (32 if family == 4 else 128)
+        return held.address.is_link_local(), not held.permanent, held.temporary, virtual
+
+    return sorted(fitting, key=rank)
 
 
 def _is_unicast(address: IPAddress) -> bool:
@@ -245,3 +290,24 @@ def _describe(uplink: Uplink, interface: Interface) -> str:
         + (f", peers are told {' and '.join(told)}" if told else "")
         + ("" if interface.up else "; it is down")
     )
+
+
+def _no_such(name: str) -> str:
+    """Why an interface is not found by this name."""
+    base, at, _peer = name.partition("@")
+    return f"no such interface; ip(8) shows {name} for the interface {base}" if at else "no such interface"
+
+
+def _without_overlay(facts: HostFacts, networks: Sequence[IPNetwork], ours: Container[str]) -> HostFacts:
+    """The facts without our own devices, and without addresses inside the overlay (a bridge has one)."""
+
+    def outside(held: InterfaceAddress) -> bool:
+        value = int(held.address)
+        return not any(net.version == held.address.version and net.first <= value <= net.last for net in networks)
+
+    kept = (
+        replace(interface, addresses=tuple(held for held in interface.addresses if outside(held)))
+        for interface in facts.interfaces
+        if interface.name not in ours
+    )
+    return HostFacts(tuple(kept), facts.default_routes)

@@ -19,7 +19,10 @@ from flannelpy.core.errors import MalformedError
 
 SOCKET = "agent.sock"
 """The agent's socket in its run directory."""
+SCHEMA = 2
+"""Grows when a name in the document goes, or means something else."""
 PAGE = "/status"
+EVENTS_PAGE = "/events"
 """The document's path on it."""
 
 
@@ -85,8 +88,8 @@ class SubnetFileStatus:
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """Another host's lease. ``state``: programmed; left-out (``why`` says why); kernel-refused; leaving, kept-after-expiry or
-    kept-after-reset (its key is gone, it is programmed for ``seconds_left`` more).
+    """Another host's lease. ``state``: in-sync (the kernel holds what reaches it), pending, refused (by the kernel), excluded,
+    or stale (its key is gone; it is kept for ``seconds_left`` more); ``why`` says why it is not in sync.
     """
 
     key: str
@@ -123,18 +126,23 @@ class RepairStatus:
 
 @dataclass(frozen=True, slots=True)
 class KernelStatus:
-    """Kernel objects by kind. ``held``: those of the wanted that are there as wanted, as far as the kernel has told."""
+    """Kernel objects by kind. ``in_sync``: those of the desired that are there as desired, as far as the kernel has told.
 
-    wanted: Mapping[str, int]
-    held: Mapping[str, int]
+    ``retries``: how often the kernel has refused something.
+    """
+
+    desired: Mapping[str, int]
+    in_sync: Mapping[str, int]
     repairs: int
     last_repair: RepairStatus | None = None
+    retries: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """One agent at one moment. ``why_not`` is empty where it is ready; ``network`` is the config as derived."""
 
+    schema: int | None = SCHEMA
     version: str
     pid: int
     since: str

@@ -14,7 +14,7 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import HostState, Key, Object, Route, Scope
 from flannelpy.core.plan import Step
-from flannelpy.core.uplink import HostFacts, RouteAnswer
+from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,17 @@ class Result:
 class Notice:
     """What the kernel says was touched, inside the scope: the object as it is now, or None for one that is gone.
 
-    ``everything`` (notifications were lost) asks for a full observation; ``facts`` says that an interface, an address of an
-    interface that is not ours, or a default route changed, so that the choice of uplink may no longer hold.
+    The parts are independent of each other. ``resync`` asks for a full observation: notifications were ``lost``, or something of
+    ours went without a word. ``links`` are interfaces that are not ours, by index, which came, went or changed, or whose addresses
+    did; ``default_route`` says that a default route has changed, ``routed`` of which IP versions a route has that is not ours.
     """
 
     objects: Mapping[Key, Object | None] = field(default_factory=dict)
-    everything: bool = False
-    facts: bool = False
+    resync: bool = False
+    lost: bool = False
+    links: Mapping[int, str] = field(default_factory=dict)
+    default_route: bool = False
+    routed: frozenset[int] = frozenset()
 
 
 class Notices(Protocol):
@@ -51,8 +55,8 @@ class Notices(Protocol):
 class Kernel(Protocol):
     """This host's kernel, in the namespace where the agent runs."""
 
-    async def facts(self) -> HostFacts:
-        """Interfaces with addresses, and default routes: what the choice of uplink is made from."""
+    async def facts(self, query: FactsQuery = EVERYTHING) -> HostFacts:
+        """Interfaces with addresses, and default routes: what the choice of uplink is made from, as far as is asked for."""
         ...
 
     async def route_to(self, address: IPAddress) -> RouteAnswer | None:

@@ -33,7 +33,7 @@ from flannelpy.core.objects import (
     Sysctl,
 )
 from flannelpy.core.plan import Step
-from flannelpy.core.uplink import DefaultRoute, HostFacts, Interface, InterfaceAddress, RouteAnswer
+from flannelpy.core.uplink import EVERYTHING, DefaultRoute, FactsQuery, HostFacts, Interface, InterfaceAddress, RouteAnswer
 from flannelpy.kernel import Notice, Result
 from flannelpy.kernel.channel import error
 
@@ -58,6 +58,7 @@ class FakeKernel:
         self.unknown: set[str] = set()
         """Kinds that this kernel was built without: ``fou``, ``ipip``."""
         self._faults: dict[Key, tuple[int, int]] = {}
+        self._broken: dict[str, tuple[KernelError, int]] = {}
         self._subscriptions: weakref.WeakSet[FakeNotices] = weakref.WeakSet()
         self.applied: list[Step] = []
         """Every step that was carried out, in order."""
@@ -66,17 +67,20 @@ class FakeKernel:
 
     # -------------------------------------------------------------------------------------------------- contract
 
-    async def facts(self) -> HostFacts:
-        self.calls["facts"] += 1
+    async def facts(self, query: FactsQuery = EVERYTHING) -> HostFacts:
+        self._called("facts")
         found = list(self.interfaces.values())
         for link in self._links.values():
             mine = [item.net for item in self._objects.values() if isinstance(item, Address) and item.dev == link.name]
             addresses = tuple(InterfaceAddress(net.ip, net.prefixlen) for net in mine)
             found.append(Interface(link.name, self._indices[link.name], link.mtu, link.up, addresses))
-        return HostFacts(tuple(sorted(found, key=lambda item: item.index)), self._default_routes)
+        if query.names is not None:
+            leaving = {route.index for route in self._default_routes} if query.default_routes else set()
+            found = [item for item in found if query.names.intersection((item.name, *item.altnames)) or item.index in leaving]
+        return HostFacts(tuple(sorted(found, key=lambda item: item.index)), self._default_routes if query.default_routes else ())
 
     async def route_to(self, address: IPAddress) -> RouteAnswer | None:
-        self.calls["route_to"] += 1
+        self._called("route_to")
         for interface in self.interfaces.values():
             for own in interface.addresses:
                 if interface.up and address in _net(own):
@@ -94,10 +98,11 @@ class FakeKernel:
         return None
 
     async def route_at(self, dst: IPNetwork) -> Route | None:
+        self._called("route_at")
         return self._routes.get(dst)
 
     async def observe(self, scope: Scope, keys: Iterable[Key] | None = None) -> HostState:
-        self.calls["observe"] += 1
+        self._called("observe")
         self._fault(Key("observe", ""))
         kinds = None if keys is None else {key.kind for key in keys}
         unset = [Sysctl(name, UNSET) for name in scope.sysctls if self._find(Key("sysctl", name)) is None]
@@ -108,7 +113,7 @@ class FakeKernel:
         )
 
     async def apply(self, steps: Sequence[Step]) -> Sequence[Result]:
-        self.calls["apply"] += 1
+        self._called("apply")
         results = []
         for step in steps:
             try:
@@ -123,7 +128,7 @@ class FakeKernel:
         return results
 
     async def rehearse(self, steps: Sequence[Step]) -> Sequence[Result]:
-        self.calls["rehearse"] += 1
+        self._called("rehearse")
         elsewhere = FakeKernel()
         elsewhere.unknown = self.unknown
         return await elsewhere.apply(steps)
@@ -143,6 +148,20 @@ class FakeKernel:
         """Let the next ``times`` steps with ``key`` fail with an errno. ``Key("observe", "")`` is an observation."""
         self._faults[key] = (code, times)
 
+    def fail_call(self, method: str, error: KernelError, times: int = 1) -> None:
+        """Let the next ``times`` calls of a method of the contract raise this."""
+        self._broken[method] = (error, times)
+
+    def _called(self, method: str) -> None:
+        self.calls[method] += 1
+        if method in self._broken:
+            failure, times = self._broken[method]
+            if times <= 1:
+                del self._broken[method]
+            else:
+                self._broken[method] = (failure, times - 1)
+            raise failure
+
     def overflow(self) -> None:
         """Lose notifications, as the kernel does where nobody reads them (ENOBUFS)."""
         for subscription in self._subscriptions:
@@ -152,18 +171,22 @@ class FakeKernel:
         """The host's own interfaces and default routes are these now."""
         self.interfaces = {item.name: item for item in facts.interfaces if item.name not in self._links}
         self._default_routes = facts.default_routes
-        self._tell(facts=True)
+        self._tell(links=facts.interfaces, default_route=True)
 
     def set_interface(self, interface: Interface) -> None:
         """An interface of the host's own came or changed."""
         self.interfaces[interface.name] = interface
-        self._tell(facts=True)
+        self._tell(links=(interface,))
 
     def plant(self, item: Object) -> None:
         """Put an object there by another hand, over whatever is under its key."""
         if isinstance(item, Link) and item.name not in self._links:
             self._indices[item.name] = self._take_index()
         self._put(item)
+
+    def planted(self) -> list[Key]:
+        """The keys of all objects that are there, in order."""
+        return sorted([*(item.key for item in self._objects.values()), *(item.key for item in self._routes.values())])
 
     def take(self, key: Key) -> None:
         """Remove an object by another hand."""
@@ -191,7 +214,7 @@ class FakeKernel:
         else:
             self.interfaces[dev] = replace(self.interfaces[dev], up=False)
             self._routes = {dst: route for dst, route in self._routes.items() if route.dev != dev}
-            self._tell(everything=dev, facts=True)
+            self._tell(everything=dev, links=(self.interfaces[dev],))
 
     def get(self, key: Key) -> Object | None:
         """What is under a key, whoever put it there."""
@@ -360,10 +383,12 @@ class FakeKernel:
         gone: Object | None = None,
         replaced: Object | None = None,
         everything: str | None = None,
-        facts: bool = False,
+        links: Iterable[Interface] = (),
+        default_route: bool = False,
     ) -> None:
         for subscription in self._subscriptions:
-            subscription.tell(item, gone, replaced, everything, facts)
+            subscription.tell(item, gone, replaced, everything)
+            subscription.tell_host(links, default_route)
 
     def _is_seen(self, item: Object, scope: Scope) -> bool:
         """True where an observation of ``scope`` holds ``item``."""
@@ -430,28 +455,34 @@ class FakeNotices:
     def __init__(self, scope: Scope, is_seen: Callable[[Object, Scope], bool]) -> None:
         self._scope = scope
         self._is_seen = is_seen
-        self._objects: dict[Key, Object | None] = {}
-        self._everything = False
-        self._facts = False
+        self._draft = Notice()
         self._closed = False
         self._woken = asyncio.Event()
 
-    def tell(self, item: Object | None, gone: Object | None, replaced: Object | None, everything: str | None, facts: bool) -> None:
-        """Note a change that the host made; what is outside the scope is passed over."""
+    def tell(self, item: Object | None, gone: Object | None, replaced: Object | None, everything: str | None) -> None:
+        """Note a change that the host made to its objects; what is outside the scope is passed over."""
+        objects, routed = dict(self._draft.objects), set(self._draft.routed)
         for old in (gone, replaced):
             if old is not None and self._is_seen(old, self._scope) and not isinstance(old, Sysctl):
-                self._objects[old.key] = None
+                objects[old.key] = None
         if item is not None and self._is_seen(item, self._scope) and not isinstance(item, Sysctl):
-            self._objects[item.key] = item
-        if everything is not None and (everything in self._scope.links or everything == self._scope.uplink):
-            self._everything = True
-        self._facts |= facts
-        if self._objects or self._everything or self._facts:
+            objects[item.key] = item
+        routed |= {one.dst.version for one in (item, gone) if isinstance(one, Route) and one.proto != ROUTE_PROTOCOL}
+        resync = everything is not None and (everything in self._scope.links or everything == self._scope.uplink)
+        self._say(replace(self._draft, objects=objects, resync=self._draft.resync or resync, routed=frozenset(routed)))
+
+    def tell_host(self, links: Iterable[Interface], default_route: bool) -> None:
+        """Note a change of the host's own."""
+        seen = {**self._draft.links, **{link.index: link.name for link in links}}
+        self._say(replace(self._draft, links=seen, default_route=self._draft.default_route or default_route))
+
+    def _say(self, notice: Notice) -> None:
+        self._draft = notice
+        if notice != Notice():
             self._woken.set()
 
     def overflow(self) -> None:
-        self._objects, self._everything, self._facts = {}, True, True
-        self._woken.set()
+        self._say(Notice(resync=True, lost=True))
 
     def close(self) -> None:
         self._closed = True
@@ -468,8 +499,7 @@ class FakeNotices:
         if self._closed:
             raise StopAsyncIteration
         self._woken.clear()
-        notice = Notice(self._objects, self._everything, self._facts)
-        self._objects, self._everything, self._facts = {}, False, False
+        notice, self._draft = self._draft, Notice()
         return notice
 
 

@@ -148,6 +148,14 @@ def get_link(sequence: int, index: int) -> bytes:
     return message(RTM_GETLINK, REQUEST, sequence, _IFINFO.pack(0, 0, index, 0, 0) + _RTA_U32.pack(8, 29, SKIP_STATS))
 
 
+def get_link_named(sequence: int, name: str) -> bytes:
+    """By its name, or (from Linux 5.5 on) by another one that it has."""
+    text = name.encode() + b"\0"
+    kind = IFLA_IFNAME if len(text) <= IFNAMSIZ else IFLA_ALT_IFNAME
+    attribute = _RTA.pack(4 + len(text), kind) + text + b"\0" * (-len(text) % 4)
+    return message(RTM_GETLINK, REQUEST, sequence, _IFINFO.pack(0, 0, 0, 0, 0) + _RTA_U32.pack(8, 29, SKIP_STATS) + attribute)
+
+
 def create_ipip(sequence: int, link: Link, ipip: Ipip) -> bytes:
     """RTM_NEWLINK as ``ip link add NAME type ipip ... encap fou`` sends it, and with the MTU, up or down.
 
@@ -249,6 +257,11 @@ def dump_failure(data: bytes, head: Head) -> int:
     return -_S32.unpack_from(data, head.body)[0] if head.end - head.body >= 4 else 0
 
 
+IFLA_IFNAME, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 3, 52, 53
+IFNAMSIZ = 16
+"""Longest name of a device with its zero (netdevice(7)); other names may be longer."""
+
+
 class LinkInfo(NamedTuple):
     """A device as the kernel tells it. ``vxlan`` and ``ipip`` hold its attributes by number; ``parent`` is an index, 0 for none."""
 
@@ -262,6 +275,7 @@ class LinkInfo(NamedTuple):
     parent: int
     vxlan: dict[int, bytes] | None
     ipip: dict[int, bytes] | None
+    altnames: tuple[str, ...] = ()
 
     @property
     def up(self) -> bool:
@@ -298,7 +312,21 @@ def read_link(data: bytes, body: int, end: int) -> LinkInfo:
         _u32(vxlan.get(3) if vxlan else found.get(5)),
         vxlan,
         ipip,
+        _altnames(found.get(IFLA_PROP_LIST, b"")),
     )
+
+
+def _altnames(listed: bytes) -> tuple[str, ...]:
+    """The other names of a device: one attribute each, all of one type."""
+    found, at = [], 0
+    while at + 4 <= len(listed):
+        length, kind = _RTA.unpack_from(listed, at)
+        if length < 4:
+            break
+        if kind & 0x3FFF == IFLA_ALT_IFNAME:
+            found.append(_text(listed[at + 4 : at + length]))
+        at += (length + 3) & ~3
+    return tuple(found)
 
 
 def ipip_of(found: dict[int, bytes]) -> Ipip | None:

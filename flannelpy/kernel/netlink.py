@@ -18,6 +18,7 @@ import errno
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +27,7 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import Address, FdbEntry, Fou, HostState, Key, Link, Neighbour, NftTable, Object, Route, Scope, Sysctl
 from flannelpy.core.plan import Step
-from flannelpy.core.uplink import DefaultRoute, HostFacts, Interface, InterfaceAddress, RouteAnswer
+from flannelpy.core.uplink import EVERYTHING, DefaultRoute, FactsQuery, HostFacts, Interface, InterfaceAddress, RouteAnswer
 from flannelpy.kernel import Result, links, messages
 from flannelpy.kernel.channel import Channel, Failure, error
 from flannelpy.kernel.fou import FouPorts
@@ -50,7 +51,7 @@ BATCH_S = 0.005
 """A batch holds as many messages as the kernel carries out in about this time, in seconds: so long the loop stands still. It
 matters with thousands of on-link routes with distinct gateways on one device: each takes the kernel longer than the one before."""
 
-DUMP_ATTEMPTS = 10
+DUMP_ATTEMPTS, DUMP_PAUSE_S = 10, 0.02
 NOTICE_BYTES = 8 << 20
 """Notifications that may pile up while nobody reads: some 10,000 messages."""
 
@@ -75,20 +76,50 @@ class NetlinkKernel:
 
     # ---------------------------------------------------------------------------------------------------- facts
 
-    async def facts(self) -> HostFacts:
-        """Interfaces with addresses, and default routes. Raises KernelError where the kernel cannot be asked."""
-        infos = await self._dump(messages.dump_links, messages.read_link)
-        addresses: dict[int, list[InterfaceAddress]] = {}
-        for info in await self._dump(messages.dump_addresses, messages.read_address):
-            addresses.setdefault(info.device, []).append(_interface_address(info))
+    async def facts(self, query: FactsQuery = EVERYTHING) -> HostFacts:
+        """Interfaces with addresses, and default routes. Raises KernelError where the kernel cannot be asked.
+
+        Interfaces that are named are asked for by name: the others may come and go meanwhile. Where all are asked for and some come
+        or go, each that was told is true all the same.
+        """
         defaults = []
-        for family in (AF_INET, AF_INET6):
+        for family in (AF_INET, AF_INET6) if query.default_routes else ():
             defaults += [DefaultRoute(route.version, route.device) for route in await self._dump_routes(family, _read_default)]
+        addresses: dict[int, list[InterfaceAddress]] = {}
+        if query.names is None:
+            infos = await self._dump(messages.dump_links, messages.read_link, whole=False)
+            for info in await self._dump(messages.dump_addresses, messages.read_address, whole=False):
+                addresses.setdefault(info.device, []).append(_interface_address(info))
+        else:
+            infos = self._links(query.names, {route.index for route in defaults if route.index})
+            for index in [info.device for info in infos]:
+                request = partial(messages.dump_addresses, index=index)
+                found = await self._dump_of(request, messages.read_address, whole=False)
+                addresses[index] = [_interface_address(info) for info in found if info.device == index]
         interfaces = [
-            Interface(info.name, info.device, info.mtu, info.up, tuple(addresses.get(info.device, ())))
+            Interface(
+                info.name, info.device, info.mtu, info.up, tuple(addresses.get(info.device, ())), info.mac or "", info.altnames
+            )
             for info in sorted(infos, key=lambda info: info.device)
         ]
         return HostFacts(tuple(interfaces), tuple(defaults))
+
+    def _links(self, names: Iterable[str], indexes: Iterable[int]) -> list[messages.LinkInfo]:
+        """The interfaces with these names (any that they have) and indexes; those that are not there are left out."""
+        channel = self._open()
+        requests = [partial(messages.get_link_named, name=name) for name in names]
+        requests += [partial(messages.get_link, index=index) for index in indexes]
+        found: dict[int, messages.LinkInfo] = {}
+        for request in requests:
+            try:
+                data, head = channel.get(request(channel.reserve(1)))
+            except KernelError as reason:
+                if reason.code in GONE:
+                    continue
+                raise
+            info = messages.read_link(data, head.body, head.end)
+            found[info.device] = info
+        return list(found.values())
 
     async def route_to(self, address: IPAddress) -> RouteAnswer | None:
         """``ip route get ADDRESS``; None where the kernel would not send."""
@@ -211,21 +242,28 @@ class NetlinkKernel:
                 return []  # a routing table is made with its first route
             raise
 
-    async def _dump_of(self, request: Callable[[int], bytes], read: Callable[[bytes, int, int], T | None]) -> list[T]:
+    async def _dump_of(
+        self, request: Callable[[int], bytes], read: Callable[[bytes, int, int], T | None], *, whole: bool = True
+    ) -> list[T]:
         """A dump of one device, empty where the device went meanwhile."""
         try:
-            return await self._dump(request, read)
+            return await self._dump(request, read, whole=whole)
         except KernelError as reason:
             if reason.code in GONE:
                 return []
             raise
 
-    async def _dump(self, request: Callable[[int], bytes], read: Callable[[bytes, int, int], T | None]) -> list[T]:
+    async def _dump(
+        self, request: Callable[[int], bytes], read: Callable[[bytes, int, int], T | None], *, whole: bool = True
+    ) -> list[T]:
         """What ``read`` makes of each message of a dump; again from the start where the kernel says that the table moved below it.
 
-        On a socket of its own: the loop gets turns in between, in which others ask the kernel, too.
+        Each message is true, but one may be missing or twice: after some attempts the last one is taken as it is, and at once where
+        nobody needs it ``whole``. On a socket of its own: the loop gets turns in between, in which others ask the kernel, too.
         """
-        for _ in range(DUMP_ATTEMPTS):
+        found: list[T] = []
+        for attempt in range(DUMP_ATTEMPTS if whole else 1):
+            await asyncio.sleep(0 if not attempt else DUMP_PAUSE_S)
             found = []
             try:
                 with Channel() as channel:
@@ -237,8 +275,8 @@ class NetlinkKernel:
                         await asyncio.sleep(0)
             except InterruptedError:
                 continue
-            return found
-        raise KernelError(f"a table changed during each of {DUMP_ATTEMPTS} dumps", errno.EAGAIN)
+            break
+        return found
 
     # ----------------------------------------------------------------------------------------------------- apply
 

@@ -17,6 +17,9 @@ import select
 import socket
 from collections.abc import Callable
 from struct import Struct
+from struct import error as StructError  # noqa: N812 - an error by the name of its like
+
+from netaddr import AddrFormatError
 
 from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import ROUTE_PROTOCOL, Address, FdbEntry, Key, Neighbour, Object, Scope
@@ -24,6 +27,7 @@ from flannelpy.kernel import Notice
 from flannelpy.kernel.channel import ADD_MEMBERSHIP, DATAGRAM_BYTES, SOL_NETLINK, Channel, netlink_socket
 from flannelpy.kernel.messages import (
     AF_BRIDGE,
+    AF_INET,
     NLMSG,
     NTF_PROXY,
     REPLACE,
@@ -51,6 +55,7 @@ from flannelpy.kernel.nft import NETLINK_NETFILTER, Nft
 from flannelpy.kernel.sieve import Sieve
 
 LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE = 1, 3, 5, 7, 9, 11  # RTNLGRP_*
+RTPROT_KERNEL = 2
 NFTABLES = 7  # NFNLGRP_NFTABLES
 NFPROTO_INET = 1
 SUBSYSTEM_NFTABLES = 10
@@ -127,7 +132,7 @@ class Notices:
             if not exhausted:
                 await asyncio.sleep(0)
             if draft.news:
-                return Notice(draft.objects, draft.everything, draft.facts)
+                return draft.notice()
             if exhausted:
                 await self._readable()
         raise StopAsyncIteration
@@ -178,9 +183,12 @@ class Notices:
                     continue
                 count += 1
                 if not lost:
-                    digest(data, draft)
+                    try:
+                        digest(data, draft)
+                    except (ValueError, AddrFormatError, StructError):
+                        lost = True  # nothing that the kernel says is like that; whatever it was, look at everything
         if lost:
-            draft = _Draft(everything=True, facts=True)
+            draft = _Draft(lost=True)
             self._survey()
         return draft, count < BURST
 
@@ -217,10 +225,13 @@ class Notices:
         draft.objects[key] = item if new else None  # one that is no longer permanent is gone, too
 
     def _route(self, data: bytes, body: int, end: int, new: bool, flags: int, draft: _Draft) -> None:
-        _family, prefixlen, _source, _tos, table, proto, _scope, _kind = _ROUTE_HEAD.unpack_from(data, body)
+        family, prefixlen, _source, _tos, table, proto, _scope, _kind = _ROUTE_HEAD.unpack_from(data, body)
         if table != TABLE_MAIN:
             return
-        if proto != ROUTE_PROTOCOL and prefixlen and not flags & REPLACE:
+        if proto != ROUTE_PROTOCOL and (proto != RTPROT_KERNEL or family == AF_INET):
+            # Of IPv6 the kernel adds a link-local route with every interface that comes up; they lead to no peer.
+            draft.routed.add(4 if family == AF_INET else 6)
+        if new and proto != ROUTE_PROTOCOL and prefixlen and not flags & REPLACE:
             device = route_device(data, body, end)
             if device not in self._sieve.links and (not device or device != self._sieve.uplink):
                 return
@@ -228,18 +239,19 @@ class Notices:
         if info is None:
             return
         if not prefixlen:
-            draft.facts = True
+            draft.default_route = True
         item = self._sieve.route(info)
         if item is not None:
             draft.objects[item.key] = item if new else None
-        elif new and flags & REPLACE and self._sieve.inside(info) and self._sieve.keyed(info):
-            draft.objects[Key("route", str(info.network))] = None  # somebody put theirs in the place of ours
+        elif (flags & REPLACE or not new) and self._sieve.inside(info) and self._sieve.keyed(info):
+            # Somebody put theirs in the place of ours; or it was in our way, and is gone.
+            draft.objects[Key("route", str(info.network))] = None
 
     def _address(self, data: bytes, body: int, end: int, new: bool, draft: _Draft) -> None:
         index = link_index(data, body)
         ours = index in self._sieve.links
         if not ours:
-            draft.facts = True
+            draft.links[index] = self._seen[index][0] if index in self._seen else ""
         info = read_address(data, body, end)
         if info is None:
             return
@@ -247,7 +259,7 @@ class Notices:
         if item is not None:
             draft.objects[item.key] = item if new else None
         if not new and info.version == 4 and (ours or index == self._sieve.uplink):
-            draft.everything = True  # the last one takes every route of its device along, unannounced
+            draft.resync = True  # the last one takes every route of its device along, unannounced
 
     def _link(self, info: LinkInfo, new: bool, draft: _Draft) -> None:
         index, name = info.device, info.name
@@ -261,21 +273,21 @@ class Notices:
         if item is not None:
             draft.objects[item.key] = item
         elif before != self._seen[index]:
-            draft.facts = True
+            draft.links[index] = name
         if before is not None and before[2] and not info.up and (item is not None or index == self._sieve.uplink):
-            draft.everything = True  # routes of a device that goes down vanish unannounced
+            draft.resync = True  # routes of a device that goes down vanish unannounced
 
     def _forget(self, index: int, name: str, draft: _Draft) -> None:
         """A device is gone, or has another name now."""
         self._seen.pop(index, None)
         if self._sieve.links.pop(index, None) is not None:
             draft.objects[Key("link", name)] = None
-            draft.everything = True
+            draft.resync = True
         else:
-            draft.facts = True
+            draft.links[index] = name
         if index == self._sieve.uplink:
             self._sieve.uplink = 0
-            draft.everything = True
+            draft.resync = True
 
     def _digest_netfilter(self, data: bytes, draft: _Draft) -> None:
         """Every nftables message but the generation's names its table in its first attribute."""
@@ -294,23 +306,28 @@ class Notices:
         try:
             draft.objects[key] = await self._nft.list(self._scope.table)
         except KernelError:
-            draft.everything = True  # an observation will say what is wrong
+            draft.resync = True  # an observation will say what is wrong
 
 
 class _Draft:
     """A Notice that is being written."""
 
-    __slots__ = ("everything", "facts", "nft_touched", "objects")
+    __slots__ = ("default_route", "links", "lost", "nft_touched", "objects", "resync", "routed")
 
-    def __init__(self, everything: bool = False, facts: bool = False) -> None:
+    def __init__(self, lost: bool = False) -> None:
         self.objects: dict[Key, Object | None] = {}
-        self.everything = everything
-        self.facts = facts
+        self.lost = self.resync = lost
+        self.links: dict[int, str] = {}
+        self.default_route = False
+        self.routed: set[int] = set()
         self.nft_touched = False
 
     @property
     def news(self) -> bool:
-        return bool(self.objects) or self.everything or self.facts
+        return bool(self.objects or self.resync or self.links or self.default_route or self.routed)
+
+    def notice(self) -> Notice:
+        return Notice(self.objects, self.resync, self.lost, self.links, self.default_route, frozenset(self.routed))
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from flannelpy.registry.etcd.loader import load
 from netns_lab.host import Host
+from netns_lab.interrupt import heed_interrupts
 from netns_lab.lab import PREFIX, Lab
 from netns_lab.topology import Topology
 
@@ -270,6 +271,7 @@ def show(rows: Sequence[Row], console: Console) -> None:
 
 def main() -> int:
     """Run it; 0 where every target was met, 1 where one was missed."""
+    heed_interrupts()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--leases", type=int, default=10_000, help="leases of the big cluster")
     parser.add_argument("--puts", type=int, default=100, help="puts to time")

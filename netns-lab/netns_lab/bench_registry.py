@@ -38,6 +38,7 @@ from flannelpy.registry.etcd.registry import EtcdRegistry
 from netns_lab.bench_agent import HERE, Writer, count_routes, cpu_s, milliseconds, route_monitor, subnet
 from netns_lab.etcd import Etcd
 from netns_lab.host import Host
+from netns_lab.interrupt import heed_interrupts
 from netns_lab.lab import PREFIX, Lab
 from netns_lab.namespaces import open_socket
 from netns_lab.race import Race
@@ -329,6 +330,7 @@ def show(rows: Sequence[Row], console: Console) -> None:
 
 def main() -> int:
     """Run it; 0 where every target was met, 1 where one was missed."""
+    heed_interrupts()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--leases", type=int, default=10_000, help="leases to list")
     parser.add_argument("--rate", type=int, default=1_000, help="changes a second to follow")

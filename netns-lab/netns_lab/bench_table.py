@@ -1,4 +1,4 @@
-"""Does a look-up in the pump's peer table cost more with more peers? A million of them among few and among many, in turn."""
+"""Does a look-up in a worker's peer table cost more with more peers? A million of them among few and among many, in turn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from backends.udp.table import Table
+from backends.udp.worker.peers import PeerTable
 
 FEW, MANY = 10, 10_000
 LOOK_UPS = 1_000_000
@@ -35,15 +35,15 @@ def measure(rounds: int = 7) -> LookUps:
     return LookUps(few_s, many_s, statistics.median(more / less for less, more in pairs))
 
 
-def _asked(peers: int) -> tuple[Table, list[int]]:
-    table = Table(0x0A050000, 24, 8285)
+def _asked(peers: int) -> tuple[PeerTable, list[int]]:
+    table = PeerTable(0x0A050000, 24, 8285)
     for number in range(peers):
         table.set(FIRST + (number << 8), 24, 0xAC100001 + number)
     chance = random.Random(1)
     return table, [FIRST + (chance.randrange(peers) << 8) + chance.randrange(1, 255) for _ in range(ADDRESSES)]
 
 
-def _timed(table: Table, addresses: list[int]) -> float:
+def _timed(table: PeerTable, addresses: list[int]) -> float:
     """CPU time of this process, in seconds: another program that runs meanwhile is not counted."""
     began = time.process_time()
     for _ in range(LOOK_UPS // ADDRESSES):

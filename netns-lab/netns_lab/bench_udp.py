@@ -1,4 +1,4 @@
-"""How fast is the udp backend's pump? Beside it, in turn and in one run: a plain C pump, the kernel's VXLAN, and no tunnel at all.
+"""How fast is udp in user space? Beside it, in turn and in one run: a plain C pump, the kernel's VXLAN, and no tunnel at all.
 
     python -m netns_lab.bench_udp [--rounds 5] [--seconds 3] [--only pump,c]
 
@@ -33,6 +33,7 @@ from rich.table import Table
 
 from netns_lab import bench_table
 from netns_lab.errors import LabError
+from netns_lab.interrupt import heed_interrupts
 from netns_lab.ledger import Ledger
 from netns_lab.namespaces import Namespace, Process, batch, run, write_sysctls
 
@@ -53,7 +54,7 @@ MTUS = {"direct": WIRE_MTU, "vxlan": WIRE_MTU - 50, "c": WIRE_MTU - 28, "pump": 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One line of the report; ``target`` and ``aim`` are ratios of our pump to the C pump."""
+    """One line of the report; ``target`` and ``aim`` are ratios of our datapath to the C pump."""
 
     name: str
     text: str
@@ -263,7 +264,7 @@ def cpu_s(pid: int) -> float:
 
 
 async def carry(number: int) -> None:
-    """Our pump on host ``number``, as the agent would run it, until SIGTERM."""
+    """Our datapath on host ``number``, as the agent would run it, until SIGTERM."""
     from netaddr import IPAddress, IPNetwork
 
     from backends.udp import Udp
@@ -276,12 +277,13 @@ async def carry(number: int) -> None:
 
     address = IPAddress(f"192.0.2.{number}")
     uplink = Uplink("eth1", 2, WIRE_MTU, address=address, public_ip=address)
-    pump = Udp(PORT, engine="pump").datapath(Local(NetworkConfig.parse('{"Network": "10.99.0.0/16"}'), uplink, lease(number)))
-    assert pump is not None
+    local = Local(NetworkConfig.parse('{"Network": "10.99.0.0/16"}'), uplink, lease(number))
+    datapath = Udp(PORT, engine="userspace").datapath(local)
+    assert datapath is not None
     peer = lease(3 - number)
-    pump.update({peer.key: peer})
-    await pump.open(NoFdStore())
-    await pump.run()
+    datapath.update({peer.key: peer})
+    await datapath.open(NoFdStore())
+    await datapath.run()
 
 
 # ------------------------------------------------------------------------------------------------------------- report
@@ -297,7 +299,7 @@ def medians(rounds: Mapping[str, Sequence[Values]]) -> dict[str, Values]:
 
 
 def ratio(rounds: Mapping[str, Sequence[Values]], name: str) -> float | None:
-    """Our pump's to the C pump's: the median over the rounds, in which both stood side by side."""
+    """Our datapath's to the C pump's: the median over the rounds, in which both stood side by side."""
     pairs = list(zip(rounds.get("pump", ()), rounds.get("c", ()), strict=False))
     if not pairs:
         return None
@@ -421,6 +423,7 @@ async def compare(kinds: Sequence[str], number: int, seconds: float, name: str, 
 
 def main() -> int:
     """Run it; 0 where every target was met, 1 where one was missed or it could not be run."""
+    heed_interrupts()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="how often each way is measured")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each iperf3 run")

@@ -19,6 +19,7 @@ import click
 from flannelpy.plugins import names as backends
 from netns_lab.errors import LabError, TopologyError
 from netns_lab.etcd import EtcdFailedError
+from netns_lab.interrupt import heed_interrupts
 from netns_lab.ledger import Ledger, names
 from netns_lab.topology import Topology, check_name, shipped
 
@@ -299,4 +300,5 @@ def _count(number: int, what: str) -> str:
 
 def main() -> None:
     """The command; a script's entry point."""
+    heed_interrupts()
     lab(prog_name="lab")

@@ -17,6 +17,7 @@ from rich.console import Console
 from netns_lab.drawing import draw
 from netns_lab.errors import LabError
 from netns_lab.etcd import EtcdFailedError
+from netns_lab.interrupt import heed_interrupts
 from netns_lab.lab import PREFIX, Lab
 from netns_lab.listing import lease_table, leases, matrix_summary, matrix_table
 from netns_lab.topology import Topology
@@ -99,6 +100,7 @@ async def demo() -> int:
 
 def main() -> int:
     """The exit code of the whole; errors are one line."""
+    heed_interrupts()
     if os.geteuid() != 0:
         print("demo: network namespaces need root: start it with sudo", file=sys.stderr)
         return 1

@@ -17,15 +17,21 @@ from random import Random
 
 from netaddr import IPAddress
 
-from flannelpy.agent.keeper import NO_ROOM, Keeper
+from flannelpy.agent.context import Context
+from flannelpy.agent.lease import NO_ROOM, Keeper
 from flannelpy.agent.report import Reporter
+from flannelpy.agent.systemd import Notifier
 from flannelpy.core import lease_events as ev
+from flannelpy.core.backend import NoFdStore
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import MalformedError
 from flannelpy.core.leasing import Leasing
 from flannelpy.core.model import Lease, LeaseAttrs, parse_subnet_key
+from flannelpy.core.uplink import Wish
+from flannelpy.kernel.netlink import NetlinkKernel
 from flannelpy.registry import Deleted, Endpoint, Event, Put, Registry, Snapshot
 from flannelpy.registry.etcd.registry import EtcdRegistry
+from flannelpy.settings import Settings
 
 FIRST_ADDRESS = int(IPAddress("172.20.0.1"))
 
@@ -40,15 +46,9 @@ class Machine:
         self._registry = registry
         self._rules = Leasing(config, LeaseAttrs(self.address, backend_type="vxlan"), Random(number))
         self._reporter = Reporter(time.monotonic)
-        self.keeper = Keeper(
-            self._rules,
-            registry,
-            self._reporter,
-            time.monotonic,
-            refresh=self._list,
-            on_hold=self._on_hold,
-            on_lost=self.served.clear,
-        )
+        settings, kernel = Settings(Endpoint(("http://127.0.0.1:2379",))), NetlinkKernel()  # neither is looked at
+        context = Context(settings, Wish(), registry, kernel, self._reporter, Notifier(""), NoFdStore(), time.monotonic)
+        self.keeper = Keeper(context, self._list, self._rules, self._on_change)
         self.task: asyncio.Task[None] | None = None
 
     @property
@@ -61,8 +61,8 @@ class Machine:
         """What it tells while no subnet is free; empty where that does not hold."""
         return next((active.text for active in self._reporter.health if active.condition.code == NO_ROOM), "")
 
-    def _on_hold(self, _: Lease) -> None:
-        self.served.set()
+    def _on_change(self) -> None:
+        (self.served.clear if self.keeper.lost else self.served.set)()
 
     async def _list(self) -> Snapshot:
         self.rounds += 1

@@ -1,4 +1,4 @@
-"""Does the udp pump hold for long? Traffic of all kinds between two hosts for minutes, and a look at what the processes hold.
+"""Does udp in user space hold for long? Traffic of all kinds between two hosts for minutes, and a look at what the processes hold.
 
     python -m netns_lab.soak_udp [--minutes 10]
 
@@ -35,6 +35,7 @@ from netns_lab.errors import LabError
 from netns_lab.etcd import EtcdFailedError
 from netns_lab.footprint import GROWTH_KB, Footprint, draw
 from netns_lab.host import Host
+from netns_lab.interrupt import heed_interrupts
 from netns_lab.lab import Lab
 from netns_lab.namespaces import open_socket
 from netns_lab.pinging import Pinging
@@ -44,7 +45,10 @@ from netns_lab.traffic import Pair, call, datagrams, transfer
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "lab-out"
 TOPOLOGY = Topology(
-    hosts=2, backend="udp", agent_options=("--ip-masq", "--udp-engine=pump"), config={"SubnetMax": "10.1.199.0", "SubnetLen": 24}
+    hosts=2,
+    backend="udp",
+    agent_options=("--ip-masq", "--udp-engine=userspace"),
+    config={"SubnetMax": "10.1.199.0", "SubnetLen": 24},
 )
 UNLEASED = "10.1.250."
 """Addresses in the network that no host can lease."""
@@ -70,7 +74,7 @@ class Tally:
     pings_lost: int = 0
     changes: int = 0
     counted: dict[str, int] = field(default_factory=dict)
-    """What the pumps of both hosts have counted."""
+    """What the workers of both hosts have counted."""
     wrong: list[str] = field(default_factory=list)
 
 
@@ -157,7 +161,7 @@ class Soak:
         return found
 
     async def _told(self, host: Host) -> dict[str, Any]:
-        """What the host's agent tells of its pump. Raises LabError."""
+        """What the host's agent tells of its datapath. Raises LabError."""
         assert host.settings is not None
         said = await host.exec(*host.settings.program, "status", f"--run-dir={host.run_dir}", "--json")
         told: dict[str, Any] = json.loads(said)["pump"]
@@ -280,7 +284,7 @@ def show(soak: Soak, console: Console) -> list[str]:
         f"carried: {tally.streams} streams, {tally.stream_octets / 1e9:.2f} GB; {tally.connections:,} connections; "
         f"{tally.datagrams:,} datagrams ({tally.datagrams_lost:,} lost); {tally.pings:,} pings ({tally.pings_lost:,} lost)\n"
         f"not wanted: {tally.garbage:,} datagrams of a stranger; {tally.unknown:,} packets to nobody\n"
-        f"dropped by the pumps: {dropped or 'nothing'}\n"
+        f"dropped by the workers: {dropped or 'nothing'}\n"
         f"meanwhile: {tally.changes:,} changes of {NODES} other nodes in etcd",
         highlight=False,
     )
@@ -340,6 +344,7 @@ async def soak_for(seconds: float, name: str, console: Console) -> int:
 
 def main() -> int:
     """Run it; 0 where nothing grew and nothing was wrong, 1 where something did or was, 130 where it was interrupted before."""
+    heed_interrupts()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=10.0, help="how long")
     parser.add_argument("--name", default=f"soak{os.getpid()}", help="of the lab that it makes")

@@ -32,6 +32,7 @@ from flannelpy.core.pool import free_runs
 from flannelpy.registry import Put
 from flannelpy.registry.etcd.loader import load
 from flannelpy.registry.etcd.records import Keys, decode_put
+from netns_lab.interrupt import heed_interrupts
 
 Kind = Literal["renewal", "join", "leave", "mac"]
 SHARES: dict[Kind, float] = {"renewal": 0.7, "join": 0.1, "leave": 0.1, "mac": 0.1}
@@ -304,6 +305,7 @@ async def run(given: argparse.Namespace, tally: Tally, say: Callable[[str], None
 
 def main(words: Sequence[str] | None = None) -> int:
     """The process beside etcd: 0 done, 1 one line says why not, 130 ended by ctrl-C or SIGTERM."""
+    heed_interrupts()
     parser = argparse.ArgumentParser(prog="swarm", description="Simulated nodes; lab swarm starts this beside etcd.")
     parser.add_argument("url", help="etcd's client URL")
     parser.add_argument("--prefix", default="/coreos.com/network")

@@ -47,7 +47,7 @@ async def test_kill_and_restart(overlay: Lab) -> None:
         overlay.etcd.delete(GONE.key)
         await until_programmed(one, LATE, timeout_s=6)
         await until_gone(one, GONE, timeout_s=8)
-        await until_said(log, "over: ", "etcd", timeout_s=5)
+        await until_said(log, "resolved: ", "etcd", timeout_s=5)
 
 
 @two_hosts
@@ -59,7 +59,7 @@ async def test_standing_still_for_longer_than_every_deadline(overlay: Lab) -> No
             assert log.lines("etcd does not answer")
         put_peer(overlay, LATE)
         await until_programmed(one, LATE, timeout_s=6)
-        await until_said(log, "over: ", "etcd", timeout_s=5)
+        await until_said(log, "resolved: ", "etcd", timeout_s=5)
     assert len(log.begun("does not answer")) == 1
 
 

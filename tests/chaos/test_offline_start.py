@@ -49,7 +49,7 @@ async def test_a_host_comes_up_from_what_it_kept_and_corrects_itself_later(overl
     async with unharmed(overlay, "h1 started without etcd, etcd returns", leaving=[GONE]):
         await until_programmed(one, LATE, timeout_s=10)
         await until_gone(one, GONE, timeout_s=10)
-        await until_said(log, "over: ", "not been reached since the start", timeout_s=5)
+        await until_said(log, "resolved: ", "not been reached since the start", timeout_s=5)
     assert overlay.etcd.get(own.key) == own.value
 
 

@@ -58,7 +58,7 @@ async def test_certificates_are_replaced_on_disk(overlay: Lab, tmp_path: Path) -
         overlay.etcd.restart()  # it reads the CA that signs clients when it starts
         put_peer(overlay, LATE)
         await until_programmed(one, LATE, timeout_s=10)
-        await until_said(log, "over: ", "TLS", timeout_s=10)
+        await until_said(log, "resolved: ", "TLS", timeout_s=10)
 
 
 # -------------------------------------------------------------------------------------------------------------- auth
@@ -139,7 +139,7 @@ async def test_the_password_changes_and_its_file_does_not(lab: Lab, tmp_path: Pa
         file.write_text("second\n")
         put_peer(lab, LATE)
         await until_programmed(one, LATE, timeout_s=10)
-        await until_said(log, "over: ", timeout_s=10)
+        await until_said(log, "resolved: ", timeout_s=10)
     assert "first" not in log.text
     assert "second" not in log.text
 

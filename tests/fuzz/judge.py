@@ -1,8 +1,10 @@
-"""What may pass? The guard's rules once more, from the wire format alone: nothing of the code under test is imported here.
+"""What may pass? The rules of source validation once more, from the wire format alone: nothing of the code under test is imported.
 
-A datagram is one IPv4 packet. It is let in where its sender is a peer, its source lies in that peer's subnet, its destination in
-ours, and its length is what its header says. It leaves as it came, one hop older (RFC 791, 1624); where its TTL does not outlive
-the hop, its source may be told (RFC 792), but for what RFC 1122 3.2.2 never answers.
+A datagram is one IPv4 packet. It is let in where its sender is a peer, its destination lies in our subnet, its length is what its
+header says, and its source, inside the network, lies in that peer's subnet. A source outside of the network is by default anybody's
+but our own, where it is ``strict`` the peer's own address; ``peers`` looks at the sender alone, ``off`` at nothing. It leaves as it
+came, one hop older (RFC 791, 1624); where its TTL does not outlive the hop, its source may be told (RFC 792), but for what RFC 1122
+3.2.2 never answers.
 """
 
 from __future__ import annotations
@@ -13,10 +15,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """One host's view: its own subnet and its peers' by their addresses, each subnet as (first, last) address."""
+    """One host's view: its own subnet, its peers' by their addresses and the network, each as (first, last) address; its rule, and
+    what other addresses it has."""
 
     own: tuple[int, int]
     peers: Mapping[str, tuple[int, int]]
+    network: tuple[int, int]
+    rule: str = "default"
+    addresses: frozenset[bytes] = frozenset()
 
     def lets_in(self, datagram: bytes, sender: str) -> bool:
         """The guard, whatever the TTL."""
@@ -25,9 +31,18 @@ class Judge:
         header = (datagram[0] & 15) * 4
         if not 20 <= header <= len(datagram) or datagram[2] << 8 | datagram[3] != len(datagram):
             return False
-        first, last = self.peers.get(sender, (1, 0))
-        src, dst = int.from_bytes(datagram[12:16], "big"), int.from_bytes(datagram[16:20], "big")
-        return first <= src <= last and self.own[0] <= dst <= self.own[1]
+        if self.rule == "off":
+            return True
+        if sender not in self.peers:
+            return False
+        return self.rule == "peers" or (self._may_send(datagram[12:16], sender) and within(datagram[16:20], self.own))
+
+    def _may_send(self, source: bytes, sender: str) -> bool:
+        if within(source, self.network):
+            return within(source, self.peers[sender])
+        if self.rule == "strict":
+            return source == bytes(int(part) for part in sender.split("."))
+        return source not in self.addresses
 
     def passed(self, datagram: bytes, sender: str) -> bytes | None:
         """What must reach the device for it; None: nothing may."""
@@ -47,6 +62,11 @@ class Judge:
                 assert len(quote) >= min(len(each), (each[0] & 15) * 4 + 8)
                 return each
         raise AssertionError(f"made up: {answer.hex()}")
+
+
+def within(address: bytes, span: tuple[int, int]) -> bool:
+    """Whether it lies between first and last."""
+    return span[0] <= int.from_bytes(address, "big") <= span[1]
 
 
 def ones(octets: bytes) -> int:

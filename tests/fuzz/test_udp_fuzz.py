@@ -1,4 +1,4 @@
-"""Any bytes from device or wire: never an exception, never a look past the packet's end, never past the guard."""
+"""Any bytes from device or wire: never an exception, never a look past the packet's end, never past the ingress filter."""
 
 from __future__ import annotations
 
@@ -7,21 +7,31 @@ from hypothesis import strategies as st
 from netaddr import IPAddress, IPNetwork
 from scapy.layers.inet import ICMP, IP, UDP
 
-from backends.udp.control import COUNTERS, OUT_NO_PEER, OUT_TTL
-from backends.udp.fragment import fragments
-from backends.udp.icmp import TIME_EXCEEDED, TOO_BIG, UNREACHABLE, answer, is_answered
-from backends.udp.packet import PASSED, SHORTEST, Gate, checksum, inbound, outbound
-from backends.udp.table import Table
+from backends.udp.counters import COUNTERS, OUT_NO_PEER, OUT_TTL
+from backends.udp.protocol import GUARDS, Guard
+from backends.udp.worker.fragment import fragments
+from backends.udp.worker.icmp import TIME_EXCEEDED, TOO_BIG, UNREACHABLE, deserves_error, error_for
+from backends.udp.worker.ingress import PASSED, IngressFilter
+from backends.udp.worker.packet import SHORTEST, checksum, inbound, outbound
+from backends.udp.worker.peers import PeerTable
+from tests.fuzz.judge import Judge
 
 OWN, NINE = IPNetwork("10.5.72.0/24"), IPNetwork("10.5.9.0/24")
 PEER = "192.0.2.2"
 MTU = 200
 
-TABLE = Table(OWN.first, OWN.prefixlen, 8285)
+TABLE = PeerTable(OWN.first, OWN.prefixlen, 8285)
 TABLE.set(NINE.first, NINE.prefixlen, int(IPAddress(PEER)))
-GATE = Gate(TABLE, OWN.first, OWN.prefixlen, "strict")
+OURS, OUTSIDE = "192.0.2.1", "8.8.8.8"
+INGRESS = {
+    guard: IngressFilter(TABLE, (OWN.first, 24), (0x0A050000, 16), guard, lambda address: address == 0xC0000201) for guard in GUARDS
+}
+NETWORK, ADDRESSES = (0x0A050000, 0x0A05FFFF), frozenset((bytes((192, 0, 2, 1)),))
+JUDGES = {guard: Judge((OWN.first, OWN.last), {PEER: (NINE.first, NINE.last)}, NETWORK, guard, ADDRESSES) for guard in GUARDS}
 
-address = st.sampled_from(["10.5.72.0", "10.5.72.9", "10.5.9.0", "10.5.9.255", "10.5.8.255", "10.5.73.0", "0.0.0.0", "127.0.0.1"])
+address = st.sampled_from(
+    ["10.5.72.0", "10.5.72.9", "10.5.9.0", "10.5.9.255", "10.5.8.255", "10.5.73.0", "127.0.0.1", OURS, PEER, OUTSIDE]
+)
 well_formed = st.builds(
     lambda src, dst, ttl, options, upper: bytes(IP(src=src, dst=dst, ttl=ttl, options=[b"\x01"] * options) / upper),
     address,
@@ -63,7 +73,7 @@ def test_outbound(packet: bytes) -> None:
         if verdict in (OUT_NO_PEER, OUT_TTL):
             for error in (UNREACHABLE, TIME_EXCEEDED, TOO_BIG):
                 quoted = memoryview(held)[: len(packet)]
-                reply = answer(quoted, error, OWN.first) if is_answered(quoted, error) else None
+                reply = error_for(quoted, error, OWN.first) if deserves_error(quoted, error) else None
                 verdicts.append(reply)
                 if reply is not None:
                     assert checksum(reply[:20]) == checksum(reply[20:]) == 0
@@ -83,22 +93,21 @@ def test_outbound(packet: bytes) -> None:
 
 
 @settings(max_examples=400, deadline=None)
-@given(packets, st.sampled_from([PEER, "192.0.2.3"]))
-def test_inbound(packet: bytes, sender: str) -> None:
+@given(packets, st.sampled_from([PEER, "192.0.2.3"]), st.sampled_from(GUARDS))
+def test_inbound(packet: bytes, sender: str, guard: Guard) -> None:
     verdicts = set()
     for stale in (0x00, 0xFF):
         held = filled(packet, stale)
-        verdict = inbound(held, len(packet), sender, GATE)
+        verdict = inbound(held, len(packet), sender, INGRESS[guard])
         verdicts.add(verdict)
         if verdict == PASSED:
             read = IP(packet)
-            assert sender == PEER
+            assert JUDGES[guard].lets_in(packet, sender)
             assert SHORTEST <= len(packet) == read.len
             assert read.version == 4
-            assert IPAddress(read.src) in NINE
-            assert IPAddress(read.dst) in OWN
             assert held[8] == packet[8] - 1 >= 1
         else:
             assert COUNTERS[verdict].startswith("inbound_dropped_")
+            assert JUDGES[guard].passed(packet, sender) is None
             assert held == filled(packet, stale)
     assert len(verdicts) == 1

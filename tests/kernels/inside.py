@@ -326,7 +326,7 @@ def echo_request(source: str, destination: str) -> bytes:
 
 
 def guard(a: Host, b: Host) -> None:
-    """Of four datagrams only that of the peer, from its subnet, into ours, comes in."""
+    """Only what a peer sends comes in: from its subnet or from outside of the network, and into ours."""
 
     def send(sender: str, inner_source: str, inner_destination: str) -> None:
         with socket_in(sender, socket.SOCK_DGRAM) as sock:
@@ -335,13 +335,18 @@ def guard(a: Host, b: Host) -> None:
     for sender, inner_source, inner_destination, what in (
         ("c", b.inside, a.inside, "a stranger's"),
         ("b", "10.1.250.1", a.inside, "from a subnet that is not the sender's"),
+        ("b", a.inside, a.inside, "from our own subnet"),
+        ("b", a.public_ip, a.inside, "from our own address"),
         ("b", b.inside, a.public_ip, "to what is not in our subnet"),
-        ("b", b.inside, a.inside, "the peer's own, once more"),
+        ("c", "192.168.90.77", a.inside, "a stranger's from outside"),
+        ("b", b.inside, a.inside, "in: the peer's own, once more"),
+        ("b", b.public_ip, a.inside, "in: the peer host's own address"),
+        ("b", "192.168.90.77", a.inside, "in: a client that the peer routes"),
     ):
         before = echoes("a")
         send(sender, inner_source, inner_destination)
         send("b", b.inside, a.inside)  # comes in, behind the other
-        wanted = 2 if what.startswith("the peer's") else 1
+        wanted = 2 if what.startswith("in: ") else 1
         until(lambda before=before, wanted=wanted: echoes("a") >= before + wanted, "an echo request")  # type: ignore[misc]
         assert echoes("a") == before + wanted, what
 
@@ -410,8 +415,8 @@ def engine_of(host: Host) -> str:
     """Which one is seen to carry packets."""
     shown = shell("ip -d link show flannel0; ip fou show", host.name)
     kernel = "ipip" in shown and f"port {PORT} ipproto 4" in shown
-    pump = "tun" in shown and "ipproto" not in shown
-    return "kernel" if kernel else "pump" if pump else shown
+    userspace = "tun" in shown and "ipproto" not in shown
+    return "kernel" if kernel else "userspace" if userspace else shown
 
 
 def main() -> None:
@@ -459,20 +464,20 @@ def main() -> None:
             figures["packet pump in C"] = c_pumps()
             for host in (a, b):
                 finish_checksums(host, before_the_wire=True)
-        with check("from kernel to pump"):
-            b.start("pump")
+        with check("from kernel to userspace"):
+            b.start("userspace")
             b.await_ready()
-            assert (str(b.subnet), engine_of(b)) == (had, "pump"), f"{b.subnet} {engine_of(b)}"
-        with check("kernel and pump"):
+            assert (str(b.subnet), engine_of(b)) == (had, "userspace"), f"{b.subnet} {engine_of(b)}"
+        with check("kernel and userspace"):
             meet(a, b)
         with check("goodput across"):
-            figures["kernel to pump"] = goodput("a", "b", b.inside, a.inside)
-            figures["pump to kernel"] = goodput("b", "a", a.inside, b.inside)
-        with check("goodput of pumps"):
-            a.start("pump")
+            figures["kernel to userspace"] = goodput("a", "b", b.inside, a.inside)
+            figures["userspace to kernel"] = goodput("b", "a", a.inside, b.inside)
+        with check("goodput in user space"):
+            a.start("userspace")
             a.await_ready()
             meet(a, b)
-            figures["pump to pump"] = goodput("a", "b", b.inside, a.inside)
+            figures["userspace to userspace"] = goodput("a", "b", b.inside, a.inside)
         with check("back to the kernel"):
             b.start("kernel")
             b.await_ready()
@@ -483,7 +488,7 @@ def main() -> None:
             b.start("kernel")
             b.await_ready()
             assert "UDP port 8285 is taken" in b.log.read_text()
-            assert engine_of(b) == "pump"
+            assert engine_of(b) == "userspace"
             meet(a, b)
         for name, value in figures.items():
             say("figure", f"{name}: {value:.0f} Mbit/s, {value / figures['vxlan']:.2f} of vxlan")

@@ -27,10 +27,10 @@ CHECKS = (
     "guard",
     "a restart loses no packet",
     "goodput of kernels",
-    "from kernel to pump",
-    "kernel and pump",
+    "from kernel to userspace",
+    "kernel and userspace",
     "goodput across",
-    "goodput of pumps",
+    "goodput in user space",
     "back to the kernel",
     "a port that is taken",
 )

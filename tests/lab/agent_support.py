@@ -94,7 +94,7 @@ class Log:
 
     def begun(self, *words: str) -> list[str]:
         """The same without those that tell the end of something."""
-        return [line for line in self.lines(*words) if " over: " not in line]
+        return [line for line in self.lines(*words) if " resolved: " not in line]
 
 
 async def until_said(log: Log, *words: str, timeout_s: float = 5.0) -> str:

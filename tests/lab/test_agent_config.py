@@ -88,24 +88,21 @@ async def test_an_agent_that_waits_for_a_config_starts_the_moment_it_comes(lab: 
     lab.etcd.put(CONFIG, GOOD)
     await agent.ready(within_s=1)
     assert len(Log.of(one).begun("missing")) == 1
-    assert [line for line in Log.of(one).lines("missing") if "over: " in line]
+    assert [line for line in Log.of(one).lines("missing") if "resolved: " in line]
 
 
-@pytest.mark.parametrize("change", ["deleted", "another network", "another backend", "broken"])
+@pytest.mark.parametrize("value", [None, "oops", '{"Network":"10.1.0.0/16","Backend":{"Type":"warp"}}'])
 @pytest.mark.topology(hosts=2)
-async def test_a_config_that_changes_under_a_running_agent_is_a_line_and_stops_nothing(overlay: Lab, change: str) -> None:
+async def test_a_config_that_cannot_be_used_under_a_running_agent_is_a_line_and_stops_nothing(
+    overlay: Lab, value: str | None
+) -> None:
     one = overlay.host(1)
     before, log = await vtep(one), Log.from_now(one)
-    values = {
-        "another network": '{"Network":"10.200.0.0/16","Backend":{"Type":"vxlan"}}',
-        "another backend": '{"Network":"10.1.0.0/16","Backend":{"Type":"host-gw"}}',
-        "broken": "oops",
-    }
     async with losing_nothing(overlay, "c1", "c2"):
-        if change == "deleted":
+        if value is None:
             overlay.etcd.delete(CONFIG)
         else:
-            overlay.etcd.put(CONFIG, values[change])
+            overlay.etcd.put(CONFIG, value)
         await until_said(log, "config", timeout_s=3)
         late = Vtep("10.1.77.0/24", "192.168.50.77", "02:00:00:00:00:77")
         put_leased(overlay, late.key, late.value)
@@ -114,8 +111,56 @@ async def test_a_config_that_changes_under_a_running_agent_is_a_line_and_stops_n
     assert await vtep(one) == before
     # As it was: that is told too.
     overlay.etcd.put(CONFIG, GOOD)
-    await until(lambda: [line for line in log.lines("config") if "over: " in line], 3, "its end is told", lambda: log.text)
+    await until(lambda: [line for line in log.lines("config") if "resolved: " in line], 3, "its end is told", lambda: log.text)
     assert await before.missing(overlay.host(2)) == []
+
+
+FOLLOWED = {
+    "MTU": '{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","MTU":1400}}',
+    "VNI": '{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","VNI":7}}',
+    "port": '{"Network":"10.1.0.0/16","Backend":{"Type":"vxlan","Port":4789}}',
+    "host-gw": '{"Network":"10.1.0.0/16","Backend":{"Type":"host-gw"}}',
+    "udp": '{"Network":"10.1.0.0/16","Backend":{"Type":"udp"}}',
+}
+
+
+@pytest.mark.parametrize("change", FOLLOWED)
+@pytest.mark.topology(hosts=2)
+async def test_a_config_that_changes_is_followed_in_place(overlay: Lab, change: str) -> None:
+    """The same process, the same lease, the same bridge; and back again."""
+    hosts = [overlay.host(1), overlay.host(2)]
+    before = [(host.agent.pid, host.subnet) for host in hosts]
+    keys = overlay.etcd.keys(f"{PREFIX}/subnets")
+    for text in (FOLLOWED[change], GOOD):
+        logs = [Log.from_now(host) for host in hosts]
+        overlay.etcd.put(CONFIG, text)
+        for log in logs:
+            await until_said(log, "the network config has changed, and is followed", timeout_s=10)
+        for there, back in (("c1", "c2"), ("c2", "c1")):
+            await overlay.until(lambda there=there, back=back: pings(overlay, there, back), timeout_s=20)
+    assert [(host.agent.pid, host.subnet) for host in hosts] == before
+    assert overlay.etcd.keys(f"{PREFIX}/subnets") == keys
+
+
+@pytest.mark.topology(hosts=2)
+async def test_another_network_is_followed_in_place(overlay: Lab) -> None:
+    """Every host takes another subnet; containers need their bridge's new addresses, which a restart of Docker gives."""
+    hosts = [overlay.host(1), overlay.host(2)]
+    pids = [host.agent.pid for host in hosts]
+    overlay.etcd.put(CONFIG, '{"Network":"10.200.0.0/16","Backend":{"Type":"vxlan"}}')
+
+    async def moved() -> bool:
+        return all(host.subnet in IPNetwork("10.200.0.0/16") for host in hosts)
+
+    await overlay.until(moved, timeout_s=20)
+    await overlay.connect_containers()
+    await overlay.until(lambda: pings(overlay, "c1", "c2"), timeout_s=20)
+    assert [host.agent.pid for host in hosts] == pids
+    assert len(overlay.etcd.keys(f"{PREFIX}/subnets")) == 2
+
+
+async def pings(lab: Lab, there: str, back: str) -> bool:
+    return (await lab.ping(there, back)).ok
 
 
 @pytest.mark.topology(hosts=2)

@@ -195,21 +195,21 @@ async def test_a_foreign_route_in_the_way_is_said_and_not_overwritten(lab: Lab) 
     log = Log.from_now(one)
     async with losing_nothing(lab, "c1", "c2"):
         put_leased(lab, late.key, late.value)
-        await until_said(log, late.subnet)
+        await until_said(log, "error:", late.subnet, "is there and is not ours")
         other = Vtep("10.1.78.0/24", "192.168.50.78", "02:00:00:00:00:78")
         put_leased(lab, other.key, other.value)
         await until_programmed(one, other)
     assert await routes(one, late.subnet) == [f"{late.subnet} via 192.168.50.12 dev eth1 proto static"]
-    assert len(log.begun(late.subnet)) == 1
+    assert len(log.begun("error:", late.subnet)) == 1
     # It goes: the peer is programmed, and that is told.
     await one.exec("ip", "route", "del", late.subnet)
     await until_programmed(one, late, timeout_s=WITHIN_S)
-    await until(lambda: [line for line in log.lines(late.subnet) if "over: " in line], 2, "its end is told", lambda: log.text)
+    await until(lambda: [line for line in log.lines(late.subnet) if "resolved: " in line], 2, "its end is told", lambda: log.text)
     assert await peer.missing(one) == []
     # A foreign one that comes while the peer's is there.
     await one.exec("ip", "route", "replace", late.subnet, "via", "192.168.50.12", "proto", "static")
     again = Log.from_now(one)
-    await until_said(again, late.subnet)
+    await until_said(again, "error:", late.subnet)
     assert await routes(one, late.subnet) == [f"{late.subnet} via 192.168.50.12 dev eth1 proto static"]
     # The peer goes: what is not ours stays.
     lab.etcd.delete(late.key)

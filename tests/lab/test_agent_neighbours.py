@@ -140,7 +140,7 @@ def told(text: str) -> int:
     count = 0
     for line in text.splitlines():
         more = re.search(r": (\d+) more of the kind", line)
-        if " over: " not in line and "over: " not in line.partition("warning: ")[2][:6]:
+        if " resolved: " not in line and "resolved: " not in line.partition("warning: ")[2][:10]:
             count += int(more[1]) if more else "warning: " in line or "error: " in line
     return count
 
@@ -271,7 +271,7 @@ async def test_our_public_address_in_another_key_is_said_and_changes_nothing(lab
     assert lab.etcd.get(own.key) == own.value
     assert len([line for line in log.begun(twin.base) if "error" in line or "warning" in line]) == 1
     lab.etcd.delete(twin.key)
-    await until(lambda: [line for line in log.lines(twin.base) if " over: " in line], 3, "its end is told", lambda: log.text)
+    await until(lambda: [line for line in log.lines(twin.base) if " resolved: " in line], 3, "its end is told", lambda: log.text)
 
 
 @pytest.mark.topology(hosts=10)

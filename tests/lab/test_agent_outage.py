@@ -53,7 +53,7 @@ async def test_etcd_that_no_longer_answers_costs_nothing_and_is_said_once(overla
             overlay.etcd.signal(0, signal.SIGCONT)
         put_leased(overlay, LATE.key, LATE.value)
         await until_programmed(one, LATE, timeout_s=10)
-        await until_said(log, "over: ", "etcd", timeout_s=10)
+        await until_said(log, "resolved: ", "etcd", timeout_s=10)
     assert len(log.begun("does not answer")) == 1
     assert await vtep(one) == own
     assert overlay.etcd.get(own.key) == own.value
@@ -79,7 +79,7 @@ async def test_etcd_killed_and_started_again_brings_what_was_missed(overlay: Lab
             host.agent.signal(signal.SIGCONT)
         await until_programmed(one, LATE, timeout_s=10)
         await until_gone(one, GONE, timeout_s=5)
-        await until_said(log, "over: ", "etcd", timeout_s=5)
+        await until_said(log, "resolved: ", "etcd", timeout_s=5)
     assert len(log.begun("does not answer")) == 1
     assert overlay.etcd.get(own.key) == own.value
     assert len(overlay.etcd.keys(SUBNETS)) == 3

@@ -84,10 +84,10 @@ async def test_a_ready_agent_tells_what_the_kernel_and_etcd_hold(overlay: Lab) -
     assert 86_000 < document["lease"]["secondsLeft"] <= 86_400
     assert document["subnetFile"] == {"path": str(one.subnet_file), "written": True}
     assert [(peer["subnet"], peer["PublicIP"], peer["state"]) for peer in document["peers"]] == [
-        (str(two.subnet), "192.168.50.12", "programmed")
+        (str(two.subnet), "192.168.50.12", "in-sync")
     ]
-    assert document["kernel"]["held"] == document["kernel"]["wanted"]
-    assert document["kernel"]["wanted"]["route"] == 1
+    assert document["kernel"]["inSync"] == document["kernel"]["desired"]
+    assert document["kernel"]["desired"]["route"] == 1
     shown = await status(one, "--peers")
     assert (shown.code, shown.stderr) == (0, "")
     assert f"{two.subnet}" in shown.stdout
@@ -103,8 +103,8 @@ async def test_a_ready_agent_tells_what_the_kernel_and_etcd_hold(overlay: Lab) -
     def late(seen: dict[str, Any]) -> list[str]:
         return [peer["state"] for peer in seen["peers"] if peer["subnet"] == LATE.subnet]
 
-    await until_told(one, lambda seen: late(seen) == ["kept-after-expiry"], "the peer is kept")
-    assert "1 kept-after-expiry" in (await status(one)).stdout
+    await until_told(one, lambda seen: late(seen) == ["stale"], "the peer is kept")
+    assert "1 stale" in (await status(one)).stdout
 
 
 @pytest.mark.topology(hosts=2, backend="udp", agent_options=("--udp-workers=2",))
@@ -112,13 +112,13 @@ async def test_the_engine_and_the_pump_are_told(overlay: Lab) -> None:
     """This kernel has no FOU; whichever engine it is, the reason is the one in the log."""
     one = overlay.host(1)
     document = await told(one)
-    assert document["backend"]["engine"] == "pump"
+    assert document["backend"]["engine"] == "userspace"
     assert document["backend"]["reason"] in Log.of(one).lines("udp engine: ")[0]
     assert "the kernel's cannot be had: " in document["backend"]["reason"]
     pump = document["pump"]
     assert pump["device"] == "flannel0"
     assert {"header", "tcp"} <= set(pump["offloads"])
-    assert sorted([*pump["offloads"], *pump["missing"]]) == ["checksum", "gather", "header", "segment", "tcp", "tcp ecn", "udp"]
+    assert sorted([*pump["offloads"], *pump["missing"]]) == ["checksum", "gro", "gso", "header", "tcp", "tcp ecn", "udp"]
     assert (await overlay.ping("c1", "c2")).ok
     await until_told(one, lambda seen: seen["pump"]["counters"]["inbound_packets"], "what the pump has counted")
     first, second = (await told(one))["pump"]["workers"]
@@ -134,7 +134,7 @@ async def test_the_engine_and_the_pump_are_told(overlay: Lab) -> None:
         assert "backends.udp.worker" in await one.exec("cat", f"/proc/{worker['pid']}/cmdline")
     assert document["network"]["Backend"] == {"Type": "udp", "Workers": 2}
     shown = (await status(one)).stdout
-    assert "pump; the kernel's cannot be had: " in shown
+    assert "userspace; the kernel's cannot be had: " in shown
     assert "replaced once" in shown
     assert re.search(r"^inbound +\d+ packets, \d+ bytes *$", shown, re.MULTILINE)  # what was not counted is not worth a word
     await one.exec("ip", "link", "del", "flannel0")  # the pump is opened anew

@@ -1,6 +1,6 @@
-"""udp: does the packet pump carry what it should, and does it come back whatever is killed?
+"""udp: does udp carry what it should, and does it come back whatever is killed?
 
-c1 10.1.72.2 - h1 flannel0 - pump - 192.168.50.11:8285 ==== 192.168.50.12:8285 - pump - flannel0 h2 - c2 10.1.9.2
+c1 10.1.72.2 - h1 flannel0 - datapath - 192.168.50.11:8285 ==== 192.168.50.12:8285 - datapath - flannel0 h2 - c2 10.1.9.2
 """
 
 from __future__ import annotations
@@ -171,11 +171,12 @@ async def test_a_worker_that_is_killed_again_and_again_does_not_wear_out(tunnel:
     assert len(await workers(one)) >= 1
 
 
-@pytest.mark.topology(hosts=2, backend="udp", agent_options=("--udp-engine=pump", "--udp-workers=3"))
+@pytest.mark.topology(hosts=2, backend="udp", agent_options=("--udp-engine=pump", "--udp-workers=2"))
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a worker for each core, and there is one")
 async def test_each_of_several_workers_has_its_own_and_is_replaced_alone(tunnel: Lab) -> None:
     one = tunnel.host(1)
     before = await workers(one)
-    assert len(before) == 3
+    assert len(before) == 2
     agents = open_in(one.agent.pid)
     own = set()
     for pid in before:
@@ -186,15 +187,15 @@ async def test_each_of_several_workers_has_its_own_and_is_replaced_alone(tunnel:
         own |= shared
         files = {what for what in held if what.startswith("/") and not what.startswith("/memfd:")}
         assert files == {"/dev/null", "/dev/net/tun", str(one.directory / "agent.log")}
-    assert len(own) == 3
+    assert len(own) == 2
 
     log = Log.from_now(one)
     os.kill(before[0], signal.SIGKILL)
-    line = await until_said(log, "udp worker", "of 3 was killed by signal 9; a new one starts now")
-    await until_said(log, re.findall(r"udp worker \d of 3", line)[0], "moves packets")
+    line = await until_said(log, "udp worker", "of 2 was killed by signal 9; a new one starts now")
+    await until_said(log, re.findall(r"udp worker \d of 2", line)[0], "moves packets")
     after = await workers(one)
     assert set(before) - set(after) == {before[0]}
-    assert len(after) == 3
+    assert len(after) == 2
     assert [pair for pair, ping in (await tunnel.matrix()).items() if not ping.ok] == []
 
 

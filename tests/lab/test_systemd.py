@@ -119,7 +119,7 @@ async def test_a_restart_of_several_workers_without_etcd_loses_no_packet(lab: La
     assert len(await messages(booted, "etcd has not been reached since the start: 2 leases")) == 1
     assert len(await workers(booted)) == 2
     lab.etcd.restart()
-    await until(lambda: messages(booted, "over: etcd has not been reached since the start"), 10, "etcd is back")
+    await until(lambda: messages(booted, "resolved: etcd has not been reached since the start"), 10, "etcd is back")
 
 
 @PUMP

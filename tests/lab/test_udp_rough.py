@@ -1,8 +1,8 @@
-"""The udp pump over a wire that loses, moves and doubles frames: nothing arrives bent, nothing is made up, no connection is lost.
+"""udp in user space over a wire that loses, moves and doubles frames: nothing arrives bent, nothing is made up, no connection ends.
 
-c1 10.5.72.2 - h1 flannel0 - pump - 192.168.50.11 ~~ rough ~~ 192.168.50.12 - pump - flannel0 h2 - c2 10.5.9.2
+c1 10.5.72.2 - h1 flannel0 - datapath - 192.168.50.11 ~~ rough ~~ 192.168.50.12 - datapath - flannel0 h2 - c2 10.5.9.2
 
-Each pump with its offloads; one of the two moving packets one by one, as on a kernel without them; and with two workers each.
+Each datapath with its offloads; one of the two moving packets one by one, as on a kernel without them; and with two workers each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 from netns_lab.lab import Lab
 from netns_lab.rough import Rates, Rough
 from netns_lab.traffic import Pair, call, datagrams, transfer
-from tests.lab import udp_support as pump
+from tests.lab import udp_support as support
 
 RATES = Rates(loss=0.0005, reordering=0.01, duplication=0.005, seed=20)
 MB = 10**6
@@ -27,10 +27,10 @@ pytestmark = pytest.mark.topology(hosts=2, etcd=0, backend="udp", network="10.5.
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """Two pumps that carry over a rough wire; ``share`` of the whole volume is sent but where both are as they are by default."""
+    """Two hosts that carry over a rough wire; ``share`` of the whole volume is sent but where both are as they are by default."""
 
     lab: Lab
-    pumps: tuple[pump.Host, pump.Host]
+    datapaths: tuple[support.Host, support.Host]
     offloads: tuple[bool, bool]
     share: float
     wire: Rough
@@ -40,7 +40,7 @@ class Carried:
         return Pair(one.namespace.path, other.namespace.path, str(other.address))
 
     def check(self, frames: int) -> None:
-        """The wire was rough, and each pump was of its kind."""
+        """The wire was rough, and each datapath was of its kind."""
         for way in (self.wire.outbound, self.wire.inbound):
             print(way)
             assert way.seen > frames
@@ -48,11 +48,11 @@ class Carried:
             assert way.moved > way.seen * RATES.reordering / 3
             assert way.doubled > way.seen * RATES.duplication / 3
             assert way.refused == 0
-        for host, offload in zip(self.pumps, self.offloads, strict=True):
+        for host, offload in zip(self.datapaths, self.offloads, strict=True):
             counters = host.counters
             print(counters)
-            assert {"outbound_split", "inbound_joined"} & counters.keys() == (
-                {"outbound_split", "inbound_joined"} if offload else set()
+            assert {"outbound_segmented", "inbound_coalesced"} & counters.keys() == (
+                {"outbound_segmented", "inbound_coalesced"} if offload else set()
             )
             bad = {name for name in counters if "dropped" in name} - {"outbound_dropped_not_ipv4"}
             assert not bad
@@ -71,11 +71,11 @@ async def carried(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[Car
     subnets = ("10.5.72", "10.5.9")
     offloads, workers = KINDS[request.param]
     with ExitStack() as undo:
-        pumps = [
-            pump.Host(host.namespace.name, f"{subnet}.0/24", str(host.address))
+        datapaths = [
+            support.Host(host.namespace.name, f"{subnet}.0/24", str(host.address))
             for host, subnet in zip(lab.hosts, subnets, strict=True)
         ]
-        for one, other, offload in zip(pumps, reversed(pumps), offloads, strict=True):
+        for one, other, offload in zip(datapaths, reversed(datapaths), offloads, strict=True):
             one.begin(json.dumps({"offload": offload, "Workers": workers}))
             undo.callback(one.end)
             assert one.tell("open") is None
@@ -83,7 +83,7 @@ async def carried(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[Car
             one.configure()
             one.tell("run")
         for host, subnet in zip(lab.hosts, subnets, strict=True):
-            host.subnet_file.write_text(f"FLANNEL_SUBNET={subnet}.1/24\nFLANNEL_MTU={pump.MTU}\n")
+            host.subnet_file.write_text(f"FLANNEL_SUBNET={subnet}.1/24\nFLANNEL_MTU={support.MTU}\n")
         await lab.connect_containers()
         async with lab.rough("h1", RATES) as wire:
             for one, other in (
@@ -95,7 +95,7 @@ async def carried(lab: Lab, request: pytest.FixtureRequest) -> AsyncIterator[Car
                     return (await lab.ping(source, target)).ok
 
                 await lab.until(reached)
-            yield Carried(lab, (pumps[0], pumps[1]), offloads, 1 if request.param == "offloads" else 0.2, wire)
+            yield Carried(lab, (datapaths[0], datapaths[1]), offloads, 1 if request.param == "offloads" else 0.2, wire)
 
 
 @pytest.mark.timeout(300)

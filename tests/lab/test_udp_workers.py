@@ -1,6 +1,6 @@
-"""The udp pump with several workers: is the work shared out, is each of them alone with its own, and does nobody notice one's end?
+"""Several workers in user space: is the work shared out, is each alone with its own, and does nobody notice one's end?
 
-The lab and its drawing are those of the pump's other tests; each host has four workers, with offloads or without.
+The lab and its drawing are those of udp's other tests; each host has four workers, with offloads or without.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 import pytest
 from scapy.layers.inet import IP, UDP
 
-from backends.udp.bulk import READS
-from backends.udp.control import COUNTERS
-from tests.lab.test_udp_bulk import transfer
+from backends.udp.counters import COUNTERS
+from backends.udp.worker.fast_path import READS
+from tests.lab.test_udp_fast_path import transfer
 from tests.lab.udp_support import CA, CB, HA, HB, Host, inside, ip, network, pings, runs, socket_in, start_s, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and TUN devices")
@@ -45,12 +45,12 @@ UVLOOPS = ("eventpoll", "eventfd", "io_uring")
 
 
 def options(**told: object) -> str:
-    return json.dumps({"Workers": WORKERS, **told})
+    return json.dumps({"Workers": WORKERS, "cores": WORKERS, **told})
 
 
 @pytest.fixture
 def hosts(network: None, request: pytest.FixtureRequest) -> Iterator[tuple[Host, Host]]:
-    """Both pumps with all their workers; the parameter says whether with offloads."""
+    """Both datapaths with all their workers; the parameter says whether with offloads."""
     a, b = Host(HA, "10.5.72.0/24", "192.0.2.1"), Host(HB, "10.5.9.0/24", "192.0.2.2")
     with ExitStack() as undo:
         for host, peer in ((a, b), (b, a)):
@@ -71,15 +71,15 @@ def is_nobody(pid: int) -> bool:
     return "\nUid:\t65534\t65534\t65534\t65534\n" in Path(f"/proc/{pid}/status").read_text()
 
 
-def lanes(host: Host) -> list[dict[str, int]]:
+def queues(host: Host) -> list[dict[str, int]]:
     """Counters of each worker, and by what its descriptors are known."""
-    told: list[dict[str, int]] = host.tell("lanes")
+    told: list[dict[str, int]] = host.tell("queues")
     return told
 
 
-def worker_of(host: Host, lane: int) -> int | None:
-    """The process that works on a lane."""
-    word = f"tun={lanes(host)[lane]['tun']}".encode()
+def worker_of(host: Host, queue: int) -> int | None:
+    """The process that works on a queue."""
+    word = f"tun={queues(host)[queue]['tun']}".encode()
     for pid in host.workers():
         try:
             if word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
@@ -147,14 +147,14 @@ def flows(hosts: tuple[Host, Host]) -> Iterator[Flows]:
 
 
 def place(host: Host, direction: str, send: Callable[[], object]) -> int:
-    """Which lane counts all of what is sent many times over: one and the same, or the bound is met."""
-    before = lanes(host)
+    """Which queue counts all of what is sent many times over: one and the same, or the bound is met."""
+    before = queues(host)
     for _ in range(PACKETS):
         send()
 
     def found() -> list[int]:  # at most one: what was sent before, and is counted late, is far less
-        pairs = enumerate(zip(lanes(host), before, strict=True))
-        return [lane for lane, (new, old) in pairs if new[direction] - old[direction] >= PACKETS]
+        pairs = enumerate(zip(queues(host), before, strict=True))
+        return [queue for queue, (new, old) in pairs if new[direction] - old[direction] >= PACKETS]
 
     until(lambda: bool(found()))
     return found()[0]
@@ -174,8 +174,8 @@ def test_flows_are_shared_out_and_answers_are_the_same_workers(hosts: tuple[Host
         inbound = {place(host, "inbound_packets", exchange) for exchange in exchanges}
         assert {place(host, "outbound_packets", exchange) for exchange in exchanges} == inbound
         assert len(inbound) == 1
-        each, total = lanes(host), host.counters
-        assert {name: sum(lane[name] for lane in each) for name in COUNTERS} == {name: total.get(name, 0) for name in COUNTERS}
+        each, total = queues(host), host.counters
+        assert {name: sum(queue[name] for queue in each) for name in COUNTERS} == {name: total.get(name, 0) for name in COUNTERS}
 
 
 @MOVERS
@@ -215,14 +215,14 @@ def test_a_worker_that_is_killed_is_back_at_once_and_the_others_go_on(hosts: tup
     assert len(set(senders)) > 1
     assert len(set(receivers)) == 1
     gaps = []
-    kills = [(a, b, senders, lane) for lane in sorted(set(senders))[:2]] + [(b, a, receivers, receivers[0])]
+    kills = [(a, b, senders, queue) for queue in sorted(set(senders))[:2]] + [(b, a, receivers, receivers[0])]
     for host, other, found, victim in kills:
-        before = [worker_of(host, lane) for lane in range(WORKERS)]
+        before = [worker_of(host, queue) for queue in range(WORKERS)]
         others = other.workers()
         lost = [flows.lost(flow) for flow in few]
         at = kill_under_load(before[victim], flows)
-        after = [worker_of(host, lane) for lane in range(WORKERS)]
-        assert [lane for lane in range(WORKERS) if after[lane] != before[lane]] == [victim]
+        after = [worker_of(host, queue) for queue in range(WORKERS)]
+        assert [queue for queue in range(WORKERS) if after[queue] != before[queue]] == [victim]
         assert other.workers() == others
         gaps.append(max(flows.longest_gap_s(flow, at) for flow in few if found[flow] == victim))
         lost = [flows.lost(flow) - old for flow, old in zip(few, lost, strict=True)]
@@ -251,7 +251,7 @@ def test_each_worker_has_no_privileges_and_nothing_but_its_own(hosts: tuple[Host
     for host in hosts:
         ours = set(descriptors(host.process.pid).values())
         log = descriptors(host.process.pid)[2]  # for tracebacks
-        for number, lane in enumerate(lanes(host)):
+        for number, queue in enumerate(queues(host)):
             pid = worker_of(host, number)
             assert pid is not None
             fields = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
@@ -262,11 +262,11 @@ def test_each_worker_has_no_privileges_and_nothing_but_its_own(hosts: tuple[Host
 
             held = descriptors(pid)
             assert held[0] == held[1] == "/dev/null"
-            assert [fd for fd, what in held.items() if what == "/dev/net/tun"] == [lane["tun"]]
+            assert [fd for fd, what in held.items() if what == "/dev/net/tun"] == [queue["tun"]]
             memory = {Path(f"/proc/{pid}/fd/{fd}").stat().st_ino for fd, what in held.items() if what.startswith("/memfd:")}
-            assert memory == {lane["memory"]}
+            assert memory == {queue["memory"]}
             speaking = {what for what in held.values() if what.startswith(("socket:", "pipe:"))}
-            assert speaking & ours == {f"socket:[{lane['socket']}]"}
+            assert speaking & ours == {f"socket:[{queue['socket']}]"}
             rest = {what for what in held.values() if what not in speaking and not what.startswith("/memfd:")}
             assert rest - {log} <= {"/dev/null", "/dev/net/tun"} | {f"anon_inode:[{kind}]" for kind in UVLOOPS}
             # Control, and what uvloop and Python make for themselves: the two ends are both the worker's.
@@ -308,7 +308,7 @@ def test_peers_that_change_change_for_all_workers(hosts: tuple[Host, Host], flow
     until(lambda: not pings(CA, "10.5.9.2"))
     for flow in range(FLOWS):
         flows.send(flow)
-    until(lambda: all(lane["outbound_dropped_no_peer"] > 0 for lane in lanes(a)))
+    until(lambda: all(queue["outbound_dropped_no_peer"] > 0 for queue in queues(a)))
     a.tell("update", {b.subnet: b.address})
     until(lambda: pings(CA, "10.5.9.2"))
     before = [flows.sent[flow] for flow in range(FLOWS)]
@@ -375,7 +375,7 @@ def test_a_kernel_with_a_single_queue_gets_one_worker(network: None, known: int)
         host.tell("run")
         until(lambda: len(host.workers()) == expected)
         until(lambda: not pings(CA, "10.5.9.2") and host.counters.get("outbound_dropped_no_peer", 0) > 0)
-        assert len(lanes(host)) == expected
+        assert len(queues(host)) == expected
         assert len(inside(HA, "ss -Hlun sport = :8285").splitlines()) == expected
         details = inside(HA, "ip -d link show flannel0")
         assert ("multi_queue" in details) == (expected > 1)

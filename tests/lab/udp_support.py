@@ -1,9 +1,9 @@
-"""What do the lab tests of the pump share? Two hosts with a container each, and a real pump on each that does what a test says.
+"""What do udp's lab tests share? Two hosts with a container each, and a real userspace datapath on each that does what a test says.
 
   ca 10.5.72.2 -- cbr0 - ha - flannel0 ~ UDP 8285 ~ flannel0 - hb - cbr0 -- cb 10.5.9.2
                          192.0.2.1 ======= veth ======= 192.0.2.2                          198.51.100.9 is nobody's, on ha's veth
 
-Two real pumps, each driven by a small process (this file, run as a program) in its host's namespace.
+Each is driven by a small process (this file, run as a program) in its host's namespace.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from netaddr import IPAddress, IPNetwork
 
-from backends.udp import Udp, tun
-from backends.udp.control import COUNTERS
+from backends.udp import Udp, supervisor, tun
+from backends.udp.counters import COUNTERS
 from flannelpy.core.backend import Local, NoFdStore, Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import FlannelpyError
@@ -47,12 +47,14 @@ def lease(subnet: str, public_ip: str) -> Lease:
 
 
 async def drive(subnet: str, address: str, options: str) -> None:
-    """Run one pump as told on stdin, one JSON object a line; each is answered by one on stdout."""
+    """Run one datapath as told on stdin, one JSON object a line; each is answered by one on stdout."""
     uplink = Uplink("eth1", 2, MTU + 28, address=IPAddress(address), public_ip=IPAddress(address))
     local = Local(NetworkConfig.parse('{"Network": "10.5.0.0/16"}'), uplink, lease(subnet, address))
     told = json.loads(options)
-    pump = Udp.from_options(told).datapath(local)
-    pump.descriptors.offload = told.get("offload", True)
+    if "cores" in told:
+        supervisor.cores = lambda: told["cores"]
+    datapath = Udp.from_options(told).datapath(local)
+    datapath.queues.offload = told.get("offload", True)
     if "tun_features" in told:  # as a kernel that knows only these
         tun.tun_features = lambda _: told["tun_features"]
     running: asyncio.Task[None] | None = None
@@ -63,22 +65,28 @@ async def drive(subnet: str, address: str, options: str) -> None:
         answer: object = None
         try:
             if word == "open":
-                await pump.open(NoFdStore())
+                await datapath.open(NoFdStore())
             elif word == "run":
-                running = asyncio.create_task(pump.run())
+                running = asyncio.create_task(datapath.run())
             elif word == "update":
-                pump.update({f"{net.replace('/', '-')}": lease(net, at) if at else None for net, at in argument.items()})
+                datapath.update({f"{net.replace('/', '-')}": lease(net, at) if at else None for net, at in argument.items()})
+            elif word == "adopt":
+                uplink = replace(uplink, mtu=argument)
+                answer = datapath.adopt(replace(local, uplink=uplink))
+            elif word == "refused":
+                answer = datapath.status().refused
             elif word == "counters":
-                answer = {name: count for name, count in pump.counters().items() if count}
-            elif word == "lanes":
+                answer = {name: count for name, count in datapath.counters().items() if count}
+            elif word == "queues":
                 answer = [
                     {
-                        "tun": lane.tun,
-                        "socket": os.fstat(lane.socket.fileno()).st_ino,
-                        "memory": os.fstat(lane.counters.fd).st_ino,
-                        **dict(zip(COUNTERS, lane.counters.read(), strict=True)),
+                        "tun": pair.tun,
+                        "socket": os.fstat(pair.socket.fileno()).st_ino,
+                        "memory": os.fstat(pair.counters.fd).st_ino,
+                        "beat": pair.counters.beat(),
+                        **dict(zip(COUNTERS, pair.counters.read(), strict=True)),
                     }
-                    for lane in pump.descriptors.lanes
+                    for pair in datapath.queues.pairs
                 ]
             elif word == "outcome":
                 assert running is not None
@@ -88,14 +96,14 @@ async def drive(subnet: str, address: str, options: str) -> None:
                 running.cancel()
                 await asyncio.wait([running])
             elif word == "close":
-                await pump.close()
+                await datapath.close()
         except FlannelpyError as error:
             answer = f"{type(error).__name__}: {error}"
         print(json.dumps(answer), flush=True)
     if running is not None:
         running.cancel()
         await asyncio.wait([running])
-    await pump.close()
+    await datapath.close()
 
 
 if __name__ == "__main__":
@@ -158,7 +166,9 @@ def first(sock: socket.socket, wanted: Callable[[bytes], bool]) -> bytes:
 def start_s() -> float:
     """How long a process with what a worker imports takes to start on this machine now."""
     began = time.monotonic()
-    subprocess.run([sys.executable, "-P", "-c", "import uvloop, backends.udp.worker, backends.udp.bulk"], check=True)
+    subprocess.run(
+        [sys.executable, "-P", "-c", "import uvloop, backends.udp.worker.process, backends.udp.worker.fast_path"], check=True
+    )
     return time.monotonic() - began
 
 
@@ -268,7 +278,7 @@ def add_container(host: str, container: str, subnet: str) -> None:
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[None]:
-    """The namespaces and their links; without pumps."""
+    """The namespaces and their links; without datapaths."""
     with ExitStack() as undo:
         for name in (HA, HB, CA, CB):
             ip(f"netns add {name}")
@@ -287,7 +297,7 @@ def network() -> Iterator[None]:
 
 @pytest.fixture
 def hosts(network: None) -> Iterator[tuple[Host, Host]]:
-    """Both pumps open, configured and running, each knowing the other."""
+    """Both datapaths open, configured and running, each knowing the other."""
     a, b = Host(HA, "10.5.72.0/24", "192.0.2.1"), Host(HB, "10.5.9.0/24", "192.0.2.2")
     with ExitStack() as undo:
         for host, peer in ((a, b), (b, a)):

@@ -11,20 +11,21 @@ from pathlib import Path
 from netaddr import IPAddress
 
 from flannelpy.agent.agent import Agent
-from flannelpy.agent.cluster import Patience
+from flannelpy.agent.context import Context, Timeouts
+from flannelpy.agent.report import Reporter
 from flannelpy.agent.systemd import Notifier
 from flannelpy.core.backend import FdStore, NoFdStore
-from flannelpy.core.uplink import Interface, InterfaceAddress
+from flannelpy.core.uplink import Interface, InterfaceAddress, Wish
 from flannelpy.kernel.fake import FakeKernel
 from flannelpy.registry import Endpoint
-from flannelpy.registry.memory import MemoryRegistry, MemoryStore
+from flannelpy.registry.memory import MemoryRegistry, MemoryStore, Record
 from flannelpy.settings import Settings
 
 PREFIX = "/coreos.com/network"
 VXLAN: dict[str, object] = {"Network": "10.5.0.0/16", "SubnetMin": "10.5.200.0", "Backend": {"Type": "vxlan"}}
 """Our own lease comes from 10.5.200.0 up, so that the peers of the tests never meet it."""
-WITHIN_S = 5.0
-PATIENCE = Patience(departure_s=0.02, reset_s=0.2, offline_s=0.02)
+WITHIN_S = 20.0
+TIMEOUTS = Timeouts(departure_s=0.02, reset_s=0.2, offline_s=0.02)
 
 
 def vxlan_value(at: str, mac: str) -> str:
@@ -33,10 +34,12 @@ def vxlan_value(at: str, mac: str) -> str:
 
 
 async def until(fact: Callable[[], object]) -> None:
-    """Let the loop turn until the fact is true."""
+    """Let the loop turn until the fact is true; after some turns with pauses, for threads that write files need theirs."""
+    turns = 0
     async with asyncio.timeout(WITHIN_S):
-        while not fact():  # noqa: ASYNC110 - any fact, not one that has an event
-            await asyncio.sleep(0)
+        while not fact():
+            turns += 1
+            await asyncio.sleep(0 if turns < 50 else 0.001)
 
 
 class Notes(Notifier):
@@ -67,9 +70,15 @@ class HostInMemory:
         )
         self.notes = Notes()
         self.fd_store: FdStore = NoFdStore()
-        self.patience = PATIENCE
+        self.timeouts = TIMEOUTS
         self.agent: Agent | None = None
         self._life: asyncio.Task[None] | None = None
+
+    def context(self, registry: MemoryRegistry | None = None) -> Context:
+        """What a part of the agent is handed, for a test of that part alone."""
+        clock = asyncio.get_running_loop().time
+        parts = (self.settings, Wish(iface=("eth1",)), registry or self.registry, self.kernel, Reporter(clock), self.notes)
+        return Context(*parts, self.fd_store, clock, self.timeouts)
 
     def put_config(self, config: dict[str, object] | str) -> None:
         self.store.put(f"{PREFIX}/config", config if isinstance(config, str) else json.dumps(config))
@@ -84,7 +93,7 @@ class HostInMemory:
     async def run(self, *, ready: bool = True) -> AsyncIterator[HostInMemory]:
         """The agent, for the time of the block."""
 
-        agent = self.agent = Agent(self.settings, self.registry, self.kernel, self.notes, self.fd_store, self.patience)
+        agent = self.agent = Agent(self.settings, self.registry, self.kernel, self.notes, self.fd_store, self.timeouts)
 
         async def live() -> None:
             await agent.live()
@@ -99,6 +108,45 @@ class HostInMemory:
         finally:
             life.cancel()
             await asyncio.gather(life, return_exceptions=True)
+
+    def published(self) -> dict[str, str]:
+        """Where each lease in the registry says that its host is, by key."""
+        lead = f"{PREFIX}/subnets/".encode()
+        found = {key.removeprefix(lead).decode(): record for key, record in self.store.records.items() if key.startswith(lead)}
+        return {key: json.loads(record.value or b"{}")["PublicIP"] for key, record in found.items()}
+
+    def record(self, key: str) -> Record:
+        """What stands in the registry under a lease's key."""
+        return self.store.records[f"{PREFIX}/subnets/{key}".encode()]
+
+    def value(self, key: str) -> str:
+        """The value under a lease's key."""
+        return (self.record(key).value or b"").decode()
+
+    async def put_back(self, config: dict[str, object], key: str, value: str) -> None:
+        """Config and peer as they were."""
+        self.put_config(config)
+        self.put_peer(key, value)
+
+    @property
+    def retries(self) -> int:
+        """How often the kernel has refused something."""
+        assert self.agent is not None
+        assert self.agent._network is not None
+        return self.agent._network.reconciler.retries.attempts
+
+    @property
+    def settled(self) -> bool:
+        """True where nothing is left to be done."""
+        network = self.agent._network if self.agent is not None else None
+        return network is not None and network.reconciler.settled and not network.reconciler.dirty.pending
+
+    def programmed(self) -> list[str]:
+        """All of ours that the kernel holds, as an operator reads it; without what chance decides."""
+        assert self.agent is not None
+        assert self.agent._network is not None
+        found = (self.kernel.get(item.key) for item in self.agent._network.reconciler.desired.state)
+        return sorted(f"{item.noun} {item}" for item in found if item is not None)
 
     @property
     def over(self) -> bool:

@@ -59,10 +59,10 @@ def test_vxlan_peer_is_three_entries_and_its_route_comes_last() -> None:
 
 
 def test_vxlan_every_option_reaches_the_device() -> None:
-    options = '{"type": "VXLAN", "vni": 7, "Port": 4789, "MTU": 9000, "GBP": true, "Learning": true}'
+    options = '{"type": "VXLAN", "vni": 7, "Port": 4789, "MTU": 1400, "GBP": true, "Learning": true}'
     backend, local = situation(options)
     assert lines(backend.host(local))[0] == (
-        f"link flannel.7 address {A_MAC} mtu 8950 up type vxlan id 7 dev eth1 local 192.0.2.1 dstport 4789 learning gbp"
+        f"link flannel.7 address {A_MAC} mtu 1350 up type vxlan id 7 dev eth1 local 192.0.2.1 dstport 4789 learning gbp"
     )
 
 

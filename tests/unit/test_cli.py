@@ -201,7 +201,7 @@ def test_check_warns_where_no_backend_is_given(person: Person) -> None:
         (b'{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":"x"}}', 'Backend.VNI "x": expected a whole number'),
         (b'{"Network":"10.5.0.0/16","Backend":{"Type":"pigeon"}}', "Backend.Type 'pigeon': nobody provides it"),
         (
-            b'{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"udp"}}',
+            b'{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48","Backend":{"Type":"udp"}}',
             "Backend.Type udp: it does not carry IPv6",
         ),
     ],

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from netaddr import IPAddress, IPNetwork
 
+from flannelpy.commands import leases
+from flannelpy.commands.reservations import Subnets, release, reserve
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConflictError, FlannelpyError, UsageError
 from flannelpy.core.model import Lease, LeaseAttrs
-from flannelpy.explain import leases
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
-from flannelpy.reservations import Subnets, release, reserve
 from netns_lab.etcd import Etcd
 
 from .test_cli import Outcome, Person

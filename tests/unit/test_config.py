@@ -179,8 +179,19 @@ def test_conformance_unset_bounds() -> None:
     assert (str(pool.first), str(pool.last)) == ("fc00:0:0:1::", "fc00:0:0:ffff::")
 
 
-def test_conformance_keys_in_any_case_the_exact_one_wins() -> None:
-    assert str(v4('{"NETWORK": "10.1.0.0/16", "Network": "10.2.0.0/16", "network": "10.3.0.0/16"}').network) == "10.2.0.0/16"
+def test_conformance_keys_in_any_case_the_last_spelling_counts() -> None:
+    assert str(v4('{"NETWORK": "10.1.0.0/16", "network": "10.3.0.0/16", "Network": "10.2.0.0/16"}').network) == "10.2.0.0/16"
+    assert str(v4('{"Network": "10.1.0.0/16", "NETWORK": "10.3.0.0/16"}').network) == "10.3.0.0/16"
+    assert str(v4('{"Network": "10.1.0.0/16", "NETWORK": "10.3.0.0/16", "Network": "10.2.0.0/16"}').network) == "10.2.0.0/16"
+    assert (
+        NetworkConfig.parse('{"Network": "10.2.0.0/16", "Backend": {"Type": "vxlan", "type": "host-gw"}}').backend_type == "host-gw"
+    )
+
+
+@given(st.permutations(["Network", "NETWORK", "network", "nETwork"]), st.integers(1, 4))
+def test_conformance_of_any_spellings_in_any_order_the_last_counts(spellings: list[str], count: int) -> None:
+    members = ", ".join(f'"{name}": "10.{at}.0.0/16"' for at, name in enumerate(spellings[:count], 1))
+    assert str(v4(f"{{{members}}}").network) == f"10.{count}.0.0/16"
 
 
 def test_conformance_of_duplicate_keys_the_last_counts_and_unknown_ones_are_passed_over() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -12,15 +12,13 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.agent.cluster import Cluster
-from flannelpy.agent.report import Reporter
 from flannelpy.core import lease_events as ev
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.leasing import Leasing
-from flannelpy.core.membership import Membership
 from flannelpy.core.model import LEASE_TTL_S, NO_ADDRESS, Lease, LeaseAttrs
 from flannelpy.registry import Batch
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
-from tests.unit.agents import PATIENCE, PREFIX, VXLAN, HostInMemory, until, vxlan_value
+from tests.unit.agents import PREFIX, TIMEOUTS, VXLAN, HostInMemory, until, vxlan_value
 
 
 @pytest.fixture
@@ -52,7 +50,7 @@ async def test_a_lease_that_expired_is_kept_and_one_that_was_deleted_is_not(host
         host.store.expire(key(9))
         host.store.delete(key(10))
         await until(lambda: not host.holds(route(10)))
-        await asyncio.sleep(3 * PATIENCE.departure_s)
+        await asyncio.sleep(3 * TIMEOUTS.departure_s)
         assert host.holds(route(9))
         put_leased(host, 9, at="192.0.2.99", mac="02:00:00:00:00:99")  # the subnet has a new host
         await until(lambda: host.holds("fdb 02:00:00:00:00:99 dst 192.0.2.99 dev flannel.1 self permanent"))
@@ -79,7 +77,7 @@ async def test_nobody_goes_while_etcd_cannot_be_asked(host: HostInMemory) -> Non
         put_leased(host, 10)
         await until(lambda: host.holds(route(10)))  # so the deletion was seen, too
         host.store.stop()
-        await asyncio.sleep(4 * PATIENCE.departure_s)
+        await asyncio.sleep(4 * TIMEOUTS.departure_s)
         assert host.holds(route(9))
         host.store.start()
         await until(lambda: not host.holds(route(9)))
@@ -98,7 +96,7 @@ async def test_a_store_that_lost_everything_and_has_a_higher_revision_than_befor
         while host.store.revision < revision + 10:
             host.store.put("/elsewhere", "x")
         await until(lambda: f"{PREFIX}/subnets/{lease}".encode() in host.store.records)
-        await asyncio.sleep(4 * PATIENCE.departure_s)
+        await asyncio.sleep(4 * TIMEOUTS.departure_s)
         assert host.holds(route(9))
         assert len(host.kernel.applied) == steps
 
@@ -153,25 +151,14 @@ class Unaware(MemoryRegistry):
 
 async def test_a_watch_of_before_a_reset_is_not_trusted(host: HostInMemory) -> None:
     registry = Unaware(host.store)
-    reporter = Reporter(lambda: 0.0)
-    ignore: Callable[[object], None] = lambda _: None  # noqa: E731
-    cluster = Cluster(
-        registry,
-        Membership(NetworkConfig.parse('{"Network": "10.5.0.0/16"}'), None),
-        reporter,
-        PATIENCE,
-        on_peers=ignore,
-        on_event=ignore,
-        on_listed=ignore,
-        on_reset=lambda: None,
-        on_reconnect=lambda: None,
-    )
+    cluster = Cluster(host.context(registry), wake=lambda: None)
+    cluster.configure(NetworkConfig.parse('{"Network": "10.5.0.0/16"}'), None, None)
     for _ in range(5):
         put_leased(host, 9)
-    await cluster.refresh()
-    before = cluster.revision
     following = asyncio.create_task(cluster.follow())
     try:
+        await cluster.listed.wait()
+        before = cluster.revision
         registry.batches.put_nowait(Batch((), before, connected=True))
         await until(lambda: registry.batches.empty())
         host.store.lose_data()
@@ -180,11 +167,10 @@ async def test_a_watch_of_before_a_reset_is_not_trusted(host: HostInMemory) -> N
         registry.batches.put_nowait(Batch((), before, connected=True))
         await until(lambda: len(registry.begun) == 2)
         assert registry.begun == [before + 1, host.store.revision + 1]
-        assert "10.5.10.0-24" in cluster.membership.leases
+        assert "10.5.10.0-24" in cluster.view.leases
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
-        cluster.close()
 
 
 # ------------------------------------------------------------------------------------------------- a key that is defaced

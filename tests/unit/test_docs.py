@@ -23,12 +23,12 @@ from netaddr import IPAddress, IPNetwork
 
 from flannelpy import options, plugins
 from flannelpy.cli import flannelpy
+from flannelpy.commands import netconfig
 from flannelpy.core.backend import Backend, Local, Uplink
 from flannelpy.core.conditions import CONDITIONS, Condition, Severity
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.model import Lease, LeaseAttrs
-from flannelpy.explain import netconfig
 from flannelpy.options import Option
 
 ROOT = Path(__file__).parents[2]

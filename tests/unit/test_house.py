@@ -21,13 +21,14 @@ TEXTS = sorted(
 
 LINES = 400
 LONGER = {
+    "flannelpy/cli.py": "one declaration a subcommand",
     "flannelpy/core/leasing.py": "the rules of a lease are read together; a tenth is the list of words they use",
     "flannelpy/kernel/fake.py": "a whole kernel, as far as we use one",
     "flannelpy/kernel/messages.py": "packing and unpacking of each message side by side",
     "flannelpy/kernel/netlink.py": "one adapter, every call of the contract",
 }
 """Files that may be longer, and why."""
-LONGEST = 510
+LONGEST = 530
 
 NO_NAMES = re.compile(r"(Manager|Helper|Utils?|Handler|Processor)$|^process_|^handle_data$")
 NOT_OURS = re.compile(r"(?<![\w.])/(work|root|home/\w+)/|(?<![\w.])/tmp/w/|\b(TODO|FIXME|XXX)\b")

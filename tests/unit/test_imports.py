@@ -3,7 +3,8 @@
     core -> backends
     core -> registry, kernel, host -> agent, explain -> cli
 
-Nobody in flannelpy imports ``backends``: they are found by entry point, as anybody else's would be.
+Nobody in flannelpy imports ``backends``: they are found by entry point, as anybody else's would be. Between udp's two processes is
+a wall: ``protocol`` and ``counters`` are all that both import.
 """
 
 from __future__ import annotations
@@ -23,15 +24,20 @@ ROOMS = {
     "flannelpy.kernel": {"flannelpy.core", "flannelpy.kernel"},
     "flannelpy.host": {"flannelpy.core", "flannelpy.host"},
     "flannelpy.plugins": {"flannelpy.core"},
-    "flannelpy.explain": {
+    "flannelpy.explain": {"flannelpy.core", "flannelpy.explain"},
+    "flannelpy.commands": {
         "flannelpy.core",
         "flannelpy.registry",
         "flannelpy.kernel",
         "flannelpy.host",
         "flannelpy.explain",
-        "flannelpy.agent",
+        "flannelpy.commands",
         "flannelpy.plugins",
+        "flannelpy.settings",
     },
+    "flannelpy.options": {"flannelpy.core", "flannelpy.options"},
+    "flannelpy.settings": {"flannelpy.core", "flannelpy.options", "flannelpy.registry", "flannelpy.settings"},
+    "flannelpy.logs": {"flannelpy.core"},
     "flannelpy.agent": {
         "flannelpy.core",
         "flannelpy.registry",
@@ -42,6 +48,7 @@ ROOMS = {
         "flannelpy.plugins",
         "flannelpy.settings",
     },
+    "backends.udp.worker": {"backends.udp.worker", "backends.udp.protocol", "backends.udp.counters"},
     "backends": {"flannelpy.core", "backends"},
 }
 """Who may import what of ours. What is not listed (cli, settings and the like) stands on top."""
@@ -51,9 +58,9 @@ ONLY_IN = {
     "grpc": ["flannelpy/registry/etcd/"],
     "google": ["flannelpy/registry/etcd/"],
     "pyroute2": ["flannelpy/kernel/"],
-    "numpy": ["backends/udp/"],
+    "numpy": ["backends/udp/worker/"],
     "h11": ["flannelpy/explain/"],
-    "click": ["flannelpy/cli", "flannelpy/options", "flannelpy/explain/"],
+    "click": ["flannelpy/cli", "flannelpy/options", "flannelpy/commands/"],
 }
 """Where a third party's package may be imported: by the start of the path."""
 
@@ -73,6 +80,11 @@ NOT_IN_CORE = {
     "time",
 }
 """I/O and clocks: the core has neither."""
+
+WORKER = "backends.udp.worker"
+"""A process of its own: nothing of the agent is in it, and the agent has nothing of it but its exit code."""
+
+NOT_IN_WORKER = {"etcd3", "grpc", "google", "netaddr", "pyroute2", "flannelpy"}
 
 REFUSED = {
     "ipaddress": "addresses are netaddr's everywhere",
@@ -115,6 +127,10 @@ def wrong_arrows(path: Path) -> Iterator[str]:
             yield f"{where}:{line}: {name}: only in {', '.join(ONLY_IN[top])}"
         if room == "flannelpy.core" and top in NOT_IN_CORE:
             yield f"{where}:{line}: {name}: the core has no I/O and no clock"
+        if room == WORKER and top in NOT_IN_WORKER:
+            yield f"{where}:{line}: {name}: not in the worker's process"
+        if inside(name, WORKER) and not inside(module, WORKER):
+            yield f"{where}:{line}: {name}: the worker is started as a process, never imported"
         for refused, why in REFUSED.items():
             if inside(name, refused):
                 yield f"{where}:{line}: {name}: {why}"
@@ -145,6 +161,13 @@ def test_there_is_something_to_read() -> None:
         ("backends/x.py", "from flannelpy.kernel import Kernel"),
         ("backends/x.py", "from ipaddress import ip_address"),
         ("backends/x.py", "from scapy.all import IP"),
+        ("backends/udp/worker/x.py", "from netaddr import IPAddress"),
+        ("backends/udp/worker/x.py", "from flannelpy.core.errors import BackendError"),
+        ("backends/udp/worker/x.py", "from backends.udp.queues import Queues"),
+        ("backends/udp/worker/x.py", "from backends.udp import sockets"),
+        ("backends/udp/x.py", "from backends.udp.worker.packet import inbound"),
+        ("backends/udp/x.py", "from backends.udp import worker"),
+        ("backends/udp/x.py", "import numpy"),
     ],
 )
 def test_a_wrong_arrow_is_seen(where: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

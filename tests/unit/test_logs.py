@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flannelpy import logs
 
@@ -60,7 +62,7 @@ def test_json_is_one_object_a_line(stream: io.StringIO) -> None:
     log.error("two\nlines")
     (line,) = stream.getvalue().splitlines()
     told = json.loads(line)
-    assert (told["level"], told["logger"], told["message"]) == ("error", "flannelpy.test", "two\nlines")
+    assert (told["level"], told["logger"], told["message"]) == ("error", "flannelpy.test", "two\\nlines")
 
 
 def test_a_repeated_line_is_written_once_and_counted(stream: io.StringIO) -> None:
@@ -70,3 +72,11 @@ def test_a_repeated_line_is_written_once_and_counted(stream: io.StringIO) -> Non
     log.info("other")
     log.info("same")
     assert stream.getvalue().splitlines() == ["<6>same", "<6>same (and 3 more times)", "<6>other", "<6>same"]
+
+
+@given(st.text(max_size=400) | st.text(alphabet="\x00\x1b\x07\r\n\x9b\u202e\u2066ab", max_size=4_000))
+@pytest.mark.parametrize("form", [logs.Text, logs.Journal])
+def test_no_text_of_anybody_makes_a_line_or_moves_a_cursor(form: type[logging.Formatter], text: str) -> None:
+    said = form().format(logging.LogRecord("x", logging.ERROR, "x.py", 1, "%s", (text,), None))
+    assert said.isprintable()
+    assert len(said) < logs.LONGEST + 100

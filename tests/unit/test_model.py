@@ -177,7 +177,9 @@ def test_conformance_values_byte_for_byte(text: str, attrs: LeaseAttrs) -> None:
     ("text", "attrs"),
     [
         ('{"publicip": "1.2.3.4", "BACKENDTYPE": "udp"}', LeaseAttrs(IPAddress("1.2.3.4"), backend_type="udp")),
-        ('{"PublicIP":"1.2.3.4","publicIP":"5.6.7.8"}', LeaseAttrs(IPAddress("1.2.3.4"))),
+        ('{"PublicIP":"1.2.3.4","publicIP":"5.6.7.8"}', LeaseAttrs(IPAddress("5.6.7.8"))),
+        ('{"publicip":"5.6.7.8","PublicIP":"1.2.3.4"}', LeaseAttrs(IPAddress("1.2.3.4"))),
+        ('{"PublicIP":"9.9.9.9","publicIP":"5.6.7.8","PublicIP":"1.2.3.4"}', LeaseAttrs(IPAddress("1.2.3.4"))),
         ('{"PublicIP":"1.2.3.4","PublicIP":"5.6.7.8"}', LeaseAttrs(IPAddress("5.6.7.8"))),
         ('{"PublicIP":"1.2.3.4","Unknown":[{}]}', LeaseAttrs(IPAddress("1.2.3.4"))),
         ("{}", LeaseAttrs(IPAddress("0.0.0.0"))),

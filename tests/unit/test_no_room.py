@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from math import inf
+from pathlib import Path
 from random import Random
 
 import pytest
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.agent.expiry import CANDIDATES, tell_first_end
-from flannelpy.agent.keeper import Keeper
+from flannelpy.agent.lease import Keeper
 from flannelpy.agent.report import Reporter
 from flannelpy.core import lease_events as ev
 from flannelpy.core.config import NetworkConfig
@@ -22,7 +23,7 @@ from flannelpy.core.leasing import Leasing
 from flannelpy.core.model import Lease, LeaseAttrs
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
 
-from .agents import until
+from .agents import HostInMemory, until
 
 CONFIG = NetworkConfig.parse('{"Network": "10.5.0.0/22"}')  # three subnets
 HOUR_S = 3600
@@ -70,12 +71,12 @@ async def fill(registry: MemoryRegistry, *ttls: int) -> list[Lease]:
 
 
 @asynccontextmanager
-async def waiting(registry: MemoryRegistry) -> AsyncIterator[tuple[Keeper, Reporter]]:
+async def waiting(registry: MemoryRegistry, tmp_path: Path = Path("/nonexistent")) -> AsyncIterator[tuple[Keeper, Reporter]]:
     """A host that wants a subnet too."""
     machine = Leasing(CONFIG, LeaseAttrs(IPAddress("192.0.2.99")), Random(1))
-    clock = asyncio.get_running_loop().time
-    reporter = Reporter(clock)
-    keeper = Keeper(machine, registry, reporter, clock, refresh=registry.snapshot, on_hold=lambda lease: None, on_lost=lambda: None)
+    context = HostInMemory(registry.store, tmp_path).context(registry)
+    reporter = context.reporter
+    keeper = Keeper(context, registry.snapshot, machine, wake=lambda: None)
     task = asyncio.create_task(keeper.run())
     try:
         yield keeper, reporter

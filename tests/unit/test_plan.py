@@ -106,6 +106,7 @@ def after(steps: tuple[Step, ...], observed: HostState) -> HostState:
 def test_a_first_start_reads_like_a_shell_session() -> None:
     assert text(plan(HOST | peer(9, PEER, MACS[1]), HostState())) == "\n".join(
         [
+            "nft add table inet flannelpy (2 lines)",
             "link add flannel.1 address aa:aa:aa:aa:aa:aa mtu 1450 up"
             " type vxlan id 1 dev eth1 local 192.0.2.1 dstport 8472 nolearning",
             "addr add 10.5.72.0/32 dev flannel.1",
@@ -113,7 +114,6 @@ def test_a_first_start_reads_like_a_shell_session() -> None:
             "neigh add 10.5.9.0 lladdr bb:bb:bb:bb:bb:bb dev flannel.1 nud permanent",
             "fdb add bb:bb:bb:bb:bb:bb dst 192.0.2.2 dev flannel.1 self permanent",
             "route add 10.5.9.0/24 via 10.5.9.0 dev flannel.1 onlink",
-            "nft add table inet flannelpy (2 lines)",
         ]
     )
 
@@ -185,9 +185,9 @@ def test_a_route_that_leaves_a_remade_device_is_added_for_it_went_with_the_devic
 def test_cleaning_up_is_deleting_the_device_and_what_stands_apart() -> None:
     observed = HOST | peer(9, PEER, MACS[1]) | HostState.of(Route(IPNetwork("10.5.7.0/24"), PEER, UPLINK))
     assert [step.key for step in plan(HostState(), observed, SCOPE)] == [
-        Key("nft", "flannelpy"),
         Key("route", "10.5.7.0/24"),
         Key("link", "flannel.1"),
+        Key("nft", "flannelpy"),  # it guards until there is nothing left to guard
     ]
 
 

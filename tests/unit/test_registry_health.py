@@ -30,9 +30,7 @@ NO_SPACE = RegistryRefusedError("http://etcd:2379: etcd takes no more writes: da
 LEARNER = RegistryRefusedError("http://etcd:2379: etcd refused: rpc not supported for learner")
 NO_USER = RegistryAuthError("http://etcd:2379: etcd asks for a user; expected --etcd-username and --etcd-password")
 NO_ROLE = RegistryAuthError("http://etcd:2379: user 'f' lacks the role; expected one that may read and write the prefix")
-NO_TRUST = RegistryTlsError(
-    "https://etcd:2379: TLS: the server's certificate is not signed by --etcd-cafile 'ca'"
-)
+NO_TRUST = RegistryTlsError("https://etcd:2379: TLS: the server's certificate is not signed by --etcd-cafile 'ca'")
 
 
 @dataclass
@@ -70,29 +68,27 @@ class Scene:
     def set(self, code: str, details: Mapping[str, str]) -> None:
         """As the agent's reporter does."""
         self.sets += 1
-        for subject, detail in details.items():
-            self.conditions.begin(code, self.now, detail, subject)
-        self.conditions.end_all_but(code, set(details))
+        self.conditions.set(code, self.now, details)
 
     def seconds(self, number: int, *failures: tuple[Kind, RegistryError], well: tuple[Kind, ...] = ()) -> None:
         """So many seconds in which these calls fail in turn, and those succeed."""
         for _ in range(number):
             for kind, error in failures:
                 self.health.failed(kind, error)
-                self.tell()
+                self.report()
                 self.now += 0.1
             for kind in well:
                 self.health.succeeded(kind)
             self.now += 1.0 - 0.1 * len(failures)
             self.health.look(self.now)
-            self.tell()
+            self.report()
 
-    def tell(self) -> None:
+    def report(self) -> None:
         for item in self.conditions.news(self.now)[0]:
-            over = "over: " if item.over else ""
+            prefix = "resolved: " if item.resolved else ""
             subject = f" {item.active.subject}" if item.active.subject else ""
-            self.log.append(f"{over}{item.active.condition.code}{subject}")
-            if not item.over:
+            self.log.append(f"{prefix}{item.active.condition.code}{subject}")
+            if not item.resolved:
                 self.texts = [*getattr(self, "texts", []), item.active.text]
 
 
@@ -104,7 +100,7 @@ def test_an_hour_of_outage_seen_by_all_is_one_begin_and_one_end() -> None:
     scene.seconds(3600, *everybody)
     scene.etcd.watch_trouble, scene.etcd.is_alive = None, True
     scene.seconds(60, well=tuple(Kind))
-    assert scene.log == ["registry-unreachable", "over: registry-unreachable"]
+    assert scene.log == ["registry-unreachable", "resolved: registry-unreachable"]
     assert scene.texts == [f"etcd does not answer: {REFUSED}; what is programmed stays as it is"]
 
 
@@ -124,7 +120,7 @@ def test_whoever_sees_an_outage_it_is_told_once(voices: list[tuple[Kind, Registr
     assert scene.log == ["registry-unreachable"]
     scene.etcd.is_alive, scene.etcd.watch_trouble = True, None
     scene.seconds(5, well=tuple(kind for kind, _ in voices))
-    assert scene.log == ["registry-unreachable", "over: registry-unreachable"]
+    assert scene.log == ["registry-unreachable", "resolved: registry-unreachable"]
     assert list(scene.conditions) == []
 
 
@@ -143,8 +139,8 @@ def test_no_space_with_healthy_reads_is_told_as_that() -> None:
     assert "etcd takes no more writes: database space exceeded" in scene.texts[0]
     assert "does not answer" not in scene.texts[0]
     assert scene.health.verdict.answers
-    scene.seconds(1, well=(Kind.WRITE,))
-    assert scene.log == ["registry-refused write", "over: registry-refused write"]
+    scene.seconds(4, well=(Kind.WRITE,))
+    assert scene.log == ["registry-refused write", "resolved: registry-refused write"]
 
 
 def test_auth_switched_on_under_way_is_told_of_what_it_stops() -> None:
@@ -156,7 +152,7 @@ def test_auth_switched_on_under_way_is_told_of_what_it_stops() -> None:
     scene.seconds(100, (Kind.READ, NO_USER), (Kind.WRITE, NO_USER), well=(Kind.KEEP_ALIVE,))
     assert scene.log == ["registry-auth read", "registry-auth write"]
     scene.seconds(2, well=(Kind.READ, Kind.WRITE))
-    assert sorted(scene.log[2:]) == ["over: registry-auth read", "over: registry-auth write"]
+    assert sorted(scene.log[2:]) == ["resolved: registry-auth read", "resolved: registry-auth write"]
 
 
 def test_a_wrong_password_is_one_text() -> None:
@@ -166,7 +162,7 @@ def test_a_wrong_password_is_one_text() -> None:
     assert scene.log == ["registry-auth"]
     scene.etcd.watch_trouble = None
     scene.seconds(2, well=tuple(Kind))
-    assert scene.log == ["registry-auth", "over: registry-auth"]
+    assert scene.log == ["registry-auth", "resolved: registry-auth"]
 
 
 def test_a_role_that_may_only_read_is_told_of_writes() -> None:
@@ -188,22 +184,30 @@ def test_a_kind_that_is_refused_is_told_beside_an_outage_of_another() -> None:
     scene.seconds(20, (Kind.WRITE, NO_SPACE), (Kind.READ, SILENT))
     assert sorted(scene.log) == ["registry-refused write", "registry-unreachable"]
     scene.seconds(20, (Kind.WRITE, NO_SPACE), well=(Kind.READ,))
-    assert scene.log[2:] == ["over: registry-unreachable"]
+    assert scene.log[2:] == ["resolved: registry-unreachable"]
 
 
-def test_this_hosts_own_link_is_the_reason() -> None:
+def test_while_this_hosts_own_link_is_down_etcd_is_not_blamed() -> None:
     scene = Scene()
     scene.etcd.is_alive = False
     scene.health.link_down("eth1")
     scene.seconds(60, (Kind.READ, SILENT), (Kind.WATCH, DEAF))
-    assert scene.log == ["registry-cut-off"]
-    assert "eth1 of this host is down" in scene.texts[0]
+    assert scene.health.verdict.text == "eth1 of this host is down"
     assert not scene.health.verdict.answers
-    scene.health.link_down(None)
+    scene.health.link_down("")
     scene.seconds(2, (Kind.READ, SILENT))  # up again, and the connection takes its time
     scene.etcd.is_alive = True
-    scene.seconds(3, well=tuple(Kind))
-    assert scene.log == ["registry-cut-off", "over: registry-cut-off"]
+    scene.seconds(10, well=tuple(Kind))
+    assert scene.log == []
+
+
+def test_a_link_that_goes_down_in_an_outage_takes_the_blame() -> None:
+    scene = Scene()
+    scene.etcd.is_alive = False
+    scene.seconds(10, (Kind.READ, SILENT))
+    scene.health.link_down("eth1")
+    scene.seconds(10, (Kind.READ, SILENT))
+    assert scene.log == ["registry-unreachable", "resolved: registry-unreachable"]
 
 
 def test_a_link_that_is_up_again_is_no_reason_for_ever() -> None:
@@ -213,7 +217,7 @@ def test_a_link_that_is_up_again_is_no_reason_for_ever() -> None:
     scene.seconds(10, (Kind.READ, SILENT))
     scene.health.link_down(None)
     scene.seconds(10, (Kind.READ, SILENT))
-    assert scene.log == ["registry-cut-off", "over: registry-cut-off", "registry-unreachable"]
+    assert scene.log == ["registry-unreachable"]
 
 
 def test_a_link_that_is_down_without_a_failure_is_nothing_to_do_with_etcd() -> None:
@@ -229,10 +233,10 @@ def test_a_failure_that_nobody_repeats_is_over_where_etcd_answers_others() -> No
     scene.seconds(10, well=(Kind.READ,))
     assert scene.log == ["registry-unreachable"]
     scene.seconds(10, well=(Kind.READ,))
-    assert scene.log == ["registry-unreachable", "over: registry-unreachable"]
+    assert scene.log == ["registry-unreachable", "resolved: registry-unreachable"]
     scene.health.failed(Kind.WRITE, NO_SPACE)
     scene.seconds(300, well=(Kind.READ,))
-    assert scene.log[2:] == ["registry-refused write", "over: registry-refused write"]
+    assert scene.log[2:] == ["registry-refused write", "resolved: registry-refused write"]
 
 
 def test_a_failure_that_nobody_repeats_stays_where_nobody_answers() -> None:
@@ -258,8 +262,8 @@ def test_silence_alone_is_told() -> None:
     scene.etcd.is_alive = False
     scene.seconds(600)
     scene.etcd.is_alive = True
-    scene.seconds(2)
-    assert scene.log == ["registry-unreachable", "over: registry-unreachable"]
+    scene.seconds(4)
+    assert scene.log == ["registry-unreachable", "resolved: registry-unreachable"]
 
 
 def test_what_holds_is_said_again_to_a_reporter_that_forgot() -> None:
@@ -272,7 +276,7 @@ def test_what_holds_is_said_again_to_a_reporter_that_forgot() -> None:
 
 def test_every_code_is_a_condition() -> None:
     assert set(CODES) <= CONDITIONS.keys()
-    for code in ("registry-unreachable", "registry-cut-off", "registry-refused"):
+    for code in ("registry-unreachable", "registry-refused"):
         assert CONDITIONS[code].after >= 2.0  # longer than a text takes to settle
 
 

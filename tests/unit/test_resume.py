@@ -14,11 +14,12 @@ from backends.udp import Udp
 from flannelpy.core.backend import FdStore, Local
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Key, Link
+from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.host import view_file
 from flannelpy.kernel.fake import FakeKernel
-from flannelpy.registry import StoredConfig
+from flannelpy.registry import Snapshot, StoredConfig
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
-from tests.unit.agents import PATIENCE, PREFIX, VXLAN, HostInMemory, until, vxlan_value
+from tests.unit.agents import PREFIX, TIMEOUTS, VXLAN, HostInMemory, until, vxlan_value
 
 UDP: dict[str, object] = {"Network": "10.5.0.0/16", "SubnetMin": "10.5.200.0", "Backend": {"Type": "udp", "Engine": "pump"}}
 VXLAN_ROUTE = "route 10.5.9.0/24 via 10.5.9.0 dev flannel.1 onlink"
@@ -53,9 +54,16 @@ class GatedRegistry(MemoryRegistry):
         self.asked = 0
 
     async def config(self) -> StoredConfig:
+        await self._opened()
+        return await super().config()
+
+    async def snapshot(self) -> Snapshot:
+        await self._opened()
+        return await super().snapshot()
+
+    async def _opened(self) -> None:
         self.asked += 1
         await self.gate.wait()
-        return await super().config()
 
 
 class PumpInMemory:
@@ -77,6 +85,9 @@ class PumpInMemory:
     def update(self, peers: Mapping[str, Lease | None]) -> None:
         for key, lease in peers.items():
             self.peers.pop(key, None) if lease is None else self.peers.update({key: lease})
+
+    def adopt(self, local: Local) -> bool:
+        return True
 
     async def run(self) -> None:
         self.running = True
@@ -124,7 +135,7 @@ async def some_turns() -> None:
 def gate(host: HostInMemory, offline_s: float = 60.0) -> GatedRegistry:
     """From now on etcd takes its time."""
     host.registry = made = GatedRegistry(host.store)
-    host.patience = replace(PATIENCE, offline_s=offline_s)
+    host.timeouts = replace(TIMEOUTS, offline_s=offline_s)
     return made
 
 
@@ -134,7 +145,7 @@ async def test_packets_move_before_etcd_has_answered_and_ready_is_said_after(hos
     registry = gate(host)
     async with host.run(ready=False):
         await until(lambda: PumpInMemory.made and PumpInMemory.made[0].running)
-        await until(lambda: registry.asked == 1)
+        await until(lambda: registry.asked)
         assert [str(peer.subnet) for peer in PumpInMemory.made[0].peers.values()] == ["10.5.9.0/24"]
         await until(lambda: host.holds("route 10.5.0.0/16 dev flannel0"))
         await some_turns()
@@ -163,7 +174,7 @@ async def test_where_nothing_was_kept_etcd_is_asked_first(host: HostInMemory) ->
     host.fd_store = ShelfInMemory()
     registry = gate(host)
     async with host.run(ready=False):
-        await until(lambda: registry.asked == 1)
+        await until(lambda: registry.asked)
         await some_turns()
         assert PumpInMemory.made == []
         registry.gate.set()
@@ -200,19 +211,16 @@ async def test_a_config_of_another_backend_is_followed_and_what_was_kept_is_drop
         assert host.lease == lease
 
 
-async def test_a_view_without_a_use_is_no_reason_to_begin_without_etcd(host: HostInMemory) -> None:
-    """The host has another address now: what was kept is for another."""
-    await first_life(host)
+async def test_a_host_with_another_address_goes_on_with_what_it_kept_and_takes_its_lease_over(host: HostInMemory) -> None:
+    lease = await first_life(host)
     registry = gate(host)
-    kept = view_file.read(host.settings.state_dir, PREFIX)
-    assert kept is not None
-    moved = [replace(lease, attrs=replace(lease.attrs, public_ip=IPAddress("192.0.2.77"))) for lease in kept.leases]
-    view_file.write(host.settings.state_dir, replace(kept, leases=tuple(moved)))
+    host.kernel.set_interface(Interface("eth1", 2, 1500, True, (InterfaceAddress(IPAddress("192.0.2.77"), 24),)))
     async with host.run(ready=False):
-        await until(lambda: registry.asked == 1)
-        assert PumpInMemory.made == []
+        await until(lambda: PumpInMemory.made and PumpInMemory.made[0].running)
         registry.gate.set()
         await until(lambda: host.ready)
+        assert host.lease == lease
+        await until(lambda: host.published()[lease] == "192.0.2.77")
 
 
 async def test_an_old_view_takes_nothing_away_that_it_does_not_know(host: HostInMemory) -> None:
@@ -230,7 +238,7 @@ async def test_an_old_view_takes_nothing_away_that_it_does_not_know(host: HostIn
     registry = gate(host)
     steps = len(host.kernel.applied)
     async with host.run(ready=False):
-        await until(lambda: registry.asked == 1)
+        await until(lambda: registry.asked)
         await until(lambda: host.kernel.calls["observe"] > 0)
         await some_turns()
         assert host.holds(VXLAN_ROUTE)
@@ -263,14 +271,20 @@ async def test_who_gives_its_lease_back_keeps_nothing(host: HostInMemory) -> Non
     assert host.fd_store.names == ()
 
 
-async def test_what_a_pump_does_not_expect_ends_the_agent_and_not_only_the_pump(
-    host: HostInMemory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_a_datapath_does_not_expect_costs_only_itself(host: HostInMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is reported, and another one is opened; the agent goes on."""
+    broken = [True]
+
     async def run(self: PumpInMemory) -> None:
-        raise ZeroDivisionError
+        if broken:
+            broken.clear()
+            raise ZeroDivisionError
+        self.running = True
+        await asyncio.get_running_loop().create_future()
 
     monkeypatch.setattr(PumpInMemory, "run", run)
     async with host.run(ready=False):
-        await until(lambda: host.over)
-    with pytest.raises(ExceptionGroup):
-        host.raise_failure()
+        await until(lambda: "task-failed datapath" in host.conditions())
+        await until(lambda: any(pump.running and pump.peers for pump in PumpInMemory.made))
+        assert not host.over
+        assert host.ready

@@ -218,7 +218,11 @@ def test_user_and_password_come_together_and_the_password_is_never_shown(tmp_pat
         ("--public-ipv6=10.0.0.1", "--public-ipv6 '10.0.0.1': expected an IPv6 address"),
         ("--iface-can-reach=nowhere", "--iface-can-reach 'nowhere': expected an IP address"),
         ("--iface=", "--iface '': expected an interface's name or address"),
-        ("--iface-regex=(", "--iface-regex '(': expected a regular expression: missing ), unterminated subpattern at position 0"),
+        (
+            "--iface-regex=(",
+            "--iface-regex '(': expected a regular expression: missing ), unterminated subpattern at position 0;"
+            " expected a pattern of RE2, as flannel takes it",
+        ),
         ("--subnet-lease-renew-margin=0", "--subnet-lease-renew-margin '0': expected a whole number from 1 to 1439 (minutes)"),
         (
             "--subnet-lease-renew-margin=1440",
@@ -230,7 +234,7 @@ def test_user_and_password_come_together_and_the_password_is_never_shown(tmp_pat
         ("--subnet-file=", "--subnet-file '': expected a path"),
         ("--etcd-prefix=", "--etcd-prefix '': expected a path like /coreos.com/network"),
         ("--log-level=loud", "--log-level 'loud': expected debug, info, warning or error"),
-        ("--udp-engine=fou", "--udp-engine 'fou': expected auto, kernel or pump"),
+        ("--udp-engine=fou", "--udp-engine 'fou': expected auto, kernel, userspace or pump"),
         ("--udp-workers=0", "--udp-workers '0': expected a whole number from 1 to 64 (worker processes)"),
         ("--udp-workers=65", "--udp-workers '65': expected a whole number from 1 to 64 (worker processes)"),
         ("--udp-workers=all", "--udp-workers 'all': expected a whole number from 1 to 64 (worker processes)"),

@@ -19,11 +19,13 @@ import pytest
 from netaddr import IPNetwork
 from rich.console import Console
 
-from flannelpy.agent.tell import answering
+from flannelpy.agent.api import answering
+from flannelpy.commands import ask
+from flannelpy.commands.status_table import peers_table, table
 from flannelpy.core.backend import DatapathStatus, WorkerStatus
 from flannelpy.core.errors import MalformedError
 from flannelpy.core.objects import Key, Route
-from flannelpy.explain import ask, http
+from flannelpy.explain import http
 from flannelpy.explain.status import (
     SOCKET,
     BackendStatus,
@@ -39,7 +41,6 @@ from flannelpy.explain.status import (
     from_json,
     to_json,
 )
-from flannelpy.explain.status_table import peers_table, table
 from flannelpy.registry.memory import MemoryStore
 
 from .agents import PREFIX, VXLAN, HostInMemory, until, vxlan_value
@@ -47,7 +48,7 @@ from .test_cli import Outcome, Person
 
 MAC = "02:00:00:00:00:99"
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
-PEER = PeerStatus("10.1.9.0-24", "10.1.9.0/24", None, "192.168.50.12", None, "", "programmed")
+PEER = PeerStatus("10.1.9.0-24", "10.1.9.0/24", None, "192.168.50.12", None, "", "in-sync")
 WRONG = ConditionStatus(
     "registry-unreachable",
     "warning",
@@ -100,8 +101,8 @@ WHOLE = Status(
     subnet_file=SubnetFileStatus("/run/flannel/subnet.env", True),
     peers=(
         PEER,
-        replace(PEER, key="10.1.10.0-24", subnet="10.1.10.0/24", state="kept-after-expiry", seconds_left=540.0),
-        replace(PEER, key="10.9.7.0-24", subnet="10.9.7.0/24", state="left-out", why="lies outside the network 10.1.0.0/16"),
+        replace(PEER, key="10.1.10.0-24", subnet="10.1.10.0/24", state="stale", why="its lease has expired", seconds_left=540.0),
+        replace(PEER, key="10.9.7.0-24", subnet="10.9.7.0/24", state="excluded", why="lies outside the network 10.1.0.0/16"),
     ),
     kernel=KernelStatus(
         {"link": 1, "route": 1}, {"link": 1, "route": 0}, 2, RepairStatus("2026-11-21T11:00:00.000+00:00", "route add 10.1.0.0/16")
@@ -210,16 +211,16 @@ def test_everything_is_told_on_a_wide_terminal() -> None:
         "              --iface eth1: eth1, 192.168.50.11, MTU 1500",
         "lease         10.1.69.0/24 at 192.168.50.11, ends in 23 h 36 min unless extended",
         "subnet file   /run/flannel/subnet.env, written",
-        "peers         3; 1 kept-after-expiry; 1 left-out",
-        "kernel        1 of 2 objects are as wanted (link 1, route 1)",
+        "peers         3; 1 stale; 1 excluded",
+        "kernel        1 of 2 objects in sync (link 1, route 1)",
         "repaired      2 times, last 2026-11-21 11:00:00 (1 h): route add 10.1.0.0/16",
         "conditions    warning: etcd does not answer: no sign of life on the watch; what is programmed stays as it is",
         "              registry-unreachable, since 2026-11-21 11:59:20 (40 s): check etcd and the way to it; the agent goes on by"
         " itself when it answers",
         "subnet        PublicIP       BackendType  state",
-        "10.1.9.0/24   192.168.50.12  none         programmed",
-        "10.1.10.0/24  192.168.50.12  none         kept-after-expiry for 9 min more",
-        "10.9.7.0/24   192.168.50.12  none         left-out: lies outside the network 10.1.0.0/16",
+        "10.1.10.0/24  192.168.50.12  none         stale for 9 min more: its lease has expired",
+        "10.9.7.0/24   192.168.50.12  none         excluded: lies outside the network 10.1.0.0/16",
+        "10.1.9.0/24   192.168.50.12  none         in-sync",
     ]
 
 
@@ -288,10 +289,10 @@ async def test_a_ready_agent_tells_everything(host: HostInMemory) -> None:
         assert lease.seconds_left is not None
         assert 86_000 < lease.seconds_left <= 86_400
         assert status.subnet_file == SubnetFileStatus(str(host.settings.subnet_file), True)
-        assert status.peers == (PeerStatus("10.5.9.0-24", "10.5.9.0/24", None, "192.0.2.9", None, "vxlan", "programmed"),)
+        assert status.peers == (PeerStatus("10.5.9.0-24", "10.5.9.0/24", None, "192.0.2.9", None, "vxlan", "in-sync"),)
         assert status.kernel is not None
-        assert status.kernel.wanted == {"addr": 1, "fdb": 1, "link": 1, "neigh": 1, "nft": 1, "route": 1, "sysctl": 1}
-        assert status.kernel.held == status.kernel.wanted
+        assert status.kernel.desired == {"addr": 1, "fdb": 1, "link": 1, "neigh": 1, "nft": 1, "route": 1, "sysctl": 1}
+        assert status.kernel.in_sync == status.kernel.desired
         assert (status.kernel.repairs, status.kernel.last_repair) == (0, None)
         host.settings.subnet_file.unlink()
         assert not told(host).subnet_file.written
@@ -343,7 +344,7 @@ async def test_without_a_free_subnet_it_says_so(host: HostInMemory) -> None:
         status = told(host)
         assert status.why_not == (host.conditions()["no-free-subnet"],)
         assert status.lease is None
-        assert [peer.state for peer in status.peers] == ["programmed"] * 3
+        assert [peer.state for peer in status.peers] == ["pending"] * 3
 
 
 async def test_each_peer_says_how_it_stands(host: HostInMemory) -> None:
@@ -358,23 +359,24 @@ async def test_each_peer_says_how_it_stands(host: HostInMemory) -> None:
     host.put_peer("10.5.8.0-24", '{"PublicIP":"192.0.2.18","PublicIPv6":null}')
     host.kernel.plant(Route(IPNetwork("10.5.5.0/24"), dev="eth1", proto=4))
     async with host.run():
-        await until(lambda: states().get("10.5.5.0-24") == ("kernel-refused", None))
+        await until(lambda: states().get("10.5.5.0-24", ("", None))[0] == "refused")
         now = states()
-        assert now["10.5.1.0-24"] == ("programmed", None)
+        assert now["10.5.1.0-24"] == ("in-sync", None)
+        assert "10.5.5.0/24 dev eth1 proto static is there and is not ours" in (now["10.5.5.0-24"][1] or "")
         state, why = now["10.5.4.0-24"]
-        assert state == "left-out"
+        assert state == "excluded"
         assert why is not None
         assert "claims fdb 02:00:00:00:00:03 dev flannel.1" in why
-        assert now["10.9.6.0-24"] == ("left-out", "lies outside the network 10.5.0.0/16")
-        assert now["10.5.7.0-24"][0] == "left-out"
-        assert now["10.5.8.0-24"] == ("left-out", "a reservation that waits for its host")
+        assert now["10.9.6.0-24"] == ("excluded", "lies outside the network 10.5.0.0/16")
+        assert now["10.5.7.0-24"][0] == "excluded"
+        assert now["10.5.8.0-24"] == ("excluded", "a reservation that waits for its host")
         assert list(now) == [*(f"10.5.{n}.0-24" for n in (1, 2, 3, 4, 5, 7, 8)), "10.9.6.0-24"]  # ours is not among them
         lease = host.store.grant(60)
         host.store.put(f"{PREFIX}/subnets/10.5.2.0-24", vxlan_value("192.0.2.12", "02:00:00:00:00:02"), lease)
         await until(lambda: told(host).etcd.revision == host.store.revision)
         host.store.expire(f"{PREFIX}/subnets/10.5.2.0-24")
-        await until(lambda: states()["10.5.2.0-24"][0] == "leaving")
-        await until(lambda: states()["10.5.2.0-24"][0] == "kept-after-expiry")
+        await until(lambda: states()["10.5.2.0-24"] == ("stale", "its key is gone"))
+        await until(lambda: states()["10.5.2.0-24"] == ("stale", "its lease has expired"))
         (kept,) = (peer for peer in told(host).peers if peer.key == "10.5.2.0-24")
         assert kept.seconds_left is not None
         assert 500 < kept.seconds_left <= 600
@@ -549,7 +551,7 @@ def test_peers_are_shown_one_by_one_where_asked_for(person: Person, tmp_path: Pa
     with somebody(tmp_path, page(to_json(WHOLE))):
         said = person.types("status", "--peers", FLANNELPY_RUN_DIR=str(tmp_path), COLUMNS="80")
     assert said.code == 0
-    assert "10.1.10.0/24  192.168.50.12  none         kept-after-expiry for 9 min more" in said.out
+    assert "10.1.10.0/24  192.168.50.12  none         stale for 9 min more" in said.out
     assert all(len(line) <= 80 for line in said.out.splitlines())
 
 

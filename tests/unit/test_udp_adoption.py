@@ -16,9 +16,9 @@ import pytest
 
 from backends.udp import adoption
 from backends.udp.adoption import Wanted, adopt, adopt_counters
-from backends.udp.control import COUNTERS, make_counters
-from backends.udp.descriptors import Descriptors
-from backends.udp.offload import Offload
+from backends.udp.counters import COUNTERS, HEARTBEAT, make_counters
+from backends.udp.protocol import Offload
+from backends.udp.queues import Queues
 from flannelpy.core.errors import BackendError
 
 DEVICE = "lo"
@@ -85,7 +85,7 @@ def fd_store() -> Iterator[FdStore]:
 
 
 def fill(fd_store: FdStore, workers: int = 1) -> Wanted:
-    """Keep what a pump of so many workers has open; what it wanted."""
+    """Keep what a datapath of so many workers has open; what it wanted."""
     port = 0
     for number in range(workers):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made, Path(os.devnull).open("rb") as tun:
@@ -93,7 +93,7 @@ def fill(fd_store: FdStore, workers: int = 1) -> Wanted:
             made.bind(("127.0.0.1", port))
             port = made.getsockname()[1]
             counters = make_counters()
-            counters.live[:] = array("Q", [100 * (number + 1)] * len(COUNTERS))
+            counters.live[:HEARTBEAT] = array("Q", [100 * (number + 1)] * len(COUNTERS))
             fd_store.keep(f"udp-tun-{number}", tun.fileno())
             fd_store.keep(f"udp-socket-{number}", made.fileno())
             fd_store.keep(f"udp-counters-{number}", counters.fd)
@@ -197,7 +197,7 @@ def test_counters_count_on_and_those_of_another_version_begin_anew(fd_store: FdS
     os.truncate(fd_store.kept["udp-counters-0"], 8)
     counters = adopt_counters(fd_store, 0)
     assert counters.read() == [0] * len(COUNTERS)
-    counters.live[:] = array("Q", [7] * len(COUNTERS))
+    counters.live[:HEARTBEAT] = array("Q", [7] * len(COUNTERS))
     counters.close()
     kept = adopt_counters(fd_store, 0)  # the new ones are kept now
     assert kept.read() == [7] * len(COUNTERS)
@@ -215,17 +215,17 @@ async def test_what_cannot_be_used_is_dropped_before_anything_is_opened(
         seen.append(fd_store.names)
         raise BackendError("taken")
 
-    monkeypatch.setattr("backends.udp.descriptors.open_sockets", open_sockets)
+    monkeypatch.setattr("backends.udp.queues.open_sockets", open_sockets)
     with caplog.at_level("INFO"), pytest.raises(BackendError, match="taken"):
-        await Descriptors(DEVICE, wanted.port, 1, offload=True).open("127.0.0.1", fd_store)
+        await Queues(DEVICE, wanted.port, 1, offload=True).open("127.0.0.1", fd_store)
     assert seen == [()]
     assert caplog.messages == ["what was kept cannot be used: TUN device lo: it was deleted; device and port are opened anew"]
 
 
-async def test_a_pump_that_is_opened_again_counts_nothing_twice(fd_store: FdStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_datapath_that_is_opened_again_counts_nothing_twice(fd_store: FdStore, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = fill(fd_store)
     monkeypatch.setattr(fcntl, "ioctl", Tun().ioctl)
-    held = Descriptors(DEVICE, wanted.port, 1, offload=True)
+    held = Queues(DEVICE, wanted.port, 1, offload=True)
     for _ in range(2):
         await held.open("127.0.0.1", fd_store)
         assert held.counted() == [100] * len(COUNTERS)

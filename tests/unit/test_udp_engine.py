@@ -14,9 +14,9 @@ from pyroute2.netlink import genlmsg, nla
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from backends.udp import Udp
-from backends.udp.engine import TRIAL_DEVICE
-from flannelpy.agent import reconcile
-from flannelpy.agent.supervise import make_way
+from backends.udp.fou import TRIAL_DEVICE
+from flannelpy.agent.datapath import make_way
+from flannelpy.agent.sync import reconcile
 from flannelpy.core.backend import Engines, GuardedPort, Local, Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError
@@ -55,7 +55,13 @@ def voiced(state: HostState) -> list[str]:
 
 @pytest.mark.parametrize(
     ("options", "engine"),
-    [({}, "auto"), ({"Engine": None}, "auto"), ({"engine": "kernel"}, "kernel"), ({"ENGINE": "pump"}, "pump")],
+    [
+        ({}, "auto"),
+        ({"Engine": None}, "auto"),
+        ({"engine": "kernel"}, "kernel"),
+        ({"ENGINE": "pump"}, "userspace"),
+        ({"Engine": "userspace"}, "userspace"),
+    ],
 )
 def test_the_config_may_say_which(options: Mapping[str, Any], engine: str) -> None:
     assert Udp.from_options(options).engine == engine
@@ -63,13 +69,17 @@ def test_the_config_may_say_which(options: Mapping[str, Any], engine: str) -> No
 
 @pytest.mark.parametrize("wrong", ["fou", "", 1, True])
 def test_an_engine_that_cannot_be(wrong: object) -> None:
-    with pytest.raises(ConfigError, match=r"Backend.Engine .*: expected auto, kernel or pump"):
+    with pytest.raises(ConfigError, match=r"Backend.Engine .*: expected auto, kernel, userspace or pump"):
         Udp.from_options({"Engine": wrong})
 
 
 def test_the_hosts_word_comes_first() -> None:
     config = json.dumps({"Network": "10.5.0.0/16", "Backend": {"Type": "udp", "engine": "kernel", "Port": 9000}})
-    for host_options, engine in (({}, "kernel"), ({"udp": {"Engine": "pump"}}, "pump"), ({"vxlan": {"Engine": "x"}}, "kernel")):
+    for host_options, engine in (
+        ({}, "kernel"),
+        ({"udp": {"Engine": "pump"}}, "userspace"),
+        ({"vxlan": {"Engine": "x"}}, "kernel"),
+    ):
         backend = parse(config, host_options)[1]
         assert isinstance(backend, Udp)
         assert (backend.engine, backend.port) == (engine, 9000)
@@ -79,16 +89,16 @@ def test_the_hosts_word_comes_first() -> None:
     ("asked", "refusal", "engine", "reason", "refused"),
     [
         ("auto", "", "kernel", "udp engine: kernel", ""),
-        ("auto", REFUSAL, "pump", f"udp engine: pump; the kernel's cannot be had: {REFUSAL}", ""),
+        ("auto", REFUSAL, "userspace", f"udp engine: userspace; the kernel's cannot be had: {REFUSAL}", ""),
         ("kernel", "", "kernel", "udp engine: kernel, as asked for", ""),
         (
             "kernel",
             REFUSAL,
-            "pump",
-            f"udp engine: pump; the kernel's cannot be had: {REFUSAL}",
-            f"udp's engine kernel: {REFUSAL}; the pump carries the packets",
+            "userspace",
+            f"udp engine: userspace; the kernel's cannot be had: {REFUSAL}",
+            f"udp's engine kernel: {REFUSAL}; userspace carries the packets",
         ),
-        ("pump", "", "pump", "udp engine: pump, as asked for", ""),
+        ("userspace", "", "userspace", "udp engine: userspace, as asked for", ""),
     ],
 )
 def test_what_is_chosen(asked: Any, refusal: str, engine: str, reason: str, refused: str) -> None:
@@ -107,7 +117,7 @@ def test_what_is_tried() -> None:
             " encap fou encap-sport 8285 encap-dport 8285",
         ]
     )
-    assert len(Udp(engine="pump").rehearsal) == 0
+    assert len(Udp(engine="userspace").rehearsal) == 0
 
 
 # ---------------------------------------------------------------------------------------------------- what is to be there
@@ -145,14 +155,15 @@ def test_an_interface_without_ipv4_is_refused() -> None:
 @pytest.mark.parametrize(
     ("guard", "engine", "expected"),
     [
-        ("strict", "kernel", GuardedPort(8285, inner=True)),
-        ("peers", "kernel", GuardedPort(8285, inner=False)),
+        ("default", "kernel", GuardedPort(8285, "default")),
+        ("strict", "kernel", GuardedPort(8285, "strict")),
+        ("peers", "kernel", GuardedPort(8285, "peers")),
         ("off", "kernel", None),
-        ("strict", "pump", None),
+        ("strict", "userspace", None),
         ("strict", "auto", None),
     ],
 )
-def test_the_pump_guards_itself(guard: Any, engine: Any, expected: GuardedPort | None) -> None:
+def test_the_userspace_datapath_guards_itself(guard: Any, engine: Any, expected: GuardedPort | None) -> None:
     assert Udp(8285, guard, engine).guarded == expected
 
 
@@ -286,23 +297,23 @@ def test_a_device_that_is_not_what_we_would_make_is_made_anew(changed: dict[str,
 SCOPE = Scope(frozenset({"flannel0", "flannel.1"}), CONFIG.networks, "eth1", fou_ports=frozenset({8285}))
 
 
-async def test_what_the_kernel_engine_left_makes_way_for_a_pump() -> None:
+async def test_what_the_kernel_engine_left_makes_way_for_userspace() -> None:
     kernel = FakeKernel()
     theirs = Fou(5555)
     for item in (*Udp(engine="kernel").host(LOCAL), theirs, Link("flannel.1", "tun", 1450)):
         kernel.plant(item)
     kernel.applied.clear()
-    await make_way(kernel, SCOPE, Udp(engine="pump").host(LOCAL))
+    await make_way(kernel, SCOPE, Udp(engine="userspace").host(LOCAL))
     assert [str(step) for step in kernel.applied] == [f"link del {TUNNEL}", "fou del port 8285 ipproto 4"]
     assert kernel.get(theirs.key) == theirs
 
 
-async def test_a_pumps_own_device_stays() -> None:
+async def test_the_userspace_datapaths_own_device_stays() -> None:
     kernel = FakeKernel()
-    for item in Udp(engine="pump").host(LOCAL):
+    for item in Udp(engine="userspace").host(LOCAL):
         kernel.plant(item)
     kernel.applied.clear()
-    await make_way(kernel, SCOPE, Udp(engine="pump").host(LOCAL))
+    await make_way(kernel, SCOPE, Udp(engine="userspace").host(LOCAL))
     assert kernel.applied == []
 
 
@@ -349,10 +360,10 @@ async def test_an_agent_that_may_not_have_the_kernel_says_so(tmp_path: Path) -> 
     host.kernel.unknown = {"fou"}
     async with host.run(ready=False):
         await until(lambda: "datapath-failed" in host.conditions())  # 192.0.2.1 is nobody's here: it was tried, no more
-        assert host.conditions()["engine-refused"] == f"udp's engine kernel: {REFUSAL}; the pump carries the packets"
+        assert host.conditions()["engine-refused"] == f"udp's engine kernel: {REFUSAL}; userspace carries the packets"
 
 
-async def test_a_port_that_somebody_has_leaves_the_pump(tmp_path: Path) -> None:
+async def test_a_port_that_somebody_has_leaves_userspace(tmp_path: Path) -> None:
     host = HostInMemory(MemoryStore(), tmp_path)
     host.put_config({"Network": "10.5.0.0/16", "Backend": {"Type": "udp", "Engine": "kernel"}})
     host.kernel.fail(Key("fou", "8285"), errno.EADDRINUSE)

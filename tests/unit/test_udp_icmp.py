@@ -12,11 +12,12 @@ from netaddr import IPAddress, IPNetwork
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror
 from scapy.packet import Raw
 
-from backends.udp.answers import Answers
-from backends.udp.control import COUNTERS, IN_INNER_SOURCE, IN_TTL, OUT_LENGTH, OUT_NO_PEER, OUT_TTL, Setting
-from backends.udp.icmp import TIME_EXCEEDED, TOO_BIG, UNREACHABLE, Error, answer, is_answered
-from backends.udp.limit import BURST, MOST_SHARES, PER_S, SHARE_BURST, SHARE_PER_S, Bucket, Limit
-from backends.udp.table import Peer, Table
+from backends.udp.counters import CELLS, COUNTERS, HEARTBEAT, IN_INNER_SOURCE, IN_TTL, OUT_LENGTH, OUT_NO_PEER, OUT_TTL
+from backends.udp.protocol import Setting
+from backends.udp.worker.icmp import TIME_EXCEEDED, TOO_BIG, UNREACHABLE, Error, deserves_error, error_for
+from backends.udp.worker.icmp_errors import IcmpErrors
+from backends.udp.worker.peers import Peer, PeerTable
+from backends.udp.worker.rate_limit import BURST, MOST_SHARES, PER_S, SHARE_BURST, SHARE_PER_S, Bucket, RateLimit
 
 OWN = IPNetwork("10.5.72.0/24")
 SOURCE = OWN.first
@@ -36,7 +37,7 @@ def udp(**fields: object) -> bytes:
 @given(st.sampled_from(list(FORM)), st.integers(0, 10), st.binary(max_size=1500), st.integers(0, 65535), st.booleans())
 def test_scapy_reads_every_message_as_it_was_meant(error: Error, options: int, payload: bytes, mtu: int, viewed: bool) -> None:
     packet = bytes(IP(src="10.5.72.2", dst="10.5.9.2", proto=99, options=[b"\x01"] * options * 4) / Raw(payload))
-    reply = answer(memoryview(packet) if viewed else bytearray(packet), error, SOURCE, mtu if error is TOO_BIG else 0)
+    reply = error_for(memoryview(packet) if viewed else bytearray(packet), error, SOURCE, mtu if error is TOO_BIG else 0)
     ip = IP(reply)
     assert (ip[ICMP].type, ip[ICMP].code, ip.tos, ip.ttl) == FORM[error]
     assert (ip.src, ip.dst, ip.id, ip.flags, ip.frag, ip.proto, ip.ihl, ip.len) == (
@@ -63,7 +64,7 @@ def test_scapy_reads_every_message_as_it_was_meant(error: Error, options: int, p
 
 def test_unreachable_has_flannels_form() -> None:
     offender = udp(dst="10.5.200.1", options=[b"\x94\x04\x00\x00"])
-    reply = answer(offender, UNREACHABLE, SOURCE)
+    reply = error_for(offender, UNREACHABLE, SOURCE)
     assert reply == bytes(IP(src="10.5.72.0", dst="10.5.72.2", ttl=8, id=0) / ICMP(type=3, code=0) / offender[: 24 + 8])
 
 
@@ -92,23 +93,23 @@ def test_unreachable_has_flannels_form() -> None:
     ],
 )
 def test_only_one_host_and_only_a_packets_beginning_is_answered(error: Error, fields: dict[str, object], answered: bool) -> None:
-    assert is_answered(udp(**fields), error) == answered
+    assert deserves_error(udp(**fields), error) == answered
 
 
 @pytest.mark.parametrize("kind", range(256))
 def test_of_icmp_only_what_is_known_to_be_no_error_and_unreachable_none(kind: int) -> None:
     packet = bytes(IP(src="10.5.72.2", dst="10.5.9.2", proto=1) / Raw(bytes((kind, 0)) + bytes(6)))
     queries = {0, 8, 9, 10, *range(13, 19)}  # those with a number in RFC 792, 950 and 1256 that are no errors
-    assert is_answered(packet, TIME_EXCEEDED) == is_answered(packet, TOO_BIG) == (kind in queries)
-    assert not is_answered(packet, UNREACHABLE)
-    assert not is_answered(packet[:20], TIME_EXCEEDED)  # nothing to tell by
+    assert deserves_error(packet, TIME_EXCEEDED) == deserves_error(packet, TOO_BIG) == (kind in queries)
+    assert not deserves_error(packet, UNREACHABLE)
+    assert not deserves_error(packet[:20], TIME_EXCEEDED)  # nothing to tell by
 
 
 @pytest.mark.parametrize(("options", "answered"), [(36, True), (40, False)])
 def test_unreachable_is_kept_back_where_flannel_keeps_it_back(options: int, answered: bool) -> None:
     packet = udp(options=[b"\x01"] * options)
-    assert is_answered(packet, UNREACHABLE) == answered
-    assert is_answered(packet, TIME_EXCEEDED)
+    assert deserves_error(packet, UNREACHABLE) == answered
+    assert deserves_error(packet, TIME_EXCEEDED)
 
 
 # ---------------------------------------------------------------------------------------------------------------- limit
@@ -124,42 +125,42 @@ def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
 
 
 def test_one_address_has_a_share_and_leaves_the_rest_to_others() -> None:
-    limit = Limit(0)
+    limit = RateLimit(0)
     assert sum(limit.allows(1, 0) for _ in range(1000)) == SHARE_BURST
     assert limit.allows(2, 0)
     assert sum(limit.allows(1, second / 1000) for second in range(10_000)) == pytest.approx(10 * SHARE_PER_S, abs=SHARE_BURST + 1)
 
 
 def test_the_whole_is_limited_however_many_ask() -> None:
-    limit = Limit(0)
+    limit = RateLimit(0)
     assert sum(limit.allows(address, 0) for address in range(5000)) == BURST
     told = sum(limit.allows(address, 1 + address / 10_000) for address in range(20_000))
     assert told == pytest.approx(2 * PER_S, abs=BURST + 1)
 
 
 def test_addresses_are_not_remembered_for_ever() -> None:
-    limit = Limit(0)
+    limit = RateLimit(0)
     for address in range(MOST_SHARES * 3 + 5):
         limit.allows(address, float(address))
         assert len(limit._shares) <= MOST_SHARES
 
 
-# -------------------------------------------------------------------------------------------------------------- answers
+# -------------------------------------------------------------------------------------------------------------- errors
 
 
 class Place:
-    """Answers with a device, a socket and a clock that are seen through."""
+    """IcmpErrors with a device, a socket and a clock that are seen through."""
 
     def __init__(self, length: int = 24) -> None:
         self.now = 5.0
-        self.counts = [0] * len(COUNTERS)
+        self.counts = [0] * CELLS
         self.injected: list[bytes] = []
         self.posted: list[tuple[bytes, Peer]] = []
         self.takes = True
-        table = Table(OWN.first, length, 8285)
+        table = PeerTable(OWN.first, length, 8285)
         table.set(int(IPAddress("10.5.9.0")), 24, int(IPAddress(PEER[0])))
-        setting = Setting(0, 0, 0, 0, 0, 8285, 1472, OWN.first, length, "strict")
-        self.answers = Answers(setting, self.counts, table, self, self.inject, lambda: self.now)  # type: ignore[arg-type]
+        setting = Setting(0, 0, 0, 0, 0, 8285, OWN.first, length, 0x0A050000, 16, "strict")
+        self.errors = IcmpErrors(setting, self.counts, table, self, self.inject, lambda: self.now)  # type: ignore[arg-type]
 
     def inject(self, packet: bytes) -> bool:
         self.injected.append(packet)
@@ -172,7 +173,7 @@ class Place:
 
     @property
     def counted(self) -> dict[str, int]:
-        return {name: count for name, count in zip(COUNTERS, self.counts, strict=True) if count}
+        return {name: count for name, count in zip(COUNTERS, self.counts[:HEARTBEAT], strict=True) if count}
 
 
 @pytest.fixture
@@ -182,32 +183,32 @@ def place() -> Place:
 
 def test_a_spent_packet_of_ours_is_answered_into_the_device(place: Place) -> None:
     packet = udp(ttl=1)
-    place.answers.drop_outbound(OUT_TTL, packet)
-    assert place.injected == [answer(packet, TIME_EXCEEDED, SOURCE)]
+    place.errors.drop_outbound(OUT_TTL, packet)
+    assert place.injected == [error_for(packet, TIME_EXCEEDED, SOURCE)]
     assert place.posted == []
-    assert place.counted == {"outbound_dropped_ttl": 1, "times_exceeded": 1}
+    assert place.counted == {"outbound_dropped_ttl": 1, "icmp_time_exceeded": 1}
 
 
 def test_a_spent_packet_of_a_peers_is_answered_over_the_wire(place: Place) -> None:
     packet = udp(src="10.5.9.2", dst="10.5.72.2", ttl=1)
-    place.answers.drop_inbound(IN_TTL, packet, 5)
-    assert place.posted == [(answer(packet, TIME_EXCEEDED, SOURCE), PEER)]
+    place.errors.drop_inbound(IN_TTL, packet, PEER[0], 5)
+    assert place.posted == [(error_for(packet, TIME_EXCEEDED, SOURCE), PEER)]
     assert place.injected == []
-    assert place.counted == {"inbound_dropped_ttl": 5, "times_exceeded": 1}
-    place.answers.drop_inbound(IN_TTL, udp(src="10.5.200.2", dst="10.5.72.2", ttl=1))  # guard off: nobody's
+    assert place.counted == {"inbound_dropped_ttl": 5, "icmp_time_exceeded": 1}
+    place.errors.drop_inbound(IN_TTL, udp(src="10.5.200.2", dst="10.5.72.2", ttl=1), PEER[0])  # guard off: nobody's
     assert len(place.posted) == 1
 
 
 def test_an_unknown_subnet_is_answered_into_the_device(place: Place) -> None:
-    place.answers.drop_outbound(OUT_NO_PEER, udp(dst="10.5.200.1"))
-    place.answers.drop_outbound(OUT_NO_PEER, bytes(IP(src="10.5.72.2", dst="10.5.200.1") / ICMP()))
-    assert place.injected == [answer(udp(dst="10.5.200.1"), UNREACHABLE, SOURCE)]
-    assert place.counted == {"outbound_dropped_no_peer": 2, "unreachables": 1}
+    place.errors.drop_outbound(OUT_NO_PEER, udp(dst="10.5.200.1"))
+    place.errors.drop_outbound(OUT_NO_PEER, bytes(IP(src="10.5.72.2", dst="10.5.200.1") / ICMP()))
+    assert place.injected == [error_for(udp(dst="10.5.200.1"), UNREACHABLE, SOURCE)]
+    assert place.counted == {"outbound_dropped_no_peer": 2, "icmp_unreachable": 1}
 
 
 def test_what_is_dropped_for_other_reasons_is_counted_in_silence(place: Place) -> None:
-    place.answers.drop_outbound(OUT_LENGTH, b"")
-    place.answers.drop_inbound(IN_INNER_SOURCE, b"", 3)
+    place.errors.drop_outbound(OUT_LENGTH, b"")
+    place.errors.drop_inbound(IN_INNER_SOURCE, b"", PEER[0], 3)
     assert (place.injected, place.posted) == ([], [])
     assert place.counted == {"outbound_dropped_length": 1, "inbound_dropped_inner_source": 3}
 
@@ -216,40 +217,40 @@ def test_too_big_is_told_once_to_each_pair_of_a_run_and_from_the_destination(pla
     told: set[bytes] = set()
     first, second = udp(flags="DF"), bytes(IP(src="10.5.72.3", dst="10.5.9.2", flags="DF") / TCP() / bytes(1400))
     for packet in (first, second, first, second):
-        place.answers.drop_too_big(packet, 1372, told)
-    assert place.injected == [answer(packet, TOO_BIG, int(IPAddress("10.5.9.2")), 1372) for packet in (first, second)]
-    assert place.counted == {"outbound_dropped_too_big": 4, "fragmentations_needed": 2}
+        place.errors.drop_too_big(packet, 1372, told)
+    assert place.injected == [error_for(packet, TOO_BIG, int(IPAddress("10.5.9.2")), 1372) for packet in (first, second)]
+    assert place.counted == {"outbound_dropped_too_big": 4, "icmp_fragmentation_needed": 2}
 
 
 def test_our_own_broadcast_address_is_no_host(place: Place) -> None:
-    place.answers.drop_outbound(OUT_TTL, udp(src="10.5.72.255"))
+    place.errors.drop_outbound(OUT_TTL, udp(src="10.5.72.255"))
     assert place.counted == {"outbound_dropped_ttl": 1}
     smaller = Place(length=25)
-    smaller.answers.drop_outbound(OUT_TTL, udp(src="10.5.72.127"))
-    smaller.answers.drop_outbound(OUT_TTL, udp(src="10.5.72.255"))
-    assert smaller.counted == {"outbound_dropped_ttl": 2, "times_exceeded": 1}
+    smaller.errors.drop_outbound(OUT_TTL, udp(src="10.5.72.127"))
+    smaller.errors.drop_outbound(OUT_TTL, udp(src="10.5.72.255"))
+    assert smaller.counted == {"outbound_dropped_ttl": 2, "icmp_time_exceeded": 1}
 
 
 @pytest.mark.parametrize(
     "drop",
     [
-        lambda answers: answers.drop_outbound(OUT_TTL, udp(ttl=1)),
-        lambda answers: answers.drop_outbound(OUT_NO_PEER, udp(dst="10.5.200.1")),
-        lambda answers: answers.drop_inbound(IN_TTL, udp(src="10.5.9.2", dst="10.5.72.2", ttl=1)),
-        lambda answers: answers.drop_too_big(udp(flags="DF"), 1000, set()),
+        lambda errors: errors.drop_outbound(OUT_TTL, udp(ttl=1)),
+        lambda errors: errors.drop_outbound(OUT_NO_PEER, udp(dst="10.5.200.1")),
+        lambda errors: errors.drop_inbound(IN_TTL, udp(src="10.5.9.2", dst="10.5.72.2", ttl=1), PEER[0]),
+        lambda errors: errors.drop_too_big(udp(flags="DF"), 1000, set()),
     ],
 )
-def test_what_is_one_too_many_is_counted_and_what_fails_is_no_answer(place: Place, drop: Callable[[Answers], None]) -> None:
+def test_what_is_one_too_many_is_counted_and_what_fails_is_no_answer(place: Place, drop: Callable[[IcmpErrors], None]) -> None:
     for _ in range(100):
-        drop(place.answers)
+        drop(place.errors)
     burst = int(SHARE_BURST)
     assert len(place.injected) + len(place.posted) == burst
     assert sorted(place.counted.values()) == [burst, 100 - burst, 100]
-    assert place.counted["answers_suppressed"] == 100 - burst
+    assert place.counted["icmp_ratelimited"] == 100 - burst
     place.now += 1.5 / SHARE_PER_S
-    drop(place.answers)
+    drop(place.errors)
     assert len(place.injected) + len(place.posted) == burst + 1
     place.now += 1
     place.takes = False
-    drop(place.answers)
+    drop(place.errors)
     assert sorted(place.counted.values()) == [burst + 1, 100 - burst, 102]

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from backends.udp import tun
-from backends.udp.control import COUNTERS, OUT_PACKETS, OUT_SEND_FAILED
-from backends.udp.offload import Offload, ask_socket, ask_tun, tun_features
-from backends.udp.outbox import Outbox
-from backends.udp.path import Path
+from backends.udp.counters import COUNTERS, OUT_PACKETS, OUT_SEND_FAILED
+from backends.udp.offload import ask_socket, ask_tun, tun_features
+from backends.udp.protocol import Offload
+from backends.udp.worker.pmtu import PathMtu
+from backends.udp.worker.send import TxBatch
 from flannelpy.core.errors import BackendError
 
 PEER = ("192.0.2.2", 8285)
@@ -74,16 +75,16 @@ def test_a_driver_without_virtio_headers_gets_a_plain_device(monkeypatch: pytest
 def test_several_queues_join_a_device_that_was_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel(0, 0xFFFF)
     monkeypatch.setattr(fcntl, "ioctl", kernel.ioctl)
-    monkeypatch.setattr(os, "open", lambda *_: next(descriptors))
+    monkeypatch.setattr(os, "open", lambda *_: next(queues))
     for offload, header in ((True, 0x4000), (False, 0)):
-        descriptors, kernel.asked_for = iter((70, 71, 72)), []
+        queues, kernel.asked_for = iter((70, 71, 72)), []
         assert tun.open_tun("flannel0", offload, 3)[0] == (70, 71, 72)
         assert kernel.asked_for == [0x9101 | header, 0x1101 | header, 0x1101 | header]
 
 
 def test_a_queue_that_cannot_be_had_leaves_none_open(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel(0, 0xFFFF)
-    descriptors, closed = iter((70, 71, 72)), []
+    queues, closed = iter((70, 71, 72)), []
 
     def refuse(descriptor: int, request: int, argument: Any) -> bytes:
         if descriptor == 71:
@@ -92,7 +93,7 @@ def test_a_queue_that_cannot_be_had_leaves_none_open(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(fcntl, "ioctl", refuse)
     with monkeypatch.context() as patched:
-        patched.setattr(os, "open", lambda *_: next(descriptors))
+        patched.setattr(os, "open", lambda *_: next(queues))
         patched.setattr(os, "close", closed.append)
         with pytest.raises(BackendError, match=r"^TUN device flannel0: Argument list too long$"):
             tun.open_tun("flannel0", offload=True, queues=3)
@@ -125,16 +126,14 @@ class OldSocket:
             raise OSError(errno.ENOPROTOOPT, "Protocol not available")
 
 
-@pytest.mark.parametrize(
-    ("known", "found"), [((103, 104), "segment, gather"), ((103,), "segment"), ((104,), "gather"), ((), "none")]
-)
+@pytest.mark.parametrize(("known", "found"), [((103, 104), "gso, gro"), ((103,), "gso"), ((104,), "gro"), ((), "none")])
 def test_the_socket_is_asked_for_each(known: tuple[int, ...], found: str) -> None:
     assert str(ask_socket(OldSocket(*known))) == found  # type: ignore[arg-type]
 
 
 def test_this_kernels_socket() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        assert ask_socket(sock) in (Offload.SEGMENT | Offload.GATHER, Offload.SEGMENT, Offload.NONE)
+        assert ask_socket(sock) in (Offload.GSO | Offload.GRO, Offload.GSO, Offload.NONE)
 
 
 # ------------------------------------------------------------------------------------------------------------- outbox
@@ -163,7 +162,7 @@ class Post:
 def posted(post: Post, *packets: tuple[int, int], together: bool = True) -> list[int]:
     """Counters after runs of (size, count)."""
     counts = [0] * len(COUNTERS)
-    box = Outbox(post, counts, together, Path(post, counts, None, time.monotonic))  # type: ignore[arg-type]
+    box = TxBatch(post, counts, together, PathMtu(post, counts, None, time.monotonic))  # type: ignore[arg-type]
     for size, count in packets:
         box.add(memoryview(bytes(size * count)), size, count, PEER)
     box.flush()
@@ -186,7 +185,7 @@ def test_a_call_carries_sixty_four_and_no_more_than_a_datagram_could() -> None:
 def test_single_ones_of_a_size_leave_together_and_a_shorter_one_ends_it() -> None:
     post = Post()
     counts = [0] * len(COUNTERS)
-    box = Outbox(post, counts, True, Path(post, counts, None, time.monotonic))  # type: ignore[arg-type]
+    box = TxBatch(post, counts, True, PathMtu(post, counts, None, time.monotonic))  # type: ignore[arg-type]
     for _ in range(3):
         box.add(memoryview(bytes(50)), 50, 1, PEER)
     box.add(memoryview(bytes(150)), 100, 2, PEER)  # the last one is of 50 bytes

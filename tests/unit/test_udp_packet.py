@@ -9,17 +9,19 @@ from netaddr import IPAddress, IPNetwork
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.layers.inet6 import IPv6
 
-from backends.udp.control import COUNTERS, Guard
-from backends.udp.packet import PASSED, Gate, aged, checksum, inbound, outbound
-from backends.udp.table import Table
+from backends.udp.counters import COUNTERS
+from backends.udp.protocol import Guard
+from backends.udp.worker.ingress import PASSED, IngressFilter
+from backends.udp.worker.packet import checksum, inbound, outbound, ttl_decremented
+from backends.udp.worker.peers import PeerTable
 
 OWN = IPNetwork("10.5.72.0/24")
 PEER, OTHER, STRANGER = "192.0.2.2", "192.0.2.3", "198.51.100.9"
 
 
 @pytest.fixture
-def table() -> Table:
-    made = Table(OWN.first, OWN.prefixlen, 8285)
+def table() -> PeerTable:
+    made = PeerTable(OWN.first, OWN.prefixlen, 8285)
     made.set(int(IPAddress("10.5.9.0")), 24, int(IPAddress(PEER)))
     made.set(int(IPAddress("10.5.10.0")), 24, int(IPAddress(OTHER)))
     return made
@@ -30,15 +32,19 @@ def buffer(packet: bytes) -> bytearray:
     return bytearray(packet + b"\xee" * 100)
 
 
-def send(packet: bytes, table: Table) -> object:
+def send(packet: bytes, table: PeerTable) -> object:
     """The decision on a packet from the TUN, drops by name."""
     verdict = outbound(buffer(packet), len(packet), table)
     return COUNTERS[verdict] if isinstance(verdict, int) else verdict
 
 
-def receive(packet: bytes, sender: str, table: Table, guard: Guard = "strict") -> str:
+def ingress(table: PeerTable, guard: Guard) -> IngressFilter:
+    return IngressFilter(table, (OWN.first, OWN.prefixlen), (int(IPAddress("10.5.0.0")), 16), guard, lambda _: False)
+
+
+def receive(packet: bytes, sender: str, table: PeerTable, guard: Guard = "strict") -> str:
     """The decision on a datagram, by name."""
-    verdict = inbound(buffer(packet), len(packet), sender, Gate(table, OWN.first, OWN.prefixlen, guard))
+    verdict = inbound(buffer(packet), len(packet), sender, ingress(table, guard))
     return "passed" if verdict == PASSED else COUNTERS[verdict]
 
 
@@ -74,12 +80,12 @@ def test_aged_equals_a_full_computation(ttl: int, proto: int, ident: int, src: i
         "len": 20,
     }
     before, after = bytes(IP(**layers)), bytes(IP(**{**layers, "ttl": ttl - 1}))
-    assert aged(int.from_bytes(before[8:12], "big")).to_bytes(4, "big") == after[8:12]
+    assert ttl_decremented(int.from_bytes(before[8:12], "big")).to_bytes(4, "big") == after[8:12]
 
 
 def test_aged_for_every_checksum_stays_valid_and_is_never_ffff() -> None:
     for value in range(0xFFFF):
-        word = aged(0x4011_0000 | value)
+        word = ttl_decremented(0x4011_0000 | value)
         assert word >> 16 == 0x3F11
         assert word & 0xFFFF != 0xFFFF
         # The sum of the changed words and their checksum is the same in one's complement.
@@ -94,14 +100,14 @@ def aged_by_scapy(packet: bytes) -> bytes:
     return bytes(layers)
 
 
-def test_only_ttl_and_checksum_of_a_packet_change(table: Table) -> None:
+def test_only_ttl_and_checksum_of_a_packet_change(table: PeerTable) -> None:
     packet = out(ttl=64, options=[b"\x94\x04\x00\x00"])
     held = buffer(packet)
     assert outbound(held, len(packet), table) == (PEER, 8285)
     assert held == buffer(aged_by_scapy(packet))
     packet = into(ttl=64)
     held = buffer(packet)
-    assert inbound(held, len(packet), PEER, Gate(table, OWN.first, OWN.prefixlen, "strict")) == PASSED
+    assert inbound(held, len(packet), PEER, ingress(table, "strict")) == PASSED
     assert held == buffer(aged_by_scapy(packet))
 
 
@@ -117,7 +123,7 @@ def test_checksum_verifies(octets: bytes) -> None:
 # ------------------------------------------------------------------------------------------------------- outbound
 
 
-def test_a_packet_goes_to_the_peer_that_owns_its_destination(table: Table) -> None:
+def test_a_packet_goes_to_the_peer_that_owns_its_destination(table: PeerTable) -> None:
     assert send(out(), table) == (PEER, 8285)
     assert send(out(dst="10.5.10.255"), table) == (OTHER, 8285)
     assert send(bytes(IP(src="10.5.72.2", dst="10.5.9.2")), table) == (PEER, 8285)
@@ -140,7 +146,7 @@ def test_a_packet_goes_to_the_peer_that_owns_its_destination(table: Table) -> No
         (out(ttl=2), (PEER, 8285)),
     ],
 )
-def test_what_is_not_sent_says_why(packet: bytes, reason: object, table: Table) -> None:
+def test_what_is_not_sent_says_why(packet: bytes, reason: object, table: PeerTable) -> None:
     assert send(packet, table) == reason
 
 
@@ -169,11 +175,11 @@ def test_what_is_not_sent_says_why(packet: bytes, reason: object, table: Table) 
         (into(dst="127.0.0.1"), PEER, "inbound_dropped_inner_destination"),
     ],
 )
-def test_strict_lets_in_only_a_peers_own_packets_for_us(packet: bytes, sender: str, reason: str, table: Table) -> None:
+def test_strict_lets_in_only_a_peers_own_packets_for_us(packet: bytes, sender: str, reason: str, table: PeerTable) -> None:
     assert receive(packet, sender, table) == reason
 
 
-def test_guard_peers_looks_at_the_outer_source_only_and_off_at_none(table: Table) -> None:
+def test_guard_peers_looks_at_the_outer_source_only_and_off_at_none(table: PeerTable) -> None:
     odd = into(src="203.0.113.1", dst="10.5.10.2")
     assert receive(odd, PEER, table, "peers") == "passed"
     assert receive(odd, STRANGER, table, "peers") == "inbound_dropped_outer_source"
@@ -182,7 +188,7 @@ def test_guard_peers_looks_at_the_outer_source_only_and_off_at_none(table: Table
 
 
 @pytest.mark.parametrize("size", [1472, 1473, 9000, 65507])
-def test_a_datagram_of_any_length_passes(size: int, table: Table) -> None:
+def test_a_datagram_of_any_length_passes(size: int, table: PeerTable) -> None:
     """What is longer than the device's MTU is the kernel's to cut or to refuse."""
     packet = bytes(IP(src="10.5.9.2", dst="10.5.72.2") / UDP(sport=1000, dport=2000) / bytes(size - 28))
     assert len(packet) == size

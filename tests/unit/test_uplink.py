@@ -113,8 +113,18 @@ def test_the_default_route_is_no_last_resort_for_what_was_asked_for() -> None:
     )
 
 
-def test_public_ip_never_selects_the_interface() -> None:
-    assert shown(pick(Wish(public_ip=IPAddress("192.0.2.1")))) == "eth0 10.0.2.15"
+def test_public_ip_alone_selects_the_interface_that_has_it_as_flannel_does() -> None:
+    """A Vagrant box: the default route leaves by eth0, and only --public-ip names the network between the hosts."""
+    assert shown(pick(Wish(public_ip=IPAddress("192.0.2.1")))) == "eth1 192.0.2.1"
+
+
+def test_a_public_ip_that_no_interface_has_is_only_advertised() -> None:
+    chosen = pick(Wish(public_ip=IPAddress("203.0.113.7")))
+    assert shown(chosen) == "eth0 10.0.2.15"
+    assert str(chosen.uplink.public_ip) == "203.0.113.7"
+
+
+def test_beside_another_option_public_ip_never_selects_the_interface() -> None:
     assert shown(pick(Wish(iface=("eth1",), public_ipv6=IPAddress("fd00::30")), DUAL)) == "eth1 192.0.2.1 2001:db8::1"
 
 

@@ -1,0 +1,153 @@
+"""How does this host carry the overlay? Config, backend, engine, uplink, MTU and MACs, as one value that can be swapped."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from flannelpy.agent.context import Context
+from flannelpy.agent.identity import stable_macs
+from flannelpy.core.backend import Backend, Chosen, Engines, Local, Uplink
+from flannelpy.core.config import NetworkConfig
+from flannelpy.core.json_members import Members
+from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.core.objects import Fou, HostState, Key, Scope
+from flannelpy.core.plan import Step, plan
+from flannelpy.kernel import Kernel
+
+log = logging.getLogger("flannelpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Carriage:
+    """``text`` is the config as stored; ``mtu`` the overlay's, in bytes; ``macs`` by device; ``engine``: how the backend works
+    here, where it has several ways.
+    """
+
+    text: str
+    config: NetworkConfig
+    backend: Backend
+    uplink: Uplink
+    mtu: int
+    macs: Mapping[str, str]
+    uplink_reasons: tuple[str, ...] = ()
+    engine: Chosen | None = None
+
+    def local(self, lease: Lease | None = None) -> Local:
+        """What the backend may ask of its host."""
+        return Local(self.config, self.uplink, lease, self.macs)
+
+    @property
+    def attrs(self) -> LeaseAttrs:
+        """What our lease publishes. Raises ConfigError where the host cannot do it (host-gw behind NAT)."""
+        return self.backend.attrs(self.local())
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """The devices that are ours."""
+        return frozenset(self.backend.devices(self.config))
+
+    def fits(self, lease: Lease) -> bool:
+        """True where a lease is one of this network's."""
+        halves = ((self.config.v4, lease.subnet if lease.subnet.prefixlen else None), (self.config.v6, lease.subnet6))
+        return all((pool is None) == (net is None) and (pool is None or net is None or pool.fits(net)) for pool, net in halves)
+
+    def same(self, other: Carriage | None) -> bool:
+        """True where nothing differs that anything depends on."""
+        return other is not None and self._essence == other._essence
+
+    @property
+    def _essence(self) -> tuple[object, ...]:
+        engine = None if self.engine is None else self.engine.engine
+        return self.config, engine, self.uplink, self.mtu, dict(self.macs)
+
+
+async def resolve(
+    context: Context,
+    text: str,
+    asked: tuple[NetworkConfig, Backend],
+    uplink: tuple[Uplink, tuple[str, ...]],
+    kept_macs: Mapping[str, str],
+    before: Carriage | None,
+) -> Carriage:
+    """What this host makes of a config, its backend as ``asked`` for, and an uplink; ``before``: what it carries by now.
+
+    Raises ConfigError where it cannot run it, and KernelError.
+    """
+    config, backend = asked
+    if isinstance(backend, Engines):
+        kept = (
+            before is not None
+            and before.engine is not None
+            and (config.backend_type, config.backend_options)
+            == (
+                before.config.backend_type,
+                before.config.backend_options,
+            )
+        )
+        engine = (
+            before.engine
+            if kept and before is not None
+            else await choose_engine(context, backend, before is not None and before.config.backend_type == config.backend_type)
+        )
+    else:
+        engine = None
+        context.reporter.set("engine-refused", {})
+    backend = backend if engine is None else engine.backend
+    macs = await _macs(context.kernel, backend, config, {**kept_macs, **(before.macs if before else {})})
+    carriage = Carriage(text, config, backend, uplink[0], 0, macs, uplink[1], engine)
+    carriage = replace(carriage, mtu=backend.mtu(carriage.local()))
+    _ = carriage.attrs  # refuses what the host cannot do
+    return carriage
+
+
+def clamped(carriage: Carriage) -> str:
+    """In words, that the config asks for a larger MTU than the uplink has; empty where it does not."""
+    asked = Members(carriage.config.backend_options, "Backend.").unsigned("MTU", 0, 0, 65_535)
+    uplink = carriage.uplink
+    if asked <= uplink.mtu:
+        return ""
+    return f"Backend.MTU {asked}, but {uplink.name} carries {uplink.mtu}; the overlay has {carriage.mtu} here"
+
+
+async def choose_engine(context: Context, backend: Engines, ours: bool) -> Chosen:
+    """The backend as it can work here, with a word about how; ``ours``: its port is in use by ourselves. Raises KernelError."""
+    kernel, reporter = context.kernel, context.reporter
+    tried = await kernel.rehearse(plan(backend.rehearsal, HostState())) if len(backend.rehearsal) else ()
+    refusal = "; ".join(str(result.error) for result in tried if result.error is not None)
+    if tried and not refusal and not ours:
+        await context.fd_store.drop(*context.fd_store.names)  # a userspace datapath's port, which the kernel is about to ask for
+    chosen = backend.choose(refusal or ("" if ours else await _port_refusal(kernel, backend.rehearsal)))
+    log.info("%s", chosen.reason)
+    reporter.set("engine-refused", {"": chosen.refused} if chosen.refused else {})
+    return chosen
+
+
+async def _port_refusal(kernel: Kernel, rehearsal: HostState) -> str:
+    """Why the kernel cannot decapsulate at a port on this host, where a rehearsal elsewhere went well; empty where it can."""
+    ports = [item for item in rehearsal if isinstance(item, Fou)]
+    there = await kernel.observe(Scope(fou_ports=frozenset(item.port for item in ports)), [Key("fou", "")])
+    for item in ports:
+        if item.key in there:
+            continue
+        (tried,) = await kernel.apply([Step("add", item)])
+        if tried.error is None:
+            await kernel.apply([Step("remove", item, item)])
+        elif tried.error.code == errno.EADDRINUSE:
+            return f"UDP port {item.port} is taken (ss -lunp 'sport = :{item.port}' names who has it)"
+        else:
+            return str(tried.error)
+    return ""
+
+
+async def _macs(kernel: Kernel, backend: Backend, config: NetworkConfig, kept: Mapping[str, str]) -> dict[str, str]:
+    """A MAC for each device that publishes one."""
+    wanted = [device for device, has_mac in backend.devices(config).items() if has_mac]
+    unknown = [device for device in wanted if device not in kept]
+    existing = HostState()
+    if unknown:
+        scope = Scope(links=frozenset(unknown))
+        existing = await kernel.observe(scope, [Key("link", device) for device in unknown])
+    return stable_macs(wanted, kept, existing)

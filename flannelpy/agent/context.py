@@ -1,0 +1,56 @@
+"""What does every part of the agent get handed? The outside world, how to speak to people, and how long to wait."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from flannelpy.agent.report import Clock, Reporter
+from flannelpy.agent.systemd import Notifier
+from flannelpy.core.backend import FdStore
+from flannelpy.core.uplink import Wish
+from flannelpy.kernel import Kernel
+from flannelpy.registry import Registry
+from flannelpy.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long things are waited for, in seconds.
+
+    ``departure_s``: a peer whose key is gone; ``expired_s``: one whose etcd lease has ended with it; ``reset_s``: peers that are
+    missing after etcd lost data; ``relist_s``: between full listings, the safety net under the watch; ``offline_s``: for etcd at
+    start, before what is kept on disk is used; ``spread_s``: over how long the hosts of a large cluster spread what all of them do
+    at one event (list after a reconnect, publish after a config change).
+    """
+
+    departure_s: float = 3.0
+    expired_s: float = 600.0
+    reset_s: float = 600.0
+    relist_s: float = 300.0
+    offline_s: float = 1.0
+    spread_s: float = 6.0
+
+
+SPREAD_PER_PEER_S = 0.006
+"""How much of ``spread_s`` a peer is worth: three hosts need no spread, a thousand need all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Made once a process."""
+
+    settings: Settings
+    wish: Wish
+    registry: Registry
+    kernel: Kernel
+    reporter: Reporter
+    notifier: Notifier
+    fd_store: FdStore
+    clock: Clock
+    timeouts: Timeouts = Timeouts()
+    random: Random = Random()  # noqa: RUF009 - chance is meant to be shared
+
+    def spread(self, peers: int) -> float:
+        """A random wait in seconds, so that ``peers`` hosts do not all do now what one event asks of all of them."""
+        return self.random.uniform(0.0, min(self.timeouts.spread_s, SPREAD_PER_PEER_S * peers))

@@ -1,0 +1,148 @@
+"""How does a backend's userspace datapath stay up? Opened, fed and run; opened again when it fails, with the reason reported."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from flannelpy.agent.report import Reporter
+from flannelpy.agent.view import Cursor
+from flannelpy.core.backend import Backend, Datapath, DatapathStatus, FdStore, HasStatus, Local
+from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.objects import Fou, HostState, Key, Link, Scope
+from flannelpy.core.plan import Step
+from flannelpy.kernel import Kernel
+
+log = logging.getLogger("flannelpy")
+
+FIRST_RETRY_S, LAST_RETRY_S = 0.2, 5.0
+STEADY_S = 10.0
+"""One that has run for so long was well; its next failure is a first one."""
+
+
+async def make_way(kernel: Kernel, scope: Scope, wanted: HostState) -> None:
+    """Take away what another engine of a backend left, a device or a port, in the place of what a datapath is about to open.
+
+    Raises KernelError where the kernel cannot be asked.
+    """
+    names = {item.name: item for item in wanted if isinstance(item, Link)}
+    found = await kernel.observe(scope, [Key("link", ""), Key("fou", "")])
+    devices = [item for item in found if isinstance(item, Link) and item.name in names and names[item.name].must_be_remade(item)]
+    ports = [item for item in found if isinstance(item, Fou) and item.key not in wanted]
+    steps = [Step("remove", item, item) for item in devices] + [Step("remove", item, item) for item in ports]
+    for result in await kernel.apply(steps):
+        log.info("another engine's: %s%s", result.step, f": {result.error}" if result.error else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What moves the packets of ``backend`` on this host; ``datapath`` None: the kernel does.
+
+    ``clear`` is awaited before: it makes way for the one that is wanted; or, for none, lets what takes its place be made first.
+    """
+
+    datapath: Datapath | None
+    backend: Backend
+    local: Local
+    clear: Callable[[], Awaitable[None]]
+
+
+class DatapathSupervisor:
+    """The datapath of a backend that has one; never two at a time. ``on_open`` is called when its device is there."""
+
+    def __init__(self, reporter: Reporter, fd_store: FdStore, peers: Cursor, on_open: Callable[[], None]) -> None:
+        self.tried = asyncio.Event()
+        """Set while the last one that was wanted has been tried, whatever came of it, or none is wanted."""
+        self._reporter = reporter
+        self._fd_store = fd_store
+        self._peers = peers
+        self._on_open = on_open
+        self._wanted: Wanted | None = None
+        self._changed = asyncio.Event()
+        self._datapath: Datapath | None = None
+        self._open = False
+
+    @property
+    def has_datapath(self) -> bool:
+        """True where the backend moves packets itself."""
+        return self._datapath is not None
+
+    def status(self) -> DatapathStatus | None:
+        """What the datapath says of itself; None where there is none, or it says nothing."""
+        return self._datapath.status() if isinstance(self._datapath, HasStatus) else None
+
+    def set(self, wanted: Wanted) -> None:
+        """Have this one: adapted where the one that runs can go on, else opened in its place."""
+        before, self._wanted = self._wanted, wanted
+        if before is not None and self._adopt(before, wanted):
+            return
+        self.tried.clear()
+        self._changed.set()
+
+    def _adopt(self, before: Wanted, wanted: Wanted) -> bool:
+        """True where what runs can go on, and does."""
+        if wanted.datapath is None or before.datapath is None:
+            return wanted.datapath is before.datapath
+        same = before.backend.name == wanted.backend.name
+        return same and self._open and self._datapath is not None and self._datapath.adopt(wanted.local, wanted.backend)
+
+    def feed(self) -> None:
+        """Hand on what has changed among the peers."""
+        if self._open and self._datapath is not None and (changed := self._peers.take()):
+            self._datapath.update(changed)
+
+    async def run(self) -> None:
+        """Keep what is wanted up, for ever."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            wanted = self._wanted
+            if wanted is None or wanted.datapath is None:
+                await self._fd_store.drop(*self._fd_store.names)  # another carrier's, and in the way
+                self._datapath = None
+                self._reporter.set("datapath-failed", {})
+                self.tried.set()
+                continue
+            self._datapath = wanted.datapath
+            serving = asyncio.create_task(self._serve(wanted.datapath, wanted), name="datapath")
+            changed = asyncio.create_task(self._changed.wait(), name="datapath changed")
+            try:
+                await asyncio.wait({serving, changed}, return_when=asyncio.FIRST_COMPLETED)
+                if serving.done():
+                    serving.result()
+                elif self._wanted is not None and self._wanted.datapath is None:
+                    await self._wanted.clear()
+            except Exception:
+                self._changed.set()  # whoever begins this task anew finds it wanted
+                raise
+            finally:
+                changed.cancel()
+                serving.cancel()
+                await asyncio.gather(serving, return_exceptions=True)
+
+    async def _serve(self, datapath: Datapath, wanted: Wanted) -> None:
+        """One datapath, opened again and again."""
+        delay, loop = FIRST_RETRY_S, asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            try:
+                await wanted.clear()
+                await datapath.open(self._fd_store)
+                self._open = True
+                self._peers.rewind()
+                self.feed()
+                self._reporter.set("datapath-failed", {})
+                self._on_open()
+                self.tried.set()
+                await datapath.run()
+            except (FlannelpyError, OSError) as error:
+                self._reporter.set("datapath-failed", {"": f"{error}; trying again"})
+            finally:
+                self._open = False
+                self.tried.set()
+                await datapath.close()
+            delay = FIRST_RETRY_S if loop.time() - began > STEADY_S else delay
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, LAST_RETRY_S)

@@ -1,0 +1,57 @@
+"""What do we know from our last life? The files of the state directory and the subnet file, as far as they are this machine's."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from netaddr import IPNetwork
+
+from flannelpy.agent.context import Context
+from flannelpy.core.errors import FlannelpyError, MalformedError
+from flannelpy.core.model import Lease, parse_subnet_key
+from flannelpy.host import state as state_file
+from flannelpy.host import subnet_env, view_file
+from flannelpy.host.state import State
+from flannelpy.host.view_file import KeptView
+
+log = logging.getLogger("flannelpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """``state`` and ``view`` as they were read; ``previous``: subnets that were ours, the best first."""
+
+    state: State
+    view: KeptView | None
+    previous: tuple[IPNetwork, ...]
+
+    @property
+    def own(self) -> Lease | None:
+        """Our lease as we last wrote it."""
+        return None if self.view is None else self.view.own
+
+
+def recall(context: Context) -> Kept:
+    """Read everything; what cannot be read is said, and done without."""
+    settings = context.settings
+    prefix = settings.endpoint.prefix
+    state, view = State(), None
+    try:
+        state = state_file.read(settings.state_dir, prefix)
+    except FlannelpyError as error:
+        context.reporter.begin("state-dir", str(error))
+    try:
+        view = view_file.read(settings.state_dir, prefix)
+    except FlannelpyError as error:
+        log.warning("%s", error)
+    file = subnet_env.read(settings.subnet_file)
+    for reason in file.skipped:
+        log.warning("%s", reason)
+    previous = [file.subnet, file.subnet6]
+    if state.lease_key:
+        try:
+            previous += parse_subnet_key(state.lease_key)
+        except MalformedError as error:
+            log.warning("%s: %s", settings.state_dir, error)
+    return Kept(state, view, tuple(net for net in previous if net is not None))

@@ -1,0 +1,187 @@
+"""What runs for one network on this host? The parts, made once for as long as the process lives, and their tasks in one group."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+from netaddr import IPNetwork
+
+from flannelpy.agent.cluster import Cluster
+from flannelpy.agent.context import Context
+from flannelpy.agent.datapath import DatapathSupervisor
+from flannelpy.agent.events import Events
+from flannelpy.agent.facts import Facts
+from flannelpy.agent.guarded import guarded
+from flannelpy.agent.kept import recall
+from flannelpy.agent.publish import Publisher
+from flannelpy.agent.steering import Parts, Phase, Steering
+from flannelpy.agent.sync.reconcile import Reconciler
+from flannelpy.core.errors import RegistryError
+from flannelpy.core.objects import Scope
+from flannelpy.kernel import Notices
+from flannelpy.registry.health import RegistryHealth
+from flannelpy.registry.monitored import Monitored
+
+log = logging.getLogger("flannelpy")
+
+LIVENESS_S = 1.0
+RELEASE_S = 3.0
+
+
+class Network:
+    """One host in one network. ``run`` is all there is to call."""
+
+    def __init__(self, context: Context, events: Events) -> None:
+        self.registry_health = RegistryHealth(context.registry, context.reporter, context.clock)
+        self.registry = Monitored(context.registry, self.registry_health)
+        context = self.context = replace(context, registry=self.registry)
+        kept = self._kept = recall(context)
+        self.facts = Facts(context.kernel, context.wish, context.reporter)
+        self.cluster = Cluster(context, wake=lambda: self.steering.changed.set())
+        self.reconciler = Reconciler(
+            context.kernel,
+            context.reporter,
+            self.cluster.cursor(lambda: self.reconciler.dirty.poke()),
+            self.facts,
+            context.clock,
+            before_round=lambda: self.steering.settle(),
+        )
+        feed = self.cluster.cursor(lambda: self.datapath.feed())
+        self.datapath = DatapathSupervisor(context.reporter, context.fd_store, feed, self.reconciler.resync)
+        self.publisher = Publisher(context, self._uses, next(iter(kept.previous), None))
+        parts = Parts(self.facts, self.cluster, self.reconciler, self.datapath, self.publisher)
+        self.steering = Steering(context, kept, parts)
+        news = self.cluster.cursor(lambda: events.peers(news.take(), quiet=not self.ready))
+        self._notices: Notices | None = None
+        self._scope = Scope()
+
+    @property
+    def ready(self) -> bool:
+        """True once the subnet file has been written."""
+        return self.publisher.ready
+
+    async def run(self) -> None:
+        """Take a lease, program the kernel, and keep both, until cancelled. Raises EndAgentError."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for name, work in self._tasks():
+                    tasks.create_task(guarded(name, work, self.context.reporter), name=name)
+        finally:
+            if self._notices is not None:
+                self._notices.close()
+            await self.publisher.close()
+
+    def _tasks(self) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]]:
+        yield "notices", self._listen
+        yield "steering", self.steering.run
+        yield "registry", self.cluster.follow
+        yield "first knowledge", self._begin
+        yield "relist", self.cluster.relist
+        yield "departures", self.cluster.departures.run
+        yield "lease", self._keep_lease
+        yield "datapath", self.datapath.run
+        yield "reconcile", self.reconciler.run
+        yield "audit", self.reconciler.audit
+        yield "publish", self._publish
+        yield "files", self.publisher.run
+        yield "liveness", self._watch_liveness
+
+    async def release(self) -> None:
+        """Give the lease back, so that another host may have the subnet at once; for a host that does not return."""
+        lease = self.steering.lease
+        if lease is None or lease.reserved:  # a reservation is given back by a person: flannelpy lease release
+            return
+        try:
+            async with asyncio.timeout(RELEASE_S):
+                await self.context.registry.release(lease)
+            log.info("released %s", lease)
+        except (RegistryError, TimeoutError) as error:
+            log.warning("%s could not be released: %s; it ends by itself", lease, error or "etcd does not answer")
+        with suppress(OSError):
+            self.context.settings.subnet_file.unlink(missing_ok=True)  # or the next cluster's first start would ask for it (F34)
+
+    def audit(self) -> None:
+        """Look at everything once more, now."""
+        self.facts.stale = True
+        self.steering.changed.set()
+        self.reconciler.audit_now()
+        self.cluster.doubt()
+
+    # ------------------------------------------------------------------------------------------------------- tasks
+
+    async def _begin(self) -> None:
+        """Begin with what was kept on disk where etcd does not answer in time, or where packets wait."""
+        context, kept, listed = self.context, self._kept, self.cluster.listed
+        waiting = bool(context.fd_store.names)
+        if kept.view is not None and kept.own is not None:
+            if not waiting:
+                await _within(context.timeouts.offline_s, listed)
+            if not listed.is_set():
+                self.cluster.restore(kept.view.config, kept.view.leases, kept.view.revision)
+                self.steering.advance(Phase.RESUMED if waiting else Phase.FROM_DISK)
+                if waiting:
+                    await _within(context.timeouts.offline_s, listed)
+            if not listed.is_set():
+                self.steering.advance(Phase.FROM_DISK)
+                context.reporter.begin("view-stale", f"{len(kept.view.leases)} leases as of revision {kept.view.revision}")
+        await listed.wait()
+        context.reporter.end("view-stale")
+        self.steering.changed.set()
+
+    async def _keep_lease(self) -> None:
+        await self.steering.known.wait()
+        assert self.steering.keeper is not None
+        await self.steering.keeper.run()
+
+    async def _listen(self) -> None:
+        """Hear what the kernel says; each part of a notice goes to whom it concerns."""
+        while True:
+            scope = self._scope = self.steering.scope
+            notices = self._notices = self.context.kernel.notices(scope)
+            self.reconciler.resync()  # nobody has heard what happened before
+            try:
+                async for notice in notices:
+                    if self.facts.hear(notice):
+                        self.steering.changed.set()
+                    if moved := self.facts.take_moved():
+                        self.reconciler.reroute(moved)
+                    self.reconciler.hear(notice)
+            finally:
+                notices.close()
+
+    async def _publish(self) -> None:
+        """Let others know when the kernel carries what it should."""
+        while True:
+            await self.reconciler.after_round()
+            steering, reconciler = self.steering, self.reconciler
+            carriage, lease = steering.carriage, steering.lease
+            if carriage is None or lease is None or not reconciler.settled:
+                continue
+            if steering.phase.may_publish and not reconciler.host_failed:
+                self.publisher.publish(lease, carriage, reconciler.peer_count)
+            if steering.phase.may_sweep:
+                steering.swept()
+            if self._notices is not None and steering.scope != self._scope:
+                self._notices.close()  # and listen for what is ours now
+
+    async def _watch_liveness(self) -> None:
+        """Say so when etcd goes silent, and when it is back."""
+        while True:
+            self.registry_health.link_down(self.facts.down)
+            self.registry_health.look(self.context.clock())
+            await asyncio.sleep(LIVENESS_S)
+
+    async def _uses(self, subnet: IPNetwork) -> bool:
+        """True where an interface of this host has an address in ``subnet``, as a bridge that was made for it has."""
+        found = await self.facts.networks(frozenset(), None)
+        return any(net in subnet for net, _interface in found)
+
+
+async def _within(seconds: float, event: asyncio.Event) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()

@@ -1,0 +1,165 @@
+"""What does the agent say of itself? The document behind ``flannelpy status``, put together from the parts that know."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from dataclasses import replace
+from math import isinf
+from typing import Any
+
+from flannelpy import __version__
+from flannelpy.agent import peers
+from flannelpy.agent.carriage import Carriage
+from flannelpy.agent.context import Context
+from flannelpy.agent.network import Network
+from flannelpy.agent.sync.reconcile import HOST, Reconciler
+from flannelpy.core.claims import EVERYTHING
+from flannelpy.core.conditions import Active, Health
+from flannelpy.core.model import Lease
+from flannelpy.core.objects import Link
+from flannelpy.explain import status as documents
+from flannelpy.explain.status import Status
+from flannelpy.explain.wall_clock import Calendar
+from flannelpy.settings import Settings
+
+UNREACHABLE, REGISTRY = "registry-unreachable", "registry-"
+"""What the codes of conditions begin with under which the registry is not as it should be."""
+
+_SECRET = re.compile("psk|pass|secret|token|key", re.IGNORECASE)
+"""Names of options of a backend, ours or not, whose values are nobody's business."""
+
+
+def document(context: Context, network: Network | None, ready: bool, born: float, now: float) -> Status:
+    """The agent as it is. ``born``: when it began, on its clock; ``now``: in seconds since the epoch."""
+    health, clock, calendar = context.reporter.health, context.clock(), Calendar(now)
+    unreachable = [clock - active.since for active in health if active.condition.code == UNREACHABLE and active.ended is None]
+    if unreachable or not context.registry.alive:
+        unreachable.append(context.registry.silent_s)
+    endpoint = context.settings.endpoint
+    status = Status(
+        version=__version__,
+        pid=os.getpid(),
+        since=calendar.ago(clock - born),
+        ready=ready,
+        why_not=() if ready else why_not(network, health),
+        etcd=documents.EtcdStatus(
+            reachable=not unreachable,
+            endpoint=context.registry.endpoint,
+            endpoints=endpoint.urls,
+            prefix=endpoint.prefix,
+            unreachable_since=calendar.ago(max(unreachable)) if unreachable else None,
+            revision=(network.cluster.revision or None) if network else None,
+        ),
+        subnet_file=_subnet_file(context.settings, network, health),
+        conditions=tuple(_condition(active, calendar.ago(clock - active.since)) for active in health),
+    )
+    carriage = network.steering.carriage if network else None
+    if network is None or carriage is None:
+        return status
+    lease = network.steering.lease
+    return replace(
+        status,
+        network=_network(carriage, context.settings),
+        backend=_backend(carriage, network.reconciler),
+        pump=network.datapath.status(),
+        uplink=_uplink(carriage),
+        lease=None if lease is None else _lease(network, lease, health, clock),
+        peers=tuple(_peer(row) for row in peers.rows(network.cluster, network.reconciler)),
+        kernel=_kernel(network.reconciler, calendar),
+    )
+
+
+def why_not(network: Network | None, health: Health) -> tuple[str, ...]:
+    """What keeps the agent from being ready: what is wrong, or else the step of the start that is under way."""
+    wrong = tuple(active.text for active in health if active.condition.unready and active.ended is None)
+    if wrong:
+        return wrong
+    if any(active.condition.code.startswith(REGISTRY) for active in health):
+        return ("waiting for etcd",)
+    if network is None or network.steering.carriage is None:
+        return ("waiting for the network config",)
+    return ("waiting for a lease" if network.steering.lease is None else "waiting for the kernel to take everything",)
+
+
+def _subnet_file(settings: Settings, network: Network | None, health: Health) -> documents.SubnetFileStatus:
+    written = network is not None and network.ready and not health.holds("subnet-file") and settings.subnet_file.exists()
+    return documents.SubnetFileStatus(str(settings.subnet_file), written)
+
+
+def _condition(active: Active, since: str) -> documents.ConditionStatus:
+    condition = active.condition
+    return documents.ConditionStatus(
+        condition.code,
+        condition.severity.name.lower(),
+        active.subject,
+        active.text,
+        condition.remedy,
+        since,
+        condition.unready,
+    )
+
+
+def _network(carriage: Carriage, settings: Settings) -> dict[str, Any]:
+    config = carriage.config
+    options: dict[str, Any] = {**config.backend_options, **settings.host_options.get(carriage.backend.name, {})}
+    shown = {name: "(not shown)" if _SECRET.search(name) else value for name, value in options.items()}
+    return {**config.to_dict(), "Backend": {"Type": config.backend_type, **shown}}
+
+
+def _backend(carriage: Carriage, reconciler: Reconciler) -> documents.BackendStatus:
+    devices = [str(item) for item in reconciler.desired.fragment(HOST) if isinstance(item, Link)]
+    engine = carriage.engine
+    return documents.BackendStatus(
+        carriage.backend.name,
+        carriage.mtu,
+        tuple(devices),
+        None if engine is None else engine.engine,
+        None if engine is None else engine.reason,
+    )
+
+
+def _uplink(carriage: Carriage) -> documents.UplinkStatus:
+    uplink = carriage.uplink
+    addresses = (uplink.address, uplink.address6, uplink.public_ip, uplink.public_ipv6)
+    return documents.UplinkStatus(uplink.name, uplink.mtu, carriage.uplink_reasons, *map(_text, addresses))
+
+
+def _lease(network: Network, lease: Lease, health: Health, clock: float) -> documents.LeaseStatus:
+    keeper = network.steering.keeper
+    state, left = "held", None
+    if keeper is None or keeper.held is None:
+        state = "from-disk"
+    elif keeper.lost:
+        state = "lost"
+    else:
+        state = "unconfirmed" if health.holds("lease-unconfirmed") else "held"
+        left = None if isinf(keeper.sure_until) else round(max(0.0, keeper.sure_until - clock), 1)
+    return documents.LeaseStatus(*_identity(lease), state=state, reservation=lease.reserved, seconds_left=left)
+
+
+def _identity(lease: Lease) -> tuple[str, str | None, str | None, str, str | None]:
+    """Key, subnets and addresses."""
+    subnet = None if lease.subnet == EVERYTHING else str(lease.subnet)
+    return lease.key, subnet, _text(lease.subnet6), str(lease.public_ip), _text(lease.attrs.public_ipv6)
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _peer(row: peers.Peer) -> documents.PeerStatus:
+    left = None if row.seconds_left is None else round(row.seconds_left, 1)
+    return documents.PeerStatus(*_identity(row.lease), row.lease.attrs.backend_type, row.state, row.why, left)
+
+
+def _kernel(reconciler: Reconciler, calendar: Calendar) -> documents.KernelStatus:
+    wanted, held = reconciler.count()
+    last = None
+    if reconciler.repairs.last is not None:
+        when, step = reconciler.repairs.last
+        last = documents.RepairStatus(calendar.ago(asyncio.get_running_loop().time() - when), str(step))
+    kinds = sorted(wanted)
+    said = ({kind: wanted[kind] for kind in kinds}, {kind: held[kind] for kind in kinds})
+    return documents.KernelStatus(*said, reconciler.repairs.count, last, reconciler.retries.attempts)

@@ -1,0 +1,309 @@
+"""What does this host carry the overlay by, now? It follows from three things that may change at any time: the network config,
+the host (its uplink), and the lease. Whatever changed, the answer is worked out anew and swapped in: no restart, and the same lease
+where it fits.
+
+Everything here looks at how things are, never at what happened: it may be called too often, and in any order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import partial
+
+from flannelpy import plugins
+from flannelpy.agent.carriage import Carriage, clamped, resolve
+from flannelpy.agent.cluster import Cluster
+from flannelpy.agent.context import Context
+from flannelpy.agent.datapath import DatapathSupervisor, Wanted, make_way
+from flannelpy.agent.facts import Facts
+from flannelpy.agent.identity import copied, random_mac
+from flannelpy.agent.kept import Kept
+from flannelpy.agent.lease import Keeper
+from flannelpy.agent.publish import Publisher
+from flannelpy.agent.sync.firewall import compose, speaks_of_peers
+from flannelpy.agent.sync.reconcile import Reconciler, Target
+from flannelpy.agent.sync.scope import find_scope, fou_ports
+from flannelpy.agent.view import Cursor
+from flannelpy.core.backend import Local
+from flannelpy.core.config import differences
+from flannelpy.core.errors import ConfigError
+from flannelpy.core.leasing import Leasing
+from flannelpy.core.model import Lease
+from flannelpy.core.objects import Fou, Scope
+from flannelpy.core.uplink_change import describe_change
+from flannelpy.host.machine import foreign, machine
+from flannelpy.host.state import State
+from flannelpy.host.view_file import KeptView
+
+log = logging.getLogger("flannelpy")
+
+
+class Phase(Enum):
+    """How sure we are of what we know. ``may_publish``: others may hear that we are up; ``may_sweep``: what nobody wants may go."""
+
+    WAITING = ("waiting", False, False)
+    """Neither etcd nor the disk has told a network yet."""
+    RESUMED = ("resumed", False, False)
+    """Taken up from disk because packets wait; etcd has a moment to correct it."""
+    FROM_DISK = ("from disk", True, False)
+    """Taken up from disk; etcd does not answer."""
+    CONFIRMED = ("confirmed", True, True)
+    """etcd has answered, and the lease is held."""
+
+    def __init__(self, words: str, may_publish: bool, may_sweep: bool) -> None:
+        self.words = words
+        self.may_publish = may_publish
+        self.may_sweep = may_sweep
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What is steered."""
+
+    facts: Facts
+    cluster: Cluster
+    reconciler: Reconciler
+    datapath: DatapathSupervisor
+    publisher: Publisher
+
+
+class Steering:
+    """``carriage`` is what the host carries the overlay by, ``lease`` what it does so for; None until both are known."""
+
+    def __init__(self, context: Context, kept: Kept, parts: Parts) -> None:
+        self.phase = Phase.WAITING
+        self.carriage: Carriage | None = None
+        self.lease: Lease | None = None
+        self.keeper: Keeper | None = None
+        self.known = asyncio.Event()
+        """Set once there is a carriage, and a keeper for its lease."""
+        self.changed = asyncio.Event()
+        """Something may have changed: ``steer`` is due."""
+        self._context = context
+        self._kept = kept
+        self._parts = parts
+        self._machine = machine()
+        self._owned = kept.state  # with everything that may still be in the kernel
+        self._text: str | None = None  # the config that ``carriage`` follows from, or that cannot be used
+        self._carried: tuple[Carriage, Lease] | None = None  # what the reconciler was handed
+        self._newcomers: Cursor = parts.cluster.cursor(self.changed.set)
+        self._lock = asyncio.Lock()
+
+    @property
+    def scope(self) -> Scope:
+        """Where in the kernel what is ours may be."""
+        return find_scope(self.carriage, self._owned, self._context.settings.endpoint.prefix)
+
+    async def run(self) -> None:
+        """Steer whenever something has changed, for ever."""
+        while True:
+            await self.changed.wait()
+            await self.steer()
+
+    async def settle(self) -> None:
+        """Take in what the kernel has said of the host, before somebody acts on what was true before it."""
+        if self._parts.facts.stale and self.carriage is not None:
+            await self.steer()
+
+    async def steer(self) -> None:
+        """Work out what to carry by, and swap it in where it is something else. Raises KernelError; then it is due again."""
+        async with self._lock:
+            self.changed.clear()
+            try:
+                await self._resolve()
+                await self._carry()
+            except BaseException:
+                self.changed.set()
+                raise
+
+    def advance(self, phase: Phase) -> None:
+        """We are surer now, or (``Phase.RESUMED``, ``FROM_DISK``) have begun without etcd."""
+        if phase is not self.phase:
+            self.phase = phase
+            self._parts.reconciler.allow_sweep(phase.may_sweep)
+            self._parts.reconciler.resync()
+            self.changed.set()
+
+    # ------------------------------------------------------------------------------------------- config and host
+
+    async def _resolve(self) -> None:
+        """Bring ``carriage`` up to config and host."""
+        cluster, facts, reporter = self._parts.cluster, self._parts.facts, self._context.reporter
+        text, before = cluster.config_text, self.carriage
+        if not cluster.listed.is_set() and self.phase is Phase.WAITING:
+            return
+        if before is not None and text == self._text and not facts.stale:
+            return
+        self._text = text
+        where = f"{self._context.settings.endpoint.prefix}/config"
+        try:
+            asked = plugins.parse(text, self._context.settings.host_options)
+            await facts.look(asked[0], self._devices)
+            if facts.uplink is None or (before is None and facts.missing):
+                return
+            if before is None:
+                self._disown()
+            uplink = (facts.uplink, facts.reasons)
+            carriage = await resolve(self._context, text or "", asked, uplink, self._owned.macs, before)
+        except ConfigError as error:
+            words = f"at {where} {error}" if text is None else f"at {where}: {error}"
+            reporter.set("config-unusable", {"": words} if before is None else {})
+            reporter.set("config-changed", {} if before is None else {"": words})
+            return
+        reporter.set("config-unusable", {})
+        reporter.set("config-changed", {})
+        reporter.set("mtu-clamped", {"": words} if (words := clamped(carriage)) else {})
+        if before is None:
+            self._begin(carriage, where)
+        elif not carriage.same(before):
+            self._follow(before, carriage)
+        self.carriage = carriage
+
+    def _disown(self) -> None:
+        """Make nothing of what another machine has kept: the state directory was copied, or this machine was cloned."""
+        facts = self._parts.facts
+        uplink = facts.uplink
+        address = "" if uplink is None else str(uplink.public_ip or uplink.public_ipv6)
+        why = foreign(self._kept.state, self._machine, facts.uplink_mac, address) if self._kept.state.prefix else ""
+        if why:
+            log.warning("%s is not this machine's: %s; nothing of it is used", self._context.settings.state_dir, why)
+            self._kept = replace(self._kept, view=None, previous=(), state=replace(self._kept.state, macs={}, lease_key=""))
+            self._owned = self._kept.state
+            if self.phase in (Phase.RESUMED, Phase.FROM_DISK):
+                self.phase = Phase.WAITING
+
+    @property
+    def _devices(self) -> frozenset[str]:
+        """Devices that are ours: none of them is an uplink."""
+        return frozenset({*self._owned.devices, *(self.carriage.devices if self.carriage is not None else ())})
+
+    def _begin(self, carriage: Carriage, where: str) -> None:
+        for reason in carriage.uplink_reasons:
+            log.info("uplink: %s", reason)
+        if not carriage.config.backend_given:
+            log.warning("the network config at %s names no Backend: udp, as flannel does; vxlan would be faster", where)
+        settings, own = self._context.settings, self._kept.own
+        machine = Leasing(
+            carriage.config,
+            carriage.attrs,
+            self._context.random,
+            previous=self._kept.previous,
+            kept=own,
+            ttl_s=settings.lease_ttl_s,
+            renew_margin_s=settings.renew_margin_s,
+        )
+        self._parts.cluster.configure(carriage.config, carriage.backend.accepts, carriage.uplink.public_ip)
+        self.keeper = Keeper(self._context, self._parts.cluster.refresh, machine, self.changed.set)
+        self._parts.cluster.tell = self.keeper.tell
+        self.known.set()
+
+    def _follow(self, before: Carriage, carriage: Carriage) -> None:
+        """Config or host have changed under us."""
+        changed = differences(before.config, carriage.config)
+        if changed:
+            log.info("the network config has changed, and is followed: %s", "; ".join(changed))
+        if before.uplink != carriage.uplink:
+            log.warning("uplink: %s", describe_change(before.uplink, carriage.uplink))
+            self._parts.reconciler.hasten()
+        self._parts.cluster.configure(carriage.config, carriage.backend.accepts, carriage.uplink.public_ip)
+        if self.keeper is None:
+            return
+        if before.config != carriage.config:
+            self.keeper.move(carriage.config)
+        if before.attrs != carriage.attrs:
+            # All hosts hear of a new config at once; of our own address only we know.
+            peers = len(self._parts.cluster.view.leases) if changed else 0
+            self.keeper.publish(carriage.attrs, self._context.spread(peers))
+
+    # ------------------------------------------------------------------------------------------------------- lease
+
+    async def _carry(self) -> None:
+        """Hand the kernel's side what it has to carry, where that is something else than before."""
+        carriage, lease = self.carriage, self._held()
+        if carriage is None or lease is None or not carriage.fits(lease):
+            return  # what is programmed stays, until there is a lease that fits
+        cluster = self._parts.cluster
+        if self.keeper is not None and self.keeper.held is not None:
+            self.advance(Phase.CONFIRMED)
+        cluster.set_own(lease)
+        self.lease = lease
+        carriage = self.carriage = self._differ_from_copies(carriage, lease)
+        if self._carried is None or not self._carried[0].same(carriage) or not self._carried[1].same_content(lease):
+            await self._swap(carriage, lease)
+            self._carried = (carriage, lease)
+        self._parts.publisher.keep_view(self._view)
+
+    def _view(self) -> KeptView | None:
+        """What a start without etcd needs; None where etcd has confirmed nothing."""
+        carriage, lease = self.carriage, self.lease
+        if carriage is None or lease is None or self.keeper is None or self.keeper.held is None:
+            return None
+        view = self._parts.cluster.view
+        leases = tuple({**view.leases, lease.key: lease}.values())
+        return KeptView(self._context.settings.endpoint.prefix, carriage.text, lease.key, leases, view.revision)
+
+    def _held(self) -> Lease | None:
+        if self.keeper is not None and self.keeper.held is not None:
+            return self.keeper.held
+        return self._kept.own if self.phase in (Phase.RESUMED, Phase.FROM_DISK) else None
+
+    def _differ_from_copies(self, carriage: Carriage, lease: Lease) -> Carriage:
+        """Draw a new MAC where an older lease of somebody else has ours: the peers go by the older one."""
+        came = [peer for peer in self._newcomers.take().values() if peer is not None]
+        copies = copied(carriage.backend, lease, carriage.macs, came)
+        if not copies:
+            return carriage
+        macs = {**carriage.macs, **{device: random_mac() for device in copies}}
+        for device, other in copies.items():
+            ours = f"{carriage.macs[device]}, too, and is older: ours is {macs[device]} now"
+            log.warning("%s: %s has the MAC %s", device, other, ours)
+        carriage = replace(carriage, macs=macs)
+        if self.keeper is not None:
+            self.keeper.publish(carriage.attrs)
+        return carriage
+
+    async def _swap(self, carriage: Carriage, lease: Lease) -> None:
+        """Everything that follows from carriage and lease is another one now."""
+        self.carriage = carriage
+        local, scope, settings = carriage.local(lease), self.scope, self._context.settings
+        reconciler = self._parts.reconciler
+        datapath, wanted = carriage.backend.datapath(local), carriage.backend.host(local)
+        # A userspace datapath makes its device before addresses and routes go onto it; one that another carrier takes the place of
+        # moves packets until that one is made, unless both want the same port.
+        last = datapath is None and self._parts.datapath.has_datapath and not any(isinstance(item, Fou) for item in wanted)
+        clear = reconciler.after_round if last else partial(self._make_way, scope, carriage, local, datapath is not None)
+        self._parts.datapath.set(Wanted(datapath, carriage.backend, local, clear))
+        if not last:
+            await self._parts.datapath.tried.wait()
+        firewall = partial(compose, settings, carriage.config, carriage.backend, scope.table, lease)
+        reconciler.set_target(Target(carriage.backend, local, scope, firewall, speaks_of_peers(carriage.backend)))
+        self._own(carriage, lease, self._owned)
+
+    def swept(self) -> None:
+        """The kernel holds what is wanted and nothing else of ours: what was in use before is ours no longer."""
+        if self._carried is not None:
+            self._own(*self._carried, State())
+
+    def _own(self, carriage: Carriage, lease: Lease, before: State) -> None:
+        """Keep on disk what is ours, beside what was ``before``."""
+        owned = State(
+            self._context.settings.endpoint.prefix,
+            {**self._owned.macs, **carriage.macs},
+            lease.key,
+            tuple(sorted({*before.networks, *map(str, carriage.config.networks)})),
+            tuple(sorted({*before.devices, *carriage.devices})),
+            tuple(sorted({*before.fou_ports, *fou_ports(carriage.backend)})),
+            self._machine,
+            self._parts.facts.uplink_mac,
+            str(lease.public_ip if lease.subnet.prefixlen else lease.attrs.public_ipv6),
+        )
+        if owned != self._owned:
+            self._owned = owned
+            self._parts.publisher.keep(owned)
+
+    async def _make_way(self, scope: Scope, carriage: Carriage, local: Local, wanted: bool) -> None:
+        if wanted:
+            await make_way(self._context.kernel, scope, carriage.backend.host(local))

@@ -1,0 +1,175 @@
+"""What does this host want, now? The fragments of the desired state, kept up to what the host is to be and to its peers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from netaddr import IPAddress
+
+from flannelpy.agent.report import Reporter
+from flannelpy.core.backend import Backend, Local
+from flannelpy.core.desired import Desired
+from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.model import Lease
+from flannelpy.core.objects import HostState, Key, Scope
+
+log = logging.getLogger(__name__)
+
+HOST, FIREWALL = "host", "firewall"
+"""Owners of the fragments that are not a peer's (a lease key never looks like this)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What this host is to be; a value, swapped whole. ``firewall`` makes the firewall's part for these peers."""
+
+    backend: Backend
+    local: Local
+    scope: Scope
+    firewall: Callable[[tuple[Lease, ...]], HostState]
+    firewall_speaks_of_peers: bool
+
+
+class Peers(Protocol):
+    """A reader's place in what happens to the peers (``agent.view``)."""
+
+    current: Mapping[str, Lease]
+
+    def take(self) -> Mapping[str, Lease | None]:
+        """What changed since it was last asked; None for a peer that went."""
+        ...
+
+
+class Gateways(Protocol):
+    """Who is reached without a gateway (``agent.facts``)."""
+
+    async def on_link(self, addresses: Iterable[IPAddress]) -> Mapping[IPAddress, str]:
+        """Those of the addresses, and by which device. Raises KernelError."""
+        ...
+
+
+class Fragments:
+    """The sum of the fragments, and which of them are to be made anew."""
+
+    def __init__(self, reporter: Reporter, peers: Peers, gateways: Gateways) -> None:
+        self.desired = Desired()
+        self._reporter = reporter
+        self._peers = peers
+        self._gateways = gateways
+        self._target: Target | None = None
+        self._made: Target | None = None  # what the fragments were made for
+        self._members: dict[str, Lease] = {}
+        self._pending: dict[str, Lease | None] = {}
+        self._on_link: dict[IPAddress, str] = {}
+        self._moved: set[int] = set()
+        self._unreadable: dict[str, str] = {}
+
+    @property
+    def has_target(self) -> bool:
+        """True once it is known what the host is to be."""
+        return self._target is not None
+
+    @property
+    def target(self) -> Target:
+        """What the host is to be."""
+        assert self._target is not None
+        return self._target
+
+    @property
+    def scope(self) -> Scope:
+        """Where in the kernel what is ours may be."""
+        return self.target.scope
+
+    @property
+    def peer_count(self) -> int:
+        """Peers that are to be programmed."""
+        return len(self._members)
+
+    def knows(self, owner: str) -> bool:
+        """True once the fragment of this peer was made."""
+        return owner in self._members
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Peers whose fragment cannot be had, or not beside an older one's: why, by lease key."""
+        return {**self._unreadable, **self._conflicts()}
+
+    def set_target(self, target: Target) -> None:
+        """The host is to be this."""
+        self._target = target
+
+    def reroute(self, families: Collection[int]) -> bool:
+        """Routes of these IP versions have changed; True where that means anything here."""
+        if self._target is None or not self._target.backend.wants_on_link:
+            return False
+        self._moved.update(families)
+        return bool(families)
+
+    async def refresh(self) -> set[Key]:
+        """Make anew what has changed; the keys to look at. Raises KernelError; then it is still to be made."""
+        target = self.target
+        anew = self._made is not target
+        self._pending.update(self._peers.take())
+        changed = {**self._members, **self._pending} if anew else dict(self._pending)
+        if target.backend.wants_on_link:
+            changed |= await self._look_up(changed, anew=anew)
+        local = replace(target.local, on_link=dict(self._on_link)) if target.backend.wants_on_link else target.local
+        touched = self.desired.put(HOST, target.backend.host(local)) if anew else set()
+        self._made = target
+        for owner, lease in changed.items():
+            touched |= self._set_peer(owner, lease, target.backend, local)
+        self._pending.clear()
+        if anew or (changed and target.firewall_speaks_of_peers):
+            touched |= self.desired.put(FIREWALL, target.firewall(tuple(self._members.values())))
+        if changed:
+            unreadable = {owner: f"{self._members[owner]}: {why}" for owner, why in self._unreadable.items()}
+            self._reporter.set("peer-unreadable", unreadable)
+            self._reporter.set("peer-conflict", self._conflicts())
+        return touched
+
+    def _set_peer(self, owner: str, lease: Lease | None, backend: Backend, local: Local) -> set[Key]:
+        self._unreadable.pop(owner, None)
+        if lease is None:
+            self._members.pop(owner, None)
+            return self.desired.drop(owner)
+        self._members[owner] = lease
+        try:
+            state = backend.peer(lease, local)
+        except Exception as error:
+            if not isinstance(error, FlannelpyError):
+                log.debug("%s: its fragment cannot be made", lease, exc_info=error)
+            self._unreadable[owner] = str(error) if isinstance(error, FlannelpyError) else f"{type(error).__name__}: {error}"
+            return self.desired.drop(owner)
+        return self.desired.put(owner, state, rank=lease.create_revision)
+
+    def _conflicts(self) -> dict[str, str]:
+        found = {}
+        for owner, (other, key) in self.desired.conflicts.items():
+            lease, holder = self._members.get(owner), self._members.get(other)
+            if lease is None or not lease.departing:
+                found[owner] = f"{lease} claims {key}, which is held by {holder or 'this host'}"
+        return found
+
+    async def _look_up(self, changed: Mapping[str, Lease | None], *, anew: bool) -> dict[str, Lease | None]:
+        """Find out who is reached without a gateway, of those that changed or where routes have; who is to be made anew for it."""
+        moved, self._moved = self._moved, set()
+        everybody = {**self._members, **{owner: lease for owner, lease in changed.items() if lease is not None}}
+        asked = everybody if anew or moved else {owner: lease for owner, lease in changed.items() if lease is not None}
+        addresses = {address for lease in asked.values() for address in _addresses(lease)}
+        try:
+            found = await self._gateways.on_link(addresses)
+        except BaseException:
+            self._moved |= moved
+            raise
+        before = {address: self._on_link[address] for address in addresses if address in self._on_link}
+        self._on_link = {**{address: dev for address, dev in self._on_link.items() if address not in addresses}, **found}
+        turned = {address for address in addresses if before.get(address) != found.get(address)}
+        return {owner: lease for owner, lease in asked.items() if turned.intersection(_addresses(lease))}
+
+
+def _addresses(lease: Lease) -> tuple[IPAddress, ...]:
+    """Where a peer is sent to."""
+    return tuple(address for address in (lease.public_ip, lease.attrs.public_ipv6) if address is not None)

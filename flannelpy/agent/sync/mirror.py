@@ -1,0 +1,60 @@
+"""What does the kernel hold, as far as we were told? A cache of the last look, kept true by acknowledgements and notifications.
+
+What changes while we look or write may be told before or after its turn in the answer: of such a key the cache is stale, and the
+kernel is asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from flannelpy.core.objects import HostState, Key, Object
+
+
+class Mirror:
+    """The observed objects by key."""
+
+    def __init__(self) -> None:
+        self.objects: dict[Key, Object] = {}
+        self.stale: set[Key] = set()
+        """Keys about which it may be wrong."""
+        self._heard: dict[Key, Object | None] = {}
+
+    def get(self, key: Key) -> Object | None:
+        """What is there under ``key``."""
+        return self.objects.get(key)
+
+    def hear(self, objects: Mapping[Key, Object | None]) -> None:
+        """The kernel tells of these: as they are now, None for those that are gone."""
+        self._heard.update(objects)
+        for key, item in objects.items():
+            self._set(key, item)
+
+    def listen(self) -> None:
+        """From here on, what is heard may contradict what is read or written meanwhile."""
+        self._heard.clear()
+
+    def take_full(self, observed: HostState) -> None:
+        """Everything was looked at."""
+        self.objects = dict(observed.objects)
+        self.stale = {key for key, item in self._heard.items() if self.objects.get(key) != item}
+
+    def take_part(self, keys: Iterable[Key], observed: HostState) -> None:
+        """These were looked at."""
+        for key in keys:
+            self.stale.discard(key)
+            self._set(key, observed.get(key))
+        self.stale |= {key for key, item in self._heard.items() if self.objects.get(key) != item}
+
+    def learn(self, key: Key, item: Object | None) -> None:
+        """The kernel has acknowledged that ``key`` is this now."""
+        if key in self._heard and self._heard[key] != item:
+            self.stale.add(key)  # somebody else was at it while we were: which came last, only the kernel knows
+        else:
+            self._set(key, item)
+
+    def _set(self, key: Key, item: Object | None) -> None:
+        if item is None:
+            self.objects.pop(key, None)
+        else:
+            self.objects[key] = item

@@ -1,0 +1,396 @@
+"""How does the kernel stay as desired? One loop: observe, plan, apply, report. Nothing else sets what the kernel keeps for us.
+
+Events only mark what is dirty: a peer that changed, a kernel object that somebody touched, a step that failed. What arrives while a
+round runs is coalesced into the next; nothing waits on purpose. What can fail in a round is a condition and another round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from random import Random
+
+from flannelpy.agent.report import Clock, Reporter
+from flannelpy.agent.sync.dirty import Dirty
+from flannelpy.agent.sync.drift import Damping
+from flannelpy.agent.sync.fragments import FIREWALL, HOST, Fragments, Gateways, Peers, Target
+from flannelpy.agent.sync.kernel_errors import Refusal, conditions, explain, links, not_applicable
+from flannelpy.agent.sync.mirror import Mirror
+from flannelpy.agent.sync.retries import Retries
+from flannelpy.core.desired import Desired
+from flannelpy.core.errors import KernelError
+from flannelpy.core.objects import HostState, Key, Link
+from flannelpy.core.plan import Plan, Step, lives_on, plan
+from flannelpy.kernel import Kernel, Notice, Result
+
+__all__ = ["FIREWALL", "HOST", "Reconciler", "Target"]
+
+log = logging.getLogger(__name__)
+
+AUDIT_S = 300.0
+"""A full observation about this often, in seconds, under the notifications."""
+
+SILENT_S = 5.0
+SILENT = frozenset({"fou", "sysctl", "forward"})
+"""Kinds of objects that the kernel changes without a notification are looked at this often, in seconds."""
+
+HASTEN_S = 1.0
+
+UNREADABLE_S = 0.4
+"""After a look that failed."""
+
+LOGGED = 3
+"""Repairs of one round that are logged one by one."""
+
+
+async def _nothing() -> None:
+    pass
+
+
+class Reconciler:
+    """Desired state, the mirror, and the loop between them. ``before_round`` is awaited before each round looks at anything."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        reporter: Reporter,
+        peers: Peers,
+        gateways: Gateways,
+        clock: Clock,
+        *,
+        before_round: Callable[[], Awaitable[None]] = _nothing,
+    ) -> None:
+        self.dirty = Dirty()
+        self.fragments = Fragments(reporter, peers, gateways)
+        self.retries = Retries()
+        self.heartbeat = clock()
+        """When the loop last turned, on the agent's clock."""
+        self.repairs = Repairs()
+        self._kernel = kernel
+        self._reporter = reporter
+        self._clock = clock
+        self._before_round = before_round
+        self._mirror = Mirror()
+        self._refusals: dict[Key, Refusal] = {}
+        self._state = _State()
+
+    # ------------------------------------------------------------------------------------------ what others tell us
+
+    def set_target(self, target: Target) -> None:
+        """The host is to be this now; every fragment is made anew, and what differs from before is done."""
+        self.fragments.set_target(target)
+        self._state.settled = False
+        self.dirty.add_everything()
+
+    def allow_sweep(self, allowed: bool) -> None:
+        """Whether the view is complete and our lease confirmed: only then what nobody asked for is removed."""
+        if allowed and not self._state.may_sweep:
+            self._state.first_sweep = True
+            self.dirty.add_everything()
+        self._state.may_sweep = allowed
+
+    def hear(self, notice: Notice) -> None:
+        """Take in what the kernel says of our objects. What equals what is desired is no news."""
+        if notice.resync:
+            self._state.unannounced = True
+            self.dirty.add_everything()
+        self._mirror.hear(notice.objects)
+        if len(self.retries):
+            self._hasten_what_may_go(notice)
+        self.dirty.add(key for key, item in notice.objects.items() if self.desired.get(key) != item)
+
+    def _hasten_what_may_go(self, notice: Notice) -> None:
+        """A route that was in the way of ours is gone; or an interface, maybe one that had what a device of ours needs.
+
+        Others' interfaces come and go all the time: for their sake a device is tried once a second at the most.
+        """
+        now = self._clock()
+        may_go = [key for key, item in notice.objects.items() if item is None and key.kind == "route"]
+        devices = [key for key in self.retries if key.kind == "link"]
+        if notice.links and devices and now - self._state.hastened >= HASTEN_S:
+            self._state.hastened = now
+            may_go += devices
+        self.retries.hasten(may_go, now)
+        self.dirty.add(key for key in may_go if key in self.retries)
+
+    def reroute(self, families: Collection[int]) -> None:
+        """Routes of these IP versions have changed: what is reached without a gateway may be, too."""
+        if self.fragments.reroute(families):
+            self.dirty.poke()
+
+    def hasten(self) -> None:
+        """The uplink is another one, or came back: what failed may work now."""
+        self.retries.hasten(self.retries, self._clock())
+        self.dirty.add(self.retries)
+
+    def resync(self) -> None:
+        """Look at everything."""
+        self.dirty.add_everything()
+
+    audit_now = resync
+
+    # ------------------------------------------------------------------------------------------------ what there is
+
+    @property
+    def desired(self) -> Desired:
+        """What the kernel should hold."""
+        return self.fragments.desired
+
+    @property
+    def settled(self) -> bool:
+        """True once a full round has been applied for what the host is to be now."""
+        return self._state.settled
+
+    @property
+    def peer_count(self) -> int:
+        """Peers that are to be programmed."""
+        return self.fragments.peer_count
+
+    @property
+    def failing(self) -> Mapping[Key, Refusal]:
+        """What the kernel has refused and still does not hold."""
+        return {key: refusal for key, refusal in self._refusals.items() if not self._in_sync(key)}
+
+    @property
+    def host_failed(self) -> bool:
+        """True while something of the host's own (device, address, network route, firewall) could not be applied.
+
+        Packets flow without a sysctl, which in a container may not be settable.
+        """
+        ours = {key for owner in (HOST, FIREWALL) for key in self.desired.fragment(owner).objects}
+        return any(key in ours and key.kind != "sysctl" for key in self.failing)
+
+    def why_not(self, owner: str) -> str | None:
+        """Why the kernel does not hold all of an owner's fragment: its error; empty where it only has not come to it; else None."""
+        if not self.fragments.knows(owner):
+            return ""
+        out = [key for key in self.desired.fragment(owner).objects if not self._in_sync(key)]
+        refused = [self._refusals[key].why for key in out if key in self._refusals]
+        return refused[0] if refused else "" if out else None
+
+    def count(self) -> tuple[Counter[str], Counter[str]]:
+        """Kernel objects by kind: those that are desired, and those of them that are in sync, as far as we were told."""
+        wanted = self.desired.state.objects
+        held = Counter(key.kind for key, item in wanted.items() if self._mirror.get(key) == item)
+        return Counter(key.kind for key in wanted), held
+
+    async def after_round(self) -> None:
+        """Return when the next round is over."""
+        await self._state.round_over.wait()
+
+    def _in_sync(self, key: Key) -> bool:
+        return self._mirror.get(key) == self.desired.get(key)
+
+    # ------------------------------------------------------------------------------------------------------- tasks
+
+    async def run(self) -> None:
+        """Keep the kernel as desired, for ever."""
+        self.dirty.add_everything()
+        while True:
+            self.heartbeat = self._clock()
+            await self.dirty.wait(self._until_due())
+            self.dirty.add(self._due())
+            if self.dirty.pending:
+                await self._before_round()
+                await self.round()
+
+    async def audit(self) -> None:
+        """Look at everything every AUDIT_S, and at what no notification tells of every SILENT_S, for ever."""
+        due = self._clock() + AUDIT_S * Random().uniform(0.8, 1.0)
+        while True:
+            await asyncio.sleep(SILENT_S)
+            if self._clock() >= due:
+                due = self._clock() + AUDIT_S
+                self.dirty.add_everything()
+            silent = self.desired.kinds(SILENT)
+            self._mirror.stale.update(silent)
+            self.dirty.add(silent)
+            self.repairs.damping.settle(self._clock())
+            self._report()
+
+    def _due(self) -> list[Key]:
+        now = self._clock()
+        due = self.retries.due(now)
+        self._mirror.stale.update(due)
+        return [*due, *self.repairs.take_due(now)]
+
+    def _until_due(self) -> float:
+        """Seconds until something waits no longer; never so long that the heartbeat would seem to stand still."""
+        times = [when for when in (self.retries.next_due, self.repairs.next_due) if when is not None]
+        return max(0.0, min([self._clock() + SILENT_S, *times]) - self._clock())
+
+    # ------------------------------------------------------------------------------------------------------ a round
+
+    async def round(self) -> None:
+        """Bring what is dirty up to what is desired. What fails is dirty again."""
+        taken = self.dirty.take()
+        if not self.fragments.has_target:
+            return
+        target = self.fragments.target
+        unannounced, self._state.unannounced = self._state.unannounced, False
+        touched = taken
+        try:
+            changed = await self.fragments.refresh()
+            self.retries.hasten(changed, self._clock())
+            touched = None if taken is None else taken | changed
+            if touched is None or touched:
+                await self._round(touched, changed, quiet=unannounced)
+        except KernelError as error:
+            self.dirty.put_back(touched)
+            self._reporter.set("kernel-unreadable", {"": str(error)})
+            await asyncio.sleep(UNREADABLE_S)
+            return
+        except BaseException:
+            self.dirty.put_back(touched)
+            raise
+        self._reporter.set("kernel-unreadable", {})
+        if touched is None and target is self.fragments.target:
+            self._state.settled = True
+        self._report()
+        over, self._state.round_over = self._state.round_over, asyncio.Event()
+        over.set()
+
+    async def _round(self, touched: set[Key] | None, changed: set[Key], *, quiet: bool) -> None:
+        """``changed``: what is desired has changed under these; ``quiet``: the kernel itself may have taken what is missing."""
+        self._mirror.listen()
+        observed = await self._observe(touched)
+        steps = self._repairable(self._plan(touched, observed), changed, quiet=quiet)
+        self._mirror.listen()
+        results = await self._kernel.apply(steps) if steps else ()
+        await self._learn(results, partial=touched is not None)
+
+    async def _observe(self, touched: set[Key] | None) -> HostState:
+        """Everything from the kernel; or, for some keys, the mirror, and the kernel where the mirror is stale."""
+        scope, mirror = self.fragments.scope, self._mirror
+        if touched is None:
+            observed = await self._kernel.observe(scope)
+            mirror.take_full(observed)
+            self.dirty.add(mirror.stale)
+            return observed
+        stale = [key for key in touched if key in mirror.stale]
+        if stale:
+            mirror.take_part(stale, await self._kernel.observe(scope, stale))
+            self.dirty.add(mirror.stale)
+        return HostState(mirror.objects).only(touched)
+
+    def _plan(self, touched: set[Key] | None, observed: HostState) -> Plan:
+        """What to do now: nothing that waits for its time, nor what would live on a device that does."""
+        desired = self.desired.state if touched is None else self.desired.only(touched)
+        steps = plan(desired, observed, self.fragments.scope)
+        if not self._state.may_sweep:
+            steps = tuple(step for step in steps if step.op != "remove")
+        if not len(self.retries):
+            return steps
+        now = self._clock()
+        waiting = links(key for key in self.retries if self.retries.waiting(key, now))
+
+        def may_go(step: Step) -> bool:
+            return not self.retries.waiting(step.key, now) and (step.key.kind == "link" or lives_on(step.item) not in waiting)
+
+        return tuple(step for step in steps if may_go(step))
+
+    async def _learn(self, results: Sequence[Result], partial: bool) -> None:
+        """Take over into the mirror what the kernel acknowledged; have again what it refused, later."""
+        now = self._clock()
+        for result in results:
+            step, key = result.step, result.step.key
+            if result.error is not None and not not_applicable(step, result.error):
+                self.retries.refused(key, now)
+                before = self._refusals.get(key)
+                if before is None or (before.step, str(before.error)) != (step, str(result.error)):
+                    self._refusals[key] = Refusal(step, result.error, await explain(self._kernel, step, result.error))
+                continue
+            self._forget(key)
+            self._mirror.learn(key, None if step.op == "remove" else step.item)
+            if step.op in ("add", "remake") and isinstance(step.item, Link):
+                self.retries.hasten((key for key in self.retries if self._lives_on(key) == step.item.name), now)
+                if partial:
+                    self.dirty.add_everything()  # what lived on it is gone, and all of it must come back
+        self.dirty.add(self._mirror.stale)
+
+    def _lives_on(self, key: Key) -> str | None:
+        item = self.desired.get(key)
+        return None if item is None else lives_on(item)
+
+    def _forget(self, key: Key) -> None:
+        self.retries.done(key)
+        self._refusals.pop(key, None)
+
+    # --------------------------------------------------------------------------------------------- drift and words
+
+    def _repairable(self, steps: Plan, changed: set[Key], *, quiet: bool) -> Plan:
+        """The steps to take now; what somebody else changes too often is left for later. Says what somebody else has changed."""
+        drift = [step for step in steps if step.key not in changed and step.key not in self._refusals]
+        drift = [step for step in drift if step.before or step.key.kind != "sysctl"]  # one that the kernel does not have
+        if self._state.first_sweep and any(step.op == "remove" for step in drift):
+            left = [step for step in drift if step.op == "remove"]
+            drift = [step for step in drift if step.op != "remove"]
+            more = f", and {len(left) - 1} more" if len(left) > 1 else ""
+            log.info("left over from before, nobody needs it now: %s%s", left[0], more)
+        self._state.first_sweep = self._state.first_sweep and not self._state.may_sweep
+        if not self._state.settled:
+            return steps
+        # What the kernel itself takes (with a device, a link that goes down, the last address) nobody is to blame for.
+        counted = [step.key for step in drift if step.key.kind == "link" or not quiet]
+        late = self.repairs.suppress(counted, self._clock())
+        self.repairs.note([step for step in drift if step.key not in late])
+        return tuple(step for step in steps if step.key not in late)
+
+    def _report(self) -> None:
+        """Derive what is wrong from what is desired, what is there and what was answered."""
+        for key in [key for key in self._refusals if self._in_sync(key)]:
+            self._forget(key)
+        failing = self.failing
+        self._reporter.set("kernel-refused", conditions(failing.values(), links(failing)))
+        self._reporter.set("kernel-contested", {str(key): str(key) for key in self.repairs.damping.contested()})
+
+
+class _State:
+    """Where the loop is."""
+
+    def __init__(self) -> None:
+        self.settled = False
+        self.may_sweep = False
+        self.first_sweep = False
+        self.hastened = 0.0
+        self.unannounced = False  # the kernel has taken something of ours without a word
+        self.round_over = asyncio.Event()
+
+
+class Repairs:
+    """What somebody else has changed, and was put right. ``count``: how often; ``last``: when (in the loop's time) and what."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.last: tuple[float, Step] | None = None
+        self.damping = Damping()
+        self._late: set[Key] = set()
+
+    def suppress(self, keys: Iterable[Key], now: float) -> set[Key]:
+        """Those of these that must wait."""
+        late = self.damping.suppress(keys, now)
+        self._late |= late
+        return late
+
+    @property
+    def next_due(self) -> float | None:
+        """When one that waits may be repaired."""
+        return self.damping.next_due(self._late)
+
+    def take_due(self, now: float) -> list[Key]:
+        """Those that may be repaired now."""
+        due = [key for key in self._late if (when := self.damping.next_due([key])) is None or when <= now]
+        self._late.difference_update(due)
+        return due
+
+    def note(self, steps: Sequence[Step]) -> None:
+        """These are made now."""
+        self.count += len(steps)
+        if steps:
+            self.last = asyncio.get_running_loop().time(), steps[-1]
+        for step in steps[:LOGGED]:
+            log.warning("%s was changed by somebody else; repairing: %s", step.key, step)
+        if len(steps) > LOGGED:
+            log.warning("%d more kernel objects were changed by somebody else; repairing them, too", len(steps) - LOGGED)

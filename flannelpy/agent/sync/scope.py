@@ -1,0 +1,60 @@
+"""Where in the kernel do we look for what is ours? docs/ownership.md."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from netaddr import AddrFormatError, IPNetwork
+
+from flannelpy.agent.carriage import Carriage
+from flannelpy.core.backend import Backend, Engines
+from flannelpy.core.objects import Scope
+from flannelpy.host.state import State
+
+log = logging.getLogger(__name__)
+
+OURS = re.compile(r"flannel[a-z0-9.-]*")
+"""Names of devices that a backend may have made: no other is removed, whatever a state file says."""
+
+DEFAULT_PREFIX = "/coreos.com/network"
+
+_SYSCTLS = ("ipv6/conf/{}/accept_ra", "ipv4/conf/{}/accept_local")
+"""Of a device, what some backend wants to be set."""
+
+
+def find_scope(carriage: Carriage | None, kept: State, prefix: str) -> Scope:
+    """The devices and networks in use now, and those that an earlier run of this network left behind (to be swept)."""
+    devices = {} if carriage is None else carriage.backend.devices(carriage.config)
+    ports = frozenset[int]() if carriage is None else fou_ports(carriage.backend)
+    left = [device for device in kept.devices if OURS.fullmatch(device)]
+    return Scope(
+        links=frozenset({*devices, *left}),
+        networks=(*(carriage.config.networks if carriage is not None else ()), *_networks(kept.networks)),
+        uplink=None if carriage is None else carriage.uplink.name,
+        table=table_name(prefix),
+        sysctls=frozenset(f"net/{name.format(device)}" for device in devices for name in _SYSCTLS),
+        fou_ports=ports | frozenset(kept.fou_ports),
+    )
+
+
+def fou_ports(backend: Backend) -> frozenset[int]:
+    """Where the kernel may decapsulate for this backend, by whichever engine it works."""
+    return backend.fou_ports if isinstance(backend, Engines) else frozenset()
+
+
+def table_name(prefix: str) -> str:
+    """Our nft table; agents of several networks on one host have a table each."""
+    if prefix.rstrip("/") == DEFAULT_PREFIX:
+        return "flannelpy"
+    return "flannelpy-" + re.sub(r"[^a-zA-Z0-9]+", "-", prefix).strip("-")
+
+
+def _networks(texts: tuple[str, ...]) -> list[IPNetwork]:
+    found = []
+    for text in texts:
+        try:
+            found.append(IPNetwork(text))
+        except (AddrFormatError, ValueError):
+            log.warning("state: %r is no network; passed over", text)
+    return found

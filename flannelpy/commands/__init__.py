@@ -1,0 +1,1 @@
+"""What does a subcommand do? ``cli`` only declares them."""

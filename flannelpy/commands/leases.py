@@ -1,0 +1,251 @@
+"""Who holds which subnet, until when, and what is wrong with it? For ``flannelpy lease list``.
+
+What is wrong is decided where the agents decide it: ``core.membership`` judges each lease as a peer's, ``core.claims`` knows whose
+it is, ``core.pool`` what is free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, isinf
+from typing import TYPE_CHECKING, Any
+
+from netaddr import IPNetwork
+
+from flannelpy.core.claims import EVERYTHING, halves, possible
+from flannelpy.core.config import NetworkConfig, Pool
+from flannelpy.core.duration import span
+from flannelpy.core.errors import ConfigError, RegistryError
+from flannelpy.core.membership import Membership
+from flannelpy.core.model import NO_ADDRESS, Lease, compact_json
+from flannelpy.core.pool import free_runs
+from flannelpy.core.printable import printable
+from flannelpy.plugins import parse
+from flannelpy.registry import Malformed, Registry, Snapshot
+
+if TYPE_CHECKING:  # rich costs 60 ms; it is imported where something is shown
+    from rich.table import Table
+
+ASKED_AT_ONCE = 64
+ASKED_WITHIN_S = 20.0
+"""For the time that leases have left: how many questions are open at a time, and how long all of them may take."""
+SHORT = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One key. ``left_s``: seconds until it ends, infinity for a reservation, None where nobody said."""
+
+    read: Lease | Malformed
+    left_s: float | None = None
+    wrong: tuple[str, ...] = ()
+    ours: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many subnets of a pool nothing touches."""
+
+    pool: Pool
+    free: int
+
+    def __str__(self) -> str:
+        return f"{self.pool.network}: {self.free:,} of {self.pool.count:,} subnets are free"
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Everything that is to be shown; ``unjudged`` says why the leases could not be judged, and is empty where they were."""
+
+    rows: tuple[Row, ...]
+    rooms: tuple[Room, ...]
+    revision: int
+    unjudged: str = ""
+
+
+# --------------------------------------------------------------------------------------------------------- putting together
+
+
+async def ask(registry: Registry, where: str, ours: Sequence[IPNetwork]) -> Listing:
+    """Everything there is to show; ``where`` is the config's key. A config that cannot be used leaves the leases unjudged."""
+    stored, snapshot = await registry.config(), await registry.snapshot()
+    left = await ask_time_left(registry, snapshot.leases)
+    try:
+        config, backend = parse(stored.text)
+    except ConfigError as error:
+        joint = " " if stored.text is None else ": "
+        return put_together(snapshot, left, None, None, ours, f"the config at {where}{joint}{error}")
+    return put_together(snapshot, left, config, backend.accepts, ours)
+
+
+async def ask_time_left(registry: Registry, leases: Iterable[Lease]) -> dict[str, float]:
+    """Seconds that each lease has left, by key; who was not answered for in time is left out."""
+    left: dict[str, float] = {}
+    waiting = iter(tuple(leases))
+
+    async def ask() -> None:
+        for lease in waiting:
+            left[lease.key] = inf if lease.reserved else await registry.remaining(lease)
+
+    try:
+        async with asyncio.timeout(ASKED_WITHIN_S), asyncio.TaskGroup() as asking:
+            for _ in range(ASKED_AT_ONCE):
+                asking.create_task(ask())
+    except* (RegistryError, TimeoutError):
+        pass  # the table is complete but for the times
+    return left
+
+
+def put_together(
+    snapshot: Snapshot,
+    left: Mapping[str, float],
+    config: NetworkConfig | None,
+    accepts: frozenset[str] | None,
+    ours: Sequence[IPNetwork],
+    unjudged: str = "",
+) -> Listing:
+    """The listing, in the order of addresses, what cannot be read last. ``ours``: the subnets that this host's agent has told."""
+    wrong = _faults(snapshot.leases, config, accepts)
+    rows = [
+        Row(lease, left.get(lease.key), tuple(wrong[lease.key]), any(net in ours for net in halves(lease)))
+        for lease in sorted(snapshot.leases, key=lambda lease: (lease.subnet, lease.subnet6 or EVERYTHING))
+    ]
+    rows += [Row(bad, wrong=(bad.why,)) for bad in snapshot.malformed]
+    rooms = () if config is None else tuple(_rooms(config, snapshot.leases))
+    return Listing(tuple(rows), rooms, snapshot.revision, unjudged)
+
+
+def _faults(leases: Sequence[Lease], config: NetworkConfig | None, accepts: frozenset[str] | None) -> dict[str, list[str]]:
+    """What is wrong with each lease, by key."""
+    wrong: dict[str, list[str]] = defaultdict(list)
+    if config is not None:
+        for key, why in Membership(config, accepts).replace(leases).refused.items():
+            if why:
+                wrong[key].append(why)
+    hosts: dict[object, list[Lease]] = defaultdict(list)
+    for lease in leases:
+        wrong[lease.key] = [why.removeprefix(f"{lease}: ") for why in wrong[lease.key]]
+        # The same rule as claims.same_host, as a key: by IPv4 address, without one by IPv6 address.
+        host = lease.public_ip if lease.public_ip != NO_ADDRESS else lease.attrs.public_ipv6
+        if host is not None:
+            hosts[host].append(lease)
+    for address, held in hosts.items():
+        for lease in held if len(held) > 1 else ():
+            others = [subnets_text(other) for other in held if other is not lease]
+            more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+            wrong[lease.key].append(f"{address} holds {', '.join(others[:2])}{more} too")
+    return wrong
+
+
+def _rooms(config: NetworkConfig, leases: Sequence[Lease]) -> Iterable[Room]:
+    taken = [net for lease in leases if possible(lease, config) for net in halves(lease)]
+    for pool in (config.v4, config.v6):
+        if pool is not None:
+            yield Room(pool, sum(end - start for start, end in free_runs(pool, taken)))
+
+
+# ----------------------------------------------------------------------------------------------------------------- showing
+
+
+def table(listing: Listing) -> Table:
+    """For people."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    anything_wrong = any(row.wrong for row in listing.rows)
+    for column in ("subnet", "PublicIP", "backend", "data", "lease", "created", "", "wrong" if anything_wrong else ""):
+        shown.add_column(column, justify="right" if column == "created" else "left", overflow="fold")
+    for row in listing.rows:
+        shown.add_row(
+            *(Text(printable(cell)) for cell in _cells(row)),
+            Text("this host" if row.ours else "", style="green"),
+            Text(printable("; ".join(row.wrong)), style="red"),
+        )
+    return shown
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    if isinstance(row.read, Malformed):
+        return row.read.key, "", "", "", "", ""
+    attrs = row.read.attrs
+    addresses = [str(each) for each in (attrs.public_ip, attrs.public_ipv6) if each is not None and each != NO_ADDRESS]
+    waits = row.read.reserved and not attrs.backend_type
+    datas = [in_short(data) for data in (attrs.backend_data, attrs.backend_v6_data) if data is not None]
+    return (
+        subnets_text(row.read),
+        " ".join(addresses) or "none",
+        attrs.backend_type or ("waits for its host" if waits else "none"),
+        " | ".join(dict.fromkeys(datas)),
+        _left(row.left_s),
+        str(row.read.create_revision),
+    )
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    if isinf(seconds):
+        return "reservation"
+    return span(seconds) if seconds > 0 else "gone"
+
+
+def in_short(data: object) -> str:
+    """A backend's data on a few centimetres: ``VNI 1, aa:bb:cc:dd:ee:ff``."""
+    if isinstance(data, dict):
+        parts = [_flat(value) if str(name).endswith("MAC") else f"{name} {_flat(value)}" for name, value in data.items()]
+        text = ", ".join(parts)
+    else:
+        text = _flat(data)
+    return text if len(text) <= SHORT else text[: SHORT - 3] + "..."
+
+
+def _flat(value: object) -> str:
+    return value if isinstance(value, str) else compact_json(value)
+
+
+def subnets_text(lease: Lease) -> str:
+    """``10.5.9.0/24``, with its IPv6 subnet behind a comma where it has one: as ``flannelpy lease`` takes it."""
+    return ",".join(map(str, halves(lease)))
+
+
+def to_json(listing: Listing) -> str:
+    """For programs: flannel's names where flannel has one."""
+    leases, malformed = [], []
+    for row in listing.rows:
+        if isinstance(row.read, Malformed):
+            malformed.append({"key": row.read.key, "why": row.read.why})
+        else:
+            leases.append(_fields(row, row.read))
+    pools = [
+        {"network": str(room.pool.network), "subnetLen": room.pool.length, "free": room.free, "total": room.pool.count}
+        for room in listing.rooms
+    ]
+    whole = {
+        "revision": listing.revision,
+        "unjudged": listing.unjudged or None,
+        "pools": pools,
+        "leases": leases,
+        "malformed": malformed,
+    }
+    return json.dumps(whole, indent=2)
+
+
+def _fields(row: Row, lease: Lease) -> dict[str, Any]:
+    left = row.left_s
+    return {
+        "key": lease.key,
+        "subnet": None if lease.subnet == EVERYTHING else str(lease.subnet),
+        "subnet6": None if lease.subnet6 is None else str(lease.subnet6),
+        **json.loads(lease.attrs.to_json()),
+        "reservation": lease.reserved,
+        "secondsLeft": None if left is None or isinf(left) else left,
+        "createRevision": lease.create_revision,
+        "modRevision": lease.mod_revision,
+        "thisHost": row.ours,
+        "wrong": list(row.wrong),
+    }

@@ -1,0 +1,198 @@
+"""How is an agent's status read by a person? One table of lines, the peers in another. For ``flannelpy status``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flannelpy.core.backend import DatapathStatus
+from flannelpy.core.duration import span
+from flannelpy.core.printable import printable
+from flannelpy.explain.status import BackendStatus, ConditionStatus, KernelStatus, LeaseStatus, PeerStatus, Status, UplinkStatus
+
+Line = tuple[str, Text | str]
+"""A heading, empty where it is the one above, and what there is to say."""
+
+WIDE = 132
+"""Columns where nobody says how many there are."""
+
+IN_SYNC = "in-sync"
+
+_STYLES = {"error": "red", "warning": "yellow", "info": ""}
+
+
+def show(status: Status, *, peers: bool) -> None:
+    """Print it, as wide as the terminal or COLUMNS is."""
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(highlight=False, width=None if known else WIDE)
+    console.print(table(status, datetime.now(UTC)))
+    if peers and status.peers:
+        console.print()
+        console.print(peers_table(status.peers))
+
+
+def table(status: Status, now: datetime) -> Table:
+    """Everything but the peers one by one."""
+    shown = Table(show_header=False, box=None, pad_edge=False)
+    shown.add_column(style="bold", no_wrap=True)
+    shown.add_column(overflow="fold")
+    for heading, said in _lines(status, now):
+        shown.add_row(heading, said if isinstance(said, Text) else Text(printable(said)))
+    return shown
+
+
+def peers_table(peers: Iterable[PeerStatus]) -> Table:
+    """Each peer on a line, those that are not in sync first."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("subnet", "PublicIP", "BackendType", "state"):
+        shown.add_column(column, overflow="fold")
+    for peer in sorted(peers, key=lambda peer: peer.state == IN_SYNC):
+        cells = (_both(peer.subnet, peer.subnet6), _both(peer.public_ip, peer.public_ipv6), peer.backend_type or "none")
+        style = "" if peer.state == IN_SYNC else "yellow"
+        shown.add_row(*(Text(printable(cell)) for cell in cells), Text(printable(_peer_state(peer)), style=style))
+    return shown
+
+
+# ------------------------------------------------------------------------------------------------------------- line by line
+
+
+def _lines(status: Status, now: datetime) -> Iterator[Line]:
+    yield "flannelpy", f"{status.version}, process {status.pid}, since {_when(status.since, now)}"
+    if status.ready:
+        yield "ready", Text("yes", style="green")
+    else:
+        below = {condition.text: f"{condition.code}, see below" for condition in status.conditions}
+        why = "; ".join(dict.fromkeys(below.get(text, text) for text in status.why_not))
+        yield "ready", Text(printable(f"no: {why}"), style="red")
+    yield "etcd", _etcd(status, now)
+    if status.network is not None:
+        yield from _network(status)
+    if status.backend is not None:
+        yield from _backend(status.backend, dict(status.network or {}).get("Backend"))
+    if status.pump is not None:
+        yield from _pump(status.pump)
+    if status.uplink is not None:
+        yield from _uplink(status.uplink)
+    if status.lease is not None:
+        yield "lease", _lease(status.lease)
+    yield "subnet file", f"{status.subnet_file.path}, {'written' if status.subnet_file.written else 'not written'}"
+    if status.kernel is not None:
+        yield "peers", _peers(status.peers)
+        yield from _kernel(status.kernel, now)
+    yield from _conditions(status.conditions, now)
+
+
+def _etcd(status: Status, now: datetime) -> Text | str:
+    etcd = status.etcd
+    told = f"{etcd.endpoint}, {etcd.prefix}" + ("" if etcd.revision is None else f", revision {etcd.revision}")
+    if etcd.reachable:
+        return told
+    since = "" if etcd.unreachable_since is None else f" since {_when(etcd.unreachable_since, now)}"
+    return Text(printable(f"{told}; not to be reached{since}"), style="red")
+
+
+def _network(status: Status) -> Iterator[Line]:
+    config = dict(status.network or {})
+    for lead, family in (("", "IPv4"), ("IPv6", "IPv6")):
+        if f"{lead}Network" in config:
+            length, least, most = (config.get(f"{lead}{name}") for name in ("SubnetLen", "SubnetMin", "SubnetMax"))
+            yield f"{family} network", f"{config[f'{lead}Network']}, subnets of /{length}, {least} to {most}"
+
+
+def _backend(backend: BackendStatus, configured: object) -> Iterator[Line]:
+    options = {name: value for name, value in configured.items() if name != "Type"} if isinstance(configured, dict) else {}
+    yield "backend", f"{backend.type}{f' {json.dumps(options)}' if options else ''}, MTU {backend.mtu}"
+    if backend.reason is not None:
+        yield "engine", backend.reason.removeprefix(f"{backend.type} engine: ")
+    for device in backend.devices:
+        yield "device", device
+
+
+def _pump(pump: DatapathStatus) -> Iterator[Line]:
+    missing = f"; not here: {', '.join(pump.missing)}" if pump.missing else ""
+    yield "offloads", f"{', '.join(pump.offloads) or 'none'}{missing}"
+    for worker in pump.workers:
+        who = "not running" if worker.pid is None else f"process {worker.pid}"
+        yield "worker", who + (f", replaced {_times(worker.restarts)}" if worker.restarts else "")
+    yield from _counters({name: count for name, count in pump.counters.items() if count})
+
+
+def _counters(counted: Mapping[str, int]) -> Iterator[Line]:
+    """``outbound_dropped_no_peer`` is told under outbound; what is neither that nor inbound, by itself."""
+    for heading in ("outbound", "inbound", "counters"):
+        told = [
+            f"{count:,} {name.removeprefix(f'{heading}_').replace('_', ' ')}"
+            for name, count in counted.items()
+            if name.startswith(f"{heading}_") or (heading == "counters" and not name.startswith(("outbound_", "inbound_")))
+        ]
+        if told or heading != "counters":
+            yield heading, ", ".join(told) or "nothing yet"
+
+
+def _uplink(uplink: UplinkStatus) -> Iterator[Line]:
+    for number, reason in enumerate(uplink.reasons):
+        yield "" if number else "uplink", reason
+
+
+def _lease(lease: LeaseStatus) -> str:
+    held = {"held": "", "unconfirmed": ", not confirmed", "lost": ", lost and asked for again", "from-disk": ", as kept on disk"}
+    ends = ""
+    if lease.reservation:
+        ends = ", a reservation"
+    elif lease.seconds_left is not None:
+        ends = f", ends in {span(lease.seconds_left)} unless extended"
+    return f"{_both(lease.subnet, lease.subnet6)} at {_both(lease.public_ip, lease.public_ipv6)}{held.get(lease.state, '')}{ends}"
+
+
+def _peers(peers: tuple[PeerStatus, ...]) -> str:
+    odd: dict[str, int] = {}
+    for peer in peers:
+        if peer.state != IN_SYNC:
+            odd[peer.state] = odd.get(peer.state, 0) + 1
+    return "; ".join([f"{len(peers):,}", *(f"{count:,} {state}" for state, count in odd.items())])
+
+
+def _peer_state(peer: PeerStatus) -> str:
+    left = "" if peer.seconds_left is None else f" for {span(peer.seconds_left)} more"
+    return f"{peer.state}{left}{f': {peer.why}' if peer.why else ''}"
+
+
+def _kernel(kernel: KernelStatus, now: datetime) -> Iterator[Line]:
+    desired, in_sync = sum(kernel.desired.values()), sum(kernel.in_sync.values())
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in kernel.desired.items())
+    yield "kernel", f"{in_sync:,} of {desired:,} objects in sync ({kinds})"
+    if kernel.last_repair is not None:
+        yield "repaired", f"{_times(kernel.repairs)}, last {_when(kernel.last_repair.at, now)}: {kernel.last_repair.step}"
+
+
+def _conditions(conditions: tuple[ConditionStatus, ...], now: datetime) -> Iterator[Line]:
+    if not conditions:
+        yield "conditions", "none"
+    for number, condition in enumerate(conditions):
+        told = printable(f"{condition.severity}: {condition.text}")
+        yield "" if number else "conditions", Text(told, style=_STYLES.get(condition.severity, ""))
+        yield "", Text(printable(f"{condition.code}, since {_when(condition.since, now)}: {condition.remedy}"), style="dim")
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
+
+
+def _both(one: str | None, other: str | None) -> str:
+    return " and ".join(each for each in (one, other) if each is not None)
+
+
+def _when(moment: str, now: datetime) -> str:
+    """A moment in local time, and how long ago that was."""
+    try:
+        then = datetime.fromisoformat(moment)
+        return f"{then.astimezone():%Y-%m-%d %H:%M:%S} ({span((now - then).total_seconds())})"
+    except (ValueError, TypeError):
+        return json.dumps(moment)

@@ -1,0 +1,129 @@
+"""Does the lease follow its host? Another address, another network, another life of the machine: the same lease where it fits."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from netaddr import IPAddress, IPNetwork
+
+from flannelpy.core import lease_events as ev
+from flannelpy.core.config import NetworkConfig
+from flannelpy.core.leasing import Leasing
+from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.core.pool import overlap
+
+from .simulated_cluster import MARGIN_S, TTL_S, Store
+
+CONFIG = NetworkConfig.parse('{"Network": "10.5.0.0/16"}')
+OLD, NEW, OTHER = IPAddress("192.0.2.12"), IPAddress("192.0.2.22"), IPAddress("192.0.2.3")
+
+
+def attrs(at: IPAddress, mac: str = "aa:aa:aa:aa:aa:aa") -> LeaseAttrs:
+    return LeaseAttrs(at, backend_type="vxlan", backend_data={"VNI": 1, "VtepMAC": mac})
+
+
+def live(store: Store, rules: Leasing, event: ev.Event | None = None, most: int = 50) -> list[ev.Ask]:
+    """Serve what the rules ask of the store until they hold something and ask no more."""
+    asked: list[ev.Ask] = []
+    event = event or ev.Started()
+    for _ in range(most):
+        asks = [action for action in rules.step(store.now, event) if isinstance(action, ev.Ask)]
+        if not asks:
+            if rules.held is not None:
+                return asked
+            store.pass_time(1.0)
+            event = ev.Woke()
+            continue
+        (ask,) = asks
+        asked.append(ask)
+        owner = ask.lease.public_ip if isinstance(ask, ev.Renew | ev.Release) else NEW
+        event = store.perform(ask, owner)
+    raise AssertionError(f"never at rest: {asked}")
+
+
+def rules(at: IPAddress, *, config: NetworkConfig = CONFIG, kept: Lease | None = None, mac: str = "aa:aa:aa:aa:aa:aa") -> Leasing:
+    return Leasing(config, attrs(at, mac), Random(1), kept=kept, ttl_s=TTL_S, renew_margin_s=MARGIN_S)
+
+
+def test_a_host_that_comes_back_with_another_address_takes_its_own_lease_over() -> None:
+    store = Store()
+    before = store.put(IPNetwork("10.5.69.0/24"), None, attrs(OLD), TTL_S)
+    us = rules(NEW, kept=before)
+    asked = live(store, us)
+    assert asked == [ev.List(), ev.Renew(before, attrs(NEW), TTL_S)]
+    assert us.held is not None
+    assert us.held.subnet == before.subnet
+    assert list(store.leases) == [before.key]
+    assert store.leases[before.key].public_ip == NEW
+
+
+def test_what_somebody_has_written_since_is_not_taken_over() -> None:
+    """Another host had the subnet meanwhile; or a clone of us has, with a MAC of its own."""
+    store = Store()
+    before = store.put(IPNetwork("10.5.69.0/24"), None, attrs(OLD), TTL_S)
+    theirs = store.put(IPNetwork("10.5.69.0/24"), None, attrs(OTHER, "bb:bb:bb:bb:bb:bb"), TTL_S)
+    us = rules(NEW, kept=before)
+    live(store, us)
+    assert us.held is not None
+    assert us.held.subnet != before.subnet
+    assert store.leases[theirs.key].public_ip == OTHER
+
+
+def test_a_kept_lease_that_no_longer_fits_is_given_back() -> None:
+    store = Store()
+    before = store.put(IPNetwork("10.5.69.0/24"), None, attrs(OLD), TTL_S)
+    us = rules(NEW, config=NetworkConfig.parse('{"Network": "10.9.0.0/16"}'), kept=before)
+    live(store, us)
+    assert us.held is not None
+    assert us.held.subnet in IPNetwork("10.9.0.0/16")
+    assert list(store.leases) == [us.held.key]
+
+
+def test_a_kept_reservation_stays_one() -> None:
+    store = Store()
+    before = store.put(IPNetwork("10.5.69.0/24"), None, attrs(OLD), 0)
+    us = rules(NEW, kept=before)
+    live(store, us)
+    assert store.leases[before.key].reserved
+    assert store.leases[before.key].public_ip == NEW
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": 5}}',
+        '{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}',
+        '{"Network": "10.0.0.0/8", "SubnetLen": 24}',
+    ],
+)
+def test_a_config_in_which_the_lease_fits_asks_for_nothing(text: str) -> None:
+    """A thousand hosts hear of it in one moment: none of them lists, none writes."""
+    store = Store()
+    us = rules(NEW)
+    live(store, us)
+    assert live(store, us, ev.ConfigChanged(NetworkConfig.parse(text))) == []
+
+
+def test_the_hosts_own_networks_are_not_leased() -> None:
+    store = Store()
+    us = Leasing(NetworkConfig.parse('{"Network": "192.168.0.0/22", "SubnetLen": 24}'), attrs(NEW), Random(1))
+    us.avoid = (IPNetwork("192.168.1.0/24"), IPNetwork("192.168.3.0/25"))
+    live(store, us)
+    assert us.held is not None
+    assert us.held.subnet == IPNetwork("192.168.2.0/24")
+
+
+NETWORKS = st.builds(lambda third, length: IPNetwork(f"10.5.{third}.0/{length}").cidr, st.integers(0, 255), st.integers(18, 30))
+
+
+@given(st.lists(NETWORKS, max_size=6), st.integers(0, 1000))
+def test_whatever_networks_a_host_has_its_subnet_is_none_of_them(own: list[IPNetwork], seed: int) -> None:
+    store = Store()
+    us = Leasing(CONFIG, attrs(NEW), Random(seed))
+    us.avoid = tuple(own)
+    live(store, us)
+    assert us.held is not None
+    assert not any(overlap(us.held.subnet, net) for net in own)
