@@ -175,7 +175,7 @@ class Network:
     async def _watch_liveness(self) -> None:
         """Say so when etcd goes silent, and when it is back."""
         while True:
-            self.registry_health.link_down(self.facts.down or None)
+            self.registry_health.link_down(self.facts.down)
             self.registry_health.look(self.context.clock())
             await asyncio.sleep(LIVENESS_S)
 

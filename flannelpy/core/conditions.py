@@ -70,16 +70,8 @@ _ALL = (
     Condition(
         "registry-refused",
         Severity.ERROR,
-        "etcd answers and refuses {detail}; trying again",
-        "no space: compact and defragment etcd, then etcdctl alarm disarm; a learner or a corrupt member: take it out of "
-        "--etcd-endpoints",
-        after=2.0,
-    ),
-    Condition(
-        "registry-cut-off",
-        Severity.WARNING,
-        "etcd is out of reach: {detail}; what is programmed stays as it is",
-        "bring the link up; the agent goes on by itself",
+        "etcd answers, and refuses: {detail}; trying again",
+        "the message says what etcd is missing (etcdctl alarm list, etcdctl endpoint status)",
         after=2.0,
     ),
     Condition(

@@ -126,6 +126,7 @@ class Leasing:
 
         self._not_before = -inf  # nothing is asked until then
         self._failures = self._races = self._no_room = self._edits = 0
+        self._unwritten = False  # the value could not be written anew; the lease itself may be extended all the same
         self._edited_at = -inf
         self._reput_at = -inf
         self._renew_at = self._keep_at = inf
@@ -173,8 +174,8 @@ class Leasing:
                 self._on_released()
             case CreateTaken() | RenewConflict() | KeepAliveLost() | ReleaseConflict():
                 self._on_conflict()
-            case ListFailed(why) | CreateFailed(why) | RenewFailed(why) | KeepAliveFailed(why) | ReleaseFailed(why):
-                self._on_failure(why)
+            case ListFailed() | CreateFailed() | RenewFailed() | KeepAliveFailed() | ReleaseFailed():
+                self._on_failure()
             case OwnPut(lease):
                 self._on_put(lease)
             case OwnDeleted(revision):
@@ -204,7 +205,6 @@ class Leasing:
             return None
         self._asked = None
         self._failures = 0
-        self._clear("registry-unreachable")
         return asked
 
     def _on_listing(self, listed: tuple[Lease, ...], defaced: tuple[Lease, ...]) -> None:
@@ -291,7 +291,7 @@ class Leasing:
         self._races += 1
         self._wait(RACE_S, self._races)
 
-    def _on_failure(self, why: str) -> None:
+    def _on_failure(self) -> None:
         """It is not known whether it was done. A write is safe to repeat (it compares); a choice is made from a new listing."""
         asked, self._asked = self._asked, None
         if asked is None:
@@ -300,10 +300,9 @@ class Leasing:
             self._tried.add(subnet_key(asked.subnet, asked.subnet6))
         self._listing = None
         self._doubt = self._doubt or self._unconfirmed or isinstance(asked, List)
+        self._unwritten = isinstance(asked, Renew)
         self._failures += 1
         self._wait(FAILURE_S, self._failures)
-        if self._failures == 1:
-            self._tell("registry-unreachable", why)
 
     def _on_put(self, lease: Lease) -> None:
         held = self._held
@@ -450,6 +449,9 @@ class Leasing:
         elif self._stray is not None:
             stray, self._stray = self._stray, None
             self._ask(Release(stray))
+        elif self._now >= self._keep_at and self._unwritten:
+            self._unwritten = False  # in turn: an etcd without space extends leases, and takes no writes
+            self._ask(KeepAlive(held))
         elif self._now >= (self._renew_at if held.attrs == self._attrs else min(self._renew_at, self._reput_at)):
             self._ask(Renew(held, self._attrs, 0 if held.reserved else self._ttl_s))
         elif self._now >= self._keep_at:

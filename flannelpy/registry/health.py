@@ -4,10 +4,11 @@ A kind of call that fails is not well again because another kind succeeds: an et
 outcome of each kind is kept, and the conditions are derived from these, by difference:
 
     registry-unreachable   nothing answers                        one text, however many kinds fail
-    registry-cut-off       the same, and this host's link is down
     registry-tls           no trust                               one text
     registry-auth          the user is refused                    one text; of each kind by itself where others are let in
     registry-refused       etcd answers and refuses               of each kind by itself: no space, a learner, corrupt
+
+While this host's own link is down nobody need look at etcd, and of that the uplink's condition speaks.
 
 What is said of an outage at its beginning is said until its end. Otherwise the many voices (a call that timed out, a connection
 that was refused, a watch that is silent) would each be news, for as long as it lasts.
@@ -24,19 +25,18 @@ from typing import Protocol
 from flannelpy.core.errors import RegistryAuthError, RegistryError, RegistryTlsError, RegistryUnavailableError
 from flannelpy.registry import Registry
 
-UNREACHABLE, CUT_OFF, TLS = "registry-unreachable", "registry-cut-off", "registry-tls"
-AUTH, REFUSED = "registry-auth", "registry-refused"
-CODES = (UNREACHABLE, CUT_OFF, TLS, AUTH, REFUSED)
+UNREACHABLE, TLS, AUTH, REFUSED = "registry-unreachable", "registry-tls", "registry-auth", "registry-refused"
+CODES = (UNREACHABLE, TLS, AUTH, REFUSED)
 
 SETTLE_S = 1.5
 """So long the text of something new may change: the first word is often that a connection broke, the second why none is made.
-Shorter than what must hold before anybody is told (``after`` in core/conditions)."""
+Shorter than what must hold before it is reported (``after`` in core/conditions)."""
 
 ANOTHER_S = 60.0
-"""Between two different causes of one refusal that are told."""
+"""Between two different causes of one refusal."""
 
 DECIDE_S = 1.0
-"""A refused user is told so much later: by then it shows whether all kinds of call are refused, or only some."""
+"""A refused user is reported so much later: by then it shows whether all kinds of call are refused, or only some."""
 
 UNREPEATED_S, UNREPEATED_REFUSAL_S = 15.0, 180.0
 """A failure that nobody has repeated for so long, while etcd answers others, is over. Retries are at most 5 and 60 s apart."""
@@ -48,7 +48,7 @@ _ENDPOINT = re.compile(r"https?://\S+: ")
 
 
 class Report(Protocol):
-    """Who tells people: a condition holds for these subjects, with these details, and for no others."""
+    """Who reports to people: a condition holds for these subjects, with these details, and for no others."""
 
     def set(self, code: str, details: Mapping[str, str]) -> None:
         """What holds under ``code`` now, by subject."""
@@ -79,8 +79,8 @@ class Failing:
 
 
 @dataclass(slots=True)
-class Told:
-    """A text that people have been given, the cause in it, and since when."""
+class Reported:
+    """A text that was reported, the cause in it, and since when."""
 
     text: str
     cause: str
@@ -99,7 +99,7 @@ class Verdict:
     @property
     def answers(self) -> bool:
         """False where nothing comes back at all; an etcd that refuses us has been reached."""
-        return self.code not in (UNREACHABLE, CUT_OFF)
+        return self.code != UNREACHABLE
 
 
 @dataclass(slots=True)
@@ -111,9 +111,9 @@ class RegistryHealth:
     clock: Callable[[], float]
     _failing: dict[Kind, Failing] = field(default_factory=dict)
     _succeeded: dict[Kind, float] = field(default_factory=dict)
-    _told: dict[tuple[str, str], Told] = field(default_factory=dict)
+    _reported: dict[tuple[str, str], Reported] = field(default_factory=dict)
     _by_kind: bool | None = None
-    """Whether a refused user is told by kind; decided once, when it is first told."""
+    """Whether a refused user is reported by kind; decided once, when it is first reported."""
     _link_down: str = ""
     _link_down_at: float | None = None
     _said: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -123,20 +123,20 @@ class RegistryHealth:
     def succeeded(self, kind: Kind) -> None:
         """A call of this kind was answered."""
         self._succeed(kind, self.clock())
-        self._tell(self.clock())
+        self._publish(self.clock())
 
     def failed(self, kind: Kind, error: RegistryError) -> None:
         """A call of this kind failed."""
         self._fail(kind, error, self.clock())
-        self._tell(self.clock())
+        self._publish(self.clock())
 
     def link_down(self, name: str | None) -> None:
-        """This host's link to etcd is down, or (None) is up."""
+        """This host's link to etcd is down; None or empty: it is up."""
         if name:
             self._link_down, self._link_down_at = name, None
         elif self._link_down and self._link_down_at is None:
             self._link_down_at = self.clock()
-        self._tell(self.clock())
+        self._publish(self.clock())
 
     def look(self, now: float) -> None:
         """Once a second: how is the watch, and who has been silent? Says everything once more, too."""
@@ -152,15 +152,18 @@ class RegistryHealth:
             if self._is_over(failing, now):
                 del self._failing[kind]
         self._said.clear()
-        self._tell(now)
+        self._publish(now)
 
     @property
     def verdict(self) -> Verdict:
         """The worst that holds now."""
+        silent = [each.since for each in self._failing.values() if _code(each.error) == UNREACHABLE]
+        if self._link_down and silent:
+            return Verdict(UNREACHABLE, f"{self._link_down} of this host is down", min(silent))
         for code in CODES:
-            told = [told for (each, _), told in self._told.items() if each == code]
-            if told:
-                first = min(told, key=lambda told: told.since)
+            found = [reported for (each, _), reported in self._reported.items() if each == code]
+            if found:
+                first = min(found, key=lambda reported: reported.since)
                 return Verdict(code, first.text, first.since)
         return Verdict()
 
@@ -177,32 +180,32 @@ class RegistryHealth:
         patience_s = UNREPEATED_S if _code(failing.error) == UNREACHABLE else UNREPEATED_REFUSAL_S
         return now - failing.last > patience_s and any(when > failing.last for when in self._succeeded.values())
 
-    # --------------------------------------------------------------------------------------------------- telling
+    # --------------------------------------------------------------------------------------------------- reporting
 
-    def _tell(self, now: float) -> None:
+    def _publish(self, now: float) -> None:
         texts = self._derive(now)
-        for key in [key for key in self._told if key not in texts]:
-            del self._told[key]
+        for key in [key for key in self._reported if key not in texts]:
+            del self._reported[key]
         for key, text in texts.items():
             self._settle(key, text, now)
         for code in CODES:
-            details = {subject: told.text for (each, subject), told in self._told.items() if each == code}
+            details = {subject: reported.text for (each, subject), reported in self._reported.items() if each == code}
             if self._said.get(code) != details:
                 self._said[code] = details
                 self.report.set(code, details)
 
     def _settle(self, key: tuple[str, str], text: str, now: float) -> None:
-        """Keep to the text that was told, unless it is new, or tells of another refusal than before."""
-        told, cause = self._told.get(key), _ENDPOINT.sub("", text)
-        if told is None:
-            self._told[key] = Told(text, cause, now, now)
+        """Keep to the text that was reported, unless it is new, or another refusal than before."""
+        reported, cause = self._reported.get(key), _ENDPOINT.sub("", text)
+        if reported is None:
+            self._reported[key] = Reported(text, cause, now, now)
             return
-        another = key[0] not in (UNREACHABLE, CUT_OFF) and cause != told.cause and now - told.changed >= ANOTHER_S
-        if another or now - told.since <= SETTLE_S:
-            self._told[key] = Told(text, cause, told.since, now if another else told.changed)
+        another = key[0] != UNREACHABLE and cause != reported.cause and now - reported.changed >= ANOTHER_S
+        if another or now - reported.since <= SETTLE_S:
+            self._reported[key] = Reported(text, cause, reported.since, now if another else reported.changed)
 
     def _derive(self, now: float) -> dict[tuple[str, str], str]:
-        """What should be told, by code and subject."""
+        """What should be reported, by code and subject."""
         by_code: dict[str, dict[Kind, Failing]] = {}
         for kind in Kind:
             if kind in self._failing:
@@ -218,7 +221,7 @@ class RegistryHealth:
         if self._link_down_at is not None and now - self._link_down_at > LINK_S:
             self._link_down, self._link_down_at = "", None
         if self._link_down:
-            return {(CUT_OFF, ""): f"{self._link_down} of this host is down"}
+            return {}
         # That something was refused tells more than that nothing came.
         precise = [each for each in silent if "no answer" not in str(each.error) and "no sign of life" not in str(each.error)]
         return {(UNREACHABLE, ""): _latest(precise or silent)}

@@ -1,4 +1,4 @@
-"""What has become of each call? A registry around another one, which tells of every outcome by the kind of call."""
+"""What has become of each call? A registry around another one, which notes every outcome by the kind of call."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Monitored:
         self._health = health
 
     @contextlib.contextmanager
-    def _told(self, kind: Kind) -> Iterator[None]:
+    def _counted(self, kind: Kind) -> Iterator[None]:
         try:
             yield
         except _ANSWERS:
@@ -37,23 +37,23 @@ class Monitored:
 
     async def config(self) -> StoredConfig:
         """The network config as stored."""
-        with self._told(Kind.READ):
+        with self._counted(Kind.READ):
             return await self._registry.config()
 
     async def put_config(self, text: str, expected: StoredConfig | None = None) -> int:
         """Write the config; with ``expected`` only if it is still that (ConflictError). Returns the revision."""
-        with self._told(Kind.WRITE):
+        with self._counted(Kind.WRITE):
             return await self._registry.put_config(text, expected)
 
     async def snapshot(self) -> Snapshot:
         """Every lease now."""
-        with self._told(Kind.READ):
+        with self._counted(Kind.READ):
             return await self._registry.snapshot()
 
     async def watch(self, from_revision: int) -> AsyncIterator[Batch]:
         """Every change from ``from_revision`` on. Raises WatchGapError.
 
-        That it stands proves nothing yet: what comes of it is told by an event, or by ``RegistryHealth.look``.
+        That it stands proves nothing yet: what comes of it is shown by an event, or by ``RegistryHealth.look``.
         """
         batches = self._registry.watch(from_revision)
         async with contextlib.aclosing(batches) if isinstance(batches, AsyncGenerator) else contextlib.nullcontext():
@@ -76,38 +76,38 @@ class Monitored:
         self, subnet: IPNetwork, attrs: LeaseAttrs, *, subnet6: IPNetwork | None = None, ttl_s: int = LEASE_TTL_S
     ) -> Lease:
         """Take a subnet that nobody holds. Raises TakenError. ``ttl_s`` 0 writes a reservation."""
-        with self._told(Kind.WRITE):
+        with self._counted(Kind.WRITE):
             return await self._registry.create(subnet, attrs, subnet6=subnet6, ttl_s=ttl_s)
 
     async def renew(self, lease: Lease, attrs: LeaseAttrs, *, ttl_s: int = LEASE_TTL_S) -> Lease:
         """Write ``attrs`` under ``lease.key`` with a fresh etcd lease. Raises ConflictError."""
-        with self._told(Kind.WRITE):
+        with self._counted(Kind.WRITE):
             return await self._registry.renew(lease, attrs, ttl_s=ttl_s)
 
     async def keep_alive(self, lease: Lease) -> float:
         """Extend the lease's etcd lease to its full TTL; returns the seconds it now has. Raises ConflictError."""
         if lease.reserved:
             return await self._registry.keep_alive(lease)  # etcd is not asked
-        with self._told(Kind.KEEP_ALIVE):
+        with self._counted(Kind.KEEP_ALIVE):
             return await self._registry.keep_alive(lease)
 
     async def remaining(self, lease: Lease) -> float:
         """Seconds until the lease expires, 0 when it is gone."""
         if lease.reserved:
             return await self._registry.remaining(lease)
-        with self._told(Kind.READ):
+        with self._counted(Kind.READ):
             return await self._registry.remaining(lease)
 
     async def outlives_key(self, lease: Lease) -> bool:
         """Asked of a lease whose key is gone: True where somebody deleted the key, False where the lease itself has ended."""
         if lease.reserved:
             return await self._registry.outlives_key(lease)
-        with self._told(Kind.READ):
+        with self._counted(Kind.READ):
             return await self._registry.outlives_key(lease)
 
     async def release(self, lease: Lease) -> None:
         """Delete the key if it is still at ``lease.mod_revision``. Raises ConflictError."""
-        with self._told(Kind.WRITE):
+        with self._counted(Kind.WRITE):
             await self._registry.release(lease)
 
     @property

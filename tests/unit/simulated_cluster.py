@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 
 from netaddr import IPAddress, IPNetwork
@@ -20,7 +20,10 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.core import lease_events as ev
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.leasing import Leasing
-from flannelpy.core.model import Lease, LeaseAttrs, parse_subnet_key
+from flannelpy.core.model import Lease, LeaseAttrs, parse_subnet_key, subnet_key
+from flannelpy.registry import Put
+from flannelpy.registry.etcd.records import Keys, decode_put
+from flannelpy.registry.memory import MemoryStore
 
 TTL_S = 900
 MARGIN_S = 60.0
@@ -36,49 +39,61 @@ Change = Lease | Gone
 
 
 class Store:
-    """etcd, as far as leases go."""
+    """The registry in memory, as far as leases go: what a change of it is, and when it is seen, is in the test's hand."""
 
     def __init__(self) -> None:
-        self.now = 0.0
-        self.revision = 1
-        self.leases: dict[str, Lease] = {}
-        self.times: dict[int, tuple[float, int]] = {}  # etcd lease -> (when it ends, its TTL)
+        self.etcd = MemoryStore()
+        self.keys = Keys.under("/coreos.com/network")
         self.watchers: list[deque[Change]] = []
-        self._next_id = 100
+        self.full = False
+        """Refuses to write, and extends leases."""
+        self._seen = 0  # of the history
+        self._read: dict[str, Lease] = {}
+
+    @property
+    def now(self) -> float:
+        return self.etcd.now
+
+    @property
+    def revision(self) -> int:
+        return self.etcd.revision
+
+    @property
+    def leases(self) -> dict[str, Lease]:
+        """What stands, by key."""
+        return self._read
+
+    @property
+    def times(self) -> dict[int, tuple[float, int]]:
+        """When each etcd lease ends, and its TTL."""
+        return {number: (grant.until, grant.ttl_s) for number, grant in self.etcd.grants.items()}
+
+    def extend(self, lease: Lease, until: float) -> None:
+        """Somebody else has extended it."""
+        self.etcd.grants[lease.etcd_lease].until = until
 
     def listing(self) -> ev.Listed:
         return ev.Listed(tuple(self.leases[key] for key in sorted(self.leases)), self.revision)
 
-    def grant(self, ttl_s: int) -> int:
-        if ttl_s == 0:
-            return 0
-        self._next_id += 1
-        self.times[self._next_id] = (self.now + ttl_s, ttl_s)
-        return self._next_id
-
     def put(self, subnet: IPNetwork, subnet6: IPNetwork | None, attrs: LeaseAttrs, ttl_s: int) -> Lease:
         """Write without looking, as etcdctl and flanneld do."""
-        self.revision += 1
-        lease = Lease(subnet, attrs, subnet6, self.grant(ttl_s), self.revision, self.revision)
-        if (before := self.leases.get(lease.key)) is not None:
-            lease = replace(lease, create_revision=before.create_revision)
-        self.leases[lease.key] = lease
-        self._say(lease)
-        return lease
+        key = self.keys.lease(subnet_key(subnet, subnet6))
+        self.etcd.put(key, attrs.to_json(), self.etcd.grant(ttl_s))
+        self._take_in()
+        return self.leases[subnet_key(subnet, subnet6)]
 
     def delete(self, key: str) -> None:
-        self.revision += 1
-        del self.leases[key]
-        self._say(Gone(key, self.revision))
+        self.etcd.delete(self.keys.lease(key))
+        self._take_in()
 
     def pass_time(self, seconds: float) -> None:
-        self.now += seconds
-        for key, lease in sorted(self.leases.items()):
-            if lease.etcd_lease and self.times[lease.etcd_lease][0] <= self.now:
-                self.delete(key)
+        self.etcd.advance(seconds)
+        self._take_in()
 
     def perform(self, ask: ev.Ask, host: IPAddress) -> ev.Event:
         """What the registry does and answers. Raises AssertionError where a host touches what is not its own."""
+        if self.full and isinstance(ask, ev.Create | ev.Renew | ev.Release):
+            return FAILED[type(ask)]("etcd takes no more writes: database space exceeded")
         match ask:
             case ev.List():
                 return self.listing()
@@ -96,11 +111,11 @@ class Store:
                 )
                 return ev.Renewed(self.put(lease.subnet, lease.subnet6, attrs, ttl_s))
             case ev.KeepAlive(lease):
-                ends, ttl_s = self.times.get(lease.etcd_lease, (0.0, 0))
-                if ends <= self.now:
+                grant = self.etcd.grants.get(lease.etcd_lease)
+                if grant is None:
                     return ev.KeepAliveLost()
-                self.times[lease.etcd_lease] = (self.now + ttl_s, ttl_s)
-                return ev.KeptAlive(float(ttl_s))
+                grant.until = self.now + grant.ttl_s
+                return ev.KeptAlive(float(grant.ttl_s))
             case ev.Release(lease):
                 there = self.leases.get(lease.key)
                 if there is None or there.mod_revision != lease.mod_revision:
@@ -110,9 +125,26 @@ class Store:
                 self.delete(lease.key)
                 return ev.Released()
 
-    def _say(self, change: Change) -> None:
-        for watcher in self.watchers:
-            watcher.append(change)
+    def _take_in(self) -> None:
+        """Read what has changed, and let the watchers know."""
+        for record in self.etcd.history[self._seen :]:
+            name = self.keys.name(record.key)
+            if record.value is None:
+                del self._read[name]
+                change: Change = Gone(name, record.mod_revision)
+            else:
+                put = decode_put(
+                    name,
+                    record.value,
+                    etcd_lease=record.etcd_lease,
+                    create_revision=record.create_revision,
+                    mod_revision=record.mod_revision,
+                )
+                assert isinstance(put, Put)
+                self._read[name] = change = put.lease
+            for watcher in self.watchers:
+                watcher.append(change)
+        self._seen = len(self.etcd.history)
 
 
 FAILED: dict[type[ev.Ask], type[ev.Event]] = {

@@ -75,19 +75,19 @@ class Scene:
         for _ in range(number):
             for kind, error in failures:
                 self.health.failed(kind, error)
-                self.tell()
+                self.report()
                 self.now += 0.1
             for kind in well:
                 self.health.succeeded(kind)
             self.now += 1.0 - 0.1 * len(failures)
             self.health.look(self.now)
-            self.tell()
+            self.report()
 
-    def tell(self) -> None:
+    def report(self) -> None:
         for item in self.conditions.news(self.now)[0]:
-            over = "resolved: " if item.resolved else ""
+            prefix = "resolved: " if item.resolved else ""
             subject = f" {item.active.subject}" if item.active.subject else ""
-            self.log.append(f"{over}{item.active.condition.code}{subject}")
+            self.log.append(f"{prefix}{item.active.condition.code}{subject}")
             if not item.resolved:
                 self.texts = [*getattr(self, "texts", []), item.active.text]
 
@@ -187,19 +187,27 @@ def test_a_kind_that_is_refused_is_told_beside_an_outage_of_another() -> None:
     assert scene.log[2:] == ["resolved: registry-unreachable"]
 
 
-def test_this_hosts_own_link_is_the_reason() -> None:
+def test_while_this_hosts_own_link_is_down_etcd_is_not_blamed() -> None:
     scene = Scene()
     scene.etcd.is_alive = False
     scene.health.link_down("eth1")
     scene.seconds(60, (Kind.READ, SILENT), (Kind.WATCH, DEAF))
-    assert scene.log == ["registry-cut-off"]
-    assert "eth1 of this host is down" in scene.texts[0]
+    assert scene.health.verdict.text == "eth1 of this host is down"
     assert not scene.health.verdict.answers
-    scene.health.link_down(None)
+    scene.health.link_down("")
     scene.seconds(2, (Kind.READ, SILENT))  # up again, and the connection takes its time
     scene.etcd.is_alive = True
-    scene.seconds(3, well=tuple(Kind))
-    assert scene.log == ["registry-cut-off", "resolved: registry-cut-off"]
+    scene.seconds(10, well=tuple(Kind))
+    assert scene.log == []
+
+
+def test_a_link_that_goes_down_in_an_outage_takes_the_blame() -> None:
+    scene = Scene()
+    scene.etcd.is_alive = False
+    scene.seconds(10, (Kind.READ, SILENT))
+    scene.health.link_down("eth1")
+    scene.seconds(10, (Kind.READ, SILENT))
+    assert scene.log == ["registry-unreachable", "resolved: registry-unreachable"]
 
 
 def test_a_link_that_is_up_again_is_no_reason_for_ever() -> None:
@@ -209,7 +217,7 @@ def test_a_link_that_is_up_again_is_no_reason_for_ever() -> None:
     scene.seconds(10, (Kind.READ, SILENT))
     scene.health.link_down(None)
     scene.seconds(10, (Kind.READ, SILENT))
-    assert scene.log == ["registry-cut-off", "resolved: registry-cut-off", "registry-unreachable"]
+    assert scene.log == ["registry-unreachable"]
 
 
 def test_a_link_that_is_down_without_a_failure_is_nothing_to_do_with_etcd() -> None:
@@ -268,7 +276,7 @@ def test_what_holds_is_said_again_to_a_reporter_that_forgot() -> None:
 
 def test_every_code_is_a_condition() -> None:
     assert set(CODES) <= CONDITIONS.keys()
-    for code in ("registry-unreachable", "registry-cut-off", "registry-refused"):
+    for code in ("registry-unreachable", "registry-refused"):
         assert CONDITIONS[code].after >= 2.0  # longer than a text takes to settle
 
 
