@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from netaddr import IPNetwork
 
@@ -18,8 +19,10 @@ from flannelpy.agent.events import PeerEvents
 from flannelpy.agent.facts import Facts
 from flannelpy.agent.guarded import guarded
 from flannelpy.agent.kept import recall
+from flannelpy.agent.phase import Phase
 from flannelpy.agent.publish import Publisher
-from flannelpy.agent.steering import Parts, Phase, Steering
+from flannelpy.agent.steering import Parts, Steering
+from flannelpy.agent.sync.audit import audit
 from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.core.errors import RegistryError
 from flannelpy.core.objects import Scope
@@ -88,7 +91,7 @@ class Network:
         yield "lease", self._keep_lease
         yield "datapath", self.datapath.run
         yield "reconcile", self.reconciler.run
-        yield "audit", self.reconciler.audit
+        yield "audit", partial(audit, self.reconciler)
         yield "publish", self._publish
         yield "files", self.publisher.run
         yield "liveness", self._watch_liveness
@@ -165,8 +168,8 @@ class Network:
             carriage, lease = steering.carriage, steering.lease
             if carriage is None or lease is None or not reconciler.settled:
                 continue
-            if steering.phase.may_publish and not reconciler.host_failed:
-                self.publisher.publish(lease, carriage, reconciler.peer_count)
+            if steering.phase.may_publish and not reconciler.standing.host_failed:
+                self.publisher.publish(lease, carriage, reconciler.fragments.peer_count)
             if steering.phase.may_sweep:
                 steering.swept()
             if self._notices is not None and steering.scope != self._scope:
