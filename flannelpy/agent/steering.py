@@ -191,6 +191,7 @@ class Steering:
             said = f"uplink: {describe_change(before.uplink, carriage.uplink)}"
             self._context.events.note(UPLINK, carriage.uplink.name, said, logging.WARNING)
             self._parts.reconciler.hasten()
+            self._context.registry.reconnect()
         self._parts.cluster.configure(carriage.config, carriage.backend.accepts, carriage.uplink.public_ip)
         if self.keeper is None:
             return
