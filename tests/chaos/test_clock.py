@@ -133,11 +133,17 @@ async def test_a_host_that_booted_two_days_ago_and_one_that_booted_now(lab: Lab)
     assert log.lines("warning:") == []
 
 
+WORDS = {"agent/events.py", "registry/etcd/tls.py", "registry/etcd/validity.py"}
+"""What these do with a date is to say it: when something happened, that a certificate is not valid by this host's clock."""
+
+
 def test_no_rule_looks_at_the_wall_clock() -> None:
     """Only log lines bear the wall clock's time; what decides takes monotonic clocks, or ``now`` as an argument."""
     found = []
     for room in ("core", "agent", "registry", "kernel", "host"):
         for path in sorted((ROOT / room).rglob("*.py")):
+            if path.relative_to(ROOT).as_posix() in WORDS:
+                continue
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Attribute) and ast.unparse(node) in WALL:
                     found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
