@@ -134,10 +134,15 @@ async def test_a_host_that_booted_two_days_ago_and_one_that_booted_now(lab: Lab)
 
 
 def test_no_rule_looks_at_the_wall_clock() -> None:
-    """Only log lines bear the wall clock's time; what decides takes monotonic clocks, or ``now`` as an argument."""
+    """Only log lines bear the wall clock's time; what decides takes monotonic clocks, or ``now`` as an argument.
+
+    A certificate is valid by the wall clock (RFC 5280, 4.1.2.5): what is said of one that is not has to ask it.
+    """
     found = []
     for room in ("core", "agent", "registry", "kernel", "host"):
         for path in sorted((ROOT / room).rglob("*.py")):
+            if path.name in ("tls.py", "validity.py") and path.parent.name == "etcd":
+                continue
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Attribute) and ast.unparse(node) in WALL:
                     found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
