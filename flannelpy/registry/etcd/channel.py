@@ -168,8 +168,10 @@ class Link:
     async def _stand(self, until: float) -> Wire | Failures:
         """The wire that stands, or why none does by then; what is under way goes on."""
         self.asked()
-        if self._wire is not None:
+        if self._wire is not None and self._wire.stands:
             return self._wire
+        if self._wire is not None:
+            self._drop(self._wire)  # closed meanwhile: a call on it would fail before it was sent
         if self.closed:
             return self._closed
         if self._connecting is None or self._connecting.done():
@@ -203,6 +205,8 @@ class Link:
             self._wire = None
             self._turn = self.addresses.index(wire.address) + 1
         wire.dropped = True
+        if not wire.users:
+            self._discard(wire)
 
     def _discard(self, wire: Wire) -> None:
         self._wires.discard(wire)
