@@ -36,7 +36,7 @@ setup: $(DEV) $(DOCKER) ## install what is missing: Debian packages (as root) an
 	@echo "ready: $(VENV)"
 
 demo: $(DEV) ## three hosts, a real etcd, every container pings every other
-	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.demo
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab demo
 
 test: lint types $(DOCKER) ## everything that is checked: lint, types, all tests
 	$(PYTHON) -m pytest -q
@@ -65,16 +65,16 @@ lab-down: ## take the lab away
 	@$(LAB) down --name $(NAME)
 
 bench-agent: $(DEV) ## how fast the agent is
-	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_agent
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab bench_agent
 
 bench-udp: $(DEV) ## how fast udp in user space is, beside a C pump and VXLAN: ROUNDS=5
-	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_udp --rounds $(ROUNDS)
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab bench_udp --rounds $(ROUNDS)
 
 soak-udp: $(DEV) ## does udp in user space hold for long: traffic of all kinds for MINUTES=10
-	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.soak_udp --minutes $(MINUTES)
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab soak_udp --minutes $(MINUTES)
 
 bench-registry: $(DEV) ## how big a cluster the agent follows
-	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_registry
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab bench_registry
 
 dist: $(DEV) ## wheel and source archive in dist/
 	@$(PYTHON) -m pip install --quiet 'hatchling>=1.21'

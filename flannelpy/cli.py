@@ -1,7 +1,7 @@
-"""What does a person type? ``flannelpy [options]`` runs the agent; subcommands do the rest.
+"""What does a person type? ``flannelpy [options]`` runs the agent; subcommands do the rest. They are only declared here.
 
 Only click is imported here; everything else comes with the command that needs it, so that ``--version`` and ``--help`` are quick
-and the agent carries nothing it does not use. Exit codes: 0 done, 1 failed, 2 wrong usage.
+and the agent carries nothing it does not use. Exit codes: 0 done, 1 failed, 2 wrong usage; 3 from ``status`` while an error holds.
 """
 
 from __future__ import annotations
@@ -9,24 +9,17 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from flannelpy import __version__
-from flannelpy.core.errors import ConfigError, ConflictError, FlannelpyError, UsageError
+from flannelpy.core.errors import FlannelpyError, UsageError
+from flannelpy.core.foreign import LINE, printable
 from flannelpy.options import ACCEPTED, AGENT, BY_NAME, ETCD, REFUSED, WHOSE, Given, Option, spell_out
 
-if TYPE_CHECKING:
-    from flannelpy.registry import Registry
-
-Answer = TypeVar("Answer")
 Wrapped = TypeVar("Wrapped", bound=Callable[..., Any])
-
-CAP_NET_ADMIN = 12
-"""Its bit in a capability set, linux/capability.h."""
 
 
 def main(words: Sequence[str] | None = None) -> NoReturn:
@@ -65,7 +58,7 @@ def _drop_output() -> None:
 
 
 def _fail(text: str, code: int) -> int:
-    click.echo(f"flannelpy: {text}", err=True)
+    click.echo(f"flannelpy: {printable(text, LINE)}", err=True)
     return code
 
 
@@ -117,37 +110,11 @@ def _show_version(context: click.Context, _parameter: click.Parameter, wanted: b
 def flannelpy(context: click.Context, /, **values: Any) -> int:
     """Run the agent: lease a subnet in etcd and route it between the hosts."""
     context.obj = _given(values)
-    return 0 if context.invoked_subcommand else run_agent(context.obj)
+    if context.invoked_subcommand:
+        return 0
+    from flannelpy.commands.run import run_agent
 
-
-def run_agent(given: Given) -> int:
-    """Run until stopped; 0 after a clean stop. Raises UsageError for wrong settings, before anything else is looked at."""
-    from flannelpy.settings import load
-
-    settings = load(given, os.environ)
-    if not may_configure_networks(Path("/proc/self/status").read_text()):
-        raise FlannelpyError("CAP_NET_ADMIN is missing: run it as root, or give the service AmbientCapabilities=CAP_NET_ADMIN")
-
-    import logging
-
-    import uvloop
-
-    from flannelpy import logs
-    from flannelpy.agent.agent import run
-
-    logs.set_up(settings.log_level, settings.log_format)
-    code = uvloop.run(run(settings))
-    # What is open closes with the process. To take gRPC and some hundred modules apart first lasts 0.1 s, in which packets wait.
-    logging.shutdown()
-    os._exit(code)
-
-
-def may_configure_networks(status: str) -> bool:
-    """Whether the process of this ``/proc/PID/status`` has CAP_NET_ADMIN in effect; being root is neither needed nor enough."""
-    for line in status.splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> CAP_NET_ADMIN & 1)
-    return True  # a kernel that does not tell: let it try
+    return run_agent(context.obj)
 
 
 @flannelpy.command()
@@ -156,32 +123,51 @@ def version() -> None:
     click.echo(f"flannelpy {__version__}")
 
 
+@flannelpy.command("help")
+@click.argument("command", nargs=-1)
+@click.pass_context
+def help_(context: click.Context, /, command: tuple[str, ...]) -> None:
+    """Show what a COMMAND takes, or what there is."""
+    shown: click.Context = context.find_root()
+    for word in command:
+        group = shown.command
+        found = group.get_command(shown, word) if isinstance(group, click.Group) else None
+        if found is None:
+            raise click.UsageError(f"No such command {word!r}")
+        shown = click.Context(found, parent=shown, info_name=word)
+    click.echo(shown.get_help())
+
+
 @flannelpy.command()
-@click.option("--peers", is_flag=True, help="each peer, too")
+@click.option("--peers", is_flag=True, help="each peer, too, the worst first")
 @click.option("--json", "as_json", is_flag=True, help="for programs: everything, with each peer")
 @_takes(BY_NAME["run-dir"])
 @click.pass_context
 def status(context: click.Context, /, peers: bool, as_json: bool, **values: Any) -> int:
-    """What this host's agent is doing. Exit code 0: all is well; 3: an error holds; 1: not ready, or it cannot be asked."""
+    """What this host's agent is doing. Exit code 0: ready; 1: not ready, or no agent can be asked; 3: an error holds."""
     from flannelpy.commands.ask import report
     from flannelpy.settings import load_run_dir
 
-    return report(load_run_dir(_given(values, context.find_root().obj), os.environ), peers=peers, as_json=as_json)
+    return report(load_run_dir(_own(context, values), os.environ), peers=peers, as_json=as_json)
 
 
 @flannelpy.command()
-@click.option("--since", metavar="TIME", help="only what is younger: 90s, 30min, 1h, 2d")
-@click.option("--follow", is_flag=True, help="go on with what comes, until ctrl-C")
-@click.option("--json", "as_json", is_flag=True, help="for programs: one object a line")
+@click.option("--since", metavar="SPAN", help="only what happened within the last 30s, 10m, 1h or 2d")
+@click.option("--follow", is_flag=True, help="go on with what happens from now on; ctrl-C ends it")
+@click.option("--json", "as_json", is_flag=True, help="for programs: an object a line")
 @_takes(BY_NAME["run-dir"])
 @click.pass_context
 def events(context: click.Context, /, since: str | None, follow: bool, as_json: bool, **values: Any) -> int:
-    """What has happened: peers that joined, left or moved, what went wrong and what was resolved."""
+    """What has happened: peers that came and went, repairs, conditions, changes of config, lease and uplink."""
     from flannelpy.commands.events import show
     from flannelpy.settings import load_run_dir
 
-    run_dir = load_run_dir(_given(values, context.find_root().obj), os.environ)
-    return show(run_dir, since=since, follow=follow, as_json=as_json)
+    return show(load_run_dir(_own(context, values), os.environ), since=since, follow=follow, as_json=as_json)
+
+
+def _own(context: click.Context, values: dict[str, Any]) -> Given:
+    """What was written before the subcommand and after it."""
+    return _given(values, context.find_root().obj)
 
 
 # -------------------------------------------------------------------------------------------------------- network config
@@ -197,22 +183,9 @@ def config() -> None:
 @click.option("--json", "as_json", is_flag=True, help="print the config as derived, in flannel's key names")
 def config_check(file: str, as_json: bool) -> None:
     """Say what a config means, or what is wrong with it. Touches nothing."""
-    from flannelpy.commands import netconfig
+    from flannelpy.commands import config
 
-    text = _read(file)
-    try:
-        examined = netconfig.examine(text)
-    except ConfigError as error:
-        raise FlannelpyError(f"{_named(file)}: {error}") from None
-    _warn(examined.warnings)
-    if as_json:
-        import json
-
-        click.echo(json.dumps(examined.config.to_dict(), indent=2))
-    else:
-        from rich.console import Console
-
-        Console(highlight=False, width=None if sys.stdout.isatty() else 132).print(netconfig.table(examined))
+    config.check(file, as_json=as_json)
 
 
 @config.command("get")
@@ -220,51 +193,22 @@ def config_check(file: str, as_json: bool) -> None:
 @click.pass_context
 def config_get(context: click.Context, /, **values: Any) -> int:
     """Print the config that is in etcd, and what is wrong with it if something is."""
-    from flannelpy.commands import netconfig
+    from flannelpy.commands import config
 
-    given = _given(values, context.find_root().obj)
-    stored = _with_registry(given, lambda registry: registry.config())
-    if stored.text is None:
-        raise FlannelpyError(f"no config at {_config_key(given)}; flannelpy config put FILE writes one")
-    click.echo(stored.text, nl=not stored.text.endswith("\n"))
-    try:
-        _warn(netconfig.examine(stored.text).warnings)
-    except ConfigError as error:
-        raise FlannelpyError(f"config at {_config_key(given)}: {error}") from None
-    return 0
+    return config.get(_own(context, values))
 
 
 @config.command("put")
 @click.argument("file", metavar="FILE|-")
 @click.option("--force", is_flag=True, help="write it even if it is invalid; agents then wait until it is mended")
+@click.option("--yes", is_flag=True, help="do not ask, whatever the change costs; scripts need it for a change that loses packets")
 @_takes(*ETCD)
 @click.pass_context
-def config_put(context: click.Context, /, file: str, force: bool, **values: Any) -> None:
-    """Validate a config, write it to etcd, and say what changed."""
-    from flannelpy.commands import netconfig
+def config_put(context: click.Context, /, file: str, force: bool, yes: bool, **values: Any) -> int:
+    """Validate a config, say what changes and what that costs, ask where it costs packets, and write it to etcd."""
+    from flannelpy.commands import config
 
-    text = _read(file)
-    try:
-        _warn(netconfig.examine(text).warnings)
-    except ConfigError as error:
-        if not force:
-            raise FlannelpyError(f"{_named(file)}: {error}; nothing was written (--force writes it)") from None
-        _warn([f"{error}; --force writes it all the same"])
-
-    async def put(registry: Registry) -> list[str]:
-        stored = await registry.config()
-        if stored.text == text:
-            return ["unchanged"]
-        await registry.put_config(text, expected=stored)
-        return netconfig.changes(stored.text, text)
-
-    given = _given(values, context.find_root().obj)
-    try:
-        told = _with_registry(given, put)
-    except ConflictError:
-        raise FlannelpyError(f"config at {_config_key(given)}: somebody changed it meanwhile; nothing was written") from None
-    for line in told:
-        click.echo(line)
+    return config.put(_own(context, values), file, force=force, yes=yes)
 
 
 # ---------------------------------------------------------------------------------------------------------------- leases
@@ -276,31 +220,15 @@ def lease() -> None:
 
 
 @lease.command("list")
+@click.argument("whom", metavar="[ADDRESS|SUBNET]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="for programs")
 @_takes(BY_NAME["subnet-file"], *ETCD)
 @click.pass_context
-def lease_list(context: click.Context, /, as_json: bool, **values: Any) -> None:
-    """Who holds which subnet, until when, and what is wrong with it."""
-    from flannelpy.commands import leases, reservations
-    from flannelpy.settings import load_subnet_file
+def lease_list(context: click.Context, /, whom: str | None, as_json: bool, **values: Any) -> int:
+    """Who holds which subnet, until when, and what is wrong with it; all of them, or who has an ADDRESS or a SUBNET."""
+    from flannelpy.commands import lease
 
-    given = _given(values, context.find_root().obj)
-    own = reservations.ours(load_subnet_file(given, os.environ))
-    nets = [net for net in (own.v4, own.v6) if net is not None] if own else []
-    listing = _with_registry(given, lambda registry: leases.ask(registry, _config_key(given), nets))
-    if listing.unjudged and not listing.rows and not as_json:
-        raise FlannelpyError(f"no leases, and no network: {listing.unjudged}")
-    if listing.unjudged:
-        _warn([f"{listing.unjudged}; the leases are shown as they are"])
-    if as_json:
-        click.echo(leases.to_json(listing))
-        return
-    if listing.rows:
-        from rich.console import Console
-
-        Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(leases.table(listing))
-    for line in [*map(str, listing.rooms)] if listing.rows else [f"no leases; {room}" for room in listing.rooms]:
-        click.echo(line)
+    return lease.show(_own(context, values), whom, as_json=as_json)
 
 
 @lease.command("reserve")
@@ -309,13 +237,9 @@ def lease_list(context: click.Context, /, as_json: bool, **values: Any) -> None:
 @click.pass_context
 def lease_reserve(context: click.Context, /, subnet: str, **values: Any) -> None:
     """Keep SUBNET for a host: the one that holds it, or the one of --public-ip. It does not expire."""
-    from flannelpy.commands import reservations
-    from flannelpy.settings import load_public
+    from flannelpy.commands import lease
 
-    given = _given(values, context.find_root().obj)
-    wanted, host = reservations.Subnets.parse(subnet), reservations.host_named(*load_public(given))
-    for line in _with_registry(given, lambda registry: reservations.reserve(registry, wanted, host, _config_key(given))):
-        click.echo(line)
+    lease.reserve(_own(context, values), subnet)
 
 
 @lease.command("release")
@@ -324,67 +248,9 @@ def lease_reserve(context: click.Context, /, subnet: str, **values: Any) -> None
 @click.pass_context
 def lease_release(context: click.Context, /, subnet: str | None, **values: Any) -> None:
     """Delete the lease or reservation of SUBNET; of this host's own where none is named."""
-    from flannelpy.commands import reservations
-    from flannelpy.settings import load_subnet_file
+    from flannelpy.commands import lease
 
-    given = _given(values, context.find_root().obj)
-    path = load_subnet_file(given, os.environ)
-    if subnet is not None:
-        named, told_by = reservations.Subnets.parse(subnet), None
-    elif (own := reservations.ours(path)) is not None:
-        named, told_by = own, path
-    else:
-        raise FlannelpyError(f"{path} tells of no subnet of this host; name the one to release: flannelpy lease release SUBNET")
-    for line in _with_registry(given, lambda registry: reservations.release(registry, named, told_by, _config_key(given))):
-        click.echo(line)
-
-
-def _with_registry(given: Given, ask: Callable[[Registry], Awaitable[Answer]]) -> Answer:
-    """Connect, ask one thing, and close."""
-    from flannelpy.settings import load_endpoint
-
-    endpoint = load_endpoint(given, os.environ)
-
-    import uvloop
-
-    from flannelpy.registry.etcd.registry import EtcdRegistry
-
-    async def conversation() -> Answer:
-        registry = EtcdRegistry(endpoint)
-        try:
-            return await ask(registry)
-        finally:
-            await registry.close()
-
-    return uvloop.run(conversation())
-
-
-def _config_key(given: Given) -> str:
-    from flannelpy.settings import load_endpoint
-
-    return f"{load_endpoint(given, os.environ).prefix}/config"
-
-
-def _warn(warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        click.echo(f"flannelpy: warning: {warning}", err=True)
-
-
-def _named(file: str) -> str:
-    return "standard input" if file == "-" else file
-
-
-def _read(file: str) -> str:
-    """The text of a file or, for ``-``, of standard input. Raises FlannelpyError with one line."""
-    if file == "-" and sys.stdin is None:
-        raise FlannelpyError("standard input: it is closed; expected JSON text")
-    try:
-        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        return content.decode("utf-8-sig")
-    except OSError as error:
-        raise FlannelpyError(f"{_named(file)}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise FlannelpyError(f"{_named(file)}: byte {error.start} is not UTF-8; expected JSON text") from None
+    lease.release(_own(context, values), subnet)
 
 
 # ---------------------------------------------------------------------------------------------------------------- Docker
@@ -399,6 +265,8 @@ def _read(file: str) -> str:
 @click.option("-m", "without_ip_masq", is_flag=True, help="leave --ip-masq out")
 def docker_opts(env_file: str, output: str, individual: bool, combined: bool, key: str, without_ip_masq: bool) -> None:
     """Write Docker's daemon options for the subnet that the agent leased, as flannel's mk-docker-opts.sh does."""
+    from pathlib import Path
+
     from flannelpy.host import docker, write_whole
 
     text = docker.docker_opts(

@@ -1,6 +1,7 @@
 """Where do log lines go, and what do they look like? To stderr: text for people, JSON for collectors, or with systemd's priorities.
 
-A line that is repeated without another in between is written once; when another comes, the number of repetitions is told.
+A line that is repeated without another in between is written once; when another comes, the number of repetitions follows. What
+others wrote cannot move a terminal's cursor, forge a line, or make one without end.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TextIO
 
-from flannelpy.core.printable import printable
-
-LONGEST = 2_000
-"""Letters of a line; what peers and keys say in it is shorter where it is honest."""
+from flannelpy.core.foreign import LINE, cut, printable
 
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 """sd-daemon(3): what systemd reads at the head of a line, as ``<4>``."""
+
+TRACEBACK = 100
+"""Lines of a traceback that are written; the last ones say what happened."""
 
 
 def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
@@ -41,7 +44,7 @@ class Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         when = f"{_when(record):%Y-%m-%d %H:%M:%S}.{record.msecs:03.0f} " if self._timed else ""
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        return f"{when}{level}{_message(self, record)}"
+        return "\n".join([f"{when}{level}{message(record)}", *_traceback(self, record)])
 
 
 class Journal(logging.Formatter):
@@ -49,7 +52,7 @@ class Journal(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         head = f"<{_PRIORITY.get(record.levelno, 6)}>"
-        return "\n".join(head + line for line in _message(self, record).splitlines())
+        return "\n".join(head + line for line in (message(record), *_traceback(self, record)))
 
 
 class Json(logging.Formatter):
@@ -60,10 +63,10 @@ class Json(logging.Formatter):
             "time": _when(record).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": printable(record.getMessage(), LONGEST),
+            "message": message(record),
         }
-        if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
+        if traceback := _traceback(self, record):
+            fields["traceback"] = "\n".join(traceback)
         return json.dumps(fields, ensure_ascii=False, default=str)
 
 
@@ -92,6 +95,71 @@ def _when(record: logging.LogRecord) -> datetime:
     return datetime.fromtimestamp(record.created, UTC).astimezone()
 
 
-def _message(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    text = printable(record.getMessage(), LONGEST)
-    return f"{text}\n{formatter.formatException(record.exc_info)}" if record.exc_info else text
+def message(record: logging.LogRecord) -> str:
+    """The record's text, harmless and of at most a line: what others wrote may be in it.
+
+    Each text that is put into a longer one is a field, and cut as one; a text that is all of the line may be as long as that.
+    """
+    if isinstance(record.args, tuple) and record.msg != "%s":
+        fields = tuple(cut(field) if isinstance(field, str) else field for field in record.args)
+        try:
+            return printable(str(record.msg) % fields, LINE)
+        except (TypeError, ValueError):
+            pass  # getMessage raises the same, and logging says where
+    return printable(record.getMessage(), LINE)
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]:
+    """The last lines of a traceback, set in, so that none can be taken for a line of the log."""
+    if not record.exc_info:
+        return []
+    lines = formatter.formatException(record.exc_info).split("\n")
+    return [f"  {printable(line)}" for line in lines[-TRACEBACK:]]
+
+
+# ------------------------------------------------------------------------------------------------------------------ a rate
+
+
+@dataclass(slots=True)
+class _Window:
+    began: float
+    passed: int = 0
+    held: int = 0
+
+
+@dataclass(slots=True)
+class RateLimit:
+    """At most ``most`` lines of a kind in ``window_s`` seconds; what is more is counted. Pure: ``now`` is handed in, in seconds.
+
+    ``kinds`` bounds what is remembered: of so many kinds at a time the oldest is forgotten.
+    """
+
+    most: int = 20
+    window_s: float = 60.0
+    kinds: int = 1000
+    _windows: dict[Hashable, _Window] = field(default_factory=dict)
+
+    def allows(self, kind: Hashable, now: float) -> bool:
+        """True where one more line of ``kind`` may be written now; else it counts as held back."""
+        window = self._windows.get(kind)
+        if window is None or (not window.held and now - window.began >= self.window_s):
+            self._windows.pop(kind, None)
+            if len(self._windows) >= self.kinds:
+                del self._windows[next(iter(self._windows))]
+            window = self._windows[kind] = _Window(now)
+        if window.passed < self.most:
+            window.passed += 1
+            return True
+        window.held += 1
+        return False
+
+    def take_held(self, now: float) -> dict[Hashable, int]:
+        """How many lines of each kind were held back in the windows that are over, to be written as one count each."""
+        over = {kind: window for kind, window in self._windows.items() if now - window.began >= self.window_s}
+        for kind in over:
+            del self._windows[kind]
+        return {kind: window.held for kind, window in over.items() if window.held}
+
+    def next(self) -> float | None:
+        """When ``take_held`` has something next; None where nothing is held back."""
+        return min((window.began + self.window_s for window in self._windows.values() if window.held), default=None)

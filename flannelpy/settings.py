@@ -261,7 +261,7 @@ def _interface(text: str) -> str:
 def _pattern(text: str) -> str:
     try:
         compile_re2(text)
-    except (ValueError, RecursionError, OverflowError) as error:
+    except ValueError as error:
         raise _Unexpected(f"expected a regular expression: {error}") from None
     return text
 

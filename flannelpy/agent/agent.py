@@ -15,13 +15,13 @@ from contextlib import asynccontextmanager, nullcontext
 from flannelpy import __version__
 from flannelpy.agent.api import answering
 from flannelpy.agent.context import Context, Timeouts
-from flannelpy.agent.events import Events
+from flannelpy.agent.events import Ring
 from flannelpy.agent.fd_store import SystemdFdStore
 from flannelpy.agent.lock import hold_lock
 from flannelpy.agent.network import Network
 from flannelpy.agent.report import Reporter
-from flannelpy.agent.status import document
-from flannelpy.agent.systemd import Notifier, inherited
+from flannelpy.agent.status import document, why_not
+from flannelpy.agent.systemd import Notifier, feed_watchdog, inherited, keep_posted, status_line, watchdog_s
 from flannelpy.core.backend import FdStore, NoFdStore
 from flannelpy.core.conditions import Health
 from flannelpy.core.errors import FlannelpyError
@@ -73,10 +73,9 @@ class Agent:
         self._context = Context(
             settings, wish, registry, kernel, Reporter(clock), notifier, fd_store or NoFdStore(), clock, timeouts or Timeouts()
         )
+        self._context.reporter.listeners.append(self._context.events.conditions)
         self._network: Network | None = None
         self._born = clock()
-        self._events = Events(clock, wall_clock)
-        self._context.reporter.listeners.append(self._events.conditions)
 
     async def run(self) -> int:
         """Run until SIGTERM, SIGINT or a failure; see the module's ``run``."""
@@ -119,15 +118,13 @@ class Agent:
         for note in context.settings.notes:
             log.info("%s", note)
         with hold_lock(context.settings.run_dir) as held:
-            async with (
-                self._health_pages(),
-                answering(context.settings.run_dir, self.status, self._events.to_json) if held else nullcontext(),
-            ):
+            socket = answering(context.settings.run_dir, self.status, context.events) if held else nullcontext()
+            async with self._health_pages(), socket, self._known_to_systemd():
                 await self.live()
 
     async def live(self) -> None:
         """In the network, until cancelled. Raises EndAgentError."""
-        network = self._network = Network(self._context, self._events)
+        network = self._network = Network(self._context)
         try:
             await network.run()
         except asyncio.CancelledError:
@@ -151,11 +148,50 @@ class Agent:
             return
         from flannelpy.explain.http import health_pages, serve
 
-        server = await serve(str(settings.healthz_ip), settings.healthz_port, health_pages(lambda: self.ready))
+        pages = health_pages(lambda: self.ready, self._why_not, self._wrong, self._silent_s)
+        server = await serve(str(settings.healthz_ip), settings.healthz_port, pages)
         try:
             yield
         finally:
             await server.close()
+
+    @asynccontextmanager
+    async def _known_to_systemd(self) -> AsyncIterator[None]:
+        """systemd shows what we do, and hears that we live, for the time of the block."""
+        notifier = self._context.notifier
+        if not notifier.listened_to:
+            yield
+            return
+        tasks = [
+            asyncio.create_task(keep_posted(notifier, self._status_line), name="status line"),
+            asyncio.create_task(feed_watchdog(notifier, watchdog_s(), self._silent_s), name="watchdog"),
+        ]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _status_line(self) -> str:
+        running = "" if self._network is None else self._network.publisher.summary
+        return status_line(self.ready, running, self._why_not(), [text for text in self._wrong() if text.startswith("error: ")])
+
+    def _why_not(self) -> tuple[str, ...]:
+        return why_not(self._network, self.health)
+
+    def _wrong(self) -> list[str]:
+        worst_first = sorted(self.health, key=lambda active: -active.condition.severity)
+        return [f"{active.condition.severity.name.lower()}: {active.text}" for active in worst_first]
+
+    def _silent_s(self) -> float:
+        """How long the reconciler has not turned."""
+        return 0.0 if self._network is None else self._context.clock() - self._network.reconciler.heartbeat
+
+    @property
+    def events(self) -> Ring:
+        """What has happened, for ``flannelpy events``."""
+        return self._context.events
 
     def status(self) -> Status:
         """For ``flannelpy status``."""

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
+from flannelpy.agent.events import Ring
+from flannelpy.explain import events
 from flannelpy.explain import status as documents
 from flannelpy.explain.status import SOCKET, Status
 
 log = logging.getLogger("flannelpy")
 
+JSON, TEXT = "application/json", "text/plain; charset=utf-8"
+
 
 @asynccontextmanager
-async def answering(run_dir: Path, make: Callable[[], Status], events: Callable[[], str] = lambda: "") -> AsyncIterator[None]:
-    """Answer ``flannelpy status`` for the time of the block; where no socket can be had, say so and do without."""
+async def answering(run_dir: Path, make: Callable[[], Status], ring: Ring | None = None) -> AsyncIterator[None]:
+    """Answer ``flannelpy status`` and ``events`` for the time of the block; where no socket can be had, say so and do without."""
     from flannelpy.explain.http import bound, serve_on
 
     def page() -> tuple[int, str, str]:
-        return 200, "application/json", documents.to_json(make())
+        return 200, JSON, documents.to_json(make())
 
     path = run_dir / SOCKET
     with ExitStack() as stack:
@@ -29,9 +33,26 @@ async def answering(run_dir: Path, make: Callable[[], Status], events: Callable[
             log.warning("%s: %s; flannelpy status cannot ask this agent, all else goes on", path, error.strerror or error)
             yield
             return
-        pages = {documents.PAGE: page, documents.EVENTS_PAGE: lambda: (200, "application/json", events())}
-        server = await serve_on(listener, pages)
+        server = await serve_on(listener, {documents.PAGE: page, **({} if ring is None else {events.PAGE: events_page(ring)})})
         try:
             yield
         finally:
             await server.close()
+
+
+def events_page(ring: Ring) -> Callable[[Mapping[str, str]], Awaitable[tuple[int, str, str]]]:
+    """The page of ``flannelpy events``; with ``wait`` it answers when there is something new, or when that time is over."""
+
+    async def page(query: Mapping[str, str]) -> tuple[int, str, str]:
+        try:
+            since, after, wait = (None if name not in query else int(query[name]) for name in ("since", "after", "wait"))
+        except ValueError:
+            return 400, TEXT, "since, after and wait: expected whole numbers\n"
+        known = after or 0
+        if query.get("life", ring.life) != ring.life:
+            known = 0  # a number of the agent before
+        elif wait:
+            await ring.wait(known, wait)
+        return 200, JSON, events.to_json(ring.read(since_s=since, after=known))
+
+    return page

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
+from flannelpy.agent.events import Ring
 from flannelpy.agent.report import Clock, Reporter
 from flannelpy.agent.systemd import Notifier
 from flannelpy.core.backend import FdStore
 from flannelpy.core.uplink import Wish
+from flannelpy.explain.wall_clock import wall_clock
 from flannelpy.kernel import Kernel
 from flannelpy.registry import Registry
 from flannelpy.settings import Settings
@@ -50,6 +52,7 @@ class Context:
     clock: Clock
     timeouts: Timeouts = Timeouts()
     random: Random = Random()  # noqa: RUF009 - chance is meant to be shared
+    events: Ring = field(default_factory=lambda: Ring(wall_clock))
 
     def spread(self, peers: int) -> float:
         """A random wait in seconds, so that ``peers`` hosts do not all do now what one event asks of all of them."""

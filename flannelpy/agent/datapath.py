@@ -22,11 +22,13 @@ STEADY_S = 10.0
 """One that has run for so long was well; its next failure is a first one."""
 
 
-async def make_way(kernel: Kernel, scope: Scope, wanted: HostState) -> None:
+async def make_way(kernel: Kernel, scope: Scope, wanted: HostState | None) -> None:
     """Take away what another engine of a backend left, a device or a port, in the place of what a datapath is about to open.
 
-    Raises KernelError where the kernel cannot be asked.
+    Raises KernelError where the kernel cannot be asked. Nothing is in the way of none (``wanted`` None).
     """
+    if wanted is None:
+        return
     names = {item.name: item for item in wanted if isinstance(item, Link)}
     found = await kernel.observe(scope, [Key("link", ""), Key("fou", "")])
     devices = [item for item in found if isinstance(item, Link) and item.name in names and names[item.name].must_be_remade(item)]

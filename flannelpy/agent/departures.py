@@ -38,6 +38,8 @@ class Departures:
 
     def __init__(self, registry: Registry, timeouts: Timeouts, gone: Callable[[str], None]) -> None:
         self.kept: dict[str, Departure] = {}
+        self.fates: dict[str, str] = {}
+        """How those went that are kept no longer, by key: LEAVING was a deletion. Whoever reads one takes it out."""
         self._registry = registry
         self._timeouts = timeouts
         self._gone = gone
@@ -50,6 +52,7 @@ class Departures:
 
     def returned(self, key: str) -> None:
         """The key is there again."""
+        self.fates.pop(key, None)
         self.kept.pop(key, None)
 
     def until(self, key: str) -> float | None:
@@ -90,6 +93,7 @@ class Departures:
                 self._keep(departure.lease, EXPIRED, self._timeouts.expired_s)
                 return
         self.kept.pop(key, None)
+        self.fates[key] = departure.state
         self._gone(key)
 
     def _keep(self, lease: Lease, state: str, delay_s: float) -> None:

@@ -1,83 +1,190 @@
-"""What happened lately? Peers that came, left and moved, conditions that began and ended, kept in a ring and said in the log."""
+"""What has happened, and when? A ring of the last events: peers that came and went, conditions, repairs, our lease, uplink, config.
+
+Bounded in number and in bytes; peers have a share of their own, so that a cluster in motion does not push out what happened to
+this host. What is noted is logged, too; above a rate only as a count.
+"""
 
 from __future__ import annotations
 
-import json
+import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from secrets import token_hex
 
-from flannelpy.agent.report import Clock
 from flannelpy.core.conditions import Transition
+from flannelpy.core.foreign import printable
 from flannelpy.core.model import Lease
-from flannelpy.core.rate import Rate
+from flannelpy.explain.events import BEGAN, JOINED, LEFT, MOVED, RESOLVED, STARTED, Event, Events
 
 log = logging.getLogger("flannelpy")
 
-KEPT = 2_000
-LONGEST = 300
-"""How many events are kept, and letters of each."""
+MOST, MOST_BYTES = 1000, 256 * 1024
+"""Events of each share, and letters in them."""
+LOGGED = 10
+"""Lines about peers in a second; the rest of that second is counted in one more."""
+LONGEST_WAIT_S = 25.0
+"""How long a reader is kept waiting for something new."""
 
-AT_ONCE, EVERY_S = 10, 1.0
-"""Lines about peers that are logged by themselves; what comes faster is counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """``number`` counts them; ``at`` is on the wall clock, in seconds since the epoch; ``kind`` is one of joined, left,
-    moved, began, resolved.
-    """
-
-    number: int
-    at: float
-    kind: str
-    subject: str
-    text: str
+_VERBS = {JOINED: "joined", LEFT: "left", MOVED: "moved"}
 
 
-class Events:
-    """The ring. ``wall`` is the wall clock, ``clock`` a monotonic one."""
+@dataclass(slots=True)
+class _Share:
+    events: deque[Event] = field(default_factory=deque)
+    size: int = 0
+    forgotten: int = 0
 
-    def __init__(self, clock: Clock, wall: Callable[[], float]) -> None:
-        self.ring: deque[Event] = deque(maxlen=KEPT)
-        self._clock = clock
-        self._wall = wall
-        self._peers: dict[str, Lease] = {}
-        self._rate = Rate(AT_ONCE, EVERY_S)
-        self._count = 0
+    def add(self, event: Event) -> None:
+        self.events.append(event)
+        self.size += len(event.subject) + len(event.text)
+        while len(self.events) > MOST or self.size > MOST_BYTES:
+            gone = self.events.popleft()
+            self.size -= len(gone.subject) + len(gone.text)
+            self.forgotten += 1
 
-    def peers(self, changed: Mapping[str, Lease | None], *, quiet: bool) -> None:
-        """These peers came, changed, or (None) went. ``quiet``: whom we find at our start is no news."""
-        for key, lease in changed.items():
-            before = self._peers.pop(key, None)
-            if lease is None:
-                if before is not None:
-                    self._note("left", key, f"peer {before} left")
-                continue
-            self._peers[key] = lease
-            if before is None and not quiet:
-                self._note("joined", key, f"peer {lease} joined")
-            elif before is not None and before.attrs != lease.attrs:
-                was = "" if before.public_ip == lease.public_ip else f", it was at {before.public_ip}"
-                self._note("moved", key, f"peer {lease} changed{was}")
+
+class Ring:
+    """The events of one agent's life. ``wall_clock``: seconds since the epoch."""
+
+    def __init__(self, wall_clock: Callable[[], float]) -> None:
+        self.life = token_hex(8)
+        self.last = 0
+        self._wall_clock = wall_clock
+        self._peers, self._others = _Share(), _Share()
+        self._second: Counter[str] | None = None
+        self._newer = asyncio.Event()
+
+    def note(self, kind: str, subject: str, text: str, level: int = logging.INFO) -> None:
+        """This has happened: keep it and log it. ``text``: with its subject first, as an operator reads it."""
+        self.keep(kind, subject, text)
+        if kind not in _VERBS:
+            log.log(level, "%s", text)
+            return
+        if self._second is None:
+            self._second = Counter()
+            asyncio.get_running_loop().call_later(1.0, self._end_second)
+        self._second[kind] += 1
+        if self._second.total() <= LOGGED:
+            log.info("%s", text)
+
+    def keep(self, kind: str, subject: str, text: str) -> None:
+        """The same for what is logged elsewhere."""
+        self.last += 1
+        at = datetime.fromtimestamp(self._wall_clock(), UTC).isoformat(timespec="milliseconds")
+        share = self._peers if kind in _VERBS else self._others
+        share.add(Event(self.last, at, kind, printable(subject), printable(text)))
+        self._newer.set()
+        self._newer = asyncio.Event()
 
     def conditions(self, news: Sequence[Transition]) -> None:
-        """These began or ended (a listener of ``agent.report``, which logs them itself)."""
+        """For ``Reporter.listeners``: what began, changed and ended."""
         for item in news:
             active = item.active
-            self._keep("resolved" if item.resolved else "began", active.subject or active.condition.code, active.text)
+            self.keep(RESOLVED if item.resolved else BEGAN, active.condition.code, active.text)
 
-    def to_json(self) -> str:
-        """All that are kept, the oldest first."""
-        return json.dumps({"events": [asdict(event) for event in self.ring]})
+    def read(self, *, since_s: float | None = None, after: int = 0) -> Events:
+        """Those of the last ``since_s`` seconds whose number is above ``after``, the oldest first."""
+        begin = ""
+        if since_s is not None:
+            begin = datetime.fromtimestamp(max(0.0, self._wall_clock() - since_s), UTC).isoformat(timespec="milliseconds")
+        shares = (self._peers, self._others)
+        found = [event for share in shares for event in share.events if event.number > after and event.at >= begin]
+        found.sort(key=lambda event: event.number)
+        return Events(self.life, self.last, sum(share.forgotten for share in shares), tuple(found))
 
-    def _note(self, kind: str, subject: str, text: str) -> None:
-        self._keep(kind, subject, text)
-        if self._rate.allows(self._clock()):
-            more, self._rate.left_out = self._rate.left_out, 0
-            log.info("%s%s", text, f" (and {more} more changes of peers before)" if more else "")
+    async def wait(self, after: int, seconds: float) -> None:
+        """Return when the last event is not ``after`` any more; at the latest after ``seconds``, cut to LONGEST_WAIT_S."""
+        newer = self._newer
+        if self.last != after:
+            return
+        try:
+            async with asyncio.timeout(min(max(0.0, seconds), LONGEST_WAIT_S)):
+                await newer.wait()
+        except TimeoutError:
+            pass
 
-    def _keep(self, kind: str, subject: str, text: str) -> None:
-        self._count += 1
-        self.ring.append(Event(self._count, self._wall(), kind, subject[:LONGEST], text[:LONGEST]))
+    def _end_second(self) -> None:
+        counted, self._second = self._second, None
+        if counted is not None and counted.total() > LOGGED:
+            told = ", ".join(f"{counted[kind]:,} {verb}" for kind, verb in _VERBS.items() if counted[kind])
+            log.info("peers: %s in the last second", told)
+
+
+class PeerEvents:
+    """Turns changes of the set of usable peers into events. ``why``: why the peer under a key is none any more, as words."""
+
+    def __init__(self, ring: Ring, why: Callable[[str], str]) -> None:
+        self._ring = ring
+        self._why = why
+        self._known: dict[str, Lease] | None = None
+        self._hosts: dict[object, str] = {}
+
+    def take(self, changes: Mapping[str, Lease | None]) -> None:
+        """These changed: leases by key, None for one that is no peer any more. The first are those that are found at the start."""
+        if self._known is None:
+            self._known = {key: lease for key, lease in changes.items() if lease is not None}
+            self._hosts = {_host(lease): key for key, lease in self._known.items()}
+            self._ring.note(STARTED, "", f"peers at the start: {len(self._known):,}")
+            return
+        for key, lease in changes.items():
+            before = self._known.get(key)
+            if lease is None:
+                self._went(key, before)
+            elif before is None:
+                self._came(key, lease)
+            else:
+                self._changed(key, before, lease)
+
+    def _came(self, key: str, lease: Lease) -> None:
+        assert self._known is not None
+        other = self._known.get(self._hosts.get(_host(lease), ""))
+        self._known[key], self._hosts[_host(lease)] = lease, key
+        kind = lease.attrs.backend_type or "no backend"
+        if other is None:
+            self._ring.note(JOINED, key, f"peer {lease} joined ({kind})")
+        else:
+            self._ring.note(MOVED, key, f"peer {lease} moved: its host had {_subnets(other)} before")
+
+    def _went(self, key: str, before: Lease | None) -> None:
+        if before is None:
+            return
+        assert self._known is not None
+        del self._known[key]
+        if self._hosts.get(_host(before)) == key:
+            del self._hosts[_host(before)]
+        self._ring.note(LEFT, key, f"peer {before} left: {self._why(key)}")
+
+    def _changed(self, key: str, before: Lease, lease: Lease) -> None:
+        assert self._known is not None
+        self._known[key] = lease
+        if self._hosts.get(_host(before)) == key:
+            del self._hosts[_host(before)]
+        self._hosts[_host(lease)] = key
+        if told := list(_differences(before, lease)):
+            self._ring.note(MOVED, key, f"peer {_subnets(lease)} moved: {', '.join(told)}")
+
+
+def _differences(before: Lease, lease: Lease) -> Iterable[str]:
+    old, new = before.attrs, lease.attrs
+    fields = (
+        ("PublicIP", old.public_ip, new.public_ip),
+        ("PublicIPv6", old.public_ipv6, new.public_ipv6),
+        ("backend", old.backend_type, new.backend_type),
+    )
+    for name, was, now in fields:
+        if was != now:
+            yield f"{name} {was or 'none'} -> {now or 'none'}"
+    if (old.backend_data, old.backend_v6_data) != (new.backend_data, new.backend_v6_data):
+        yield "its BackendData is another one"
+
+
+def _host(lease: Lease) -> object:
+    """What a host is known by."""
+    return lease.public_ip if int(lease.public_ip) else lease.attrs.public_ipv6
+
+
+def _subnets(lease: Lease) -> str:
+    return str(lease).partition(" at ")[0]

@@ -41,7 +41,7 @@ class Facts:
 
     def hear(self, notice: Notice) -> bool:
         """Take in what the kernel says of the host; True where the uplink may be another one now."""
-        concerned = notice.lost or concerns(notice.links, notice.default_route, self._wish, self.uplink)
+        concerned = notice.lost or concerns(notice.links, notice.default_route, self._wish, self.uplink, notice.routed)
         own = self.uplink is not None and self.uplink.index in notice.links
         moved = FAMILIES if notice.lost or own else notice.routed
         self._moved |= moved
@@ -61,7 +61,7 @@ class Facts:
         """
         self.stale = False
         try:
-            facts, choice = await self._choose(query(self._wish), config, ours)
+            facts, choice = await self._choose(query(self._wish, self.uplink), config, ours)
         except NoUplinkError as error:
             self.missing = str(error)
             self._reporter.set("uplink-missing", {"": self.missing})

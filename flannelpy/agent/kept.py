@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from netaddr import IPNetwork
 
@@ -12,6 +13,7 @@ from flannelpy.core.errors import FlannelpyError, MalformedError
 from flannelpy.core.model import Lease, parse_subnet_key
 from flannelpy.host import state as state_file
 from flannelpy.host import subnet_env, view_file
+from flannelpy.host.machine import foreign
 from flannelpy.host.state import State
 from flannelpy.host.view_file import KeptView
 
@@ -30,6 +32,14 @@ class Kept:
     def own(self) -> Lease | None:
         """Our lease as we last wrote it."""
         return None if self.view is None else self.view.own
+
+    def own_part(self, machine: str, uplink_mac: str, address: str, directory: Path) -> Kept:
+        """The part that is this machine's: all of it, or, with a word, only the names of what may have to be removed."""
+        why = foreign(self.state, machine, uplink_mac, address) if self.state.prefix else ""
+        if not why:
+            return self
+        log.warning("%s is not this machine's: %s; nothing of it is used", directory, why)
+        return Kept(replace(self.state, macs={}, lease_key=""), None, ())
 
 
 def recall(context: Context) -> Kept:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
 from netaddr import IPNetwork
 
@@ -19,6 +20,7 @@ from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConflictError, RegistryError, TakenError
 from flannelpy.core.leasing import Leasing
 from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.explain.events import LEASE
 from flannelpy.registry import Snapshot
 
 log = logging.getLogger("flannelpy")
@@ -30,7 +32,7 @@ LONGEST_SLEEP_S = 60.0
 
 
 class Keeper:
-    """Our lease, for as long as the agent runs. ``refresh`` lists every lease; ``wake``: ``held`` or ``lost`` is another."""
+    """Our lease, for as long as the agent runs. ``refresh`` lists every lease; ``wake``: ``held`` or ``lost`` are others now."""
 
     def __init__(
         self, context: Context, refresh: Callable[[], Awaitable[Snapshot]], machine: Leasing, wake: Callable[[], None]
@@ -100,7 +102,8 @@ class Keeper:
                 self._hold(lease)
             case ev.Lost(lease, why):
                 self.lost = True
-                log.warning("lost our lease %s: %s; what is programmed stays until we have one again", lease, why)
+                text = f"lost our lease {lease}: {why}; what is programmed stays until we have one again"
+                self._context.events.note(LEASE, lease.key, text, logging.WARNING)
                 self._wake()
             case ev.Tell(code, detail) if code == NO_ROOM:
                 self._stop_telling()
@@ -117,14 +120,15 @@ class Keeper:
     def _hold(self, lease: Lease) -> None:
         before, self.held = self.held, lease
         self._listed = ()
+        note = partial(self._context.events.note, LEASE, lease.key)
         if before is None:
-            log.info("lease %s%s", lease, ", a reservation" if lease.reserved else "")
+            note(f"lease {lease}{', a reservation' if lease.reserved else ''}")
         elif before.key != lease.key:
-            log.warning("our subnet is %s now, it was %s", lease, before)
+            note(f"our subnet is {lease} now, it was {before}", logging.WARNING)
         elif self.lost:
-            log.info("lease %s is ours again", lease)
+            note(f"lease {lease} is ours again")
         elif before.public_ip != lease.public_ip:
-            log.info("lease %s: peers reach us there now, it was %s", lease, before.public_ip)
+            note(f"lease {lease}: peers reach us there now, it was {before.public_ip}")
         self.lost = False
         self._wake()
 

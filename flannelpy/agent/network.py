@@ -7,21 +7,26 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from netaddr import IPNetwork
 
 from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.context import Context
 from flannelpy.agent.datapath import DatapathSupervisor
-from flannelpy.agent.events import Events
+from flannelpy.agent.departures import EXPIRED, LEAVING, RESET
+from flannelpy.agent.events import PeerEvents
 from flannelpy.agent.facts import Facts
 from flannelpy.agent.guarded import guarded
 from flannelpy.agent.kept import recall
+from flannelpy.agent.phase import Phase
 from flannelpy.agent.publish import Publisher
-from flannelpy.agent.steering import Parts, Phase, Steering
+from flannelpy.agent.steering import Parts, Steering
+from flannelpy.agent.sync.audit import audit
 from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.core.errors import RegistryError
 from flannelpy.core.objects import Scope
+from flannelpy.explain.events import REPAIRED
 from flannelpy.kernel import Notices
 from flannelpy.registry.health import RegistryHealth
 from flannelpy.registry.monitored import Monitored
@@ -35,10 +40,9 @@ RELEASE_S = 3.0
 class Network:
     """One host in one network. ``run`` is all there is to call."""
 
-    def __init__(self, context: Context, events: Events) -> None:
+    def __init__(self, context: Context) -> None:
         self.registry_health = RegistryHealth(context.registry, context.reporter, context.clock)
-        self.registry = Monitored(context.registry, self.registry_health)
-        context = self.context = replace(context, registry=self.registry)
+        context = self.context = replace(context, registry=Monitored(context.registry, self.registry_health))
         kept = self._kept = recall(context)
         self.facts = Facts(context.kernel, context.wish, context.reporter)
         self.cluster = Cluster(context, wake=lambda: self.steering.changed.set())
@@ -53,9 +57,11 @@ class Network:
         feed = self.cluster.cursor(lambda: self.datapath.feed())
         self.datapath = DatapathSupervisor(context.reporter, context.fd_store, feed, self.reconciler.resync)
         self.publisher = Publisher(context, self._uses, next(iter(kept.previous), None))
+        self._came_and_went = asyncio.Event()
+        self._peers = self.cluster.cursor(self._came_and_went.set)
+        self.reconciler.repairs.listener = lambda step: context.events.keep(REPAIRED, str(step.key), str(step))
         parts = Parts(self.facts, self.cluster, self.reconciler, self.datapath, self.publisher)
         self.steering = Steering(context, kept, parts)
-        news = self.cluster.cursor(lambda: events.peers(news.take(), quiet=not self.ready))
         self._notices: Notices | None = None
         self._scope = Scope()
 
@@ -85,10 +91,11 @@ class Network:
         yield "lease", self._keep_lease
         yield "datapath", self.datapath.run
         yield "reconcile", self.reconciler.run
-        yield "audit", self.reconciler.audit
+        yield "audit", partial(audit, self.reconciler)
         yield "publish", self._publish
         yield "files", self.publisher.run
         yield "liveness", self._watch_liveness
+        yield "events", self._follow_peers
 
     async def release(self) -> None:
         """Give the lease back, so that another host may have the subnet at once; for a host that does not return."""
@@ -161,8 +168,8 @@ class Network:
             carriage, lease = steering.carriage, steering.lease
             if carriage is None or lease is None or not reconciler.settled:
                 continue
-            if steering.phase.may_publish and not reconciler.host_failed:
-                self.publisher.publish(lease, carriage, reconciler.peer_count)
+            if steering.phase.may_publish and not reconciler.standing.host_failed:
+                self.publisher.publish(lease, carriage, reconciler.fragments.peer_count)
             if steering.phase.may_sweep:
                 steering.swept()
             if self._notices is not None and steering.scope != self._scope:
@@ -174,6 +181,24 @@ class Network:
             self.registry_health.link_down(self.facts.down)
             self.registry_health.look(self.context.clock())
             await asyncio.sleep(LIVENESS_S)
+
+    async def _follow_peers(self) -> None:
+        """Note which peers come, go and move, from the first lease on."""
+        await self.steering.known.wait()
+        self._peers.rewind()
+        events = PeerEvents(self.context.events, self._why_none)
+        while True:
+            events.take(self._peers.take())
+            await self._came_and_went.wait()
+            self._came_and_went.clear()
+
+    def _why_none(self, key: str) -> str:
+        """Why the lease under ``key`` is no peer's any more."""
+        fate = self.cluster.departures.fates.pop(key, LEAVING)
+        if key in self.cluster.view.leases:
+            why = self.cluster.refused.get(key, "")
+            return f"excluded: {why.partition(': ')[2] or why}" if why else "its subnet or address is ours now"
+        return {EXPIRED: "its lease has ended", RESET: "etcd has lost its lease"}.get(fate, "its key was deleted")
 
     async def _uses(self, subnet: IPNetwork) -> bool:
         """True where an interface of this host has an address in ``subnet``, as a bridge that was made for it has."""

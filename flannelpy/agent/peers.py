@@ -48,7 +48,7 @@ def _row(lease: Lease, cluster: Cluster, reconciler: Reconciler, left_out: Mappi
     departure = cluster.departures.kept.get(key)
     if departure is not None:
         return Peer(lease, STALE, _GONE[departure.state], cluster.departures.until(key))
-    error = reconciler.why_not(key)
+    error = reconciler.standing.why_not(key)
     return Peer(lease, REFUSED, error) if error else Peer(lease, IN_SYNC if error is None else PENDING)
 
 

@@ -63,13 +63,8 @@ class Publisher:
         self._view_due = 0.0
         self._writing: asyncio.Future[object] | None = None
         self._changed = asyncio.Event()
-        self._status = self._line = ""
-
-    def status(self, text: str) -> None:
-        """The line that ``systemctl status`` shows."""
-        if text != self._status:
-            self._status = text
-            self._context.notifier.status(text)
+        self.summary = "ready"
+        """What is carried, in a line."""
 
     def publish(self, lease: Lease, carriage: Carriage, peers: int) -> None:
         """The kernel carries traffic for ``lease``: say so. Cheap where nothing is new."""
@@ -77,10 +72,8 @@ class Publisher:
         if self._wanted is None or wanted.env != self._wanted.env or wanted.lease.key != self._wanted.lease.key:
             self._wanted = wanted
             self._changed.set()
-        both = str(lease.subnet) if lease.subnet6 is None else f"{lease.subnet} and {lease.subnet6}"
-        self._line = f"{both} by {carriage.backend.name}, MTU {carriage.mtu}, {peers} peer{'' if peers == 1 else 's'}"
-        if self.ready:
-            self.status(self._line)
+        both = str(lease).partition(" at ")[0].replace("&", " and ")
+        self.summary = f"{both} by {carriage.backend.name}, MTU {carriage.mtu}, {peers} peer{'' if peers == 1 else 's'}"
 
     def keep(self, state: State) -> None:
         """Keep what the next start needs, whatever becomes of this one."""
@@ -139,7 +132,7 @@ class Publisher:
                 raise EndAgentError(f"our subnet is {text}: ending, as --exit-on-subnet-change asks")
         if not self.ready:
             self.ready = True
-            self._context.notifier.ready(self._line)
+            self._context.notifier.ready(self.summary)
             file = self._context.settings.subnet_file
             log.info("ready: %s by %s, MTU %d, in %s", lease, carriage.backend.name, carriage.mtu, file)
         elif before is not None and before.carriage.mtu != carriage.mtu:

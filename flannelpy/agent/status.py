@@ -14,7 +14,8 @@ from flannelpy.agent import peers
 from flannelpy.agent.carriage import Carriage
 from flannelpy.agent.context import Context
 from flannelpy.agent.network import Network
-from flannelpy.agent.sync.reconcile import HOST, Reconciler
+from flannelpy.agent.sync.fragments import HOST
+from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.core.claims import EVERYTHING
 from flannelpy.core.conditions import Active, Health
 from flannelpy.core.model import Lease
@@ -155,7 +156,7 @@ def _peer(row: peers.Peer) -> documents.PeerStatus:
 
 
 def _kernel(reconciler: Reconciler, calendar: Calendar) -> documents.KernelStatus:
-    wanted, held = reconciler.count()
+    wanted, held = reconciler.standing.count()
     last = None
     if reconciler.repairs.last is not None:
         when, step = reconciler.repairs.last

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import partial
+
+from netaddr import IPNetwork
 
 from flannelpy import plugins
 from flannelpy.agent.carriage import Carriage, clamped, resolve
@@ -22,41 +23,26 @@ from flannelpy.agent.facts import Facts
 from flannelpy.agent.identity import copied, random_mac
 from flannelpy.agent.kept import Kept
 from flannelpy.agent.lease import Keeper
+from flannelpy.agent.phase import Phase
 from flannelpy.agent.publish import Publisher
 from flannelpy.agent.sync.firewall import compose, speaks_of_peers
-from flannelpy.agent.sync.reconcile import Reconciler, Target
+from flannelpy.agent.sync.fragments import Target
+from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.agent.sync.scope import find_scope, fou_ports
 from flannelpy.agent.view import Cursor
-from flannelpy.core.backend import Local
 from flannelpy.core.config import differences
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.leasing import Leasing
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Fou, Scope
+from flannelpy.core.pool import overlap
 from flannelpy.core.uplink_change import describe_change
-from flannelpy.host.machine import foreign, machine
+from flannelpy.explain.events import CONFIG, UPLINK
+from flannelpy.host.machine import machine
 from flannelpy.host.state import State
 from flannelpy.host.view_file import KeptView
 
 log = logging.getLogger("flannelpy")
-
-
-class Phase(Enum):
-    """How sure we are of what we know. ``may_publish``: others may hear that we are up; ``may_sweep``: what nobody wants may go."""
-
-    WAITING = ("waiting", False, False)
-    """Neither etcd nor the disk has told a network yet."""
-    RESUMED = ("resumed", False, False)
-    """Taken up from disk because packets wait; etcd has a moment to correct it."""
-    FROM_DISK = ("from disk", True, False)
-    """Taken up from disk; etcd does not answer."""
-    CONFIRMED = ("confirmed", True, True)
-    """etcd has answered, and the lease is held."""
-
-    def __init__(self, words: str, may_publish: bool, may_sweep: bool) -> None:
-        self.words = words
-        self.may_publish = may_publish
-        self.may_sweep = may_sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +71,6 @@ class Steering:
         self._context = context
         self._kept = kept
         self._parts = parts
-        self._machine = machine()
         self._owned = kept.state  # with everything that may still be in the kernel
         self._text: str | None = None  # the config that ``carriage`` follows from, or that cannot be used
         self._carried: tuple[Carriage, Lease] | None = None  # what the reconciler was handed
@@ -146,8 +131,8 @@ class Steering:
                 return
             if before is None:
                 self._disown()
-            uplink = (facts.uplink, facts.reasons)
-            carriage = await resolve(self._context, text or "", asked, uplink, self._owned.macs, before)
+            found = (facts.uplink, facts.reasons)
+            carriage = await resolve(self._context, text or "", asked, found, self._owned.macs, before)
         except ConfigError as error:
             words = f"at {where} {error}" if text is None else f"at {where}: {error}"
             reporter.set("config-unusable", {"": words} if before is None else {})
@@ -158,22 +143,19 @@ class Steering:
         reporter.set("mtu-clamped", {"": words} if (words := clamped(carriage)) else {})
         if before is None:
             self._begin(carriage, where)
+            await self._look_at_own_networks(carriage, None)
         elif not carriage.same(before):
             self._follow(before, carriage)
         self.carriage = carriage
 
     def _disown(self) -> None:
         """Make nothing of what another machine has kept: the state directory was copied, or this machine was cloned."""
-        facts = self._parts.facts
-        uplink = facts.uplink
+        facts, uplink = self._parts.facts, self._parts.facts.uplink
         address = "" if uplink is None else str(uplink.public_ip or uplink.public_ipv6)
-        why = foreign(self._kept.state, self._machine, facts.uplink_mac, address) if self._kept.state.prefix else ""
-        if why:
-            log.warning("%s is not this machine's: %s; nothing of it is used", self._context.settings.state_dir, why)
-            self._kept = replace(self._kept, view=None, previous=(), state=replace(self._kept.state, macs={}, lease_key=""))
-            self._owned = self._kept.state
-            if self.phase in (Phase.RESUMED, Phase.FROM_DISK):
-                self.phase = Phase.WAITING
+        self._kept = self._kept.own_part(machine(), facts.uplink_mac, address, self._context.settings.state_dir)
+        self._owned = self._kept.state
+        if self._kept.view is None and self.phase in (Phase.RESUMED, Phase.FROM_DISK):
+            self.phase = Phase.WAITING
 
     @property
     def _devices(self) -> frozenset[str]:
@@ -204,10 +186,12 @@ class Steering:
         """Config or host have changed under us."""
         changed = differences(before.config, carriage.config)
         if changed:
-            log.info("the network config has changed, and is followed: %s", "; ".join(changed))
+            self._context.events.note(CONFIG, "", f"the network config has changed, and is followed: {'; '.join(changed)}")
         if before.uplink != carriage.uplink:
-            log.warning("uplink: %s", describe_change(before.uplink, carriage.uplink))
+            said = f"uplink: {describe_change(before.uplink, carriage.uplink)}"
+            self._context.events.note(UPLINK, carriage.uplink.name, said, logging.WARNING)
             self._parts.reconciler.hasten()
+            self._context.registry.reconnect()
         self._parts.cluster.configure(carriage.config, carriage.backend.accepts, carriage.uplink.public_ip)
         if self.keeper is None:
             return
@@ -234,6 +218,7 @@ class Steering:
         if self._carried is None or not self._carried[0].same(carriage) or not self._carried[1].same_content(lease):
             await self._swap(carriage, lease)
             self._carried = (carriage, lease)
+            await self._look_at_own_networks(carriage, lease.subnet)
         self._parts.publisher.keep_view(self._view)
 
     def _view(self) -> KeptView | None:
@@ -244,6 +229,15 @@ class Steering:
         view = self._parts.cluster.view
         leases = tuple({**view.leases, lease.key: lease}.values())
         return KeptView(self._context.settings.endpoint.prefix, carriage.text, lease.key, leases, view.revision)
+
+    async def _look_at_own_networks(self, carriage: Carriage, bridge: IPNetwork | None) -> None:
+        """The host's own networks are not to be leased by it; where the overlay covers them, packets for them may go astray."""
+        own = await self._parts.facts.networks(carriage.devices, bridge)
+        if self.keeper is not None:
+            self.keeper.avoid(net for net, _interface in own)
+        covered = [f"{net} on {name}" for net, name in own if any(overlap(net, whole) for whole in carriage.config.networks)]
+        networks = " and ".join(map(str, carriage.config.networks))
+        self._context.reporter.set("network-overlap", {"": f"{networks} and {', '.join(covered)}"} if covered else {})
 
     def _held(self) -> Lease | None:
         if self.keeper is not None and self.keeper.held is not None:
@@ -274,7 +268,8 @@ class Steering:
         # A userspace datapath makes its device before addresses and routes go onto it; one that another carrier takes the place of
         # moves packets until that one is made, unless both want the same port.
         last = datapath is None and self._parts.datapath.has_datapath and not any(isinstance(item, Fou) for item in wanted)
-        clear = reconciler.after_round if last else partial(self._make_way, scope, carriage, local, datapath is not None)
+        in_the_way = None if datapath is None else wanted
+        clear = reconciler.after_round if last else partial(make_way, self._context.kernel, scope, in_the_way)
         self._parts.datapath.set(Wanted(datapath, carriage.backend, local, clear))
         if not last:
             await self._parts.datapath.tried.wait()
@@ -296,14 +291,10 @@ class Steering:
             tuple(sorted({*before.networks, *map(str, carriage.config.networks)})),
             tuple(sorted({*before.devices, *carriage.devices})),
             tuple(sorted({*before.fou_ports, *fou_ports(carriage.backend)})),
-            self._machine,
+            machine(),
             self._parts.facts.uplink_mac,
             str(lease.public_ip if lease.subnet.prefixlen else lease.attrs.public_ipv6),
         )
         if owned != self._owned:
             self._owned = owned
             self._parts.publisher.keep(owned)
-
-    async def _make_way(self, scope: Scope, carriage: Carriage, local: Local, wanted: bool) -> None:
-        if wanted:
-            await make_way(self._context.kernel, scope, carriage.backend.host(local))

@@ -1,6 +1,7 @@
-"""How do agent and systemd talk? READY, STATUS and STOPPING over the notify socket; descriptors too, and back after a restart.
+"""How do agent and systemd talk? READY, STATUS, STOPPING and signs of life over the notify socket; descriptors, and back.
 
-Sources: sd_notify(3), sd_notify_barrier(3), sd_listen_fds(3), FileDescriptorStoreMax= in systemd.service(5).
+Sources: sd_notify(3), sd_notify_barrier(3), sd_watchdog_enabled(3), sd_listen_fds(3), FileDescriptorStoreMax= and WatchdogSec= in
+systemd.service(5).
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+
+from flannelpy.core.foreign import printable
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +20,12 @@ FIRST_INHERITED = 3
 """SD_LISTEN_FDS_START: what a former life left begins here."""
 
 BARRIER_WITHIN_S = 2.0
+
+STATUS_EVERY_S = 1.0
+"""How often the status line is looked at; it is sent where it is another one."""
+
+STANDS_STILL_S = 30.0
+"""An agent whose loop has not turned for so long does not live, whatever else of it does."""
 
 
 class Notifier:
@@ -27,6 +36,8 @@ class Notifier:
         # A leading @ is an abstract socket (unix(7)).
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
         self._lost = False
+        self._ready = False
+        self._status = ""
 
     @property
     def listened_to(self) -> bool:
@@ -34,12 +45,23 @@ class Notifier:
         return bool(self._address)
 
     def ready(self, status: str) -> None:
-        """The service is up; ``status`` is the line that ``systemctl status`` shows."""
-        self._send(f"READY=1\nSTATUS={status}")
+        """The service is up, which is said once; ``status`` is the line that ``systemctl status`` shows."""
+        if self._ready:
+            self.status(status)
+            return
+        self._ready, self._status = True, printable(status)
+        self._send(f"READY=1\nSTATUS={self._status}")
 
     def status(self, status: str) -> None:
-        """A new status line."""
-        self._send(f"STATUS={status}")
+        """The status line; sent where it is another one than before."""
+        shown = printable(status)  # a line end in it would be another message
+        if shown != self._status:
+            self._status = shown
+            self._send(f"STATUS={shown}")
+
+    def alive(self) -> None:
+        """The service lives: once more the time that WatchdogSec= gives it."""
+        self._send("WATCHDOG=1")
 
     def stopping(self) -> None:
         """The service is going down on purpose."""
@@ -82,7 +104,50 @@ class Notifier:
         except OSError as error:
             if not self._lost:
                 self._lost = True
-                log.warning("systemd cannot be told %r: %s", message.partition("\n")[0], error.strerror)
+                log.warning("systemd does not take %r: %s", message.partition("\n")[0], error.strerror)
+
+
+async def keep_posted(notifier: Notifier, line: Callable[[], str]) -> None:
+    """Let systemd show ``line()``, from now on and for ever; a service that waits says so for what."""
+    while True:
+        notifier.status(line())
+        await asyncio.sleep(STATUS_EVERY_S)
+
+
+def status_line(ready: bool, running: str, why_not: Sequence[str], errors: Sequence[str]) -> str:
+    """What ``systemctl status`` shows: what it does, or what it waits for; and what is wrong."""
+    parts = [running] if ready else [f"not ready: {'; '.join(why_not) or 'starting'}"]
+    more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
+    return "; ".join([*parts, *([f"error: {errors[0]}{more}"] if ready and errors else [])])
+
+
+def watchdog_s(environ: Mapping[str, str] = os.environ) -> float | None:
+    """Within how many seconds systemd wants a sign of life; None where it wants none, or not from us (sd_watchdog_enabled(3))."""
+    usec, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
+    if not (usec.isascii() and usec.isdigit()) or not int(usec) or pid not in ("", str(os.getpid())):
+        return None
+    return int(usec) / 1_000_000
+
+
+async def feed_watchdog(notifier: Notifier, within_s: float | None, silent_s: Callable[[], float]) -> None:
+    """Give signs of life for ever, for as long as ``silent_s()``, how long the agent's loop has not turned, is no more than usual.
+
+    Returns at once where systemd does not want any. systemd ends who gives none for ``within_s``, and starts it anew.
+    """
+    if within_s is None:
+        return
+    said = False
+    while True:
+        silent = silent_s()
+        if silent <= STANDS_STILL_S:
+            notifier.alive()
+            said = False
+        elif not said:
+            said = True
+            log.error(
+                "the reconciler has not turned for %d s: systemd gets no more signs of life and will restart the agent", silent
+            )
+        await asyncio.sleep(within_s / 3)
 
 
 def inherited(environ: MutableMapping[str, str] = os.environ) -> dict[str, int]:

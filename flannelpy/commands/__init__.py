@@ -1,1 +1,1 @@
-"""What does a subcommand do? ``cli`` only declares them."""
+"""What does a subcommand do? `cli` declares them, a module here each carries one out."""

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -16,6 +17,9 @@ from flannelpy.explain.status import PAGE, SOCKET, from_json
 
 WITHIN_S = 5.0
 """How long the agent may be silent."""
+
+ERROR_HOLDS = 3
+"""The exit code of ``flannelpy status`` where the agent is ready and something is wrong all the same."""
 
 MOST_BYTES = 64 << 20
 """More is no answer of ours: a cluster of 10,000 hosts takes 3 MB."""
@@ -29,8 +33,12 @@ _WHY = {
 _NOT_THERE = "expected an agent with this --run-dir; systemctl status flannelpy tells whether it runs"
 
 
+class _UnknownPageError(Exception):
+    pass
+
+
 def report(run_dir: Path, *, peers: bool, as_json: bool) -> int:
-    """Print what the agent says; 0 where all is well, 3 where an error holds, 1 where it is not ready.
+    """Print what the agent says. 0: it is ready; 1: it is not; 3: it is, but an error holds.
 
     Raises FlannelpyError in one line where it cannot be asked.
     """
@@ -40,29 +48,35 @@ def report(run_dir: Path, *, peers: bool, as_json: bool) -> int:
         if as_json:  # as it is, also from an agent of another version
             document = json.loads(text)
             click.echo(json.dumps(document, indent=2))
-            errors = [one for one in document.get("conditions", ()) if one["severity"] == "error"]
-            return _code(document["ready"] is True, bool(errors))
+            severities = [condition["severity"] for condition in document.get("conditions", ())]
+            return exit_code(document["ready"] is True, severities)
         status = from_json(text)
-    except (MalformedError, ValueError, KeyError, TypeError) as error:
+    except (MalformedError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FlannelpyError(f"{path}: {error}; is the agent of another version? Restart it after an upgrade") from None
     from flannelpy.commands.status_table import show
 
     show(status, peers=peers)
-    return _code(status.ready, any(condition.severity == "error" for condition in status.conditions))
+    return exit_code(status.ready, [condition.severity for condition in status.conditions])
 
 
-def _code(ready: bool, errors: bool) -> int:
-    return (3 if errors else 0) if ready else 1
+def exit_code(ready: bool, severities: Iterable[str]) -> int:
+    """For scripts and monitoring: anything but 0 wants a look."""
+    if not ready:
+        return 1
+    return ERROR_HOLDS if "error" in severities else 0
 
 
-def ask(path: Path, page: str = PAGE) -> str:
+def ask(path: Path, page: str = PAGE, within_s: float | None = None) -> str:
     """What the agent behind this socket says. Raises FlannelpyError: which socket, what was expected, what to do."""
+    within_s = WITHIN_S if within_s is None else within_s
     try:
-        return _get(path, page)
+        return _get(path, page, within_s)
     except TimeoutError:
-        why = f"no answer within {WITHIN_S:g} s; {_NOT_THERE}, its log what it does"
+        why = f"no answer within {within_s:g} s; {_NOT_THERE}, its log what it does"
     except (BrokenPipeError, ConnectionResetError):
         why = f"it hung up without an answer; {_NOT_THERE}, its log what it does"
+    except _UnknownPageError:
+        why = f"the agent does not know {page.partition('?')[0]}; is it of another version? Restart it after an upgrade"
     except OSError as error:
         why = _WHY.get(error.errno or 0, error.strerror or str(error))
         why += "" if error.errno == errno.EACCES else f"; {_NOT_THERE}"
@@ -71,16 +85,18 @@ def ask(path: Path, page: str = PAGE) -> str:
     raise FlannelpyError(f"{path}: {why}")
 
 
-def _get(path: Path, page: str) -> str:
+def _get(path: Path, page: str, within_s: float) -> str:
     """The body of the answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as to_agent:
-        to_agent.settimeout(WITHIN_S)
+        to_agent.settimeout(within_s)
         to_agent.connect(os.fspath(path))
         connection = http.client.HTTPConnection("flannelpy")
         connection.sock = to_agent
         connection.request("GET", page, headers={"Connection": "close"})
         response = connection.getresponse()
         body = response.read(MOST_BYTES)
+    if response.status == 404:
+        raise _UnknownPageError
     if response.status != 200:
         raise http.client.HTTPException(f"{response.status} {response.reason}: {body[:60].decode(errors='replace').strip()}")
     return body.decode()

@@ -10,20 +10,22 @@ import asyncio
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isinf
 from typing import TYPE_CHECKING, Any
 
-from netaddr import IPNetwork
+from netaddr import AddrFormatError, IPAddress, IPNetwork
 
+from flannelpy.core.backend import Backend, Local, Uplink
 from flannelpy.core.claims import EVERYTHING, halves, possible
 from flannelpy.core.config import NetworkConfig, Pool
+from flannelpy.core.desired import Desired
 from flannelpy.core.duration import span
-from flannelpy.core.errors import ConfigError, RegistryError
+from flannelpy.core.errors import BackendError, ConfigError, MalformedError, RegistryError, UsageError
+from flannelpy.core.foreign import printable
 from flannelpy.core.membership import Membership
 from flannelpy.core.model import NO_ADDRESS, Lease, compact_json
-from flannelpy.core.pool import free_runs
-from flannelpy.core.printable import printable
+from flannelpy.core.pool import free_runs, overlap
 from flannelpy.plugins import parse
 from flannelpy.registry import Malformed, Registry, Snapshot
 
@@ -34,6 +36,9 @@ ASKED_AT_ONCE = 64
 ASKED_WITHIN_S = 20.0
 """For the time that leases have left: how many questions are open at a time, and how long all of them may take."""
 SHORT = 60
+
+_NOWHERE = Uplink("uplink", 0, 1500)
+"""Of a host that is none: what a backend says of a peer's lease is asked on nobody's behalf."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,38 @@ class Listing:
     unjudged: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class About:
+    """Whom a person asks for: a subnet, an address in one, or a host's address."""
+
+    net: IPNetwork
+
+    @classmethod
+    def parse(cls, text: str) -> About:
+        """Raises UsageError."""
+        address, slash, length = text.partition("/")
+        try:
+            whole = IPAddress(address)
+            bits = 32 if whole.version == 4 else 128
+            if slash and not (length.isascii() and length.isdigit()):
+                raise ValueError
+            return cls(IPNetwork((int(whole), int(length) if slash else bits), version=whole.version).cidr)
+        except (AddrFormatError, ValueError):
+            raise UsageError(f"{text!r}: expected an address or a subnet, like 10.5.9.7 or 10.5.9.0/24") from None
+
+    def only(self, listing: Listing) -> Listing:
+        """The rows that it is about."""
+        return replace(listing, rows=tuple(row for row in listing.rows if isinstance(row.read, Lease) and self._is(row.read)))
+
+    def _is(self, lease: Lease) -> bool:
+        hosts = [each for each in (lease.public_ip, lease.attrs.public_ipv6) if each is not None and each != NO_ADDRESS]
+        return any(overlap(self.net, net) for net in halves(lease)) or any(host in self.net for host in hosts)
+
+    def __str__(self) -> str:
+        single = self.net.prefixlen == (32 if self.net.version == 4 else 128)
+        return str(self.net.ip if single else self.net)
+
+
 # --------------------------------------------------------------------------------------------------------- putting together
 
 
@@ -79,7 +116,7 @@ async def ask(registry: Registry, where: str, ours: Sequence[IPNetwork]) -> List
     except ConfigError as error:
         joint = " " if stored.text is None else ": "
         return put_together(snapshot, left, None, None, ours, f"the config at {where}{joint}{error}")
-    return put_together(snapshot, left, config, backend.accepts, ours)
+    return put_together(snapshot, left, config, backend, ours)
 
 
 async def ask_time_left(registry: Registry, leases: Iterable[Lease]) -> dict[str, float]:
@@ -104,12 +141,12 @@ def put_together(
     snapshot: Snapshot,
     left: Mapping[str, float],
     config: NetworkConfig | None,
-    accepts: frozenset[str] | None,
+    backend: Backend | None,
     ours: Sequence[IPNetwork],
     unjudged: str = "",
 ) -> Listing:
     """The listing, in the order of addresses, what cannot be read last. ``ours``: the subnets that this host's agent has told."""
-    wrong = _faults(snapshot.leases, config, accepts)
+    wrong = _faults(snapshot.leases, config, backend)
     rows = [
         Row(lease, left.get(lease.key), tuple(wrong[lease.key]), any(net in ours for net in halves(lease)))
         for lease in sorted(snapshot.leases, key=lambda lease: (lease.subnet, lease.subnet6 or EVERYTHING))
@@ -119,12 +156,16 @@ def put_together(
     return Listing(tuple(rows), rooms, snapshot.revision, unjudged)
 
 
-def _faults(leases: Sequence[Lease], config: NetworkConfig | None, accepts: frozenset[str] | None) -> dict[str, list[str]]:
+def _faults(leases: Sequence[Lease], config: NetworkConfig | None, backend: Backend | None) -> dict[str, list[str]]:
     """What is wrong with each lease, by key."""
     wrong: dict[str, list[str]] = defaultdict(list)
     if config is not None:
-        for key, why in Membership(config, accepts).replace(leases).refused.items():
+        membership = Membership(config, None if backend is None else backend.accepts)
+        for key, why in membership.replace(leases).refused.items():
             if why:
+                wrong[key].append(why)
+        if backend is not None:
+            for key, why in _unreachable(membership.peers, backend, Local(config, _NOWHERE)).items():
                 wrong[key].append(why)
     hosts: dict[object, list[Lease]] = defaultdict(list)
     for lease in leases:
@@ -138,6 +179,20 @@ def _faults(leases: Sequence[Lease], config: NetworkConfig | None, accepts: froz
             others = [subnets_text(other) for other in held if other is not lease]
             more = f" and {len(others) - 2} more" if len(others) > 2 else ""
             wrong[lease.key].append(f"{address} holds {', '.join(others[:2])}{more} too")
+    return wrong
+
+
+def _unreachable(peers: Mapping[str, Lease], backend: Backend, local: Local) -> dict[str, str]:
+    """Why a host that speaks this backend would leave a lease out: it cannot be read, or an older one has what it claims."""
+    wrong: dict[str, str] = {}
+    desired = Desired()
+    for key, lease in peers.items():
+        try:
+            desired.put(key, backend.peer(lease, local), lease.create_revision)
+        except (MalformedError, BackendError) as error:
+            wrong[key] = str(error)
+    for key, (holder, claimed) in desired.conflicts.items():
+        wrong[key] = f"claims {claimed}, which the older lease {peers[holder]} has"
     return wrong
 
 

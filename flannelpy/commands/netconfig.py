@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from flannelpy.core.backend import Backend
 from flannelpy.core.config import NetworkConfig, differences
 from flannelpy.core.errors import ConfigError
+from flannelpy.core.foreign import printable
 from flannelpy.plugins import parse
 
 if TYPE_CHECKING:
@@ -34,6 +35,14 @@ def examine(text: str) -> Examined:
     return Examined(config, backend, tuple(warnings))
 
 
+def known(text: str | None) -> Examined | None:
+    """The same for a text that may be none, or cannot be used: None."""
+    try:
+        return None if text is None else examine(text)
+    except ConfigError:
+        return None
+
+
 def table(examined: Examined) -> Table:
     """The config as derived, for people."""
     from rich.table import Table
@@ -53,7 +62,7 @@ def changes(before: str | None, after: str) -> list[str]:
     try:
         old, new = NetworkConfig.parse(before), NetworkConfig.parse(after)
     except ConfigError:
-        return [f"replaced: {before.strip()[:200]}"]
+        return [f"replaced: {printable(before.strip(), 200)}"]
     return differences(old, new) or ["only the text: it means the same as before"]
 
 

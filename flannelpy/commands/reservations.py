@@ -15,8 +15,8 @@ from flannelpy.commands.leases import subnets_text
 from flannelpy.core.claims import EVERYTHING, halves, overlapping, possible, same_host, unusable
 from flannelpy.core.config import NetworkConfig, Pool
 from flannelpy.core.errors import ConfigError, ConflictError, FlannelpyError, MalformedError, TakenError, UsageError
+from flannelpy.core.foreign import printable
 from flannelpy.core.model import NO_ADDRESS, Lease, LeaseAttrs, parse_subnet_key
-from flannelpy.core.printable import printable
 from flannelpy.host import subnet_env
 from flannelpy.registry import Registry, Snapshot
 

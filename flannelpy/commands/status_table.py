@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
-from rich.console import Console
+import click
 from rich.table import Table
 from rich.text import Text
 
+from flannelpy.commands import terminal
 from flannelpy.core.backend import DatapathStatus
 from flannelpy.core.duration import span
-from flannelpy.core.printable import printable
+from flannelpy.core.foreign import printable
 from flannelpy.explain.status import BackendStatus, ConditionStatus, KernelStatus, LeaseStatus, PeerStatus, Status, UplinkStatus
 
 Line = tuple[str, Text | str]
@@ -23,19 +23,21 @@ Line = tuple[str, Text | str]
 WIDE = 132
 """Columns where nobody says how many there are."""
 
-IN_SYNC = "in-sync"
-
 _STYLES = {"error": "red", "warning": "yellow", "info": ""}
+
+_PEER_STYLES = {"refused": "red", "pending": "yellow", "stale": "yellow", "excluded": "yellow", "in-sync": ""}
+"""The states of a peer, the worst first."""
+_SEVERITIES = ("error", "warning", "info")
+NONE = "0.0.0.0"
+"""The PublicIP of a host that has only an IPv6 address."""
 
 
 def show(status: Status, *, peers: bool) -> None:
     """Print it, as wide as the terminal or COLUMNS is."""
-    known = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(highlight=False, width=None if known else WIDE)
-    console.print(table(status, datetime.now(UTC)))
+    terminal.show(table(status, datetime.now(UTC)), wide=WIDE)
     if peers and status.peers:
-        console.print()
-        console.print(peers_table(status.peers))
+        click.echo()
+        terminal.show(peers_table(status), wide=WIDE)
 
 
 def table(status: Status, now: datetime) -> Table:
@@ -48,16 +50,21 @@ def table(status: Status, now: datetime) -> Table:
     return shown
 
 
-def peers_table(peers: Iterable[PeerStatus]) -> Table:
-    """Each peer on a line, those that are not in sync first."""
+def peers_table(status: Status) -> Table:
+    """Each peer on a line, the worst first."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("subnet", "PublicIP", "BackendType", "state"):
+    for column in ("subnet", "PublicIP", "backend", "state"):
         shown.add_column(column, overflow="fold")
-    for peer in sorted(peers, key=lambda peer: peer.state == IN_SYNC):
+    for peer in sorted(status.peers, key=lambda peer: _badness(_PEER_STYLES, peer.state)):
         cells = (_both(peer.subnet, peer.subnet6), _both(peer.public_ip, peer.public_ipv6), peer.backend_type or "none")
-        style = "" if peer.state == IN_SYNC else "yellow"
+        style = _PEER_STYLES.get(peer.state, "yellow")
         shown.add_row(*(Text(printable(cell)) for cell in cells), Text(printable(_peer_state(peer)), style=style))
     return shown
+
+
+def _badness(worst_first: Iterable[str], one: str) -> int:
+    """A place in the order; what is not known comes first."""
+    return next((place for place, each in enumerate(worst_first) if each == one), -1)
 
 
 # ------------------------------------------------------------------------------------------------------------- line by line
@@ -84,7 +91,7 @@ def _lines(status: Status, now: datetime) -> Iterator[Line]:
         yield "lease", _lease(status.lease)
     yield "subnet file", f"{status.subnet_file.path}, {'written' if status.subnet_file.written else 'not written'}"
     if status.kernel is not None:
-        yield "peers", _peers(status.peers)
+        yield "peers", _peers(_others(status))
         yield from _kernel(status.kernel, now)
     yield from _conditions(status.conditions, now)
 
@@ -94,8 +101,9 @@ def _etcd(status: Status, now: datetime) -> Text | str:
     told = f"{etcd.endpoint}, {etcd.prefix}" + ("" if etcd.revision is None else f", revision {etcd.revision}")
     if etcd.reachable:
         return told
+    code = next((each.code for each in status.conditions if each.code.startswith("registry-")), None)
     since = "" if etcd.unreachable_since is None else f" since {_when(etcd.unreachable_since, now)}"
-    return Text(printable(f"{told}; not to be reached{since}"), style="red")
+    return Text(printable(f"{told}; {'no answer' if code is None else f'{code}, see below,'}{since}"), style="red")
 
 
 def _network(status: Status) -> Iterator[Line]:
@@ -151,12 +159,16 @@ def _lease(lease: LeaseStatus) -> str:
     return f"{_both(lease.subnet, lease.subnet6)} at {_both(lease.public_ip, lease.public_ipv6)}{held.get(lease.state, '')}{ends}"
 
 
-def _peers(peers: tuple[PeerStatus, ...]) -> str:
-    odd: dict[str, int] = {}
-    for peer in peers:
-        if peer.state != IN_SYNC:
-            odd[peer.state] = odd.get(peer.state, 0) + 1
-    return "; ".join([f"{len(peers):,}", *(f"{count:,} {state}" for state, count in odd.items())])
+def _others(status: Status) -> list[PeerStatus]:
+    """The peers but those that have our own address: an older lease of this host is no peer."""
+    own = set() if status.lease is None else {status.lease.public_ip, status.lease.public_ipv6} - {NONE, None}
+    return [peer for peer in status.peers if not own & {peer.public_ip, peer.public_ipv6}]
+
+
+def _peers(peers: Sequence[PeerStatus]) -> str:
+    counted = Counter(peer.state for peer in peers if peer.state != "in-sync")
+    odd = sorted(counted, key=lambda state: _badness(_PEER_STYLES, state))
+    return "; ".join([f"{len(peers):,}", *(f"{counted[state]:,} {state}" for state in odd)])
 
 
 def _peer_state(peer: PeerStatus) -> str:
@@ -166,7 +178,10 @@ def _peer_state(peer: PeerStatus) -> str:
 
 def _kernel(kernel: KernelStatus, now: datetime) -> Iterator[Line]:
     desired, in_sync = sum(kernel.desired.values()), sum(kernel.in_sync.values())
-    kinds = ", ".join(f"{kind} {count:,}" for kind, count in kernel.desired.items())
+    kinds = ", ".join(
+        f"{kind} {count:,}" if kernel.in_sync.get(kind) == count else f"{kind} {kernel.in_sync.get(kind, 0):,} of {count:,}"
+        for kind, count in kernel.desired.items()
+    )
     yield "kernel", f"{in_sync:,} of {desired:,} objects in sync ({kinds})"
     if kernel.last_repair is not None:
         yield "repaired", f"{_times(kernel.repairs)}, last {_when(kernel.last_repair.at, now)}: {kernel.last_repair.step}"
@@ -175,7 +190,8 @@ def _kernel(kernel: KernelStatus, now: datetime) -> Iterator[Line]:
 def _conditions(conditions: tuple[ConditionStatus, ...], now: datetime) -> Iterator[Line]:
     if not conditions:
         yield "conditions", "none"
-    for number, condition in enumerate(conditions):
+    worst_first = sorted(conditions, key=lambda condition: _badness(_SEVERITIES, condition.severity))
+    for number, condition in enumerate(worst_first):
         told = printable(f"{condition.severity}: {condition.text}")
         yield "" if number else "conditions", Text(told, style=_STYLES.get(condition.severity, ""))
         yield "", Text(printable(f"{condition.code}, since {_when(condition.since, now)}: {condition.remedy}"), style="dim")
@@ -186,7 +202,8 @@ def _times(count: int) -> str:
 
 
 def _both(one: str | None, other: str | None) -> str:
-    return " and ".join(each for each in (one, other) if each is not None)
+    there = [each for each in (one, other) if each is not None]
+    return " and ".join([each for each in there if each != NONE] or there)
 
 
 def _when(moment: str, now: datetime) -> str:

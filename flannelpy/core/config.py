@@ -180,6 +180,22 @@ def _bad_length(lead: str, network: IPNetwork, length: int, bits: int) -> str:
     return f"{lead}SubnetLen {length} {what} ({shortest} to {longest})"
 
 
+_RESERVED = tuple(
+    (IPNetwork(text), use)
+    for text, use in (
+        ("0.0.0.0/8", "this network"),
+        ("127.0.0.0/8", "loopback"),
+        ("169.254.0.0/16", "link-local"),
+        ("224.0.0.0/3", "multicast and reserved"),
+        ("::/128", "unspecified"),
+        ("::1/128", "loopback"),
+        ("fe80::/10", "link-local"),
+        ("ff00::/8", "multicast"),
+    )
+)
+"""What no network between hosts can be in, RFC 6890. flanneld takes them, and cuts its host off from itself."""
+
+
 def _network(keys: Members, name: str, version: Literal[4, 6]) -> IPNetwork:
     text = keys.text(name)
     example = "10.5.0.0/16" if version == 4 else "fc00::/48"
@@ -194,6 +210,9 @@ def _network(keys: Members, name: str, version: Literal[4, 6]) -> IPNetwork:
         raise ConfigError(f"{name} {text!r}: expected an IPv{version} network like {example}") from None
     if net.prefixlen == 0:
         raise ConfigError(f"{name} {text!r} is everything there is: expected an IPv{version} network like {example}")
+    for reserved, use in _RESERVED:
+        if reserved.version == version and net.first <= reserved.last and reserved.first <= net.last:
+            raise ConfigError(f"{name} {net} overlaps {reserved} ({use}): expected an IPv{version} network like {example}")
     return net
 
 

@@ -20,6 +20,8 @@ def decode(text: str | bytes) -> Any:
         text = text.decode(errors="replace")
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_number, object_pairs_hook=_members)
+    except json.JSONDecodeError as error:
+        raise ValueError(_in_words(error)) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if text.count("[") + text.count("{") > DEEPEST and _is_deeper(value, DEEPEST):
@@ -27,6 +29,52 @@ def decode(text: str | bytes) -> Any:
     if "\\u" in text or not text.isascii():
         value = _mend(value)
     return value
+
+
+_WORDS = {
+    "Expecting property name enclosed in double quotes": "expected a name in double quotes",
+    "Expecting value": "expected a value",
+    "Expecting ':' delimiter": "expected a colon",
+    "Expecting ',' delimiter": "expected a comma, or the end of the list or object",
+    "Extra data": "expected the end of the text",
+    "Unterminated string starting at": "the string that begins here has no end",
+    "Invalid control character at": "a line break or another control character inside a string",
+    "Invalid \\escape": "a backslash that begins no escape",
+    "Invalid \\uXXXX escape": "expected four hexadecimal digits after \\u",
+    "Unexpected UTF-8 BOM (decode using utf-8-sig)": "a byte order mark; save the file without one",
+}
+"""What Python's reader says, by the beginning, in the words of somebody who has written the text."""
+
+_HINTS = {
+    "\\": "a backslash before a quote? In a shell, put single quotes around the whole",
+    "'": "names and strings stand in double quotes",
+    "\u201c": "these are typographic quotes",
+    "\u201d": "these are typographic quotes",
+    "/": "JSON has no comments",
+    "#": "JSON has no comments",
+    "\ufeff": "a byte order mark; save the file without one",
+    "T": "true is written in small letters",
+    "F": "false is written in small letters",
+    "N": "null is written in small letters",
+    "}": "a comma too many before it?",
+    "]": "a comma too many before it?",
+}
+"""By the letter at which reading stopped."""
+
+
+def _in_words(error: json.JSONDecodeError) -> str:
+    """``line 1, column 27: expected a name in double quotes (a comma too many before it?)``."""
+    text = error.doc
+    if not text.strip():
+        return "it is empty"
+    told = next((words for begin, words in _WORDS.items() if error.msg.startswith(begin)), "something else was expected")
+    letter = text[error.pos : error.pos + 1]
+    hint = _HINTS.get(letter, "") if told.startswith("expected") else ""
+    if letter in "}]" and not text[: error.pos].rstrip().endswith(","):
+        hint = ""
+    if not letter:
+        hint = "the text ends here"
+    return f"line {error.lineno}, column {error.colno}: {told}{f' ({hint})' if hint else ''}"
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -213,8 +213,13 @@ class Lease:
         return self.subnet == other.subnet and self.subnet6 == other.subnet6 and self.attrs == other.attrs
 
     def __str__(self) -> str:
-        both = str(self.subnet) if self.subnet6 is None else f"{self.subnet}&{self.subnet6}"
-        return f"{both} at {self.attrs.public_ip}"
+        """The subnets that there are, and where the host is reached: an IPv6-only node's has no word of IPv4."""
+        if self.subnet6 is None:
+            return f"{self.subnet} at {self.attrs.public_ip}"
+        only6 = not self.subnet.prefixlen
+        subnets = str(self.subnet6) if only6 else f"{self.subnet}&{self.subnet6}"
+        at = self.attrs.public_ipv6 if self.attrs.public_ip == NO_ADDRESS and self.attrs.public_ipv6 else self.attrs.public_ip
+        return f"{subnets} at {at}"
 
 
 @dataclass(frozen=True, slots=True)

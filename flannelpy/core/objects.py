@@ -30,9 +30,15 @@ class Key(NamedTuple):
         return f"{self.kind} {self.id}"
 
 
+def _equals(self: Object, observed: Object) -> bool:
+    """True where what was observed under the same key is as good as this."""
+    return self == observed
+
+
 @dataclass(frozen=True, slots=True)
 class Vxlan:
-    """The fixed properties of a vxlan device; none can be changed without making it anew, but learning.
+    """The properties of a vxlan device that are its own. ``dev``, ``local`` (to one of the same family) and ``learning`` can be
+    changed in place, the others not.
 
     ``port`` is the UDP destination port, always explicit (the kernel's own default is 8472).
     """
@@ -43,6 +49,11 @@ class Vxlan:
     port: int = 8472
     learning: bool = False
     gbp: bool = False
+
+    @property
+    def fixed(self) -> tuple[int, int, bool, int]:
+        """What no kernel changes in place."""
+        return self.vni, self.port, self.gbp, self.local.version
 
     def __str__(self) -> str:
         words = [f"id {self.vni} dev {self.dev} local {self.local} dstport {self.port}"]
@@ -81,6 +92,12 @@ class Fou:
     def key(self) -> Key:
         return Key("fou", str(self.port))
 
+    @property
+    def lives_on(self) -> None:
+        return None
+
+    satisfied_by = _equals
+
     def __str__(self) -> str:
         return f"port {self.port} ipproto {self.ipproto}"
 
@@ -103,9 +120,20 @@ class Link:
     def key(self) -> Key:
         return Key("link", self.name)
 
+    @property
+    def lives_on(self) -> str:
+        """Itself."""
+        return self.name
+
+    satisfied_by = _equals
+
     def must_be_remade(self, observed: Link) -> bool:
-        """True where the kernel cannot change ``observed`` into this one in place."""
-        return (self.kind, self.vxlan, self.ipip) != (observed.kind, observed.vxlan, observed.ipip)
+        """True where no kernel can change ``observed`` into this one in place."""
+        return (self.kind, self.ipip, self.vxlan and self.vxlan.fixed) != (
+            observed.kind,
+            observed.ipip,
+            observed.vxlan and observed.vxlan.fixed,
+        )
 
     def __str__(self) -> str:
         words = [self.name]
@@ -129,6 +157,13 @@ class Address:
     def key(self) -> Key:
         return Key("addr", f"{self.net} dev {self.dev}")
 
+    @property
+    def lives_on(self) -> str | None:
+        """The device that it vanishes with."""
+        return self.dev
+
+    satisfied_by = _equals
+
     def __str__(self) -> str:
         return f"{self.net} dev {self.dev}"
 
@@ -145,6 +180,14 @@ class Sysctl:
     @property
     def key(self) -> Key:
         return Key("sysctl", self.name)
+
+    @property
+    def lives_on(self) -> str | None:
+        """The device that a setting below net/ipv4/conf or net/ipv6/conf is of."""
+        parts = self.name.split("/")
+        return parts[3] if parts[:3] in (["net", "ipv6", "conf"], ["net", "ipv4", "conf"]) else None
+
+    satisfied_by = _equals
 
     def __str__(self) -> str:
         return f"{self.name}={self.value}"
@@ -164,6 +207,13 @@ class Neighbour:
     def key(self) -> Key:
         return Key("neigh", f"{self.dst} dev {self.dev}")
 
+    @property
+    def lives_on(self) -> str | None:
+        """The device that it vanishes with."""
+        return self.dev
+
+    satisfied_by = _equals
+
     def __str__(self) -> str:
         return f"{self.dst} lladdr {self.mac} dev {self.dev} nud permanent"
 
@@ -181,6 +231,13 @@ class FdbEntry:
     @property
     def key(self) -> Key:
         return Key("fdb", f"{self.mac} dev {self.dev}")
+
+    @property
+    def lives_on(self) -> str | None:
+        """The device that it vanishes with."""
+        return self.dev
+
+    satisfied_by = _equals
 
     def __str__(self) -> str:
         return f"{self.mac} dst {self.dst} dev {self.dev} self permanent"
@@ -204,6 +261,13 @@ class Route:
     @property
     def key(self) -> Key:
         return Key("route", f"{self.dst} metric {self.metric}" if self.metric else str(self.dst))
+
+    @property
+    def lives_on(self) -> str | None:
+        """The device that it vanishes with."""
+        return self.dev
+
+    satisfied_by = _equals
 
     def __str__(self) -> str:
         words = [str(self.dst)] if self.kind == "unicast" else [self.kind, str(self.dst)]
@@ -235,6 +299,12 @@ class NftTable:
     def key(self) -> Key:
         return Key("nft", self.name)
 
+    @property
+    def lives_on(self) -> None:
+        return None
+
+    satisfied_by = _equals
+
     def __str__(self) -> str:
         return f"table inet {self.name} ({self.body.count(chr(10))} lines)"
 
@@ -246,9 +316,13 @@ _EMPTY: Mapping[Key, Object] = {}
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """A set of kernel objects by key; a value. Fragments are added up with ``|``."""
+    """A set of kernel objects by key; a value. Fragments are added up with ``|``.
+
+    ``incomplete`` is said of an observation that may lack something, because the kernel's tables moved below it all the time.
+    """
 
     objects: Mapping[Key, Object] = field(default_factory=lambda: _EMPTY)
+    incomplete: bool = field(default=False, compare=False)
 
     @classmethod
     def of(cls, *objects: Object) -> HostState:

@@ -1,85 +1,45 @@
 """Which interface carries the overlay, and with which address? Chosen from facts handed in; the reasons are kept.
 
-Source: flannel-compat 8. ``--public-ip`` alone takes the interface that has this address, as flannel does; where none has it
-(behind NAT), and beside other options, it is only advertised. An address stays the uplink's for as long as it is there,
-whichever comes first by then. Our own devices and addresses inside the overlay are never taken. An interface that is down is, as
-flannel takes it.
+Source: flannel-compat 8. What is different: ``--public-ip`` and ``--public-ipv6`` that no interface has (behind NAT) are advertised
+beside the default route's interface, where flannel gives up; an address that is in use is kept while it is there; addresses inside
+the overlay's own networks, and those of a single host (a virtual one that moves between hosts), come last. An interface that is
+down is taken, as flannel takes it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from flannelpy.core.backend import Uplink
 from flannelpy.core.errors import NoUplinkError
+from flannelpy.core.host_facts import (
+    EVERYTHING,
+    DefaultRoute,
+    FactsQuery,
+    HostFacts,
+    Interface,
+    InterfaceAddress,
+    RouteAnswer,
+)
 from flannelpy.core.model import Family
 from flannelpy.core.re2 import compile_re2
 
-
-@dataclass(frozen=True, slots=True)
-class InterfaceAddress:
-    """An address of an interface, as the kernel tells: scope is rtnetlink's (``global``, ``link``, ``host``)."""
-
-    address: IPAddress
-    prefixlen: int
-    scope: str = "global"
-    deprecated: bool = False
-    permanent: bool = True
-    temporary: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Interface:
-    """A network interface; ``mtu`` in bytes."""
-
-    name: str
-    index: int
-    mtu: int
-    up: bool = True
-    addresses: tuple[InterfaceAddress, ...] = ()
-    mac: str = ""
-    altnames: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class DefaultRoute:
-    """A default route of the main table, in the order of the kernel's dump; ``index`` 0 for a multipath route."""
-
-    version: int
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class HostFacts:
-    """Interfaces in the kernel's index order, and the default routes."""
-
-    interfaces: tuple[Interface, ...] = ()
-    default_routes: tuple[DefaultRoute, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class FactsQuery:
-    """What of a host is asked for: the interfaces with these names (None: all), and those that default routes leave by."""
-
-    names: frozenset[str] | None = None
-    default_routes: bool = True
-
-
-EVERYTHING = FactsQuery()
-
-
-@dataclass(frozen=True, slots=True)
-class RouteAnswer:
-    """How the kernel would send to an address: the device, its index, the source it would use, the gateway if any."""
-
-    dev: str
-    index: int
-    source: IPAddress | None = None
-    via: IPAddress | None = None
+__all__ = [
+    "EVERYTHING",
+    "Choice",
+    "DefaultRoute",
+    "FactsQuery",
+    "HostFacts",
+    "Interface",
+    "InterfaceAddress",
+    "RouteAnswer",
+    "Wish",
+    "choose",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +51,11 @@ class Wish:
     can_reach: IPAddress | None = None
     public_ip: IPAddress | None = None
     public_ipv6: IPAddress | None = None
+
+    @property
+    def by_default(self) -> bool:
+        """True where no interface was asked for."""
+        return not (self.iface or self.iface_regex or self.can_reach is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +75,14 @@ def choose(
     networks: Sequence[IPNetwork] = (),
     ours: Container[str] = frozenset(),
 ) -> Choice:
-    """The first candidate that fits, in the order: ``iface``, ``iface_regex``, ``can_reach``; with none of them the default route.
+    """The first candidate that fits, in the order: ``iface``, ``iface_regex``, ``can_reach``; with none of them the interface that
+    has ``public_ip`` (or ``public_ipv6``), then the default route.
 
-    ``prefer``: the uplink so far; its addresses are kept while its interface has them. ``networks`` are the overlay's, ``ours`` the
-    names of our own devices: neither is ever an uplink's. Raises NoUplinkError: one line that lists the candidates and why each
-    fell out.
+    The address that ``prefer`` has is kept while its interface has it. Devices in ``ours`` are never taken; an address inside
+    ``networks`` (the overlay's) only where an interface was not found by a pattern, and has no other.
+    Raises NoUplinkError: one line that lists the candidates and why each fell out.
     """
-    host = _Host(_without_overlay(facts, networks, ours), tuple(families), route_answers, prefer)
+    host = _Host(facts, tuple(families), route_answers, prefer, tuple(networks), ours)
     fell_out: list[str] = []
     for name, look_up in _candidates(host, wish):
         try:
@@ -125,7 +91,7 @@ def choose(
         except _UnfitError as error:
             fell_out.append(f"{name}: {error}")
             continue
-        return Choice(uplink, (*fell_out, f"{name}: {_describe(uplink, found.interface)}"))
+        return Choice(uplink, (*fell_out, f"{name}: {host.describe(uplink, found.interface)}"))
     raise NoUplinkError(f"no interface fits; {'; '.join(fell_out)}; there is {_inventory(host.interfaces)}")
 
 
@@ -138,10 +104,11 @@ class _UnfitError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An interface, and the addresses of it that the look-up itself settled."""
+    """An interface, and the addresses of it that the look-up itself settled. ``strict``: none inside the overlay will do."""
 
     interface: Interface
     addresses: Mapping[int, IPAddress] = field(default_factory=dict)
+    strict: bool = False
 
 
 def _candidates(host: _Host, wish: Wish) -> Iterator[tuple[str, Callable[[], _Found]]]:
@@ -151,10 +118,10 @@ def _candidates(host: _Host, wish: Wish) -> Iterator[tuple[str, Callable[[], _Fo
         yield f"--iface-regex {pattern}", partial(host.by_pattern, pattern)
     if wish.can_reach is not None:
         yield f"--iface-can-reach {wish.can_reach}", partial(host.by_reach, wish.can_reach)
-    if not (wish.iface or wish.iface_regex or wish.can_reach):
-        for option, address in (("--public-ip", wish.public_ip), ("--public-ipv6", wish.public_ipv6)):
-            if address is not None and host.has(address):
-                yield f"{option} {address}", partial(host.by_name_or_address, str(address))
+    if wish.by_default:
+        for address, flag in ((wish.public_ip, "--public-ip"), (wish.public_ipv6, "--public-ipv6")):
+            if address is not None and address.version in host.families:
+                yield f"{flag} {address}", partial(host.by_public_address, address, wish)
         yield "default route", host.by_default_route
 
 
@@ -165,42 +132,56 @@ class _Host:
     facts: HostFacts
     families: tuple[Family, ...]
     route_answers: Mapping[IPAddress, RouteAnswer]
-    prefer: Uplink | None = None
+    prefer: Uplink | None
+    networks: tuple[IPNetwork, ...]
+    ours: Container[str]
 
     @property
     def interfaces(self) -> list[Interface]:
-        return sorted(self.facts.interfaces, key=lambda interface: interface.index)
-
-    def has(self, address: IPAddress) -> bool:
-        """True where an interface has this address."""
-        return any(held.address == address for interface in self.interfaces for held in interface.addresses)
+        """Those that may be taken, in the kernel's order."""
+        theirs = (interface for interface in self.facts.interfaces if interface.name not in self.ours)
+        return sorted(theirs, key=lambda interface: interface.index)
 
     def by_name_or_address(self, text: str) -> _Found:
         try:
             address = IPAddress(text)
         except (AddrFormatError, ValueError):
-            return _Found(self._where(lambda interface: text in (interface.name, *interface.altnames), _no_such(text)))
+            return _Found(self._where(lambda interface: text in interface.names, self._no_such(text)))
         if address.version not in self.families:
             raise _UnfitError(f"the network has no IPv{address.version}")
-        owner = self._where(
-            lambda interface: any(held.address == address for held in interface.addresses), "no interface has this address"
+        return _Found(
+            self._where(lambda interface: interface.has(address), "no interface has this address"), {address.version: address}
         )
-        return _Found(owner, {address.version: address})
+
+    def _no_such(self, text: str) -> str:
+        if text in self.ours:
+            return "it is one of our own devices"
+        name, at, _peer = text.partition("@")
+        if at and any(name in interface.names for interface in self.facts.interfaces):
+            return f"no such interface; its name is {name}, what follows is how ip(8) shows what it is connected to"
+        return "no such interface"
 
     def by_pattern(self, pattern: str) -> _Found:
-        """Addresses first, then names: an address that matches on a later interface wins over a name on an earlier one."""
+        """Addresses first, then names: an address that matches on a later interface wins over a name on an earlier one.
+
+        Where several interfaces match, the one that has the address in use stays.
+        """
         matches = compile_re2(pattern).search
+        found = []
         for interface in self.interfaces:
             matched: dict[int, IPAddress] = {}
             for family in self.families:
-                matched.update((family, held.address) for held in _usable(interface, family)[::-1] if matches(str(held.address)))
+                held = [one for one in self._usable(interface, family, strict=True) if matches(str(one.address))]
+                if held:
+                    matched[family] = self._best(held)
             if len(matched) == len(self.families):
-                return _Found(interface, matched)
-
-        def named(interface: Interface) -> bool:
-            return any(map(matches, (interface.name, *interface.altnames)))
-
-        return _Found(self._where(named, "matches no address and no name"))
+                found.append(_Found(interface, matched, strict=True))
+        if not found:
+            named = [one for one in self.interfaces if any(matches(name) for name in one.names)]
+            found = [_Found(interface, strict=True) for interface in named]
+        if not found:
+            raise _UnfitError("matches no address and no name")
+        return next((one for one in found if self._in_use(one.interface)), found[0])
 
     def by_reach(self, target: IPAddress) -> _Found:
         answer = self.route_answers.get(target)
@@ -209,6 +190,14 @@ class _Host:
         interface = self._where(lambda interface: interface.index == answer.index, f"interface {answer.dev} is not there")
         source = answer.source
         return _Found(interface, {source.version: source} if source is not None and source.version in self.families else {})
+
+    def by_public_address(self, address: IPAddress, wish: Wish) -> _Found:
+        """The interface that has the address that peers are told, with that address as source, as flannel takes it."""
+        owner = self._where(lambda interface: interface.has(address), "no interface has it; it is only told to the peers")
+        if any(held.address.is_loopback() for held in owner.addresses):
+            raise _UnfitError(f"it is {owner.name}'s, by which nothing leaves; it is only told to the peers")
+        told = (one for one in (wish.public_ip, wish.public_ipv6) if one is not None and one.version in self.families)
+        return _Found(owner, {one.version: one for one in told if owner.has(one)})
 
     def by_default_route(self) -> _Found:
         """The first default route of each family; two families must leave by one interface."""
@@ -225,17 +214,24 @@ class _Host:
         index = indexes[self.families[0]]
         return _Found(self._where(lambda interface: interface.index == index, f"its interface (index {index}) is not there"))
 
+    def _where(self, fits: Callable[[Interface], bool], otherwise: str) -> Interface:
+        for interface in self.interfaces:
+            if fits(interface):
+                return interface
+        raise _UnfitError(otherwise)
+
+    # ----------------------------------------------------------------------------------------------------- addresses
+
     def complete(self, found: _Found, wish: Wish) -> Uplink:
         """Fill in what the look-up left open: the best address of each family that is missing."""
         interface, addresses = found.interface, dict(found.addresses)
         for family in self.families:
             if family not in addresses:
-                usable = _usable(interface, family)
+                usable = self._usable(interface, family, found.strict)
                 if not usable:
-                    raise _UnfitError(f"{interface.name} has no usable IPv{family} address")
-                before = None if self.prefer is None else self.prefer.address if family == 4 else self.prefer.address6
-                kept = [held.address for held in usable if held.address == before]
-                addresses[family] = (kept or [usable[0].address])[0]
+                    outside = " outside the overlay's networks" if self._usable(interface, family, strict=False) else ""
+                    raise _UnfitError(f"{interface.name} has no usable IPv{family} address{outside}")
+                addresses[family] = self._best(usable)
         if not interface.mtu:
             raise _UnfitError(f"{interface.name} has MTU 0")
         return Uplink(
@@ -248,25 +244,66 @@ class _Host:
             public_ipv6=(wish.public_ipv6 or addresses.get(6)) if 6 in self.families else None,
         )
 
-    def _where(self, fits: Callable[[Interface], bool], otherwise: str) -> Interface:
-        for interface in self.interfaces:
-            if fits(interface):
-                return interface
-        raise _UnfitError(otherwise)
+    def _usable(self, interface: Interface, family: Family, strict: bool) -> list[InterfaceAddress]:
+        """Addresses that packets can leave with, the best first: global, outside the overlay, with neighbours, permanent, not
+        temporary (a stable sort)."""
+        fitting = [
+            held
+            for held in interface.addresses
+            if held.address.version == family
+            and not held.deprecated
+            and _is_unicast(held.address)
+            and not (strict and self._is_inside(held.address))
+        ]
+        return sorted(
+            fitting,
+            key=lambda held: (
+                held.address.is_link_local(),
+                self._is_inside(held.address),
+                held.prefixlen == (32 if family == 4 else 128),
+                not held.permanent,
+                held.temporary,
+            ),
+        )
 
+    def _best(self, usable: Sequence[InterfaceAddress]) -> IPAddress:
+        """The one in use, else the first; but outside the overlay where there is one."""
+        in_use = next((held.address for held in usable if held.address in self._preferred), None)
+        if in_use is None or (self._is_inside(in_use) and not self._is_inside(usable[0].address)):
+            return usable[0].address
+        return in_use
 
-def _usable(interface: Interface, family: Family) -> list[InterfaceAddress]:
-    """Addresses that packets can leave with, the best first: global, permanent, not temporary (a stable sort)."""
-    fitting = [
-        held for held in interface.addresses if held.address.version == family and not held.deprecated and _is_unicast(held.address)
-    ]
+    @property
+    def _preferred(self) -> tuple[IPAddress | None, ...]:
+        return () if self.prefer is None else (self.prefer.address, self.prefer.address6)
 
-    def rank(held: InterfaceAddress) -> tuple[bool, bool, bool, bool]:
-        # A whole-length prefix beside others is a virtual address that comes and goes (keepalived, kube-vip).
-        virtual = held.prefixlen == (32 if family == 4 else 128)
-        return held.address.is_link_local(), not held.permanent, held.temporary, virtual
+    def _in_use(self, interface: Interface) -> bool:
+        return any(held.address in self._preferred for held in interface.addresses)
 
-    return sorted(fitting, key=rank)
+    def _is_inside(self, address: IPAddress) -> bool:
+        return any(address in network for network in self.networks)
+
+    # --------------------------------------------------------------------------------------------------------- words
+
+    def describe(self, uplink: Uplink, interface: Interface) -> str:
+        """What was chosen, with whatever is odd about it."""
+        own = [address for address in (uplink.address, uplink.address6) if address is not None]
+        told = [
+            self._told(public)
+            for public, address in ((uplink.public_ip, uplink.address), (uplink.public_ipv6, uplink.address6))
+            if public is not None and public != address
+        ]
+        inside = [f"{address} lies inside the overlay's own network" for address in own if self._is_inside(address)]
+        odd = [*inside, *([] if interface.up else ["it is down"])]
+        return (
+            f"{uplink.name}, {' and '.join(map(str, own))}, MTU {uplink.mtu}"
+            + (f", peers are told {' and '.join(told)}" if told else "")
+            + "".join(f"; {words}" for words in odd)
+        )
+
+    def _told(self, public: IPAddress) -> str:
+        owner = next((interface.name for interface in self.facts.interfaces if interface.has(public)), None)
+        return str(public) if owner is None else f"{public} (an address of {owner} on this host)"
 
 
 def _is_unicast(address: IPAddress) -> bool:
@@ -278,36 +315,3 @@ def _is_unicast(address: IPAddress) -> bool:
 def _inventory(interfaces: Sequence[Interface]) -> str:
     shown = (f"{one.name} ({', '.join(str(held.address) for held in one.addresses) or 'no address'})" for one in interfaces)
     return ", ".join(shown) or "no interface at all"
-
-
-def _describe(uplink: Uplink, interface: Interface) -> str:
-    addresses = " and ".join(str(address) for address in (uplink.address, uplink.address6) if address is not None)
-    told = [
-        str(public) for public, own in ((uplink.public_ip, uplink.address), (uplink.public_ipv6, uplink.address6)) if public != own
-    ]
-    return (
-        f"{uplink.name}, {addresses}, MTU {uplink.mtu}"
-        + (f", peers are told {' and '.join(told)}" if told else "")
-        + ("" if interface.up else "; it is down")
-    )
-
-
-def _no_such(name: str) -> str:
-    """Why an interface is not found by this name."""
-    base, at, _peer = name.partition("@")
-    return f"no such interface; ip(8) shows {name} for the interface {base}" if at else "no such interface"
-
-
-def _without_overlay(facts: HostFacts, networks: Sequence[IPNetwork], ours: Container[str]) -> HostFacts:
-    """The facts without our own devices, and without addresses inside the overlay (a bridge has one)."""
-
-    def outside(held: InterfaceAddress) -> bool:
-        value = int(held.address)
-        return not any(net.version == held.address.version and net.first <= value <= net.last for net in networks)
-
-    kept = (
-        replace(interface, addresses=tuple(held for held in interface.addresses if outside(held)))
-        for interface in facts.interfaces
-        if interface.name not in ours
-    )
-    return HostFacts(tuple(kept), facts.default_routes)

@@ -1,73 +1,93 @@
-"""Is the uplink another one now? What to ask of the host, when to ask it, and how to say what became of it."""
+"""May the uplink be another one now, what is asked of the host to know, and how is it said?"""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from flannelpy.core.backend import Uplink
-from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, Wish
+from flannelpy.core.uplink import FactsQuery, HostFacts, Wish
 
 
-def query(wish: Wish) -> FactsQuery:
-    """The least that has to be asked for the choice."""
-    if wish.iface_regex or wish.can_reach is not None or any(_is_address(text) for text in wish.iface):
-        return FactsQuery(default_routes=False)
-    if wish.iface:
-        return FactsQuery(frozenset(wish.iface), default_routes=False)
-    if wish.public_ip is not None or wish.public_ipv6 is not None:
-        return EVERYTHING
-    return FactsQuery(frozenset())
+def query(wish: Wish, current: Uplink | None = None) -> FactsQuery:
+    """The least that has to be asked for the choice.
+
+    Everything where an address is advertised and there is no ``current`` uplink yet: the choice says whose that address is.
+    """
+    public = wish.public_ip is not None or wish.public_ipv6 is not None
+    everything = _any_may_fit(wish) or wish.can_reach is not None or (current is None and public)
+    return FactsQuery(None if everything else frozenset(wish.iface), wish.by_default)
 
 
-def concerns(links: Mapping[int, str], default_route: bool, wish: Wish, current: Uplink | None) -> bool:
-    """True where the choice may be another one after a change of these interfaces (index -> name) or of a default route."""
-    if current is not None and (current.index in links or current.name in links.values()):
+def concerns(
+    links: Mapping[int, str], default_route: bool, wish: Wish, current: Uplink | None, routed: frozenset[int] | None = None
+) -> bool:
+    """True where the choice may be another one after a change of these interfaces (index -> name), of a default route, or of routes
+    of these IP versions (None: unknown).
+    """
+    if current is None:
+        return bool(links) or default_route or bool(routed)
+    if current.index in links or current.name in links.values():
         return True
-    if wish.can_reach is not None and default_route:
+    if default_route and (wish.by_default or wish.can_reach is not None):
         return True
-    needed = query(wish)
-    if needed.names is None:
-        return bool(links) or (needed.default_routes and default_route)
-    return (needed.default_routes and (default_route or (bool(links) and current is None))) or any(
-        name in needed.names for name in links.values()
-    )
+    if wish.can_reach is not None and (bool(links) if routed is None else wish.can_reach.version in routed):
+        return True
+    if _any_may_fit(wish):
+        return bool(links) and not _is_settled(wish, current)
+    return any(name in wish.iface for name in links.values())
+
+
+def _any_may_fit(wish: Wish) -> bool:
+    """True where any interface may turn out to be the one: by a pattern or an address, not by its name."""
+    public = wish.public_ip is not None or wish.public_ipv6 is not None
+    return bool(wish.iface_regex or any(map(_is_address, wish.iface)) or (wish.by_default and public))
+
+
+def _is_settled(wish: Wish, current: Uplink) -> bool:
+    """True where the first thing that was wished for is an address that the uplink has: no other interface can take its place."""
+    first = wish.iface[0] if wish.iface else "" if wish.iface_regex else str(wish.public_ip or wish.public_ipv6)
+    return _is_address(first) and IPAddress(first) in (current.address, current.address6)
 
 
 def describe_change(before: Uplink, after: Uplink) -> str:
-    """What became of the uplink, in words; empty where nothing did."""
-    said = []
-    if before.name != after.name:
-        same = before.index == after.index
-        said.append(f"{before.name} is called {after.name} now" if same else f"it is {after.name} now, it was {before.name}")
+    """What became of the uplink, in words (``eth1's address is 192.168.90.51, it was 192.168.90.1``); empty where nothing did."""
+    return "; ".join(_differences(before, after))
+
+
+def _differences(before: Uplink, after: Uplink) -> Iterator[str]:
+    name = after.name
+    if before.name != name:
+        yield f"{before.name} is called {name} now" if before.index == after.index else f"it is {name} now, it was {before.name}"
     elif before.index != after.index:
-        said.append(f"{after.name} was made anew")
-    for what, old, new in (
-        ("address", before.address, after.address),
-        ("IPv6 address", before.address6, after.address6),
-        ("MTU", before.mtu, after.mtu),
+        yield f"{name} was made anew"
+    for what, own, was, public, advertised in (
+        ("address", after.address, before.address, after.public_ip, before.public_ip),
+        ("IPv6 address", after.address6, before.address6, after.public_ipv6, before.public_ipv6),
     ):
-        if old != new:
-            said.append(f"{after.name}'s {what} is {new}, it was {old}")
-    for old, new, own in (
-        (before.public_ip, after.public_ip, after.address),
-        (before.public_ipv6, after.public_ipv6, after.address6),
-    ):
-        if old != new and new != own:
-            said.append(f"{new} is advertised, it was {old}")
-    return "; ".join(said)
+        if own != was:
+            yield f"{name} has no {what} now, it was {was}" if own is None else f"{name}'s {what} is {own}, it was {was or 'none'}"
+        if public != advertised and (public, advertised) != (own, was):
+            yield f"{public or 'nothing'} is advertised, it was {advertised or 'nothing'}"
+    if before.mtu != after.mtu:
+        yield f"{name}'s MTU is {after.mtu}, it was {before.mtu}"
 
 
-def host_networks(facts: HostFacts, ours: Container[str], bridge: IPNetwork | None) -> tuple[tuple[IPNetwork, str], ...]:
-    """The networks that the host's interfaces are in, and which; without our own devices, and the bridge of our own subnet."""
+def host_networks(
+    facts: HostFacts, ours: Container[str], exclude_bridge_with: IPNetwork | None
+) -> tuple[tuple[IPNetwork, str], ...]:
+    """The networks that this host's addresses lie in, each with its interface: whoever were leased one would cut the host off.
+
+    Without those of our own devices, loopback, link-local ones, and the bridge that has an address in our own subnet.
+    """
     found = []
     for interface in facts.interfaces:
         for held in interface.addresses if interface.name not in ours else ():
-            net = IPNetwork((int(held.address), held.prefixlen), version=held.address.version).cidr
-            plain = not held.address.is_loopback() and not held.address.is_link_local()
-            if plain and not (bridge is not None and bridge.version == net.version and held.address in bridge):
-                found.append((net, interface.name))
+            local = held.address.is_loopback() or held.address.is_link_local()
+            bridge = exclude_bridge_with is not None and held.address in exclude_bridge_with
+            if not local and not bridge:
+                found.append((IPNetwork((int(held.address), held.prefixlen), version=held.address.version).cidr, interface.name))
     return tuple(found)
 
 

@@ -12,15 +12,18 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
 
 from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.foreign import LINE, printable
 
 if TYPE_CHECKING:
     import h11
@@ -29,24 +32,61 @@ log = logging.getLogger(__name__)
 
 Page = tuple[int, str, str]
 """Status, content type, body."""
-Pages = Mapping[str, Callable[[], Page]]
-"""Path -> what makes the page; called for each request, so it must be quick."""
+Query = Mapping[str, str]
+"""What stands behind the question mark, by name; the last of a name counts."""
+Made = Callable[[], Page] | Callable[[Query], Awaitable[Page]]
+Pages = Mapping[str, Made]
+"""Path -> what makes the page: at once, without a query; or, where it takes one, in its own time (at most PAGE_S)."""
 
 HEAD_BYTES = 16 * 1024
 BODY_BYTES = 64 * 1024
 REQUEST_S = 10.0
 IDLE_S = 75.0
+PAGE_S = 60.0
 CONNECTIONS = 64
 TEXT = "text/plain; charset=utf-8"
+REASONS = 50
+"""Lines of reasons on a page."""
+STANDS_STILL_S = 30.0
+"""An agent whose reconciler has not turned for so long does not live."""
 
 
-def health_pages(ready: Callable[[], bool]) -> dict[str, Callable[[], Page]]:
-    """``/healthz`` is 200 while we run; ``/readyz`` is 200 while ``ready()``, else 503 (flannel-compat 11.1)."""
+def _nothing() -> Sequence[str]:
+    return ()
+
+
+def _just_now() -> float:
+    return 0.0
+
+
+def health_pages(
+    ready: Callable[[], bool],
+    why_not: Callable[[], Sequence[str]] = _nothing,
+    wrong: Callable[[], Sequence[str]] = _nothing,
+    silent_s: Callable[[], float] = _just_now,
+) -> dict[str, Callable[[], Page]]:
+    """``/healthz`` is 200 while we run; ``/readyz`` is 200 while ``ready()``, else 503 (flannel-compat 11.1).
+
+    The body gives the reasons, one a line: ``why_not`` where it is not ready, ``wrong`` where it is all the same. ``silent_s``: how
+    long the reconciler has not turned; beyond STANDS_STILL_S ``/healthz`` is 503, too.
+    """
+
+    def healthz() -> Page:
+        silent = silent_s()
+        if silent > STANDS_STILL_S:
+            return 503, TEXT, f"the reconciler has not turned for {silent:.0f} s\n"
+        return 200, TEXT, "flannelpy is running\n"
 
     def readyz() -> Page:
-        return (200, TEXT, "flannelpy is ready\n") if ready() else (503, TEXT, "flannelpy is not ready yet\n")
+        if ready():
+            return 200, TEXT, _lines("flannelpy is ready", wrong())
+        return 503, TEXT, _lines("flannelpy is not ready yet", why_not())
 
-    return {"/healthz": lambda: (200, TEXT, "flannelpy is running\n"), "/readyz": readyz}
+    return {"/healthz": healthz, "/readyz": readyz}
+
+
+def _lines(first: str, more: Sequence[str]) -> str:
+    return "".join(f"{printable(line, LINE)}\n" for line in (first, *more[:REASONS]))
 
 
 async def serve(host: str, port: int, pages: Pages) -> HttpServer:
@@ -143,7 +183,7 @@ async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
                 request = await _request(connection, reader)
             if request is None:
                 return
-            page = (503, TEXT, "too many connections\n") if crowded else _page(request, pages)
+            page = (503, TEXT, "too many connections\n") if crowded else await _page(request, pages)
             await _answer(connection, writer, page, close=crowded, with_body=request.method != b"HEAD")
             if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
                 return
@@ -198,15 +238,19 @@ async def _request(connection: h11.Connection, reader: asyncio.StreamReader) -> 
             return None
 
 
-def _page(request: h11.Request, pages: Pages) -> Page:
-    path = request.target.decode("latin-1").partition("?")[0]
+async def _page(request: h11.Request, pages: Pages) -> Page:
+    path, _, query = request.target.decode("latin-1").partition("?")
     if request.method not in (b"GET", b"HEAD"):
         return 405, TEXT, "expected GET\n"
     make = pages.get(path)
     if make is None:
         return 404, TEXT, f"not here; there is {', '.join(sorted(pages))}\n"
     try:
-        return make()
+        made = make(dict(parse_qsl(query))) if iscoroutinefunction(make) else make()  # type: ignore[call-arg]
+        if isinstance(made, tuple):
+            return made
+        async with asyncio.timeout(PAGE_S):
+            return await made
     except Exception:  # a page's edge: the reason belongs in the log, not on the wire
         log.exception("page %s failed", path)
         return 500, TEXT, "the page could not be made; the log says why\n"

@@ -1,6 +1,6 @@
 """What does an agent say of itself? The document behind ``flannelpy status``: values, and their JSON, in and out.
 
-The agent makes it (``agent.tell``), the command reads it (``ask``, ``status_table``). Names in JSON are flannel's where flannel has
+The agent makes it (``agent.status``), the command reads it (``commands.ask``). Names in JSON are flannel's where flannel has
 one. Times are ISO 8601 in UTC. What is not known yet is null; no secret is in it.
 """
 
@@ -22,7 +22,6 @@ SOCKET = "agent.sock"
 SCHEMA = 2
 """Grows when a name in the document goes, or means something else."""
 PAGE = "/status"
-EVENTS_PAGE = "/events"
 """The document's path on it."""
 
 

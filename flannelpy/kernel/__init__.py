@@ -27,23 +27,27 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What the kernel says was touched, inside the scope: the object as it is now, or None for one that is gone.
-
-    The parts are independent of each other. ``resync`` asks for a full observation: notifications were ``lost``, or something of
-    ours went without a word. ``links`` are interfaces that are not ours, by index, which came, went or changed, or whose addresses
-    did; ``default_route`` says that a default route has changed, ``routed`` of which IP versions a route has that is not ours.
-    """
+    """What the kernel says was touched. Its parts are independent of each other: whoever listens handles each for itself."""
 
     objects: Mapping[Key, Object | None] = field(default_factory=dict)
+    """Inside the scope: as it is now, None for gone."""
     resync: bool = False
+    """Notifications were lost, or something of ours vanished unannounced: everything must be observed."""
     lost: bool = False
+    """Notifications were lost: whatever was known of the host may be wrong, too."""
     links: Mapping[int, str] = field(default_factory=dict)
+    """Interfaces that are not ours (index and name) which came, went, changed, or whose addresses did."""
     default_route: bool = False
+    """A default route of the main table changed."""
     routed: frozenset[int] = frozenset()
+    """IP versions of which a route of the main table that is not ours changed."""
 
 
 class Notices(Protocol):
-    """A subscription: notices as they come, until it is closed."""
+    """A subscription: notices as they come, until it is closed.
+
+    What goes wrong on the way is tried again by the iteration itself, with pauses; ``lost`` is told afterwards.
+    """
 
     def __aiter__(self) -> AsyncIterator[Notice]: ...
 
@@ -56,7 +60,10 @@ class Kernel(Protocol):
     """This host's kernel, in the namespace where the agent runs."""
 
     async def facts(self, query: FactsQuery = EVERYTHING) -> HostFacts:
-        """Interfaces with addresses, and default routes: what the choice of uplink is made from, as far as is asked for."""
+        """Interfaces with addresses, and default routes, as far as ``query`` asks for them. Raises KernelError.
+
+        Interfaces that come and go meanwhile are no error: each one that is told was there.
+        """
         ...
 
     async def route_to(self, address: IPAddress) -> RouteAnswer | None:
@@ -70,7 +77,8 @@ class Kernel(Protocol):
     async def observe(self, scope: Scope, keys: Iterable[Key] | None = None) -> HostState:
         """What is there of what may be ours. With ``keys`` at least those are looked at; what is not there is left out.
 
-        Raises KernelError where the kernel cannot be asked.
+        Everything that is told was there; where the kernel's tables would not stand still for long enough, something may be
+        missing, and ``incomplete`` is set: look again in a second. Raises KernelError where the kernel cannot be asked.
         """
         ...
 

@@ -24,6 +24,9 @@ ACK_BYTES = 1 << 20
 DATAGRAM_BYTES = 1 << 16
 """The kernel fills dumps to at most 32 KB a datagram."""
 
+GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
+"""What the kernel says of a thing that is not there; where it was to be removed, that is what was asked for."""
+
 Failure = tuple[int, str]
 """A positive errno and the kernel's own words."""
 

@@ -10,7 +10,7 @@ import asyncio
 import errno
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from netaddr import IPAddress, IPNetwork
@@ -34,8 +34,9 @@ from flannelpy.core.objects import (
 )
 from flannelpy.core.plan import Step
 from flannelpy.core.uplink import EVERYTHING, DefaultRoute, FactsQuery, HostFacts, Interface, InterfaceAddress, RouteAnswer
-from flannelpy.kernel import Notice, Result
+from flannelpy.kernel import Result
 from flannelpy.kernel.channel import error
+from flannelpy.kernel.fake_notices import FakeNotices, News
 
 KERNEL_PROTOCOL = 2
 
@@ -57,8 +58,9 @@ class FakeKernel:
         self._routes: dict[IPNetwork, Route] = {}
         self.unknown: set[str] = set()
         """Kinds that this kernel was built without: ``fou``, ``ipip``."""
-        self._faults: dict[Key, tuple[int, int]] = {}
-        self._broken: dict[str, tuple[KernelError, int]] = {}
+        self.taken_ports: set[int] = set()
+        """UDP ports that programs of the host are bound to."""
+        self._faults: dict[Key | str, tuple[Exception, int]] = {}
         self._subscriptions: weakref.WeakSet[FakeNotices] = weakref.WeakSet()
         self.applied: list[Step] = []
         """Every step that was carried out, in order."""
@@ -73,11 +75,12 @@ class FakeKernel:
         for link in self._links.values():
             mine = [item.net for item in self._objects.values() if isinstance(item, Address) and item.dev == link.name]
             addresses = tuple(InterfaceAddress(net.ip, net.prefixlen) for net in mine)
-            found.append(Interface(link.name, self._indices[link.name], link.mtu, link.up, addresses))
+            found.append(Interface(link.name, self._indices[link.name], link.mtu, link.up, addresses, link.mac or ""))
+        defaults = self._default_routes if query.default_routes else ()
         if query.names is not None:
-            leaving = {route.index for route in self._default_routes} if query.default_routes else set()
-            found = [item for item in found if query.names.intersection((item.name, *item.altnames)) or item.index in leaving]
-        return HostFacts(tuple(sorted(found, key=lambda item: item.index)), self._default_routes if query.default_routes else ())
+            leave_by = {route.index for route in defaults}
+            found = [item for item in found if item.index in leave_by or not query.names.isdisjoint(item.names)]
+        return HostFacts(tuple(sorted(found, key=lambda item: item.index)), defaults)
 
     async def route_to(self, address: IPAddress) -> RouteAnswer | None:
         self._called("route_to")
@@ -103,7 +106,6 @@ class FakeKernel:
 
     async def observe(self, scope: Scope, keys: Iterable[Key] | None = None) -> HostState:
         self._called("observe")
-        self._fault(Key("observe", ""))
         kinds = None if keys is None else {key.kind for key in keys}
         unset = [Sysctl(name, UNSET) for name in scope.sysctls if self._find(Key("sysctl", name)) is None]
         present = [item for item in unset if not self._sysctl_missing(item)]
@@ -115,12 +117,15 @@ class FakeKernel:
     async def apply(self, steps: Sequence[Step]) -> Sequence[Result]:
         self._called("apply")
         results = []
+        kept: set[str | None] = set()  # devices that were not made anew after all
         for step in steps:
             try:
                 self._fault(step.key)
-                self._carry_out(step)
+                if not (step.item.lives_on in kept and step.op == "add" and self._find(step.key) == step.item):
+                    self._carry_out(step)
             except KernelError as reason:
                 results.append(Result(step, reason))
+                kept |= {step.item.lives_on} if step.op == "remake" else set()
                 continue
             self.applied.append(step)
             results.append(Result(step))
@@ -134,7 +139,8 @@ class FakeKernel:
         return await elsewhere.apply(steps)
 
     def notices(self, scope: Scope) -> FakeNotices:
-        found = FakeNotices(scope, self._is_seen)
+        self._called("notices")
+        found = FakeNotices(scope, self._is_seen, self._fault)
         self._subscriptions.add(found)
         return found
 
@@ -145,38 +151,52 @@ class FakeKernel:
     # ---------------------------------------------------------------------------------------------- other hands
 
     def fail(self, key: Key, code: int, times: int = 1) -> None:
-        """Let the next ``times`` steps with ``key`` fail with an errno. ``Key("observe", "")`` is an observation."""
-        self._faults[key] = (code, times)
+        """Let the next ``times`` steps with ``key`` fail with an errno."""
+        self._faults[key] = (error((code, "")), times)
 
-    def fail_call(self, method: str, error: KernelError, times: int = 1) -> None:
-        """Let the next ``times`` calls of a method of the contract raise this."""
-        self._broken[method] = (error, times)
+    def fail_call(self, method: str, reason: Exception, times: int = 1) -> None:
+        """Let the next ``times`` calls of a method of the contract raise this.
 
-    def _called(self, method: str) -> None:
-        self.calls[method] += 1
-        if method in self._broken:
-            failure, times = self._broken[method]
-            if times <= 1:
-                del self._broken[method]
-            else:
-                self._broken[method] = (failure, times - 1)
-            raise failure
+        Methods: observe, apply (as a whole), facts, route_to, route_at,
+        rehearse, notices (the subscription), or next_notice (its iteration, also where somebody waits already).
+        """
+        self._faults[method] = (reason, times)
+        if method == "next_notice":
+            self._tell(News())
 
     def overflow(self) -> None:
         """Lose notifications, as the kernel does where nobody reads them (ENOBUFS)."""
         for subscription in self._subscriptions:
-            subscription.overflow()
+            subscription.forget()
+        self._tell(News(lost=True))
 
     def set_facts(self, facts: HostFacts) -> None:
         """The host's own interfaces and default routes are these now."""
+        before = self.interfaces
         self.interfaces = {item.name: item for item in facts.interfaces if item.name not in self._links}
+        touched = {*before.values()} ^ {*self.interfaces.values()}
+        links = {item.index: item.name for item in touched}
+        self._tell(News(links=links, default_route=facts.default_routes != self._default_routes))
         self._default_routes = facts.default_routes
-        self._tell(links=facts.interfaces, default_route=True)
 
     def set_interface(self, interface: Interface) -> None:
         """An interface of the host's own came or changed."""
         self.interfaces[interface.name] = interface
-        self._tell(links=(interface,))
+        self._tell(News(links={interface.index: interface.name}))
+
+    def take_interface(self, name: str) -> None:
+        """An interface of the host's own went."""
+        gone = self.interfaces.pop(name)
+        for link in [link for link in self._links.values() if link.vxlan is not None and link.vxlan.dev == name]:
+            self._delete_link(link.name)
+        self._routes = {dst: route for dst, route in self._routes.items() if route.dev != name}
+        self._tell(News(links={gone.index: name}, took_along=name, routed=frozenset({4, 6})))
+
+    def rename_interface(self, name: str, new: str) -> None:
+        """An interface of the host's own has another name; what lives on it stays."""
+        renamed = self.interfaces[new] = replace(self.interfaces.pop(name), name=new)
+        self._routes = {dst: replace(route, dev=new) if route.dev == name else route for dst, route in self._routes.items()}
+        self._tell(News(links={renamed.index: new}, took_along=name, routed=frozenset({4, 6})))
 
     def plant(self, item: Object) -> None:
         """Put an object there by another hand, over whatever is under its key."""
@@ -210,11 +230,11 @@ class FakeKernel:
         if dev in self._links:
             self._links[dev] = replace(self._links[dev], up=False)
             self._routes = {dst: route for dst, route in self._routes.items() if route.dev != dev}
-            self._tell(self._links[dev], everything=dev)
+            self._tell(News(self._links[dev], took_along=dev))
         else:
             self.interfaces[dev] = replace(self.interfaces[dev], up=False)
             self._routes = {dst: route for dst, route in self._routes.items() if route.dev != dev}
-            self._tell(everything=dev, links=(self.interfaces[dev],))
+            self._tell(News(took_along=dev, links={self.interfaces[dev].index: dev}, routed=frozenset({4, 6})))
 
     def get(self, key: Key) -> Object | None:
         """What is under a key, whoever put it there."""
@@ -274,29 +294,45 @@ class FakeKernel:
             if link.name not in self._links:
                 raise error((errno.ENODEV, ""))
             before = self._links[link.name]
-            changed = replace(before, mtu=link.mtu, up=link.up, mac=link.mac or before.mac)
+            if link.vxlan is not None and before.vxlan is not None:
+                self._demand_parent(link)
+            changed = replace(before, mtu=link.mtu, up=link.up, mac=link.mac or before.mac, vxlan=link.vxlan)
             self._put(changed)
             if changed.mac != before.mac:  # neighbours are resolved anew from the new address; permanent ones go, too
                 for item in [item for item in self._objects.values() if isinstance(item, Neighbour) and item.dev == link.name]:
                     self._drop(item)
             return
+        self._demand_room(link)
         if step.op == "remake":
             self._delete_link(link.name)
+        if link.name in self._links or link.name in self.interfaces:
+            raise error((errno.EEXIST, ""))
+        self._indices[link.name] = self._take_index()
+        self._put(link)
+
+    def _demand_parent(self, link: Link) -> None:
+        if link.vxlan is not None and self._index_of(link.vxlan.dev) == 0:
+            raise KernelError(f"the underlay device {link.vxlan.dev} is not there", errno.ENODEV)
+
+    def _demand_room(self, link: Link) -> None:
+        """What a device needs, before one of its name is deleted. Raises KernelError."""
         if link.kind == "tun":
             raise KernelError(f"{link.name} is opened by its pump, which has not made it yet", errno.ENODEV)
         if link.kind in self.unknown:
             raise KernelError(f"this kernel has no {link.kind} devices: load the module {link.kind}", errno.EOPNOTSUPP)
         if link.vxlan is None and link.ipip is None:
             raise KernelError(f"a device of type {link.kind} is not made here", errno.EOPNOTSUPP)
-        if link.ipip is not None:
-            if any(other.ipip and other.ipip.local == link.ipip.local for other in self._links.values() if other.name != link.name):
-                raise error((errno.EEXIST, ""))  # two tunnels with the same ends
-        elif link.vxlan is not None and self._index_of(link.vxlan.dev) == 0:
-            raise KernelError(f"the underlay device {link.vxlan.dev} is not there", errno.ENODEV)
-        if link.name in self._links or link.name in self.interfaces:
-            raise error((errno.EEXIST, ""))
-        self._indices[link.name] = self._take_index()
-        self._put(link)
+        self._demand_parent(link)
+        for other in self._links.values():
+            if other.name == link.name:
+                continue
+            if link.ipip is not None and other.ipip is not None and other.ipip.local == link.ipip.local:
+                raise KernelError(f"{other.name} is a device of the same kind with the same local address", errno.EEXIST)
+            if link.vxlan is not None and other.vxlan is not None and other.vxlan.fixed == link.vxlan.fixed:
+                same = f"VNI {link.vxlan.vni} and port {link.vxlan.port}"
+                raise KernelError(f"{other.name} is a device of the same kind with the same {same}", errno.EEXIST)
+        if link.up and link.vxlan is not None and link.vxlan.port in self.taken_ports:
+            raise KernelError(f"UDP port {link.vxlan.port}, which {link.name} needs, is taken by another program", errno.EADDRINUSE)
 
     def _demand_usable(self, route: Route) -> None:
         """The kernel's own checks of a route. Raises KernelError."""
@@ -330,11 +366,11 @@ class FakeKernel:
             replaced = self._routes.get(item.dst)
             self._routes[item.dst] = item
             if replaced is not None and item.proto != replaced.proto:
-                self._tell(item, replaced=replaced)
+                self._tell(News(item, replaced=replaced))
                 return
         else:
             self._objects[item.key] = item
-        self._tell(item)
+        self._tell(News(item, links={self._indices[item.name]: item.name} if isinstance(item, Link) else {}))
 
     def _drop(self, item: Object) -> None:
         if isinstance(item, Route):
@@ -344,9 +380,9 @@ class FakeKernel:
         if isinstance(item, Address) and item.net.version == 4:
             if not self._has_ipv4(item.dev):
                 self._disable_ipv4(item.dev)
-            self._tell(gone=item, everything=item.dev)
+            self._tell(News(gone=item, took_along=item.dev))
         else:
-            self._tell(gone=item)
+            self._tell(News(gone=item))
 
     def _disable_ipv4(self, dev: str) -> None:
         """The last IPv4 address of a device takes the device's IPv4 routes and neighbours along."""
@@ -359,10 +395,10 @@ class FakeKernel:
         link = self._links.pop(name, None)
         if link is None:
             return
-        del self._indices[name]
+        index = self._indices.pop(name)
         self._objects = {key: item for key, item in self._objects.items() if not _is_on(item, name)}
         self._routes = {dst: route for dst, route in self._routes.items() if route.dev != name}
-        self._tell(gone=link, everything=name)
+        self._tell(News(gone=link, took_along=name, links={index: name}))
 
     def _find(self, key: Key) -> Object | None:
         if key.kind == "link":
@@ -371,24 +407,21 @@ class FakeKernel:
             return self._routes.get(IPNetwork(key.id))
         return self._objects.get(key)
 
-    def _fault(self, key: Key) -> None:
-        code, times = self._faults.get(key, (0, 0))
-        if times:
-            self._faults[key] = (code, times - 1)
-            raise error((code, ""))
+    def _called(self, method: str) -> None:
+        self.calls[method] += 1
+        self._fault(method)
 
-    def _tell(
-        self,
-        item: Object | None = None,
-        gone: Object | None = None,
-        replaced: Object | None = None,
-        everything: str | None = None,
-        links: Iterable[Interface] = (),
-        default_route: bool = False,
-    ) -> None:
+    def _fault(self, what: Key | str) -> None:
+        if what not in self._faults:
+            return
+        reason, times = self._faults.pop(what)
+        if times > 1:
+            self._faults[what] = (reason, times - 1)
+        raise reason
+
+    def _tell(self, news: News) -> None:
         for subscription in self._subscriptions:
-            subscription.tell(item, gone, replaced, everything)
-            subscription.tell_host(links, default_route)
+            subscription.tell(news)
 
     def _is_seen(self, item: Object, scope: Scope) -> bool:
         """True where an observation of ``scope`` holds ``item``."""
@@ -447,60 +480,6 @@ class FakeKernel:
     def _take_index(self) -> int:
         self._next_index += 1
         return self._next_index - 1
-
-
-class FakeNotices:
-    """What the fake says to one subscriber; coalesced until it is read. One consumer."""
-
-    def __init__(self, scope: Scope, is_seen: Callable[[Object, Scope], bool]) -> None:
-        self._scope = scope
-        self._is_seen = is_seen
-        self._draft = Notice()
-        self._closed = False
-        self._woken = asyncio.Event()
-
-    def tell(self, item: Object | None, gone: Object | None, replaced: Object | None, everything: str | None) -> None:
-        """Note a change that the host made to its objects; what is outside the scope is passed over."""
-        objects, routed = dict(self._draft.objects), set(self._draft.routed)
-        for old in (gone, replaced):
-            if old is not None and self._is_seen(old, self._scope) and not isinstance(old, Sysctl):
-                objects[old.key] = None
-        if item is not None and self._is_seen(item, self._scope) and not isinstance(item, Sysctl):
-            objects[item.key] = item
-        routed |= {one.dst.version for one in (item, gone) if isinstance(one, Route) and one.proto != ROUTE_PROTOCOL}
-        resync = everything is not None and (everything in self._scope.links or everything == self._scope.uplink)
-        self._say(replace(self._draft, objects=objects, resync=self._draft.resync or resync, routed=frozenset(routed)))
-
-    def tell_host(self, links: Iterable[Interface], default_route: bool) -> None:
-        """Note a change of the host's own."""
-        seen = {**self._draft.links, **{link.index: link.name for link in links}}
-        self._say(replace(self._draft, links=seen, default_route=self._draft.default_route or default_route))
-
-    def _say(self, notice: Notice) -> None:
-        self._draft = notice
-        if notice != Notice():
-            self._woken.set()
-
-    def overflow(self) -> None:
-        self._say(Notice(resync=True, lost=True))
-
-    def close(self) -> None:
-        self._closed = True
-        self._woken.set()
-
-    async def aclose(self) -> None:
-        self.close()
-
-    def __aiter__(self) -> FakeNotices:
-        return self
-
-    async def __anext__(self) -> Notice:
-        await self._woken.wait()
-        if self._closed:
-            raise StopAsyncIteration
-        self._woken.clear()
-        notice, self._draft = self._draft, Notice()
-        return notice
 
 
 def _is_on(item: Object, name: str) -> bool:

@@ -7,8 +7,6 @@ in the sender's context (channel.py). Sources: linux/fou.h, linux/genetlink.h, i
 from __future__ import annotations
 
 import errno
-import shutil
-import subprocess
 from collections.abc import Callable
 from struct import Struct
 
@@ -16,6 +14,7 @@ from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import Fou
 from flannelpy.kernel.channel import Channel, error
 from flannelpy.kernel.messages import ACK, AF_INET, DUMP, REQUEST, attribute, attributes, message
+from flannelpy.kernel.modules import Modules
 
 NETLINK_GENERIC = 16
 GENL_ID_CTRL = 0x10
@@ -24,8 +23,6 @@ CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_ID, CTRL_ATTR_FAMILY_NAME = 3, 1, 2
 FOU_CMD_ADD, FOU_CMD_DEL, FOU_CMD_GET = 1, 2, 3
 FOU_ATTR_PORT, FOU_ATTR_AF, FOU_ATTR_IPPROTO, FOU_ATTR_TYPE = 1, 2, 3, 4
 FOU_ENCAP_DIRECT = 1
-
-MODPROBE_S = 5.0
 
 _GENL = Struct("=BBxx")  # command, version
 _U16 = Struct("=H")
@@ -72,7 +69,8 @@ def read(data: bytes, body: int, end: int) -> Fou | None:
 class FouPorts:
     """The FOU ports of the namespace where it is first used."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Modules) -> None:
+        self._modules = modules
         self._channel: Channel | None = None
         self._family = 0
 
@@ -91,10 +89,10 @@ class FouPorts:
             found += [read(data, head.body, head.end) for head in heads]
         return [item for item in found if item is not None and item.port in ports]
 
-    def add(self, item: Fou) -> None:
+    async def add(self, item: Fou) -> None:
         """Raises KernelError; loads the module where that is what is missing, and permitted."""
         if not self._find_family():
-            _load("fou")
+            await self._modules.load("fou")
             if not self._find_family():
                 raise KernelError("this kernel has no fou: load the module fou", errno.EOPNOTSUPP)
         self._ask(lambda sequence: add(sequence, self._family, item))
@@ -132,14 +130,3 @@ class FouPorts:
         if self._channel is None:
             self._channel = Channel(NETLINK_GENERIC)
         return self._channel
-
-
-def _load(module: str) -> None:
-    """modprobe(8), without a word: fou has no alias by which the kernel would load it itself. What came of it, the kernel says."""
-    command = shutil.which("modprobe", path="/usr/sbin:/sbin:/usr/bin:/bin")
-    if command is not None:
-        silent = subprocess.DEVNULL
-        try:
-            subprocess.run([command, "-q", module], stdin=silent, stdout=silent, stderr=silent, timeout=MODPROBE_S, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            return

@@ -74,13 +74,27 @@ def change(sequence: int, link: Link, before: Link | None, index: int) -> bytes:
     return _link(sequence, REQUEST | ACK, index, link.up, attributes)
 
 
-def _link(sequence: int, flags: int, index: int, up: bool, attributes: Attributes) -> bytes:
+def change_vxlan(sequence: int, vxlan: Vxlan, parent: int, index: int) -> bytes:
+    """RTM_NEWLINK that gives a vxlan device another source address, lower device, or learning.
+
+    The kernel demands the VNI again, and refuses a port even where it is the same.
+    """
+    data: Attributes = [
+        ("IFLA_VXLAN_ID", vxlan.vni),
+        ("IFLA_VXLAN_LINK", parent),
+        ("IFLA_VXLAN_LOCAL" if vxlan.local.version == 4 else "IFLA_VXLAN_LOCAL6", str(vxlan.local)),
+        ("IFLA_VXLAN_LEARNING", int(vxlan.learning)),
+    ]
+    attributes: Attributes = [("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "vxlan"), ("IFLA_INFO_DATA", {"attrs": data})]})]
+    return _link(sequence, REQUEST | ACK, index, None, attributes)
+
+
+def _link(sequence: int, flags: int, index: int, up: bool | None, attributes: Attributes) -> bytes:
+    """``up`` None: as it is."""
     from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
-    state = IFF_UP if up else 0
-    return _encode(
-        ifinfmsg(), RTM_NEWLINK, flags, sequence, {"index": index, "flags": state, "change": IFF_UP, "attrs": attributes}
-    )
+    fields = {"index": index, "flags": IFF_UP if up else 0, "change": 0 if up is None else IFF_UP, "attrs": attributes}
+    return _encode(ifinfmsg(), RTM_NEWLINK, flags, sequence, fields)
 
 
 def add_address(sequence: int, item: Address, index: int) -> bytes:

@@ -45,6 +45,7 @@ NTF_SELF, NTF_PROXY = 0x02, 0x08
 
 IFF_UP = 1
 TUNNEL_ENCAP_FOU = 1  # linux/if_tunnel.h
+IFNAMSIZ = 16
 SKIP_STATS = 8  # RTEXT_FILTER_SKIP_STATS: a link without its counters is a third as long
 
 NLMSG = Struct("=IHHII")  # length, type, flags, sequence, port
@@ -149,11 +150,11 @@ def get_link(sequence: int, index: int) -> bytes:
 
 
 def get_link_named(sequence: int, name: str) -> bytes:
-    """By its name, or (from Linux 5.5 on) by another one that it has."""
-    text = name.encode() + b"\0"
-    kind = IFLA_IFNAME if len(text) <= IFNAMSIZ else IFLA_ALT_IFNAME
-    attribute = _RTA.pack(4 + len(text), kind) + text + b"\0" * (-len(text) % 4)
-    return message(RTM_GETLINK, REQUEST, sequence, _IFINFO.pack(0, 0, 0, 0, 0) + _RTA_U32.pack(8, 29, SKIP_STATS) + attribute)
+    """By name or altname: IFLA_IFNAME finds both, and holds 15 letters; IFLA_ALT_IFNAME holds 127 (kernels from 5.5)."""
+    text = name.encode("utf-8", "surrogateescape")
+    number = 3 if len(text) < IFNAMSIZ else 53
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(number, text + b"\0") + _RTA_U32.pack(8, 29, SKIP_STATS)
+    return message(RTM_GETLINK, REQUEST, sequence, body)
 
 
 def create_ipip(sequence: int, link: Link, ipip: Ipip) -> bytes:
@@ -240,6 +241,16 @@ def attributes(data: bytes, at: int, end: int) -> dict[int, bytes]:
     return found
 
 
+def each_attribute(data: bytes, at: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """As ``attributes``, each of several."""
+    while at + 4 <= end:
+        length, number = _RTA.unpack_from(data, at)
+        if length < 4:
+            break
+        yield number & 0x3FFF, data[at + 4 : at + length]
+        at += (length + 3) & ~3
+
+
 def failure(data: bytes, head: Head) -> tuple[int, str]:
     """What an NLMSG_ERROR says: the positive errno (0 is success) and the kernel's own words, if it has any."""
     code = -_S32.unpack_from(data, head.body)[0]
@@ -257,11 +268,6 @@ def dump_failure(data: bytes, head: Head) -> int:
     return -_S32.unpack_from(data, head.body)[0] if head.end - head.body >= 4 else 0
 
 
-IFLA_IFNAME, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 3, 52, 53
-IFNAMSIZ = 16
-"""Longest name of a device with its zero (netdevice(7)); other names may be longer."""
-
-
 class LinkInfo(NamedTuple):
     """A device as the kernel tells it. ``vxlan`` and ``ipip`` hold its attributes by number; ``parent`` is an index, 0 for none."""
 
@@ -275,7 +281,6 @@ class LinkInfo(NamedTuple):
     parent: int
     vxlan: dict[int, bytes] | None
     ipip: dict[int, bytes] | None
-    altnames: tuple[str, ...] = ()
 
     @property
     def up(self) -> bool:
@@ -312,21 +317,13 @@ def read_link(data: bytes, body: int, end: int) -> LinkInfo:
         _u32(vxlan.get(3) if vxlan else found.get(5)),
         vxlan,
         ipip,
-        _altnames(found.get(IFLA_PROP_LIST, b"")),
     )
 
 
-def _altnames(listed: bytes) -> tuple[str, ...]:
-    """The other names of a device: one attribute each, all of one type."""
-    found, at = [], 0
-    while at + 4 <= len(listed):
-        length, kind = _RTA.unpack_from(listed, at)
-        if length < 4:
-            break
-        if kind & 0x3FFF == IFLA_ALT_IFNAME:
-            found.append(_text(listed[at + 4 : at + length]))
-        at += (length + 3) & ~3
-    return tuple(found)
+def read_altnames(data: bytes, body: int, end: int) -> tuple[str, ...]:
+    """The other names of a link (IFLA_PROP_LIST, each an IFLA_ALT_IFNAME)."""
+    properties = attributes(data, body + 16, end).get(52, b"")
+    return tuple(_text(value) for number, value in each_attribute(properties, 0, len(properties)) if number == 53)
 
 
 def ipip_of(found: dict[int, bytes]) -> Ipip | None:

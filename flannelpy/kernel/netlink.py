@@ -15,50 +15,43 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import Address, FdbEntry, Fou, HostState, Key, Link, Neighbour, NftTable, Object, Route, Scope, Sysctl
 from flannelpy.core.plan import Step
-from flannelpy.core.uplink import EVERYTHING, DefaultRoute, FactsQuery, HostFacts, Interface, InterfaceAddress, RouteAnswer
+from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer
 from flannelpy.kernel import Result, links, messages
-from flannelpy.kernel.channel import Channel, Failure, error
+from flannelpy.kernel.channel import GONE, Channel, Failure, error
+from flannelpy.kernel.devices import Devices, index_of, name_of
+from flannelpy.kernel.dump import Dumped, dump_of_device, dump_routes
+from flannelpy.kernel.facts import read_facts
 from flannelpy.kernel.fou import FouPorts
 from flannelpy.kernel.messages import AF_BRIDGE, AF_INET, AF_INET6, CREATE, EXCL, REPLACE, REQUEST
+from flannelpy.kernel.modules import Modules
 from flannelpy.kernel.nft import Nft
 from flannelpy.kernel.notices import Notices
 from flannelpy.kernel.sieve import Sieve, as_route
 
-T = TypeVar("T")
-
-GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL})
-"""What removing a thing that is not there says: it is gone, which is what was asked for."""
-
 UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
 """How a route look-up says no: no route, unreachable, prohibit, blackhole, or no such family in this kernel."""
-
-NO_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EPFNOSUPPORT})
 
 BATCH_MOST, BATCH_LEAST = 256, 16
 BATCH_S = 0.005
 """A batch holds as many messages as the kernel carries out in about this time, in seconds: so long the loop stands still. It
 matters with thousands of on-link routes with distinct gateways on one device: each takes the kernel longer than the one before."""
 
-DUMP_ATTEMPTS, DUMP_PAUSE_S = 10, 0.02
 NOTICE_BYTES = 8 << 20
 """Notifications that may pile up while nobody reads: some 10,000 messages."""
 
 PROC_SYS = Path("/proc/sys")
-SCOPES = {0: "global", 200: "site", 253: "link", 254: "host", 255: "nowhere"}
-IFA_F_TEMPORARY, IFA_F_DEPRECATED, IFA_F_PERMANENT = 0x01, 0x20, 0x80
-
 Packed = (Address, Neighbour, FdbEntry, Route)
 """Kinds whose steps are sent many at a time."""
 
@@ -66,60 +59,21 @@ Packed = (Address, Neighbour, FdbEntry, Route)
 class NetlinkKernel:
     """The kernel of this host. Cheap to make; the first use opens sockets in the namespace of the calling thread."""
 
-    def __init__(self, notice_bytes: int = NOTICE_BYTES) -> None:
+    def __init__(self, notice_bytes: int = NOTICE_BYTES, modules: Modules | None = None) -> None:
+        self._modules = modules or Modules()
         self._notice_bytes = notice_bytes
         self._channel: Channel | None = None
         self._nft = Nft()
-        self._fou = FouPorts()
+        self._fou = FouPorts(self._modules)
+        self._devices = Devices(self._ask)
         self._batch = BATCH_MOST
         self._subscriptions: set[Notices] = set()
 
     # ---------------------------------------------------------------------------------------------------- facts
 
     async def facts(self, query: FactsQuery = EVERYTHING) -> HostFacts:
-        """Interfaces with addresses, and default routes. Raises KernelError where the kernel cannot be asked.
-
-        Interfaces that are named are asked for by name: the others may come and go meanwhile. Where all are asked for and some come
-        or go, each that was told is true all the same.
-        """
-        defaults = []
-        for family in (AF_INET, AF_INET6) if query.default_routes else ():
-            defaults += [DefaultRoute(route.version, route.device) for route in await self._dump_routes(family, _read_default)]
-        addresses: dict[int, list[InterfaceAddress]] = {}
-        if query.names is None:
-            infos = await self._dump(messages.dump_links, messages.read_link, whole=False)
-            for info in await self._dump(messages.dump_addresses, messages.read_address, whole=False):
-                addresses.setdefault(info.device, []).append(_interface_address(info))
-        else:
-            infos = self._links(query.names, {route.index for route in defaults if route.index})
-            for index in [info.device for info in infos]:
-                request = partial(messages.dump_addresses, index=index)
-                found = await self._dump_of(request, messages.read_address, whole=False)
-                addresses[index] = [_interface_address(info) for info in found if info.device == index]
-        interfaces = [
-            Interface(
-                info.name, info.device, info.mtu, info.up, tuple(addresses.get(info.device, ())), info.mac or "", info.altnames
-            )
-            for info in sorted(infos, key=lambda info: info.device)
-        ]
-        return HostFacts(tuple(interfaces), tuple(defaults))
-
-    def _links(self, names: Iterable[str], indexes: Iterable[int]) -> list[messages.LinkInfo]:
-        """The interfaces with these names (any that they have) and indexes; those that are not there are left out."""
-        channel = self._open()
-        requests = [partial(messages.get_link_named, name=name) for name in names]
-        requests += [partial(messages.get_link, index=index) for index in indexes]
-        found: dict[int, messages.LinkInfo] = {}
-        for request in requests:
-            try:
-                data, head = channel.get(request(channel.reserve(1)))
-            except KernelError as reason:
-                if reason.code in GONE:
-                    continue
-                raise
-            info = messages.read_link(data, head.body, head.end)
-            found[info.device] = info
-        return list(found.values())
+        """See ``Kernel.facts``."""
+        return await read_facts(query)
 
     async def route_to(self, address: IPAddress) -> RouteAnswer | None:
         """``ip route get ADDRESS``; None where the kernel would not send."""
@@ -137,7 +91,7 @@ class NetlinkKernel:
             messages.ROUTE_KINDS["prohibit"],
         ):
             return None
-        return RouteAnswer(_name_of(index), index, source, via)
+        return RouteAnswer(name_of(index), index, source, via)
 
     async def route_at(self, dst: IPNetwork) -> Route | None:
         """The main table's route to exactly ``dst``, whoever's; a dump of its family (33 ms for 5,000 routes)."""
@@ -146,9 +100,9 @@ class NetlinkKernel:
             info = messages.read_route(data, body, end)
             if info is None or (info.dst, info.prefixlen) != (dst.first, dst.prefixlen):
                 return None
-            return as_route(info, _name_of(info.device) if info.device else None)
+            return as_route(info, name_of(info.device) if info.device else None)
 
-        found = await self._dump_routes(AF_INET if dst.version == 4 else AF_INET6, read)
+        found = await dump_routes(AF_INET if dst.version == 4 else AF_INET6, read)
         return found[0] if found else None
 
     # ----------------------------------------------------------------------------------------------- observation
@@ -164,32 +118,33 @@ class NetlinkKernel:
         def wanted(kind: str) -> bool:
             return kinds is None or kind in kinds
 
-        sieve = Sieve(scope, _name_of)
+        sieve = Sieve(scope, self._devices.name_of)
         for name in (*scope.links, *([scope.uplink] if scope.uplink else [])):
-            if index := _index_of(name):
+            if index := index_of(name) if name in scope.links else self._devices.remember(name):
                 sieve.meet(name, index)
         found: list[Object] = []
+        dumps: list[Dumped[Any]] = []
         if wanted("link"):
             found += self._observe_links(sieve)
         for index in sieve.links:
             if wanted("addr"):
-                found += await self._observe_addresses(sieve, index)
+                found += await _observe_addresses(sieve, index)
             if wanted("neigh"):
-                found += await self._observe_neighbours(sieve, index)
+                dumps.append(await _observe_neighbours(sieve, index))
             if wanted("fdb"):
-                found += await self._observe_fdb(sieve, index)
+                dumps.append(await _observe_fdb(sieve, index))
         if wanted("fou"):
             found += self._fou.observe(scope.fou_ports)
         if wanted("sysctl"):
             found += _observe_sysctls(scope)
         if wanted("route"):
-            found += await self._observe_routes(sieve)
+            dumps += [await _observe_routes(sieve, family) for family in (AF_INET, AF_INET6)]
         if wanted("nft") and (table := await self._nft.list(scope.table)) is not None:
             found.append(table)
         objects: dict[Key, Object] = {}
-        for item in found:
+        for item in chain(found, *dumps):
             objects.setdefault(item.key, item)  # of two routes to one destination the kernel uses, and dumps, the first
-        return HostState(objects)
+        return HostState(objects, incomplete=not all(one.complete for one in dumps))
 
     def _observe_links(self, sieve: Sieve) -> list[Link]:
         found = []
@@ -204,78 +159,6 @@ class NetlinkKernel:
             link = sieve.link(messages.read_link(data, head.body, head.end))
             if link is not None:
                 found.append(link)
-        return found
-
-    async def _observe_addresses(self, sieve: Sieve, index: int) -> list[Address]:
-        def read(data: bytes, body: int, end: int) -> Address | None:
-            if messages.link_index(data, body) != index:
-                return None
-            info = messages.read_address(data, body, end)
-            return None if info is None else sieve.address(info)
-
-        return await self._dump_of(lambda sequence: messages.dump_addresses(sequence, index), read)
-
-    async def _observe_neighbours(self, sieve: Sieve, index: int) -> list[Neighbour]:
-        def read(data: bytes, body: int, end: int) -> Neighbour | None:
-            return sieve.neighbour(messages.read_neighbour(data, body, end)) if messages.link_index(data, body) == index else None
-
-        return await self._dump_of(lambda sequence: messages.dump_neighbours(sequence, 0, index), read)
-
-    async def _observe_fdb(self, sieve: Sieve, index: int) -> list[FdbEntry]:
-        def read(data: bytes, body: int, end: int) -> FdbEntry | None:
-            return sieve.fdb(messages.read_neighbour(data, body, end)) if messages.link_index(data, body) == index else None
-
-        return await self._dump_of(lambda sequence: messages.dump_neighbours(sequence, AF_BRIDGE, index), read)
-
-    async def _observe_routes(self, sieve: Sieve) -> list[Route]:
-        def read(data: bytes, body: int, end: int) -> Route | None:
-            info = messages.read_route(data, body, end)
-            return None if info is None else sieve.route(info)
-
-        return [*await self._dump_routes(AF_INET, read), *await self._dump_routes(AF_INET6, read)]
-
-    async def _dump_routes(self, family: int, read: Callable[[bytes, int, int], T | None]) -> list[T]:
-        try:
-            return await self._dump(lambda sequence: messages.dump_routes(sequence, family), read)
-        except KernelError as reason:
-            if reason.code == errno.ENOENT or (family == AF_INET6 and reason.code in NO_FAMILY):
-                return []  # a routing table is made with its first route
-            raise
-
-    async def _dump_of(
-        self, request: Callable[[int], bytes], read: Callable[[bytes, int, int], T | None], *, whole: bool = True
-    ) -> list[T]:
-        """A dump of one device, empty where the device went meanwhile."""
-        try:
-            return await self._dump(request, read, whole=whole)
-        except KernelError as reason:
-            if reason.code in GONE:
-                return []
-            raise
-
-    async def _dump(
-        self, request: Callable[[int], bytes], read: Callable[[bytes, int, int], T | None], *, whole: bool = True
-    ) -> list[T]:
-        """What ``read`` makes of each message of a dump; again from the start where the kernel says that the table moved below it.
-
-        Each message is true, but one may be missing or twice: after some attempts the last one is taken as it is, and at once where
-        nobody needs it ``whole``. On a socket of its own: the loop gets turns in between, in which others ask the kernel, too.
-        """
-        found: list[T] = []
-        for attempt in range(DUMP_ATTEMPTS if whole else 1):
-            await asyncio.sleep(0 if not attempt else DUMP_PAUSE_S)
-            found = []
-            try:
-                with Channel() as channel:
-                    for data, heads in channel.dump(request(channel.reserve(1))):
-                        for head in heads:
-                            item = read(data, head.body, head.end)
-                            if item is not None:
-                                found.append(item)
-                        await asyncio.sleep(0)
-            except InterruptedError:
-                continue
-            break
         return found
 
     # ----------------------------------------------------------------------------------------------------- apply
@@ -293,7 +176,18 @@ class NetlinkKernel:
             else:
                 results.append(await self._apply_single(steps[at]))
             await asyncio.sleep(0)
-        return results
+        return await self._forgive(results)
+
+    async def _forgive(self, results: list[Result]) -> list[Result]:
+        """Where a device was not made anew after all, what was to be put on its successor is still there: that is no failure."""
+        kept = {one.step.item.lives_on for one in results if one.error and one.step.op == "remake"}
+        if not any(_is_there(one) and one.step.item.lives_on in kept for one in results):
+            return results
+        sieve = Sieve(Scope(frozenset(name for name in kept if name)), name_of)
+        for name in sieve.scope.links:
+            sieve.meet(name, index_of(name))
+        there = {*await _observe_routes(sieve, AF_INET), *await _observe_routes(sieve, AF_INET6)}
+        return [Result(one.step) if _is_there(one) and one.step.item in there else one for one in results]
 
     def _apply_packed(self, steps: Sequence[Step]) -> list[Result]:
         started = time.thread_time()  # not the wall's: on a busy host that says how long others had the processor
@@ -302,10 +196,10 @@ class NetlinkKernel:
         errors: dict[int, KernelError] = {}
         requests: list[bytes] = []
         places: list[int] = []
-        index_of = _Indices()  # resolved for each batch: a device may have been made anew since the last
+        index_by = _Indices()  # resolved for each batch: a device may have been made anew since the last
         for place, step in enumerate(steps):
             try:
-                requests.append(_encode(step, first + len(requests), index_of))
+                requests.append(_encode(step, first + len(requests), index_by))
                 places.append(place)
             except KernelError as reason:
                 errors[place] = reason
@@ -335,9 +229,9 @@ class NetlinkKernel:
         try:
             match step.item:
                 case Fou():
-                    self._apply_fou(step, step.item)
+                    await self._apply_fou(step, step.item)
                 case Link():
-                    self._apply_link(step, step.item)
+                    self._devices.apply(step, step.item)
                 case Sysctl():
                     _apply_sysctl(step, step.item)
                 case NftTable():
@@ -346,39 +240,14 @@ class NetlinkKernel:
             return Result(step, _verdict(step, reason))
         return Result(step)
 
-    def _apply_fou(self, step: Step, item: Fou) -> None:
+    async def _apply_fou(self, step: Step, item: Fou) -> None:
         if step.op == "remove":
             self._fou.remove(item.port)
             return
         if step.op == "change":
             with contextlib.suppress(KernelError):  # what stays in the way is told by the addition
                 self._fou.remove(item.port)
-        self._fou.add(item)
-
-    def _apply_link(self, step: Step, link: Link) -> None:
-        index = _index_of(link.name)
-        if step.op in ("remove", "remake") and index:
-            self._ask(lambda sequence: messages.delete_link(sequence, index))
-        if step.op == "change":
-            if not index:
-                raise error((errno.ENODEV, ""))
-            before = step.before if isinstance(step.before, Link) else None
-            self._ask(lambda sequence: links.change(sequence, link, before, index))
-        elif step.op in ("add", "remake"):
-            self._create(link)
-
-    def _create(self, link: Link) -> None:
-        parent = 0
-        if link.vxlan is not None:
-            parent = _index_of(link.vxlan.dev)
-            if not parent:
-                raise KernelError(f"the underlay device {link.vxlan.dev} is not there", errno.ENODEV)
-        try:
-            self._ask(lambda sequence: links.create(sequence, link, parent))
-        except KernelError as reason:
-            if reason.code == errno.EOPNOTSUPP and (link.vxlan or link.ipip) is not None:
-                raise KernelError(f"this kernel has no {link.kind} devices: load the module {link.kind}", reason.code) from None
-            raise
+        await self._fou.add(item)
 
     def _ask(self, request: Callable[[int], bytes]) -> None:
         """One request that answers with success or failure. Raises KernelError."""
@@ -392,13 +261,13 @@ class NetlinkKernel:
         """See ``Kernel.rehearse``."""
         from flannelpy.kernel.rehearsal import rehearse
 
-        return await rehearse(NetlinkKernel, steps)
+        return await rehearse(partial(NetlinkKernel, modules=self._modules), steps)
 
     # --------------------------------------------------------------------------------------------------- sockets
 
     def notices(self, scope: Scope) -> Notices:
         """Subscribe, now. Raises KernelError where that cannot be."""
-        found = Notices(scope, self._nft, self._notice_bytes, _name_of)
+        found = Notices(scope, self._nft, self._notice_bytes, self._devices.name_of)
         self._subscriptions = {found, *(old for old in self._subscriptions if not old.closed)}
         return found
 
@@ -430,7 +299,7 @@ class _Indices:
         """Raises KernelError (ENODEV) where there is none."""
         index = self._found.get(name)
         if index is None:
-            index = self._found[name] = _index_of(name)
+            index = self._found[name] = index_of(name)
         if not index:
             raise error((errno.ENODEV, ""))
         return index
@@ -458,9 +327,45 @@ def _encode(step: Step, sequence: int, index_of: _Indices) -> bytes:
     return encode(sequence, item, index_of(item.dev))
 
 
+def _is_there(result: Result) -> bool:
+    return result.error is not None and result.error.code == errno.EEXIST and result.step.op == "add"
+
+
 def _verdict(step: Step, failed: KernelError | None) -> KernelError | None:
     """Removing what is not there is success."""
     return None if failed is not None and step.op == "remove" and failed.code in GONE else failed
+
+
+async def _observe_addresses(sieve: Sieve, index: int) -> Dumped[Address]:
+    def read(data: bytes, body: int, end: int) -> Address | None:
+        if messages.link_index(data, body) != index:
+            return None
+        info = messages.read_address(data, body, end)
+        return None if info is None else sieve.address(info)
+
+    return await dump_of_device(lambda sequence: messages.dump_addresses(sequence, index), read)
+
+
+async def _observe_neighbours(sieve: Sieve, index: int) -> Dumped[Neighbour]:
+    def read(data: bytes, body: int, end: int) -> Neighbour | None:
+        return sieve.neighbour(messages.read_neighbour(data, body, end)) if messages.link_index(data, body) == index else None
+
+    return await dump_of_device(lambda sequence: messages.dump_neighbours(sequence, 0, index), read)
+
+
+async def _observe_fdb(sieve: Sieve, index: int) -> Dumped[FdbEntry]:
+    def read(data: bytes, body: int, end: int) -> FdbEntry | None:
+        return sieve.fdb(messages.read_neighbour(data, body, end)) if messages.link_index(data, body) == index else None
+
+    return await dump_of_device(lambda sequence: messages.dump_neighbours(sequence, AF_BRIDGE, index), read)
+
+
+async def _observe_routes(sieve: Sieve, family: int) -> Dumped[Route]:
+    def read(data: bytes, body: int, end: int) -> Route | None:
+        info = messages.read_route(data, body, end)
+        return None if info is None else sieve.route(info)
+
+    return await dump_routes(family, read)
 
 
 def _observe_sysctls(scope: Scope) -> list[Sysctl]:
@@ -481,37 +386,3 @@ def _apply_sysctl(step: Step, item: Sysctl) -> None:
             file.write(item.value)
     except OSError as reason:
         raise KernelError(f"/proc/sys/{item.name}: {reason.strerror}", reason.errno or 0) from None
-
-
-def _interface_address(info: messages.AddressInfo) -> InterfaceAddress:
-    return InterfaceAddress(
-        IPAddress(info.value, info.version),
-        info.prefixlen,
-        SCOPES.get(info.scope, str(info.scope)),
-        deprecated=bool(info.flags & IFA_F_DEPRECATED),
-        permanent=bool(info.flags & IFA_F_PERMANENT),
-        temporary=info.version == 6 and bool(info.flags & IFA_F_TEMPORARY),  # the same bit says "secondary" in IPv4
-    )
-
-
-def _read_default(data: bytes, body: int, end: int) -> messages.RouteInfo | None:
-    if data[body + 1]:  # prefix length
-        return None
-    info = messages.read_route(data, body, end)
-    return info if info is not None and info.kind == messages.ROUTE_KINDS["unicast"] else None
-
-
-def _index_of(name: str) -> int:
-    """The index of a device, 0 where there is none."""
-    try:
-        return socket.if_nametoindex(name)
-    except OSError:
-        return 0
-
-
-def _name_of(index: int) -> str:
-    """The name of a device, or ``if7`` where it went meanwhile."""
-    try:
-        return socket.if_indextoname(index)
-    except OSError:
-        return f"if{index}"

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import socket
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from flannelpy.core.errors import KernelError
@@ -25,10 +26,23 @@ STATELESS = 1 << 2
 
 NETLINK_NETFILTER = 12
 
+COMMAND_S = 10.0
+"""How long the command may take, in seconds."""
+
+READ_BYTES = 64 << 20
+"""Of what it prints, no more than this is read: a table of 100,000 elements is 3 MB."""
+
+WORDS = 300
+"""Letters of its complaints that are passed on."""
+
+LONG = 20_000
+"""Letters of a table from which on the library is asked in a thread."""
+
 MISSING = "neither libnftables.so.1 nor the nft command is there; install the package nftables"
 
 _CODES = (errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EEXIST, errno.EBUSY, errno.EINVAL)
 _ERROR = re.compile(r"Error: (.*)")
+_PART = re.compile(r"^\s*((?:chain|set|map) \S+) \{", re.MULTILINE)
 
 
 class Nft:
@@ -42,22 +56,29 @@ class Nft:
         self._turn = asyncio.Lock()
 
     async def replace(self, table: NftTable) -> None:
-        """Make the table what it should be, in one transaction. Raises KernelError with nft's words and the place in the body."""
+        """Make the table what it should be, in one transaction. Raises KernelError with nft's words and the place in the body.
+
+        It is looked at afterwards: a tool that only says that all is well is not believed.
+        """
         name = table.name
         async with self._turn:  # nobody lists between the writing and the remembering
             await self._run(f"add table inet {name}\ndelete table inet {name}\ntable inet {name} {{\n{table.body}}}\n")
             printed = await self._print(name)
-            if printed is not None:
-                self._written[name] = (table.body, printed)
+            if printed is None:
+                raise KernelError(f"nft says that it has written table inet {name}, and there is none", errno.EPROTO)
+            if missing := _parts(table.body) - _parts(printed):
+                raise KernelError(f"nft says that it has written table inet {name}, and it has no {min(missing)}", errno.EPROTO)
+            self._written[name] = (table.body, printed)
 
     async def remove(self, name: str) -> None:
         """Delete the table; one that is not there is no error."""
-        try:
-            await self._run(f"delete table inet {name}\n")
-        except KernelError as error:
-            if error.code != errno.ENOENT:
-                raise
-        self._written.pop(name, None)
+        async with self._turn:
+            try:
+                await self._run(f"delete table inet {name}\n")
+            except KernelError as error:
+                if error.code != errno.ENOENT:
+                    raise
+            self._written.pop(name, None)
 
     async def list(self, name: str) -> NftTable | None:
         """The table as it is, in the words it was asked for; None where there is none, or nothing that could have made one."""
@@ -86,8 +107,10 @@ class Nft:
             if error.code == errno.ENOENT:
                 return None
             raise
-        _head, brace, rest = text.partition("{\n")
-        return rest[: rest.rindex("}")] if brace else None
+        head, _brace, rest = text.partition("{\n")
+        if head.split() != ["table", "inet", name] or not rest.rstrip().endswith("}"):
+            raise KernelError(f"nft printed {text[:60]!r} where table inet {name} was asked for", errno.EPROTO)
+        return rest[: rest.rindex("}")]
 
     async def _run(self, commands: str) -> str:
         if self._nft is None and self._library is not None:
@@ -97,7 +120,9 @@ class Nft:
             except OSError:
                 self._library = None
         if self._nft is not None:
-            return self._nft.run(commands)
+            # A large table, and its listing, take the kernel a fifth of a second each; a small one less than a thread.
+            letters = max((len(commands), *(len(printed) for _body, printed in self._written.values())))
+            return await asyncio.to_thread(self._nft.run, commands) if letters > LONG else self._nft.run(commands)
         if self._command is None or shutil.which(self._command) is None:
             raise KernelError(MISSING, errno.ENOPKG)
         return await _run_command(self._command, commands)
@@ -148,27 +173,52 @@ class _Library:
 
 
 async def _run_command(command: str, commands: str) -> str:
-    # All three streams are given: an event loop's own pipes leak into daemons.
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        command, "-s", "-f", "-", stdin=pipe, stdout=pipe, stderr=pipe, env={**os.environ, "LC_ALL": "C"}
-    )
-    try:
-        output, words = await process.communicate(commands.encode())
-    except BaseException:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-        raise
-    if process.returncode:
-        raise _error(words.decode("utf-8", "replace"))
-    return output.decode("utf-8", "replace")
+    """What the command prints. Raises KernelError, also where it does not end, and then it is ended.
+
+    All three streams are files in memory: no pipe breaks where it ends without reading, and none stays open where it leaves a
+    child behind.
+    """
+    with ExitStack() as stack:
+        given, output, words = (stack.enter_context(os.fdopen(os.memfd_create("nft"), "w+b")) for _ in range(3))
+        given.write(commands.encode())
+        given.seek(0)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                command, "-s", "-f", "-", stdin=given, stdout=output, stderr=words, env={**os.environ, "LC_ALL": "C"}
+            )
+        except OSError as error:
+            raise KernelError(f"{command} cannot be run: {error.strerror}", error.errno or 0) from None
+        try:
+            async with asyncio.timeout(COMMAND_S):
+                await process.wait()
+        except TimeoutError:
+            raise KernelError(f"{command} did not end within {COMMAND_S:g} s and was killed", errno.ETIMEDOUT) from None
+        finally:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    process.kill()
+                await asyncio.shield(process.wait())
+        output.seek(0)
+        words.seek(0)
+        said, complaint = (stream.read(READ_BYTES).decode("utf-8", "replace") for stream in (output, words))
+    code = process.returncode or 0
+    if code < 0:
+        raise KernelError(f"{command} was killed by signal {-code}", errno.EINTR)
+    if code:
+        raise _error(complaint)
+    return said
+
+
+def _parts(body: str) -> frozenset[str]:
+    """The chains, sets and maps of a table."""
+    return frozenset(_PART.findall(body))
 
 
 def _error(words: str) -> KernelError:
     """nft's first complaint in one line, with the errno that it names (0 where it names none)."""
     match = _ERROR.search(words)
     text = match[1].strip() if match else words.strip().splitlines()[0] if words.strip() else "nft failed without a word"
+    text = "".join(letter if letter.isprintable() else "?" for letter in text[:WORDS])
     code = next((code for code in _CODES if os.strerror(code) in words), 0)
     if code == errno.EPERM:
         text += ": CAP_NET_ADMIN in this network namespace is needed"

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from flannelpy.core.errors import KernelError
 from flannelpy.core.plan import Step
@@ -18,30 +19,49 @@ from flannelpy.kernel import Kernel, Result
 
 CLONE_NEWNET = 0x40000000
 
+DEADLINE_S = 10.0
+"""How long a rehearsal may take, in seconds."""
+
 THERE = frozenset({errno.EEXIST, errno.EADDRINUSE, errno.EALREADY})
 """How the kernel says that there is such a thing already: it can make one."""
 
 
-async def rehearse(make_kernel: Callable[[], Kernel], steps: Sequence[Step]) -> Sequence[Result]:
-    """See ``Kernel.rehearse``. ``make_kernel`` gives one for the namespace of the thread that calls it."""
+async def rehearse(make_kernel: Callable[[], Kernel], steps: Sequence[Step], deadline_s: float = DEADLINE_S) -> Sequence[Result]:
+    """See ``Kernel.rehearse``. ``make_kernel`` gives one for the namespace of the thread that calls it.
+
+    Raises KernelError where the rehearsal itself fails, or does not end in time (a module that does not finish loading).
+    """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Sequence[Result]] = loop.create_future()
 
-    def tell(results: Sequence[Result]) -> None:
-        if not done.done():
+    def tell(results: Sequence[Result] | KernelError) -> None:
+        if done.done():
+            return
+        if isinstance(results, KernelError):
+            done.set_exception(results)
+        else:
             done.set_result(results)
 
     def work() -> None:
-        fresh = ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) == 0
+        results: Sequence[Result] | KernelError
         try:
+            fresh = ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) == 0
             results = asyncio.run(_rehearse(make_kernel(), steps, undo=not fresh))
         except (KernelError, OSError) as error:
             refusal = error if isinstance(error, KernelError) else KernelError(str(error.strerror), error.errno or 0)
             results = [Result(step, refusal) for step in steps]
-        loop.call_soon_threadsafe(tell, results)
+        except BaseException as error:  # noqa: BLE001 - the edge of a thread: whatever it is, somebody waits for it
+            results = KernelError(f"the rehearsal failed: {type(error).__name__}: {error}")
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(tell, results)
 
     threading.Thread(target=work, name="rehearsal", daemon=True).start()
-    return await done
+    try:
+        async with asyncio.timeout(deadline_s):
+            return await done
+    except TimeoutError:
+        tried = ", ".join(map(str, steps))
+        raise KernelError(f"whether the kernel can do this was not clear in {deadline_s:g} s: {tried}", errno.ETIMEDOUT) from None
 
 
 async def _rehearse(kernel: Kernel, steps: Sequence[Step], undo: bool) -> Sequence[Result]:

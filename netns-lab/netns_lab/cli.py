@@ -12,21 +12,26 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from flannelpy.plugins import names as backends
 from netns_lab.errors import LabError, TopologyError
-from netns_lab.etcd import EtcdFailedError
+from netns_lab.etcd import EtcdFailedError, binary
 from netns_lab.interrupt import heed_interrupts
 from netns_lab.ledger import Ledger, names
 from netns_lab.topology import Topology, check_name, shipped
+
+if TYPE_CHECKING:
+    from netns_lab.lab import Lab
 
 Answer = TypeVar("Answer")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DRAWING = Path("lab-out/topology.svg")
+LAB = "netns-lab/lab"
+"""The command as it is typed in the checkout: what we propose works when it is pasted."""
 
 
 def _checked(_: click.Context, __: click.Parameter, name: str) -> str:
@@ -95,7 +100,7 @@ def status(name: str) -> None:
 
     if not Ledger(name).exists:
         others = names()
-        hint = f"; up are {', '.join(others)}" if others else "; lab up makes one"
+        hint = f"; up are {', '.join(others)}" if others else f"; {LAB} up makes one"
         raise click.ClickException(f"no lab named {name} is up{hint}")
     _need_root()
 
@@ -227,7 +232,24 @@ async def _up(topology: Topology, name: str, *, agents: bool) -> None:
     )
     click.echo(f"lab {name} is up: {', '.join(parts)}")
     suffix = "" if name == "fl" else f" --name {name}"
-    click.echo(f"next: lab status{suffix}; lab ping{suffix}; lab exec{suffix} h1 -- ip route; lab down{suffix}")
+    verbs = (f"status{suffix}", f"ping{suffix}", f"exec{suffix} h1 -- flannelpy status", f"down{suffix}")
+    click.echo(f"next: {'; '.join(f'{LAB} {words}' for words in verbs)}")
+
+
+def environment(lab: Lab, box: str) -> dict[str, str]:
+    """With it ``flannelpy status`` and ``etcdctl get`` just work inside: where the programs are, and whom they ask."""
+    programs = [str(Path(sys.executable).parent)]
+    told: dict[str, str] = {}
+    if lab.topology.etcd:
+        programs.append(str(Path(binary("etcdctl")).parent))
+        urls = ",".join(lab.etcd.urls)
+        told |= {"ETCDCTL_API": "3", "ETCDCTL_ENDPOINTS": urls, "FLANNELPY_ETCD_ENDPOINTS": urls}
+    for host in lab.hosts:
+        if host.name == box:
+            told["FLANNELPY_RUN_DIR"] = str(host.run_dir)
+            told["FLANNELPY_SUBNET_FILE"] = str(host.subnet_file)
+            told["FLANNELPY_STATE_DIR"] = str(host.state_dir)
+    return {**told, "PATH": os.pathsep.join([*programs, os.environ.get("PATH", os.defpath)])}
 
 
 def _refuse_twice(name: str) -> None:
@@ -235,11 +257,12 @@ def _refuse_twice(name: str) -> None:
     if not ledger.exists:
         return
     if ledger.released:
-        raise click.ClickException(f"lab {name} is up already; lab status shows it, lab down ends it, --name makes another")
+        raise click.ClickException(f"lab {name} is up already; {LAB} status shows it, {LAB} down ends it, --name makes another")
     owner = ledger.owner
     if owner is not None:
         raise click.ClickException(f"lab {name} is held by process {owner.pid} ({_short(owner.argv)}); --name makes another")
-    raise click.ClickException(f"lab {name} was left unfinished; lab down removes what is left of it")
+    suffix = "" if name == "fl" else f" --name {name}"
+    raise click.ClickException(f"lab {name} was left unfinished; {LAB} down{suffix} removes what is left of it")
 
 
 def _replace(name: str, box: str, words: tuple[str, ...] | list[str]) -> None:
@@ -247,9 +270,11 @@ def _replace(name: str, box: str, words: tuple[str, ...] | list[str]) -> None:
     from netns_lab.lab import Lab
 
     _need_root()
-    command = _guard(lambda: Lab.attach(name).box(box).namespace.command(*words))
+    here = _guard(lambda: Lab.attach(name))
+    command = _guard(lambda: here.box(box).namespace.command(*words))
+    environ = {**os.environ, **_guard(lambda: environment(here, box))}
     try:
-        os.execvp(command[0], command)
+        os.execvpe(command[0], command, environ)
     except OSError as error:
         raise click.ClickException(f"{command[0]}: {error.strerror}") from None
 

@@ -136,7 +136,7 @@ class Lab:
         """The lab of this name that stands. Raises LabError where there is none."""
         ledger = Ledger(check_name(name), root)
         if not ledger.exists:
-            raise LabError(f"no lab named {name} is up; lab up makes one")
+            raise LabError(f"no lab named {name} is up; netns-lab/lab up makes one")
         about = ledger.about
         lab = cls(Topology.from_dict(about["topology"]), ledger, program=about["program"], lasting=True)
         if lab._etcd is not None:

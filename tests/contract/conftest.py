@@ -13,6 +13,7 @@ import uvloop
 
 from netns_lab.etcd import Etcd
 
+from .kernel_support import FakeHost, Host, RealHost, fresh_namespace, may_unshare, real_only
 from .registry_place import EtcdPlace, MemoryPlace, Place
 
 _numbers = itertools.count(1)
@@ -47,3 +48,28 @@ async def place(request: pytest.FixtureRequest, prefix: str) -> AsyncIterator[Pl
     here: Place = MemoryPlace(prefix) if in_memory else EtcdPlace(request.getfixturevalue("shared_etcd"), prefix)
     yield here
     await here.close()
+
+
+@pytest.fixture(params=["fake", pytest.param("real", marks=real_only)])
+async def host(request: pytest.FixtureRequest) -> AsyncIterator[Host]:
+    """A host in memory, and one in a network namespace of its own."""
+    if request.param == "fake":
+        fake = FakeHost()
+        yield fake
+        await fake.close()
+        return
+    with fresh_namespace():
+        real = RealHost()
+        yield real
+        await real.close()
+
+
+@pytest.fixture
+async def real() -> AsyncIterator[RealHost]:
+    """The one in a network namespace."""
+    if not may_unshare():
+        pytest.skip("needs root for a network namespace")
+    with fresh_namespace():
+        found = RealHost()
+        yield found
+        await found.close()

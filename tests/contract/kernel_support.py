@@ -8,19 +8,22 @@ Each has the hands of an operator, to do what the agent did not ask for.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
+import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
+import pytest
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.objects import Address, FdbEntry, HostState, Key, Link, Neighbour, NftTable, Object, Route, Scope, Sysctl, Vxlan
 from flannelpy.core.uplink import DefaultRoute, Interface, InterfaceAddress
-from flannelpy.kernel import Kernel
+from flannelpy.kernel import Kernel, Notice, Result
 from flannelpy.kernel.fake import FakeKernel
 from flannelpy.kernel.netlink import NetlinkKernel
 
@@ -66,6 +69,11 @@ class Host(Protocol):
     def flush_ruleset(self) -> None: ...
     def overflow(self) -> None: ...
     def add_uplink_address(self, address: InterfaceAddress) -> None: ...
+    def add_interface(self, name: str) -> None: ...
+    def remove_interface(self, name: str) -> None: ...
+    def rename_interface(self, name: str, new: str) -> None: ...
+    def take_port(self, port: int) -> None: ...
+    def give_port(self, port: int) -> None: ...
 
 
 class FakeHost:
@@ -73,6 +81,9 @@ class FakeHost:
         addresses = (InterfaceAddress(IPAddress("192.0.2.1"), 24), InterfaceAddress(IPAddress("2001:db8::1"), 64))
         self.fake = FakeKernel([Interface("eth1", 2, 1500, True, addresses)], [DefaultRoute(4, 2)])
         self.kernel: Kernel = self.fake
+
+    async def close(self) -> None:
+        await self.kernel.close()
 
     def add_route(self, route: Route) -> None:
         self.fake.plant(route)
@@ -108,6 +119,21 @@ class FakeHost:
         uplink = self.fake.interfaces["eth1"]
         self.fake.set_interface(replace(uplink, addresses=(*uplink.addresses, address)))
 
+    def add_interface(self, name: str) -> None:
+        self.fake.set_interface(Interface(name, 100 + len(self.fake.interfaces), 1500, False))
+
+    def remove_interface(self, name: str) -> None:
+        self.fake.take_interface(name)
+
+    def rename_interface(self, name: str, new: str) -> None:
+        self.fake.rename_interface(name, new)
+
+    def take_port(self, port: int) -> None:
+        self.fake.taken_ports.add(port)
+
+    def give_port(self, port: int) -> None:
+        self.fake.taken_ports.remove(port)
+
 
 class RealHost:
     """Made inside the namespace it stands for."""
@@ -125,6 +151,7 @@ class RealHost:
             "route add default via 192.0.2.254",
         )
         self.kernel: Kernel = NetlinkKernel(notice_bytes=1 << 17)
+        self._ports: dict[int, socket.socket] = {}
 
     def add_route(self, route: Route) -> None:
         words = str(route) if "proto" in str(route) else f"{route} proto 102"
@@ -176,6 +203,27 @@ class RealHost:
     def add_uplink_address(self, address: InterfaceAddress) -> None:
         ip(f"addr add {address.address}/{address.prefixlen} dev eth1")
 
+    def add_interface(self, name: str) -> None:
+        ip(f"link add {name} type bridge", f"link set {name} addrgenmode none")
+
+    def remove_interface(self, name: str) -> None:
+        ip(f"link del {name}")
+
+    def rename_interface(self, name: str, new: str) -> None:
+        ip(f"link set {name} name {new}")
+
+    def take_port(self, port: int) -> None:
+        self._ports[port] = taken = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        taken.bind(("0.0.0.0", port))
+
+    def give_port(self, port: int) -> None:
+        self._ports.pop(port).close()
+
+    async def close(self) -> None:
+        for taken in self._ports.values():
+            taken.close()
+        await self.kernel.close()
+
 
 def ip(*lines: str) -> None:
     """Run lines of ip(8) in the namespace of this thread. Raises where one fails."""
@@ -189,6 +237,33 @@ def shell(command: str, given: str = "") -> str:
 
 def may_unshare() -> bool:
     return os.geteuid() == 0
+
+
+real_only = pytest.mark.skipif(not may_unshare(), reason="needs root for a network namespace")
+
+PATIENCE_S = 10.0
+
+
+async def hear(notices: AsyncIterator[Notice], fact: Callable[[Notice], bool]) -> Notice:
+    """What is said until ``fact`` holds, as one notice."""
+    heard = Notice()
+    async with asyncio.timeout(PATIENCE_S):
+        while not fact(heard):
+            more = await anext(notices)
+            heard = Notice(
+                {**heard.objects, **more.objects},
+                heard.resync or more.resync,
+                heard.lost or more.lost,
+                {**heard.links, **more.links},
+                heard.default_route or more.default_route,
+                heard.routed | more.routed,
+            )
+    return heard
+
+
+def code(results: list[Result] | tuple[Result, ...], at: int = 0) -> int | None:
+    error = results[at].error
+    return None if error is None else error.code
 
 
 @contextmanager

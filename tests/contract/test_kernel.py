@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 import time
-from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import pytest
@@ -34,7 +33,7 @@ from flannelpy.core.objects import (
 from flannelpy.core.plan import Step, plan
 from flannelpy.core.rules import EncapsulationGuard, FirewallOptions, firewall
 from flannelpy.core.uplink import InterfaceAddress
-from flannelpy.kernel import Kernel, Notice, Result
+from flannelpy.kernel import Kernel
 from flannelpy.kernel.netlink import NetlinkKernel
 from flannelpy.kernel.rehearsal import rehearse_here
 
@@ -44,35 +43,21 @@ from .kernel_support import (
     BODY,
     HOST,
     LINK,
+    PATIENCE_S,
     SCOPE,
     SYSCTL,
     TABLE,
     FakeHost,
     Host,
     RealHost,
+    code,
     fresh_namespace,
+    hear,
     ip,
-    may_unshare,
     peer,
+    real_only,
     shell,
 )
-
-real_only = pytest.mark.skipif(not may_unshare(), reason="needs root for a network namespace")
-
-PATIENCE_S = 10.0
-
-
-@pytest_asyncio.fixture(params=["fake", pytest.param("real", marks=real_only)])
-async def host(request: pytest.FixtureRequest) -> AsyncIterator[Host]:
-    if request.param == "fake":
-        fake = FakeHost()
-        yield fake
-        await fake.kernel.close()
-        return
-    with fresh_namespace():
-        real = RealHost()
-        yield real
-        await real.kernel.close()
 
 
 async def apply(kernel: Kernel, *steps: Step) -> list[str]:
@@ -88,28 +73,6 @@ async def reach(kernel: Kernel, desired: HostState) -> None:
     unwanted = [item.key for item in observed if isinstance(item, Sysctl) and item.key not in desired]  # a setting has no absence
     assert {key: item for key, item in observed.objects.items() if key not in unwanted} == desired.objects
     assert plan(desired, observed, SCOPE) == ()
-
-
-async def hear(notices: AsyncIterator[Notice], fact: Callable[[Notice], bool]) -> Notice:
-    """What is said until ``fact`` holds, as one notice."""
-    heard = Notice()
-    async with asyncio.timeout(PATIENCE_S):
-        while not fact(heard):
-            more = await anext(notices)
-            heard = Notice(
-                {**heard.objects, **more.objects},
-                heard.resync or more.resync,
-                heard.lost or more.lost,
-                {**heard.links, **more.links},
-                heard.default_route or more.default_route,
-                heard.routed | more.routed,
-            )
-    return heard
-
-
-def code(results: list[Result] | tuple[Result, ...], at: int = 0) -> int | None:
-    error = results[at].error
-    return None if error is None else error.code
 
 
 # ------------------------------------------------------------------------------------------------------ each kind
@@ -401,10 +364,10 @@ async def test_a_device_taken_down_asks_for_everything(host: Host) -> None:
     assert heard.objects[LINK.key] == replace(LINK, up=False)
 
 
-async def test_an_uplink_taken_down_asks_for_everything_and_for_facts(host: Host) -> None:
+async def test_an_uplink_taken_down_asks_for_everything_and_names_it(host: Host) -> None:
     notices = host.kernel.notices(SCOPE)
     host.set_down("eth1")
-    await hear(notices, lambda heard: heard.resync and heard.links)
+    await hear(notices, lambda heard: heard.resync and "eth1" in heard.links.values())
 
 
 async def test_an_address_removed_by_hand_is_told_and_repaired_with_all_it_took_along(host: Host) -> None:
@@ -430,10 +393,11 @@ async def test_lost_notifications_ask_for_everything_once(host: Host) -> None:
     await reach(host.kernel, HOST)
     notices = host.kernel.notices(SCOPE)
     host.overflow()
-    await hear(notices, lambda heard: heard.resync)
+    heard = await hear(notices, lambda heard: heard.resync)
+    assert heard.lost
     await host.kernel.apply([Step("add", item) for item in peer(200)])
     heard = await hear(notices, lambda heard: all(heard.objects.get(item.key) == item for item in peer(200)))
-    assert not heard.resync
+    assert (heard.resync, heard.lost) == (False, False)
 
 
 async def test_foreign_routes_and_tables_are_not_told(host: Host) -> None:
@@ -446,7 +410,15 @@ async def test_foreign_routes_and_tables_are_not_told(host: Host) -> None:
     await host.kernel.apply([Step("add", item) for item in peer(10)])
     heard = await hear(notices, lambda heard: Key("route", "10.5.10.0/24") in heard.objects)
     assert set(heard.objects) == set(peer(10).objects)
-    assert not heard.links
+    assert (heard.resync, heard.links, heard.default_route, heard.routed) == (False, {}, False, {4})
+
+
+async def test_a_foreign_route_in_our_way_is_told_once_it_is_gone(host: Host) -> None:
+    host.add_route(FOREIGN)
+    notices = host.kernel.notices(SCOPE)
+    host.remove(FOREIGN)
+    heard = await hear(notices, lambda heard: FOREIGN.key in heard.objects)
+    assert (heard.objects, heard.routed) == ({FOREIGN.key: None}, {4})
 
 
 async def test_closing_ends_the_iteration(host: Host) -> None:
@@ -470,8 +442,8 @@ async def test_closing_ends_the_iteration(host: Host) -> None:
 async def test_a_new_address_of_the_uplink_is_told_as_facts(host: Host) -> None:
     notices = host.kernel.notices(SCOPE)
     host.add_uplink_address(InterfaceAddress(IPAddress("203.0.113.1"), 24))
-    heard = await hear(notices, lambda heard: heard.links)
-    assert not heard.resync
+    heard = await hear(notices, lambda heard: "eth1" in heard.links.values())
+    assert (heard.resync, heard.lost) == (False, False)
     uplink = next(item for item in (await host.kernel.facts()).interfaces if item.name == "eth1")
     assert "203.0.113.1" in [str(address.address) for address in uplink.addresses]
 
@@ -561,16 +533,6 @@ def test_lost_notifications_do_not_deafen_uvloop() -> None:
 
     with fresh_namespace():
         uvloop.run(scenario())
-
-
-@pytest_asyncio.fixture
-async def real() -> AsyncIterator[RealHost]:
-    if not may_unshare():
-        pytest.skip("needs root for a network namespace")
-    with fresh_namespace():
-        found = RealHost()
-        yield found
-        await found.kernel.close()
 
 
 async def test_the_kernel_holds_what_flanneld_would_have_made(real: RealHost) -> None:

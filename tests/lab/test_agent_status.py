@@ -183,7 +183,7 @@ async def test_etcd_that_is_away_is_told_at_the_start_and_later(lab: Lab) -> Non
     try:
         document = await until_told(one, lambda seen: not seen["etcd"]["reachable"], "etcd is away", timeout_s=20)
         assert document["ready"] is True  # packets flow
-        assert "not to be reached" in (await status(one)).stdout
+        assert "registry-unreachable, see below, since " in (await status(one)).stdout
     finally:
         lab.etcd.signal(0, signal.SIGCONT)
     await until_told(one, lambda seen: seen["etcd"]["reachable"] and not seen["conditions"], "it is back", timeout_s=20)

@@ -327,7 +327,7 @@ def test_after_a_kill_processes_are_gone_and_down_removes_the_rest(removed_after
     assert len(namespaces(name)) == 8
     again = command("up", "--name", name)
     assert again.returncode == 1
-    assert f"lab {name} was left unfinished; lab down removes what is left of it" in again.stderr
+    assert f"lab {name} was left unfinished; netns-lab/lab down --name {name} removes what is left of it" in again.stderr
     down = command("down", "--name", name)
     assert (down.returncode, down.stdout) == (0, f"lab {name} is down: 8 namespaces, 0 processes ended\n")
     assert namespaces(name) == set()
@@ -357,15 +357,22 @@ def test_the_command_from_up_to_down(removed_after: str) -> None:
     name = removed_after
     up = command("up", "--no-agents", "--hosts", "2", "--name", name)
     assert (up.returncode, up.stderr) == (0, "")
+    assert f"next: netns-lab/lab status --name {name}; netns-lab/lab ping --name {name}; " in up.stdout
     assert up.stdout.startswith(f"lab {name} is up: 2 hosts, 2 containers, 1 etcd member, vxlan, no agents\n")
     twice = command("up", "--name", name)
     assert (twice.returncode, twice.stdout) == (1, "")
-    assert "is up already; lab status shows it" in twice.stderr
+    assert "is up already; netns-lab/lab status shows it" in twice.stderr
     status = command("status", "--name", name).stdout
     assert "192.168.50.12" in status
     assert "not running" in status
     assert command("exec", "--name", name, "h1", "--", "cat", "/proc/sys/net/ipv4/ip_forward").stdout == "1\n"
     assert command("exec", "--name", name, "h1", "false").returncode == 1
+    # What an operator types on a host: the programs are found, and know whom to ask.
+    asked = command("exec", "--name", name, "h1", "--", "flannelpy", "status")
+    assert asked.stderr.startswith(f"flannelpy: {ROOT / name}/h1/run/agent.sock: there is no such socket")
+    assert '"Network": "10.1.0.0/16"' in command("exec", "--name", name, "h1", "--", "flannelpy", "config", "get").stdout
+    keys = command("exec", "--name", name, "etcd", "--", "etcdctl", "get", "--prefix", "--keys-only", "/coreos.com")
+    assert keys.stdout.split() == ["/coreos.com/network/config"]
     assert command("ping", "--name", name, "h1", "h2").stdout.startswith("h1 to h2: 0.")
     nowhere = command("exec", "--name", name, "h7", "true")
     assert nowhere.returncode == 1

@@ -99,4 +99,4 @@ async def test_a_lab_that_is_not_there_is_one_line() -> None:
     async with typed("swarm", "--nodes=3", "--name=swm-none") as process:
         _, err = await asyncio.wait_for(process.communicate(), WITHIN_S)
     assert process.returncode == 1
-    assert err == b"Error: no lab named swm-none is up; lab up makes one\n"
+    assert err == b"Error: no lab named swm-none is up; netns-lab/lab up makes one\n"

@@ -93,6 +93,7 @@ class HostInMemory:
     async def run(self, *, ready: bool = True) -> AsyncIterator[HostInMemory]:
         """The agent, for the time of the block."""
 
+        self.notes = Notes()  # each life is a process of its own
         agent = self.agent = Agent(self.settings, self.registry, self.kernel, self.notes, self.fd_store, self.timeouts)
 
         async def live() -> None:
@@ -139,7 +140,9 @@ class HostInMemory:
     def settled(self) -> bool:
         """True where nothing is left to be done."""
         network = self.agent._network if self.agent is not None else None
-        return network is not None and network.reconciler.settled and not network.reconciler.dirty.pending
+        if network is None or not network.reconciler.settled or network.reconciler.dirty.pending:
+            return False
+        return len(self.programmed()) == len(network.reconciler.desired.state)
 
     def programmed(self) -> list[str]:
         """All of ours that the kernel holds, as an operator reads it; without what chance decides."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.agent.sync import reconcile
+from flannelpy.agent.sync import audit
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.objects import FdbEntry, Key, Neighbour, Route, Sysctl
 from flannelpy.registry.memory import MemoryStore
@@ -141,7 +141,7 @@ async def test_a_sysctl_that_cannot_be_set_is_told_and_holds_up_nothing(host: Ho
 async def test_a_sysctl_that_somebody_sets_is_put_right_though_no_notice_tells(
     host: HostInMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconcile, "SILENT_S", 0.001)
+    monkeypatch.setattr(audit, "SILENT_S", 0.001)
     wanted = Sysctl("net/ipv6/conf/flannel.1/accept_ra", "0")
     async with host.run():
         host.kernel.plant(replace(wanted, value="2"))

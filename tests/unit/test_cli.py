@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from flannelpy import __version__, cli, options
+from flannelpy.commands import run
 from netns_lab.etcd import Etcd
 
 CONFIG = "/coreos.com/network/config"
@@ -29,8 +30,17 @@ class Outcome:
     err: str
 
 
+class Terminal(io.TextIOWrapper):
+    """Somebody sits there."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 class Person:
     """Types a command in this process, with an environment of its own."""
+
+    stdin: type[io.TextIOWrapper] = io.TextIOWrapper
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.monkeypatch = monkeypatch
@@ -41,7 +51,7 @@ class Person:
     def types(self, *words: str, stdin: bytes = b"", **environ: str) -> Outcome:
         for name, value in environ.items():
             self.monkeypatch.setenv(name, value)
-        self.monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        self.monkeypatch.setattr(sys, "stdin", self.stdin(io.BytesIO(stdin)))
         with pytest.raises(SystemExit) as ended:
             cli.main(words)
         for name in environ:
@@ -133,18 +143,18 @@ def test_an_output_that_cannot_be_written() -> None:
     ],
 )
 def test_what_counts_is_the_capability_in_effect(status: str, may: bool) -> None:
-    assert cli.may_configure_networks(status) is may
+    assert run.may_configure_networks(status) is may
 
 
 def test_without_the_capability_the_agent_says_so(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "may_configure_networks", lambda status: False)
+    monkeypatch.setattr(run, "may_configure_networks", lambda status: False)
     said = person.types("--iface=eth1")
     assert (said.code, said.out) == (1, "")
     assert said.err.startswith("flannelpy: CAP_NET_ADMIN is missing: ")
 
 
 def test_wrong_settings_are_told_before_missing_privileges(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "may_configure_networks", lambda status: False)
+    monkeypatch.setattr(run, "may_configure_networks", lambda status: False)
     assert person.types("--healthz-port=x").code == 2
 
 
@@ -294,3 +304,89 @@ def test_docker_opts_without_an_agent_leaves_the_old_file(person: Person, tmp_pa
     assert said.code == 1
     assert said.err.startswith(f"flannelpy: {tmp_path}/none: no FLANNEL_SUBNET to be had")
     assert (tmp_path / "out").read_text() == "old"
+
+
+# ------------------------------------------------------------------------------------------- what a change costs, and terminals
+
+LEASE = "/coreos.com/network/subnets/10.5.9.0-24"
+HELD = '{"PublicIP":"192.0.2.9","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":7,"VtepMAC":"02:00:00:00:00:09"}}'
+
+
+def test_a_change_that_costs_packets_is_not_written_unasked(person: Person, etcd: Etcd) -> None:
+    etcd.put(CONFIG, GOOD)
+    etcd.put(LEASE, HELD)
+    other = GOOD.replace("7", "8").encode()
+    at = f"--etcd-endpoints={etcd.urls[0]}"
+    try:
+        refused = person.types("config", "put", "-", at, stdin=other)
+        assert (refused.code, refused.out) == (1, "Backend.VNI: 7 -> 8\n")
+        first, last = refused.err.splitlines()
+        assert first.startswith("flannelpy: warning: Backend.VNI 7 -> 8: the device is made anew on each host, packets are lost")
+        assert last == (
+            "flannelpy: 1 host holds a lease and this change interrupts their packets; nothing was written (--yes writes it)"
+        )
+        assert etcd.get(CONFIG) == GOOD
+        assert person.types("config", "put", "--yes", "-", at, stdin=other).code == 0
+        assert etcd.get(CONFIG) == other.decode()
+        free = GOOD.replace("7", "8").replace("vxlan", "vxlan").replace('"VNI"', '"DirectRouting":true,"VNI"').encode()
+        said = person.types("config", "put", "-", at, stdin=free)
+        assert said == Outcome(0, "Backend.DirectRouting: absent -> true\n", "")
+    finally:
+        etcd.delete(LEASE)
+
+
+@pytest.mark.parametrize(("answer", "code", "written"), [("y\n", 0, True), ("n\n", 1, False), ("\n", 1, False)])
+def test_at_a_terminal_the_person_is_asked(
+    person: Person, etcd: Etcd, tmp_path: Path, answer: str, code: int, written: bool
+) -> None:
+    etcd.put(CONFIG, GOOD)
+    etcd.put(LEASE, HELD)
+    other = GOOD.replace("7", "8")
+    (tmp_path / "net.json").write_text(other)
+    person.stdin = Terminal
+    try:
+        said = person.types("config", "put", str(tmp_path / "net.json"), f"--etcd-endpoints={etcd.urls[0]}", stdin=answer.encode())
+    finally:
+        etcd.delete(LEASE)
+    assert said.code == code
+    assert "1 host holds a lease. Write it? [y/N]: " in said.err
+    assert etcd.get(CONFIG) == (other if written else GOOD)
+
+
+def test_what_others_wrote_is_raw_in_a_pipe_and_harmless_on_a_terminal(
+    person: Person, etcd: Etcd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = GOOD[:-1] + ', "x": "\x1b]0;pwn\x07"}'
+    etcd.put(CONFIG, evil)
+    at = f"--etcd-endpoints={etcd.urls[0]}"
+    assert evil in person.types("config", "get", at).out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    shown = person.types("config", "get", at)
+    assert "\x1b" not in shown.out + shown.err
+    assert "\\x1b]0;pwn\\x07" in shown.out
+    replaced = person.types("config", "put", "-", at, stdin=GOOD.encode())
+    assert replaced.out.startswith("replaced: ")
+    assert "\x1b" not in replaced.out
+
+
+def test_an_error_that_quotes_what_was_typed_is_harmless(person: Person) -> None:
+    said = person.types("config", "check", "\x1b[2Jno.json")
+    assert said == Outcome(1, "", "flannelpy: \\x1b[2Jno.json: cannot be read: No such file or directory\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "begin"),
+    [
+        ((), "Usage: flannelpy [OPTIONS] [COMMAND]"),
+        (("config",), "Usage: flannelpy config"),
+        (("lease", "list"), "Usage: flannelpy lease list"),
+    ],
+)
+def test_help_is_a_command_too(person: Person, words: tuple[str, ...], begin: str) -> None:
+    said = person.types("help", *words)
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith(begin)
+
+
+def test_help_of_nothing(person: Person) -> None:
+    assert person.types("help", "nope") == Outcome(2, "", "flannelpy: No such command 'nope'\n")

@@ -101,6 +101,32 @@ def test_no_config_and_no_leases_is_one_line(operator: Operator, etcd: Etcd) -> 
     assert said.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("whom", "found"),
+    [
+        ("10.5.3.7", ["10.5.3.0/24"]),
+        ("10.5.3.0/24", ["10.5.3.0/24"]),
+        ("10.5.0.0/16", ["10.5.3.0/24", "10.5.20.0/24"]),
+        ("192.0.2.20", ["10.5.20.0/24"]),
+        ("192.0.2.0/24", ["10.5.3.0/24", "10.5.20.0/24"]),
+    ],
+)
+def test_an_address_or_a_subnet_says_who_has_it(operator: Operator, etcd: Etcd, whom: str, found: list[str]) -> None:
+    put(etcd, "10.5.20.0/24", vxlan("192.0.2.20", "02:00:00:00:00:20"))
+    put(etcd, "10.5.3.0/24", vxlan("192.0.2.3", "02:00:00:00:00:03"))
+    said = operator.leases("list", whom)
+    assert (said.code, said.err) == (0, "")
+    assert [line.split()[0] for line in said.out.splitlines()[1:]] == found
+
+
+def test_who_has_what_nobody_has(operator: Operator, etcd: Etcd) -> None:
+    put(etcd, "10.5.3.0/24", vxlan("192.0.2.3"))
+    nobody = "flannelpy: 10.5.4.7: nobody has it; flannelpy lease list shows all\n"
+    assert operator.leases("list", "10.5.4.7") == Outcome(1, "", nobody)
+    wrong = "flannelpy: 'h1': expected an address or a subnet, like 10.5.9.7 or 10.5.9.0/24\n"
+    assert operator.leases("list", "h1") == Outcome(2, "", wrong)
+
+
 def test_a_bad_config_leaves_the_leases_unjudged(operator: Operator, etcd: Etcd) -> None:
     etcd.put(f"{PREFIX}/config", "{")
     put(etcd, "10.5.9.0/24", vxlan("192.0.2.9"))
@@ -132,8 +158,10 @@ def test_what_is_wrong_is_said_beside_it(operator: Operator, etcd: Etcd) -> None
     put(etcd, "10.5.9.0/24", vxlan("192.0.2.9"))
     put(etcd, "10.7.1.0/24", vxlan("192.0.2.10"))
     put(etcd, "10.5.30.0/24", vxlan("192.0.2.30", backend="host-gw"))
-    put(etcd, "10.5.40.0/24", vxlan("192.0.2.40"))
-    put(etcd, "10.5.41.0/24", vxlan("192.0.2.40"))
+    put(etcd, "10.5.40.0/24", vxlan("192.0.2.40", "02:00:00:00:00:40"))
+    put(etcd, "10.5.41.0/24", vxlan("192.0.2.40", "02:00:00:00:00:41"))
+    put(etcd, "10.5.45.0/24", vxlan("192.0.2.45"))
+    put(etcd, "10.5.46.0/24", vxlan("192.0.2.46", "no MAC"))
     put(etcd, "10.5.50.0/24", "\x1b[2Jno")
     etcd.put(f"{PREFIX}/subnets/oops", vxlan("192.0.2.50"))
     said = {line.split()[0]: line for line in operator.shown()}
@@ -142,11 +170,15 @@ def test_what_is_wrong_is_said_beside_it(operator: Operator, etcd: Etcd) -> None
     assert said["10.7.1.0/24"].endswith("lies outside the network 10.5.0.0/16")
     assert said["10.5.30.0/24"].endswith("its backend is host-gw, ours is vxlan")
     assert said["10.5.40.0/24"].endswith("192.0.2.40 holds 10.5.41.0/24 too")
+    assert said["10.5.45.0/24"].endswith(
+        "claims fdb 02:00:00:00:00:01 dev flannel.1, which the older lease 10.5.8.0/23 at 192.0.2.8 has"
+    )
+    assert "BackendData.VtepMAC" in said["10.5.46.0/24"]
     assert said["10.5.41.0/24"].endswith("192.0.2.40 holds 10.5.40.0/24 too")
     assert "value of '10.5.50.0-24': not JSON" in said["10.5.50.0-24"]
     assert "'oops' is not a subnet key: expected a form like" in said["oops"]
     # 8.0/23 takes two, 9.0/24 one of them; 10.7.1.0/24 takes none of the pool's, what cannot be read neither
-    assert operator.shown()[-1] == "10.5.0.0/16: 94 of 99 subnets are free"
+    assert operator.shown()[-1] == "10.5.0.0/16: 92 of 99 subnets are free"
 
 
 def test_json_is_for_programs(operator: Operator, etcd: Etcd) -> None:
@@ -370,9 +402,7 @@ def test_a_subnet_file_of_another_network_releases_nothing(operator: Operator, e
 def test_without_a_subnet_file_the_subnet_has_to_be_named(operator: Operator) -> None:
     said = operator.leases("release")
     assert (said.code, said.out) == (1, "")
-    assert said.err.endswith(
-        "subnet.env tells of no subnet of this host; name the one to release: flannelpy lease release SUBNET\n"
-    )
+    assert said.err.endswith("subnet.env names no subnet of this host; name the one to release: flannelpy lease release SUBNET\n")
 
 
 def test_a_subnet_that_nobody_holds(operator: Operator, etcd: Etcd) -> None:

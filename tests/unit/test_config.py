@@ -85,7 +85,7 @@ def test_conformance_config_ipv6_overrides() -> None:
         ("10.0.0.0/28", 30, "10.0.0.4", "10.0.0.12"),
         ("10.0.0.0/8", 24, "10.0.1.0", "10.255.255.0"),
         ("10.5.1.3/16", 24, "10.5.1.0", "10.5.255.0"),
-        ("128.0.0.0/1", 24, "128.0.1.0", "255.255.255.0"),
+        ("128.0.0.0/5", 24, "128.0.1.0", "135.255.255.0"),
     ],
 )
 def test_conformance_derivation_ipv4(network: str, length: int, first: str, last: str) -> None:
@@ -317,3 +317,80 @@ def test_conformance_config_fuzz_any_json(value: Any) -> None:
 @example('{"Network": "１0.5.0.0/16"}')
 def test_conformance_config_fuzz_any_bytes(text: str | bytes) -> None:
     check_any(text)
+
+
+@pytest.mark.parametrize(
+    ("network", "use"),
+    [
+        ("0.5.0.0/16", "0.0.0.0/8 (this network)"),
+        ("0.0.0.0/1", "0.0.0.0/8 (this network)"),
+        ("127.5.0.0/16", "127.0.0.0/8 (loopback)"),
+        ("64.0.0.0/2", "127.0.0.0/8 (loopback)"),
+        ("169.254.0.0/20", "169.254.0.0/16 (link-local)"),
+        ("168.0.0.0/5", "169.254.0.0/16 (link-local)"),
+        ("224.0.0.0/16", "224.0.0.0/3 (multicast and reserved)"),
+        ("240.0.0.0/16", "224.0.0.0/3 (multicast and reserved)"),
+    ],
+)
+def test_a_network_that_hosts_need_for_themselves_is_refused(network: str, use: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        NetworkConfig.parse(json.dumps({"Network": network}))
+    assert str(caught.value) == f"Network {network} overlaps {use}: expected an IPv4 network like 10.5.0.0/16"
+
+
+@pytest.mark.parametrize(
+    ("network", "use"),
+    [("::/64", "::/128 (unspecified)"), ("fe80::/48", "fe80::/10 (link-local)"), ("ff05::/48", "ff00::/8 (multicast)")],
+)
+def test_the_same_for_ipv6(network: str, use: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        NetworkConfig.parse(json.dumps({"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": network}))
+    assert str(caught.value) == f"IPv6Network {network} overlaps {use}: expected an IPv6 network like fc00::/48"
+
+
+@pytest.mark.parametrize(
+    "network", ["1.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "126.0.0.0/8", "128.0.0.0/8", "172.16.0.0/12", "223.0.0.0/8"]
+)
+def test_every_other_network_is_taken(network: str) -> None:
+    assert NetworkConfig.parse(json.dumps({"Network": network})).networks == (IPNetwork(network),)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "it is empty"),
+        (" \n", "it is empty"),
+        (
+            '{"Network": "10.5.0.0/16", \\"SubnetLen\\": 24}',
+            "line 1, column 28: expected a name in double quotes (a backslash before a",
+        ),
+        ("{'Network': 1}", "line 1, column 2: expected a name in double quotes (names and strings stand in double quotes)"),
+        ('{"Network": "10.5.0.0/16",}', "line 1, column 27: expected a name in double quotes (a comma too many before it?)"),
+        ('{"Network": "10.5.0.0/16"\n"SubnetLen": 24}', "line 2, column 1: expected a comma, or the end of the list or object;"),
+        ('{"Network" "10.5.0.0/16"}', "line 1, column 12: expected a colon;"),
+        ('{\n  # ours\n  "Network": "10.5.0.0/16"}', "line 2, column 3: expected a name in double quotes (JSON has no comments)"),
+        ('{"Network": "10.5.0.0/16"} // ours', "line 1, column 28: expected the end of the text (JSON has no comments)"),
+        ('{"EnableIPv6": True}', "line 1, column 16: expected a value (true is written in small letters)"),
+        ('{"Network": }', "line 1, column 13: expected a value;"),
+        ('{"Network": "10.5.0.0/16', "line 1, column 13: the string that begins here has no end;"),
+        ('{"Network": "10.5.0.0/16"', "line 1, column 26: expected a comma, or the end of the list or object (the text ends here)"),
+        ('\ufeff{"Network": "10.5.0.0/16"}', "line 1, column 1: a byte order mark; save the file without one;"),
+        ("{\u201cNetwork\u201d: 1}", "line 1, column 2: expected a name in double quotes (these are typographic quotes)"),
+        ('{"Network": "10.5\n"}', "line 1, column 18: a line break or another control character inside a string;"),
+        ('{"Network": "10.5\\.0"}', "line 1, column 18: a backslash that begins no escape;"),
+    ],
+)
+def test_what_is_no_json_is_told_in_the_words_of_who_wrote_it(text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        NetworkConfig.parse(text)
+    assert str(caught.value).startswith(f"not JSON: {said}")
+
+
+@given(st.text("{}[]\",:\\ \n'#/TN1a", max_size=30))
+def test_python_does_not_speak(text: str) -> None:
+    said = ""
+    try:
+        NetworkConfig.parse(text)
+    except ConfigError as error:
+        said = str(error)
+    assert [word for word in ("Expecting", "something else", "\n") if word in said] == []

@@ -45,11 +45,13 @@ OTHER_LINES = ("was changed by somebody else; repairing", "lost our lease", "our
 
 INTRODUCTION = """# Conditions
 
-What can be wrong, as the agent tells it: once in the log when it begins and once, after `over:`, when it ends. `{detail}` stands
-for what is known of the case. This page is made from `flannelpy/core/conditions.py`; `python -m tests.unit.test_docs` writes it.
+What can be wrong, as the agent reports it: in the log once when it begins and once, after `resolved:`, when it ends. `{detail}`
+stands for what is known of the case. This page is made from `flannelpy/core/conditions.py` by
+`python -m tests.unit.test_docs`.
 
-*not ready*: `/readyz` answers 503 while it holds. *told after*: how long it must hold before anybody is told. *hides*: what says
-the same from further away and is not told beside it. [Troubleshooting](troubleshooting.md) begins with what you see instead.
+*not ready*: `/readyz` answers 503 while it holds. *reported after*: how long it must hold before it is reported, and be
+gone before it is resolved. *suppresses*: what says the same from further away and is not reported beside it.
+[Troubleshooting](troubleshooting.md) begins with what you see instead.
 """
 
 
@@ -64,8 +66,8 @@ def conditions_page() -> str:
 def _section(condition: Condition) -> str:
     notes = [condition.severity.name.lower()]
     notes += ["not ready"] if condition.unready else []
-    notes += [f"told after {condition.after:g} s"] if condition.after else []
-    notes += [f"hides {', '.join(condition.hides)}"] if condition.hides else []
+    notes += [f"reported after {condition.after:g} s"] if condition.after else []
+    notes += [f"suppresses {', '.join(condition.hides)}"] if condition.hides else []
     return f"\n## {condition.code}\n\n{', '.join(notes)}\n\n    {condition.text}\n\nRemedy: {condition.remedy}.\n"
 
 

@@ -21,11 +21,9 @@ TEXTS = sorted(
 
 LINES = 400
 LONGER = {
-    "flannelpy/cli.py": "one declaration a subcommand",
     "flannelpy/core/leasing.py": "the rules of a lease are read together; a tenth is the list of words they use",
     "flannelpy/kernel/fake.py": "a whole kernel, as far as we use one",
     "flannelpy/kernel/messages.py": "packing and unpacking of each message side by side",
-    "flannelpy/kernel/netlink.py": "one adapter, every call of the contract",
 }
 """Files that may be longer, and why."""
 LONGEST = 530
@@ -50,6 +48,23 @@ def test_a_module_opens_with_what_it_answers(path: Path) -> None:
 def test_a_file_is_of_a_size_to_be_read(path: Path) -> None:
     lines = len(path.read_text().splitlines())
     assert lines <= (LONGEST if name_of(path) in LONGER else LINES), f"{name_of(path)} has {lines} lines: split it, or say why not"
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if name_of(path).startswith("flannelpy/agent/")], ids=name_of)
+def test_a_part_of_the_agent_fits_in_a_head(path: Path) -> None:
+    """What runs beside each other is read beside each other: 300 lines, and 14 attributes of its own a class."""
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300, name_of(path)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            held = {
+                target.attr
+                for inner in ast.walk(node)
+                if isinstance(inner, ast.Assign | ast.AnnAssign)
+                for target in (inner.targets if isinstance(inner, ast.Assign) else [inner.target])
+                if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self"
+            }
+            assert len(held) <= 14, f"{name_of(path)}: {node.name} holds {len(held)}: {', '.join(sorted(held))}"
 
 
 def test_every_exception_is_still_one() -> None:

@@ -9,11 +9,14 @@ import pytest
 
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.explain import http
-from flannelpy.explain.http import HttpServer, Page, Pages, health_pages, serve
+from flannelpy.explain.http import HttpServer, Page, Pages, Query, health_pages, serve
 
 
 class Readiness:
     now = False
+    silent_s = 0.0
+    why_not = ("waiting for etcd", "no uplink\x1b[2J")
+    wrong: tuple[str, ...] = ()
 
 
 @pytest.fixture
@@ -26,8 +29,18 @@ async def server(readiness: Readiness) -> AsyncIterator[HttpServer]:
     def broken() -> Page:
         raise RuntimeError("no page today")
 
+    async def echo(query: Query) -> Page:
+        await asyncio.sleep(0)
+        return 200, http.TEXT, repr(dict(query))
+
+    async def never(_query: Query) -> Page:
+        await asyncio.Event().wait()
+        raise AssertionError
+
     pages: Pages = {
-        **health_pages(lambda: readiness.now),
+        **health_pages(lambda: readiness.now, lambda: readiness.why_not, lambda: readiness.wrong, lambda: readiness.silent_s),
+        "/echo": echo,
+        "/silent": never,
         "/broken": broken,
         "/umlaut": lambda: (200, "text/plain; charset=utf-8", "ä"),
     }
@@ -65,7 +78,36 @@ async def test_readiness_follows_the_agent_both_ways(server: HttpServer, readine
     readiness.now = True
     assert (await say(server, get("/readyz?verbose"))).startswith("HTTP/1.1 200 ")
     readiness.now = False
-    assert (await say(server, get("/readyz"))).endswith("flannelpy is not ready yet\n")
+    assert (await say(server, get("/readyz"))).endswith("\r\n\r\nflannelpy is not ready yet\nwaiting for etcd\nno uplink\\x1b[2J\n")
+
+
+async def test_what_is_wrong_stands_below_ready(server: HttpServer, readiness: Readiness) -> None:
+    readiness.now, readiness.wrong = True, ("error: another host publishes our address",)
+    answer = await say(server, get("/readyz"))
+    assert answer.startswith("HTTP/1.1 200 ")
+    assert answer.endswith("\r\n\r\nflannelpy is ready\nerror: another host publishes our address\n")
+
+
+async def test_health_is_503_where_the_reconciler_stands_still(server: HttpServer, readiness: Readiness) -> None:
+    readiness.silent_s = 29.9
+    assert (await say(server, get("/healthz"))).startswith("HTTP/1.1 200 ")
+    readiness.silent_s = 41.3
+    answer = await say(server, get("/healthz"))
+    assert answer.startswith("HTTP/1.1 503 ")
+    assert answer.endswith("\r\n\r\nthe reconciler has not turned for 41 s\n")
+
+
+@pytest.mark.parametrize(
+    ("target", "query"),
+    [("/echo", {}), ("/echo?a=1&b=x%20y", {"a": "1", "b": "x y"}), ("/echo?a=1&a=2", {"a": "2"}), ("/echo?&&=&%ff", {})],
+)
+async def test_a_page_that_takes_a_query_is_asked_with_it(server: HttpServer, target: str, query: dict[str, str]) -> None:
+    assert (await say(server, get(target))).endswith(f"\r\n\r\n{query!r}")
+
+
+async def test_a_page_that_never_ends_is_given_up(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "PAGE_S", 0.01)
+    assert (await say(server, get("/silent"))).startswith("HTTP/1.1 500 ")
 
 
 async def test_an_unknown_path_is_told_what_there_is(server: HttpServer) -> None:

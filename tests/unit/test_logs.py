@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flannelpy import logs
+from flannelpy.core.foreign import FIELD, LINE
+from flannelpy.logs import RateLimit
+
+from .test_foreign import ANY_TEXT, obeyed
 
 log = logging.getLogger("flannelpy.test")
 
@@ -74,9 +79,93 @@ def test_a_repeated_line_is_written_once_and_counted(stream: io.StringIO) -> Non
     assert stream.getvalue().splitlines() == ["<6>same", "<6>same (and 3 more times)", "<6>other", "<6>same"]
 
 
-@given(st.text(max_size=400) | st.text(alphabet="\x00\x1b\x07\r\n\x9b\u202e\u2066ab", max_size=4_000))
-@pytest.mark.parametrize("form", [logs.Text, logs.Journal])
-def test_no_text_of_anybody_makes_a_line_or_moves_a_cursor(form: type[logging.Formatter], text: str) -> None:
-    said = form().format(logging.LogRecord("x", logging.ERROR, "x.py", 1, "%s", (text,), None))
-    assert said.isprintable()
-    assert len(said) < logs.LONGEST + 100
+# ------------------------------------------------------------------------------------------------------------ foreign text
+
+
+FORMATTERS = (logs.Text, logs.Journal, logs.Json)
+
+
+def line_of(formatter: type[logging.Formatter], text: str, *fields: object) -> str:
+    return formatter().format(logging.LogRecord("flannelpy", logging.WARNING, "", 0, text, fields, None))
+
+
+@given(st.sampled_from(FORMATTERS), ANY_TEXT, ANY_TEXT, st.integers(1, 30))
+def test_whatever_others_wrote_is_one_harmless_line(formatter: type[logging.Formatter], one: str, other: str, times: int) -> None:
+    for line in (line_of(formatter, "%s", one * times), line_of(formatter, "peer %s: %s", one * times, other * times)):
+        assert obeyed(line) == []
+        assert len(line) <= 2 * LINE + 200  # JSON writes a backslash twice
+
+
+def test_a_newline_forges_no_line() -> None:
+    forged = "vxlan\n2026-01-01 00:00:00.000 error: FORGED"
+    assert line_of(logs.Journal, "peer 10.5.9.0/24: its backend is %s, ours is %s", forged, "vxlan") == (
+        "<4>peer 10.5.9.0/24: its backend is vxlan\\n2026-01-01 00:00:00.000 error: FORGED, ours is vxlan"
+    )
+
+
+def test_a_long_field_leaves_room_for_the_others() -> None:
+    told = line_of(logs.Journal, "%s: %s", "k" * 1_000_000, "what is wrong")
+    assert told.endswith("... (1,000,000 letters): what is wrong")
+    assert len(told) < FIELD + 30
+
+
+def test_a_line_that_is_one_text_may_be_as_long_as_a_line() -> None:
+    assert line_of(logs.Journal, "%s", "k" * 1000) == "<4>" + "k" * 1000
+    assert line_of(logs.Journal, "%s", "k" * 1_000_000).endswith("... (1,000,000 letters)")
+
+
+@pytest.mark.parametrize("formatter", FORMATTERS)
+def test_a_traceback_is_set_in_and_harmless(formatter: type[logging.Formatter]) -> None:
+    try:
+        raise ValueError("a\n2026-01-01 00:00:00.000 error: FORGED\x1b[2J")
+    except ValueError:
+        record = logging.LogRecord("flannelpy", logging.ERROR, "", 0, "failed", (), sys.exc_info())
+    told = formatter().format(record)
+    assert "\\x1b[2J" in told
+    assert obeyed(told.replace("\n", "")) == []
+    assert not any(line.startswith("2026-01-01") for line in told.splitlines())
+
+
+# ------------------------------------------------------------------------------------------------------------------ a rate
+
+
+def test_what_is_more_than_the_rate_is_counted_once() -> None:
+    rate = RateLimit(most=20, window_s=60)
+    written = [rate.allows("peer-unusable", now * 0.1) for now in range(500)]
+    assert sum(written) == 20
+    assert written[:20] == [True] * 20
+    assert rate.next() == 60.0
+    assert rate.take_held(59.9) == {}
+    assert rate.take_held(60.0) == {"peer-unusable": 480}
+    assert rate.take_held(61.0) == {}
+    assert rate.next() is None
+    assert rate.allows("peer-unusable", 61.0)
+
+
+def test_a_window_without_anything_held_back_ends_by_itself() -> None:
+    rate = RateLimit(most=2, window_s=10)
+    assert [rate.allows("a", now) for now in (0.0, 1.0, 10.0, 11.0, 12.0)] == [True, True, True, True, False]
+
+
+def test_each_kind_has_a_rate_of_its_own() -> None:
+    rate = RateLimit(most=1)
+    assert rate.allows("a", 0.0)
+    assert rate.allows("b", 0.0)
+    assert not rate.allows("a", 1.0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 5)), max_size=300))
+def test_nothing_is_lost_without_being_counted(calls: list[tuple[int, float]]) -> None:
+    rate, now, written, counted = RateLimit(most=3, window_s=10), 0.0, 0, 0
+    for kind, pause in calls:
+        now += pause
+        counted += sum(rate.take_held(now).values())
+        written += rate.allows(kind, now)
+    assert written + counted + sum(rate.take_held(now + 10).values()) == len(calls)
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    rate = RateLimit(kinds=10)
+    for kind in range(1000):
+        rate.allows(kind, 0.0)
+    assert len(rate._windows) == 10

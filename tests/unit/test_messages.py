@@ -245,3 +245,28 @@ def test_a_failure_of_a_kernel_that_sends_our_message_back() -> None:
 def test_attributes_of_anything_end(data: bytes) -> None:
     messages.attributes(data, 0, len(data))
     list(messages.heads(data))
+
+
+@pytest.mark.parametrize(("name", "attribute"), [("eth1", "IFLA_IFNAME"), ("a" * 15, "IFLA_IFNAME"), ("a" * 16, "IFLA_ALT_IFNAME")])
+def test_a_link_is_asked_for_by_any_of_its_names(name: str, attribute: str) -> None:
+    fields = {"family": 0, "index": 0, "flags": 0, "change": 0, "attrs": [(attribute, name), ("IFLA_EXT_MASK", 8)]}
+    expected = library(ifinfmsg(), messages.RTM_GETLINK, REQUEST, fields)
+    assert messages.get_link_named(SEQUENCE, name).hex(" ", 4) == expected.hex(" ", 4)
+
+
+def test_the_other_names_of_a_link() -> None:
+    names = [("IFLA_ALT_IFNAME", "enp0s3"), ("IFLA_ALT_IFNAME", "a-name-that-is-longer-than-fifteen-letters")]
+    fields = {"index": 3, "attrs": [("IFLA_IFNAME", "eth1"), ("IFLA_PROP_LIST", {"attrs": names})]}
+    data = library(ifinfmsg(), messages.RTM_NEWLINK, 0, fields)
+    assert messages.read_altnames(data, 16, len(data)) == ("enp0s3", "a-name-that-is-longer-than-fifteen-letters")
+    assert messages.read_altnames(data, 16, 32) == ()
+
+
+def test_a_vxlan_device_is_changed_by_what_can_change_and_by_nothing_else() -> None:
+    data = links.change_vxlan(SEQUENCE, Vxlan(7, "eth1", IPAddress("192.0.2.1"), 4789, learning=True), 2, DEVICE)
+    linkinfo = messages.attributes(data, 32, len(data))[18]
+    info = messages.attributes(linkinfo, 0, len(linkinfo))
+    inner = messages.attributes(info[2], 0, len(info[2]))
+    assert info[1] == b"vxlan\0"
+    assert {number: value.hex() for number, value in inner.items()} == {1: "07000000", 3: "02000000", 4: "c0000201", 7: "01"}
+    assert set(messages.attributes(data, 32, len(data))) == {18}

@@ -305,3 +305,17 @@ def test_conformance_addresses_ipv6_in_canonical_text() -> None:
     for text in ("fc00:0:0:1::", "fd00:12:13::", "::1", "2001:db8:0:1:1:1:1:1", "2001:db8::1:0:0:1"):
         assert str(IPAddress(text)) == text
     assert str(IPAddress("FC00:0000:0000:0001:0:0:0:0")) == "fc00:0:0:1::"
+
+
+@pytest.mark.parametrize(
+    ("subnet", "subnet6", "at", "at6", "said"),
+    [
+        ("10.5.9.0/24", None, "192.0.2.9", None, "10.5.9.0/24 at 192.0.2.9"),
+        ("10.5.9.0/24", "fd00:5::/64", "192.0.2.9", "2001:db8::9", "10.5.9.0/24&fd00:5::/64 at 192.0.2.9"),
+        ("0.0.0.0/0", "fd00:5::/64", "0.0.0.0", "2001:db8::9", "fd00:5::/64 at 2001:db8::9"),
+        ("0.0.0.0/0", "fd00:5::/64", "192.0.2.9", None, "fd00:5::/64 at 192.0.2.9"),
+    ],
+)
+def test_a_lease_is_told_by_what_it_has(subnet: str, subnet6: str | None, at: str, at6: str | None, said: str) -> None:
+    attrs = LeaseAttrs(IPAddress(at), None if at6 is None else IPAddress(at6))
+    assert str(Lease(IPNetwork(subnet), attrs, None if subnet6 is None else IPNetwork(subnet6))) == said

@@ -25,8 +25,9 @@ list*)
     echo 'list table inet flannelpy' >&2
     exit 1 ;;
 *)
-    { echo "$line"; cat; } >"$STORE/told"
     [ -f "$STORE/refusal" ] && { cat "$STORE/refusal" >&2; exit 1; }
+    { echo "$line"; cat; } >"$STORE/told"
+    [ -f "$STORE/listing" ] || sed 1,2d "$STORE/told" >"$STORE/listing"
     exit 0 ;;
 esac
 """
@@ -115,3 +116,58 @@ async def test_a_refusal_is_one_line(nft: Nft, store: Path, refusal: str, text: 
 async def test_removing_a_table_that_is_not_there_is_success(nft: Nft, store: Path) -> None:
     (store / "refusal").write_text("/dev/stdin:1:1-24: Error: Could not process rule: No such file or directory\n")
     await nft.remove("flannelpy")
+
+
+# -------------------------------------------------------------------------------------------- a tool that is not what it seems
+
+
+LISTS_NOTHING = """case $(head -c 4) in list) echo 'Error: No such file or directory' >&2; exit 1;; esac"""
+
+
+def tool(store: Path, script: str) -> Nft:
+    (store / "nft").write_text("#!/bin/sh\n" + script)
+    return Nft(library=None)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (LISTS_NOTHING, "nft says that it has written table inet flannelpy, and there is none"),
+        ("exit 0", "nft printed '' where table inet flannelpy was asked for"),
+        ("exit 1", "nft failed without a word"),
+        ("exec </dev/null; echo 'Error: no' >&2; exit 3", "no"),
+        ("kill -9 $$", "nft was killed by signal 9"),
+        ("echo hello", "nft printed 'hello\\n' where table inet flannelpy was asked for"),
+        ("echo 'table inet flannelpy {'", "nft printed 'table inet flannelpy {\\n' where table inet flannelpy was asked for"),
+        ("echo 'table inet other {'; echo '}'", "nft printed 'table inet other {\\n}\\n' where table inet flannelpy was asked for"),
+        (
+            "echo 'table inet flannelpy {'; echo '}'",
+            "table inet flannelpy, and it has no chain forward",
+        ),
+        ("head -c 200000 /dev/urandom", ""),
+        ("head -c 200000 /dev/urandom >&2; exit 1", ""),
+    ],
+)
+async def test_a_tool_that_fails_or_lies_is_one_line_and_not_believed(store: Path, script: str, words: str) -> None:
+    big = NftTable("flannelpy", TABLE.body + "\t# filler\n" * 50_000)  # more than a pipe holds, to a tool that does not read
+    with pytest.raises(KernelError) as caught:
+        await tool(store, script).replace(big)
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 1000
+
+
+async def test_a_tool_that_hangs_is_killed(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flannelpy.kernel.nft.COMMAND_S", 0.2)
+    nft = tool(store, f"echo $$ >{store}/pid; sleep 3 & wait")  # and its child holds what it was given
+    with pytest.raises(KernelError, match=r"nft did not end within 0.2 s and was killed"):
+        await nft.replace(TABLE)
+    pid = int((store / "pid").read_text())
+    with pytest.raises(ProcessLookupError):  # it was waited for
+        os.kill(pid, 0)
+
+
+async def test_a_tool_that_cannot_be_run_is_one_line(store: Path) -> None:
+    (store / "nft").write_bytes(b"\x7fELF nonsense")
+    with pytest.raises(KernelError, match="nft cannot be run"):
+        await Nft(library=None, command=str(store / "nft")).replace(TABLE)

@@ -75,6 +75,9 @@ def test_exposure_stays_low(unit: Path) -> None:
         "Type=notify",
         "NotifyAccess=main",
         "Before=docker.service",
+        "Restart=always",
+        "StartLimitIntervalSec=0",
+        "WatchdogSec=30",
         "TimeoutStartSec=infinity",
         "RuntimeDirectoryPreserve=yes",
         "DeviceAllow=/dev/net/tun rw",
@@ -90,6 +93,10 @@ def test_what_the_agent_relies_on(needed: str) -> None:
 )
 def test_what_would_break_it(forbidden: str) -> None:
     assert forbidden not in (PACKAGING / "flannelpy.service").read_text()
+
+
+def test_docker_does_not_start_an_agent_that_was_disabled() -> None:
+    assert not re.search(r"^(Wants|Requires|BindsTo|Upholds)=", (PACKAGING / "docker-flannelpy.conf").read_text(), re.MULTILINE)
 
 
 def test_the_defaults_are_options_and_variables_that_exist() -> None:

@@ -54,7 +54,7 @@ class Etcd(MemoryRegistry):
 
 @dataclass
 class Scene:
-    """A registry's health in time that the test moves. ``log`` is what people read: code, ``over:``, text."""
+    """A registry's health in time that the test moves. ``log`` is what people read: code, ``resolved:``, text."""
 
     etcd: Etcd = field(default_factory=Etcd)
     now: float = 1000.0

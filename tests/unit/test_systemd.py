@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -19,6 +20,8 @@ from flannelpy.agent import systemd
 from flannelpy.agent.fd_store import SystemdFdStore
 from flannelpy.agent.systemd import Notifier, inherited
 from flannelpy.core.backend import NoFdStore
+
+T = TypeVar("T")
 
 
 class Systemd:
@@ -96,7 +99,93 @@ def test_nobody_listening_is_said_once(tmp_path: Path, caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING):
         notifier.status("one")
         notifier.status("two")
-    assert caplog.text.count("systemd cannot be told") == 1
+    assert caplog.text.count("systemd does not take") == 1
+
+
+def test_ready_is_said_once_and_a_status_only_when_it_is_new(listening: Systemd, notifier: Notifier) -> None:
+    notifier.status("waiting for etcd")
+    notifier.status("waiting for etcd")
+    notifier.ready("fine")
+    notifier.ready("fine")
+    notifier.ready("other")
+    assert listening.told() == ["STATUS=waiting for etcd", "READY=1\nSTATUS=fine", "STATUS=other"]
+
+
+def test_a_status_is_one_line_of_one_message(listening: Systemd, notifier: Notifier) -> None:
+    notifier.status("a\nREADY=1\x1b[2J" + "b" * 1000)
+    (told,) = listening.told()
+    assert told.startswith("STATUS=a\\nREADY=1\\x1b[2Jbbb")
+    assert len(told) < 310
+
+
+async def test_the_status_line_follows_from_the_first_moment(listening: Systemd, notifier: Notifier, fast: None) -> None:
+    lines = iter(["starting", "starting", "waiting for etcd", "fine"])
+    with pytest.raises(StopAsyncIteration):
+        await systemd.keep_posted(notifier, lambda: _next(lines))
+    assert listening.told() == ["STATUS=starting", "STATUS=waiting for etcd", "STATUS=fine"]
+
+
+@pytest.mark.parametrize(
+    ("ready", "why_not", "errors", "line"),
+    [
+        (True, (), (), "10.5.72.0/24 by vxlan"),
+        (True, (), ("one", "two"), "10.5.72.0/24 by vxlan; error: one and 1 more"),
+        (False, ("waiting for etcd", "no uplink"), ("one",), "not ready: waiting for etcd; no uplink"),
+        (False, (), (), "not ready: starting"),
+    ],
+)
+def test_the_status_line_says_what_it_does_or_waits_for(
+    ready: bool, why_not: tuple[str, ...], errors: tuple[str, ...], line: str
+) -> None:
+    assert systemd.status_line(ready, "10.5.72.0/24 by vxlan", why_not, errors) == line
+
+
+@pytest.mark.parametrize(
+    ("environ", "within"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "30000000"}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+    ],
+)
+def test_what_systemd_wants_of_signs_of_life(environ: dict[str, str], within: float | None) -> None:
+    assert systemd.watchdog_s(environ) == within
+
+
+async def test_no_sign_of_life_while_the_loop_stands_still(
+    listening: Systemd, notifier: Notifier, caplog: pytest.LogCaptureFixture, fast: None
+) -> None:
+    silences = iter([0.0, 29.0, 31.0, 61.0, 0.5])
+    with pytest.raises(StopAsyncIteration):
+        await systemd.feed_watchdog(notifier, 30.0, lambda: _next(silences))
+    assert listening.told() == ["WATCHDOG=1"] * 3
+    assert caplog.text.count("has not turned for 31 s") == 1
+
+
+async def test_who_is_not_watched_gives_no_signs(listening: Systemd, notifier: Notifier) -> None:
+    await systemd.feed_watchdog(notifier, None, lambda: 0.0)
+    assert listening.told() == []
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits take a turn of the loop."""
+    turn = asyncio.sleep
+
+    async def sleep(_seconds: float) -> None:
+        await turn(0)
+
+    monkeypatch.setattr(systemd.asyncio, "sleep", sleep)
+
+
+def _next(values: Iterator[T]) -> T:
+    """The next of them; the end of them ends whoever asks for ever."""
+    for value in values:
+        return value
+    raise StopAsyncIteration
 
 
 async def test_without_systemd_nothing_happens(memory: int) -> None:

@@ -16,7 +16,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from backends.udp import Udp
 from backends.udp.fou import TRIAL_DEVICE
 from flannelpy.agent.datapath import make_way
-from flannelpy.agent.sync import reconcile
+from flannelpy.agent.sync import audit
 from flannelpy.core.backend import Engines, GuardedPort, Local, Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError
@@ -388,7 +388,7 @@ async def test_a_port_that_somebody_took_away_is_back_at_the_next_look(host: Hos
 
 
 async def test_a_port_that_went_without_a_notice_is_missed_soon(host: HostInMemory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "SILENT_S", 0.001)
+    monkeypatch.setattr(audit, "SILENT_S", 0.001)
     async with host.run():
         host.kernel.take(Key("fou", "8285"))
         await until(lambda: host.kernel.get(Key("fou", "8285")) is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from netaddr import IPAddress, IPNetwork
 
+from flannelpy.core.backend import Uplink
 from flannelpy.core.errors import NoUplinkError
 from flannelpy.core.model import Family
 from flannelpy.core.uplink import Choice, DefaultRoute, HostFacts, Interface, InterfaceAddress, RouteAnswer, Wish, choose
@@ -113,19 +114,41 @@ def test_the_default_route_is_no_last_resort_for_what_was_asked_for() -> None:
     )
 
 
-def test_public_ip_alone_selects_the_interface_that_has_it_as_flannel_does() -> None:
-    """A Vagrant box: the default route leaves by eth0, and only --public-ip names the network between the hosts."""
-    assert shown(pick(Wish(public_ip=IPAddress("192.0.2.1")))) == "eth1 192.0.2.1"
+def test_public_ip_takes_the_interface_that_has_it_where_none_was_asked_for() -> None:
+    for public, chosen in (("192.0.2.1", "eth1 192.0.2.1"), ("192.0.2.7", "eth1 192.0.2.7"), ("10.0.2.15", "eth0 10.0.2.15")):
+        choice = pick(Wish(public_ip=IPAddress(public)))
+        assert shown(choice) == chosen
+        assert choice.uplink.public_ip == choice.uplink.address == IPAddress(public)
+    assert (
+        shown(pick(Wish(public_ip=IPAddress("192.0.2.7"), public_ipv6=IPAddress("2001:db8::1")), DUAL))
+        == "eth1 192.0.2.7 2001:db8::1"
+    )
+    assert shown(pick(Wish(public_ipv6=IPAddress("fd00::30")), IPV6)) == "dummy0 fd00::30"
+    assert shown(pick(Wish(public_ipv6=IPAddress("fd00::30")), IPV4)) == "eth0 10.0.2.15"
 
 
 def test_a_public_ip_that_no_interface_has_is_only_advertised() -> None:
-    chosen = pick(Wish(public_ip=IPAddress("203.0.113.7")))
-    assert shown(chosen) == "eth0 10.0.2.15"
-    assert str(chosen.uplink.public_ip) == "203.0.113.7"
+    choice = pick(Wish(public_ip=IPAddress("203.0.113.9")))
+    assert shown(choice) == "eth0 10.0.2.15"
+    assert choice.reasons == (
+        "--public-ip 203.0.113.9: no interface has it; it is only told to the peers",
+        "default route: eth0, 10.0.2.15, MTU 1500, peers are told 203.0.113.9",
+    )
 
 
-def test_beside_another_option_public_ip_never_selects_the_interface() -> None:
-    assert shown(pick(Wish(iface=("eth1",), public_ipv6=IPAddress("fd00::30")), DUAL)) == "eth1 192.0.2.1 2001:db8::1"
+def test_public_ip_of_loopback_is_advertised_beside_the_default_route() -> None:
+    facts = HostFacts((interface(1, "lo", "127.0.0.1/8", "203.0.113.9/32"), ETH0), (DefaultRoute(4, 2),))
+    choice = pick(Wish(public_ip=IPAddress("203.0.113.9")), facts=facts)
+    assert shown(choice) == "eth0 10.0.2.15"
+    assert "it is lo's, by which nothing leaves" in choice.reasons[0]
+
+
+def test_public_ip_does_not_move_an_interface_that_was_asked_for_and_whose_it_is_is_told() -> None:
+    choice = pick(Wish(iface=("eth1",), public_ip=IPAddress("10.0.2.15"), public_ipv6=IPAddress("fd00::30")), DUAL)
+    assert shown(choice) == "eth1 192.0.2.1 2001:db8::1"
+    assert choice.reasons[-1].endswith(
+        "peers are told 10.0.2.15 (an address of eth0 on this host) and fd00::30 (an address of dummy0 on this host)"
+    )
 
 
 def test_every_candidate_that_fell_out_is_told_with_its_reason() -> None:
@@ -224,6 +247,84 @@ def test_an_address_of_a_family_that_the_network_has_not() -> None:
 def test_only_the_families_of_the_network_are_told() -> None:
     uplink = pick(Wish(iface=("eth1",), public_ipv6=IPAddress("2001:db8::99"))).uplink
     assert (uplink.address6, uplink.public_ipv6) == (None, None)
+
+
+# ------------------------------------------------------------------------------------------------- what stays, what comes last
+
+OVERLAY = (IPNetwork("192.168.0.0/17"), IPNetwork("fd05::/48"))
+
+
+def stays(wish: Wish, prefer: Uplink | None, *interfaces: Interface, ours: frozenset[str] = frozenset()) -> str:
+    facts = HostFacts(tuple(interfaces), (DefaultRoute(4, interfaces[0].index),))
+    return shown(choose(facts, wish, IPV4, {}, prefer, OVERLAY, ours))
+
+
+def at(address: str, name: str = "eth1", index: int = 3) -> Uplink:
+    return Uplink(name, index, 1500, IPAddress(address))
+
+
+@pytest.mark.parametrize("wish", [Wish(iface=("eth1",)), Wish(iface_regex=(r"^192\.0\.2",)), Wish()])
+def test_the_address_in_use_stays_while_its_interface_has_it(wish: Wish) -> None:
+    both = interface(3, "eth1", "192.0.2.9/24", "192.0.2.1/24")
+    assert stays(wish, None, both) == "eth1 192.0.2.9"
+    assert stays(wish, at("192.0.2.1"), both) == "eth1 192.0.2.1"
+    assert stays(wish, at("192.0.2.1"), interface(3, "eth1", "192.0.2.9/24")) == "eth1 192.0.2.9"
+    assert stays(wish, at("192.0.2.1"), interface(3, "eth1", "192.0.2.9/24", "192.0.2.1/24 deprecated")) == "eth1 192.0.2.9"
+
+
+def test_what_was_asked_for_by_address_or_told_to_peers_is_no_matter_of_staying() -> None:
+    both = interface(3, "eth1", "192.0.2.1/24", "192.0.2.9/24")
+    assert stays(Wish(iface=("192.0.2.9",)), at("192.0.2.1"), both) == "eth1 192.0.2.9"
+    assert stays(Wish(public_ip=IPAddress("192.0.2.9")), at("192.0.2.1"), both) == "eth1 192.0.2.9"
+
+
+def test_by_a_pattern_the_interface_in_use_stays_though_it_was_made_anew() -> None:
+    other, anew = interface(4, "eth2", "192.0.2.8/24"), interface(9, "eth1", "192.0.2.1/24")
+    assert stays(Wish(iface_regex=("^eth",)), at("192.0.2.1"), other, anew) == "eth1 192.0.2.1"
+    assert stays(Wish(iface_regex=("^192",)), at("192.0.2.1"), other, anew) == "eth1 192.0.2.1"
+    assert stays(Wish(iface_regex=("^192",)), None, other, anew) == "eth2 192.0.2.8"
+
+
+@pytest.mark.parametrize("virtual", ["192.0.2.100/32", "192.0.2.100/32 dynamic"])
+@pytest.mark.parametrize("own", ["192.0.2.1/24", "192.0.2.1/24 dynamic"])
+def test_an_address_of_one_host_comes_last_but_will_do(virtual: str, own: str) -> None:
+    assert stays(Wish(iface=("eth1",)), None, interface(3, "eth1", virtual, own)) == "eth1 192.0.2.1"
+    assert stays(Wish(iface=("eth1",)), None, interface(3, "eth1", virtual)) == "eth1 192.0.2.100"
+
+
+def test_a_pattern_never_finds_an_address_inside_the_overlay() -> None:
+    docker0, eth1 = interface(5, "docker0", "192.168.20.1/24"), interface(9, "eth1", "192.168.200.1/24")
+    wish = Wish(iface_regex=(r"^192\.168\.",))
+    assert stays(wish, None, docker0, eth1) == "eth1 192.168.200.1"
+    with pytest.raises(NoUplinkError, match="matches no address and no name"):
+        stays(wish, at("192.168.20.1"), docker0)
+    with pytest.raises(NoUplinkError, match="docker0 has no usable IPv4 address outside the overlay's networks"):
+        stays(Wish(iface_regex=("docker",)), None, docker0)
+
+
+def test_a_host_whose_own_network_lies_inside_the_overlay_is_told_so() -> None:
+    """Its interface was named, or is where the default route leaves: there is no other."""
+    inside = interface(3, "eth1", "192.168.20.7/24")
+    facts = HostFacts((inside,), (DefaultRoute(4, 3),))
+    for wish in (Wish(), Wish(iface=("eth1",)), Wish(iface=("192.168.20.7",))):
+        choice = choose(facts, wish, IPV4, {}, None, OVERLAY)
+        assert choice.reasons[-1].endswith("192.168.20.7 lies inside the overlay's own network")
+    both = interface(3, "eth1", "192.168.20.7/24", "192.0.2.1/24 dynamic")
+    assert stays(Wish(iface=("eth1",)), at("192.168.20.7"), both) == "eth1 192.0.2.1"
+
+
+def test_our_own_devices_are_never_taken() -> None:
+    flannel, eth1 = interface(5, "flannel.1", "192.0.2.9/24"), interface(9, "eth1", "192.0.2.1/24")
+    ours = frozenset({"flannel.1"})
+    assert stays(Wish(iface=("flannel.1", "eth1")), None, flannel, eth1, ours=ours) == "eth1 192.0.2.1"
+    assert stays(Wish(iface_regex=("9",)), None, flannel, interface(9, "eth9", "192.0.2.1/24"), ours=ours) == "eth9 192.0.2.1"
+    with pytest.raises(NoUplinkError, match=r"--iface flannel.1: it is one of our own devices; there is no interface at all"):
+        stays(Wish(iface=("flannel.1",)), None, flannel, ours=ours)
+
+
+def test_the_name_that_ip_shows_gets_a_hint() -> None:
+    assert "--iface eth1@if7: no such interface; its name is eth1, " in refusal(Wish(iface=("eth1@if7",)))
+    assert "--iface eth7@if7: no such interface; there is" in refusal(Wish(iface=("eth7@if7",)))
 
 
 # ------------------------------------------------------------------------------------------------------------ default route

@@ -8,45 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from random import Random
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from flannelpy.agent.report import Clock, Reporter
 from flannelpy.agent.sync.dirty import Dirty
-from flannelpy.agent.sync.drift import Damping
-from flannelpy.agent.sync.fragments import FIREWALL, HOST, Fragments, Gateways, Peers, Target
-from flannelpy.agent.sync.kernel_errors import Refusal, conditions, explain, links, not_applicable
+from flannelpy.agent.sync.fragments import Fragments, Gateways, Peers, Target
+from flannelpy.agent.sync.kernel_errors import Refusal, explain, links, not_applicable
 from flannelpy.agent.sync.mirror import Mirror
+from flannelpy.agent.sync.repairs import Repairs
 from flannelpy.agent.sync.retries import Retries
+from flannelpy.agent.sync.standing import Standing
 from flannelpy.core.desired import Desired
 from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import HostState, Key, Link
 from flannelpy.core.plan import Plan, Step, lives_on, plan
 from flannelpy.kernel import Kernel, Notice, Result
 
-__all__ = ["FIREWALL", "HOST", "Reconciler", "Target"]
-
 log = logging.getLogger(__name__)
-
-AUDIT_S = 300.0
-"""A full observation about this often, in seconds, under the notifications."""
 
 SILENT_S = 5.0
 SILENT = frozenset({"fou", "sysctl", "forward"})
 """Kinds of objects that the kernel changes without a notification are looked at this often, in seconds."""
 
-HASTEN_S = 1.0
+HASTEN_S = INCOMPLETE_S = 1.0
 
 UNREADABLE_S = 0.4
 """After a look that failed."""
-
-LOGGED = 3
-"""Repairs of one round that are logged one by one."""
-
-
-async def _nothing() -> None:
-    pass
 
 
 class Reconciler:
@@ -60,7 +47,7 @@ class Reconciler:
         gateways: Gateways,
         clock: Clock,
         *,
-        before_round: Callable[[], Awaitable[None]] = _nothing,
+        before_round: Callable[[], Awaitable[None]],
     ) -> None:
         self.dirty = Dirty()
         self.fragments = Fragments(reporter, peers, gateways)
@@ -73,7 +60,7 @@ class Reconciler:
         self._clock = clock
         self._before_round = before_round
         self._mirror = Mirror()
-        self._refusals: dict[Key, Refusal] = {}
+        self.standing = Standing(self.fragments, self._mirror, self.retries)
         self._state = _State()
 
     # ------------------------------------------------------------------------------------------ what others tell us
@@ -143,45 +130,9 @@ class Reconciler:
         """True once a full round has been applied for what the host is to be now."""
         return self._state.settled
 
-    @property
-    def peer_count(self) -> int:
-        """Peers that are to be programmed."""
-        return self.fragments.peer_count
-
-    @property
-    def failing(self) -> Mapping[Key, Refusal]:
-        """What the kernel has refused and still does not hold."""
-        return {key: refusal for key, refusal in self._refusals.items() if not self._in_sync(key)}
-
-    @property
-    def host_failed(self) -> bool:
-        """True while something of the host's own (device, address, network route, firewall) could not be applied.
-
-        Packets flow without a sysctl, which in a container may not be settable.
-        """
-        ours = {key for owner in (HOST, FIREWALL) for key in self.desired.fragment(owner).objects}
-        return any(key in ours and key.kind != "sysctl" for key in self.failing)
-
-    def why_not(self, owner: str) -> str | None:
-        """Why the kernel does not hold all of an owner's fragment: its error; empty where it only has not come to it; else None."""
-        if not self.fragments.knows(owner):
-            return ""
-        out = [key for key in self.desired.fragment(owner).objects if not self._in_sync(key)]
-        refused = [self._refusals[key].why for key in out if key in self._refusals]
-        return refused[0] if refused else "" if out else None
-
-    def count(self) -> tuple[Counter[str], Counter[str]]:
-        """Kernel objects by kind: those that are desired, and those of them that are in sync, as far as we were told."""
-        wanted = self.desired.state.objects
-        held = Counter(key.kind for key, item in wanted.items() if self._mirror.get(key) == item)
-        return Counter(key.kind for key in wanted), held
-
     async def after_round(self) -> None:
         """Return when the next round is over."""
         await self._state.round_over.wait()
-
-    def _in_sync(self, key: Key) -> bool:
-        return self._mirror.get(key) == self.desired.get(key)
 
     # ------------------------------------------------------------------------------------------------------- tasks
 
@@ -196,19 +147,13 @@ class Reconciler:
                 await self._before_round()
                 await self.round()
 
-    async def audit(self) -> None:
-        """Look at everything every AUDIT_S, and at what no notification tells of every SILENT_S, for ever."""
-        due = self._clock() + AUDIT_S * Random().uniform(0.8, 1.0)
-        while True:
-            await asyncio.sleep(SILENT_S)
-            if self._clock() >= due:
-                due = self._clock() + AUDIT_S
-                self.dirty.add_everything()
-            silent = self.desired.kinds(SILENT)
-            self._mirror.stale.update(silent)
-            self.dirty.add(silent)
-            self.repairs.damping.settle(self._clock())
-            self._report()
+    def look_at_silent(self) -> None:
+        """Look at what no notification tells of, and at what may be over by now."""
+        silent = self.desired.kinds(SILENT)
+        self._mirror.stale.update(silent)
+        self.dirty.add(silent)
+        self.repairs.damping.settle(self._clock())
+        self._report()
 
     def _due(self) -> list[Key]:
         now = self._clock()
@@ -268,6 +213,8 @@ class Reconciler:
             observed = await self._kernel.observe(scope)
             mirror.take_full(observed)
             self.dirty.add(mirror.stale)
+            if observed.incomplete:  # a table never stood still while it was read
+                asyncio.get_running_loop().call_later(INCOMPLETE_S, self.dirty.add_everything)
             return observed
         stale = [key for key in touched if key in mirror.stale]
         if stale:
@@ -298,11 +245,11 @@ class Reconciler:
             step, key = result.step, result.step.key
             if result.error is not None and not not_applicable(step, result.error):
                 self.retries.refused(key, now)
-                before = self._refusals.get(key)
+                before = self.standing.refusals.get(key)
                 if before is None or (before.step, str(before.error)) != (step, str(result.error)):
-                    self._refusals[key] = Refusal(step, result.error, await explain(self._kernel, step, result.error))
+                    self.standing.refusals[key] = Refusal(step, result.error, await explain(self._kernel, step, result.error))
                 continue
-            self._forget(key)
+            self.standing.forget(key)
             self._mirror.learn(key, None if step.op == "remove" else step.item)
             if step.op in ("add", "remake") and isinstance(step.item, Link):
                 self.retries.hasten((key for key in self.retries if self._lives_on(key) == step.item.name), now)
@@ -314,15 +261,11 @@ class Reconciler:
         item = self.desired.get(key)
         return None if item is None else lives_on(item)
 
-    def _forget(self, key: Key) -> None:
-        self.retries.done(key)
-        self._refusals.pop(key, None)
-
     # --------------------------------------------------------------------------------------------- drift and words
 
     def _repairable(self, steps: Plan, changed: set[Key], *, quiet: bool) -> Plan:
         """The steps to take now; what somebody else changes too often is left for later. Says what somebody else has changed."""
-        drift = [step for step in steps if step.key not in changed and step.key not in self._refusals]
+        drift = [step for step in steps if step.key not in changed and step.key not in self.standing.refusals]
         drift = [step for step in drift if step.before or step.key.kind != "sysctl"]  # one that the kernel does not have
         if self._state.first_sweep and any(step.op == "remove" for step in drift):
             left = [step for step in drift if step.op == "remove"]
@@ -340,10 +283,7 @@ class Reconciler:
 
     def _report(self) -> None:
         """Derive what is wrong from what is desired, what is there and what was answered."""
-        for key in [key for key in self._refusals if self._in_sync(key)]:
-            self._forget(key)
-        failing = self.failing
-        self._reporter.set("kernel-refused", conditions(failing.values(), links(failing)))
+        self.standing.report(self._reporter)
         self._reporter.set("kernel-contested", {str(key): str(key) for key in self.repairs.damping.contested()})
 
 
@@ -357,40 +297,3 @@ class _State:
         self.hastened = 0.0
         self.unannounced = False  # the kernel has taken something of ours without a word
         self.round_over = asyncio.Event()
-
-
-class Repairs:
-    """What somebody else has changed, and was put right. ``count``: how often; ``last``: when (in the loop's time) and what."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.last: tuple[float, Step] | None = None
-        self.damping = Damping()
-        self._late: set[Key] = set()
-
-    def suppress(self, keys: Iterable[Key], now: float) -> set[Key]:
-        """Those of these that must wait."""
-        late = self.damping.suppress(keys, now)
-        self._late |= late
-        return late
-
-    @property
-    def next_due(self) -> float | None:
-        """When one that waits may be repaired."""
-        return self.damping.next_due(self._late)
-
-    def take_due(self, now: float) -> list[Key]:
-        """Those that may be repaired now."""
-        due = [key for key in self._late if (when := self.damping.next_due([key])) is None or when <= now]
-        self._late.difference_update(due)
-        return due
-
-    def note(self, steps: Sequence[Step]) -> None:
-        """These are made now."""
-        self.count += len(steps)
-        if steps:
-            self.last = asyncio.get_running_loop().time(), steps[-1]
-        for step in steps[:LOGGED]:
-            log.warning("%s was changed by somebody else; repairing: %s", step.key, step)
-        if len(steps) > LOGGED:
-            log.warning("%d more kernel objects were changed by somebody else; repairing them, too", len(steps) - LOGGED)

@@ -214,6 +214,13 @@ class Link:
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
+    def reconnect(self) -> None:
+        """Leave the wire that stands, and have another one to the same endpoint; calls on it end with RegistryUnavailableError."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.dropped = True
+            self._discard(wire)
+
     async def close(self) -> None:
         """Close every channel; calls on them end with RegistryUnavailableError. May be called twice."""
         self.closed = True

@@ -1,0 +1,23 @@
+"""What if nobody tells? Everything is looked at now and then, and at short intervals what the kernel changes without a word."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+
+from flannelpy.agent.sync.reconcile import SILENT_S, Reconciler
+
+AUDIT_S = 300.0
+"""A full observation about this often, in seconds, under the notifications."""
+
+
+async def audit(reconciler: Reconciler) -> None:
+    """Have the reconciler look, for ever."""
+    loop = asyncio.get_running_loop()
+    due = loop.time() + AUDIT_S * Random().uniform(0.8, 1.0)
+    while True:
+        await asyncio.sleep(SILENT_S)
+        if loop.time() >= due:
+            due = loop.time() + AUDIT_S
+            reconciler.resync()
+        reconciler.look_at_silent()

@@ -1,0 +1,67 @@
+"""How do we stand? What is desired and not there, and why; worked out from desired state, mirror and the kernel's last answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from flannelpy.agent.report import Reporter
+from flannelpy.agent.sync.fragments import FIREWALL, HOST, Fragments
+from flannelpy.agent.sync.kernel_errors import Refusal, conditions, links
+from flannelpy.agent.sync.mirror import Mirror
+from flannelpy.agent.sync.retries import Retries
+from flannelpy.core.objects import Key
+
+
+class Standing:
+    """``refusals``: by key, what the kernel said to the last step."""
+
+    def __init__(self, fragments: Fragments, mirror: Mirror, retries: Retries) -> None:
+        self.refusals: dict[Key, Refusal] = {}
+        self._fragments = fragments
+        self._mirror = mirror
+        self._retries = retries
+
+    def in_sync(self, key: Key) -> bool:
+        """True where the kernel holds what is desired under ``key``, as far as we were told."""
+        return self._mirror.get(key) == self._fragments.desired.get(key)
+
+    @property
+    def failing(self) -> Mapping[Key, Refusal]:
+        """What the kernel has refused and still does not hold."""
+        return {key: refusal for key, refusal in self.refusals.items() if not self.in_sync(key)}
+
+    @property
+    def host_failed(self) -> bool:
+        """True while something of the host's own (device, address, network route, firewall) could not be applied.
+
+        Packets flow without a sysctl, which in a container may not be settable.
+        """
+        ours = {key for owner in (HOST, FIREWALL) for key in self._fragments.desired.fragment(owner).objects}
+        return any(key in ours and key.kind != "sysctl" for key in self.failing)
+
+    def why_not(self, owner: str) -> str | None:
+        """Why the kernel does not hold all of an owner's fragment: its error; empty where it only has not come to it; else None."""
+        if not self._fragments.knows(owner):
+            return ""
+        out = [key for key in self._fragments.desired.fragment(owner).objects if not self.in_sync(key)]
+        refused = [self.refusals[key].why for key in out if key in self.refusals]
+        return refused[0] if refused else "" if out else None
+
+    def count(self) -> tuple[Counter[str], Counter[str]]:
+        """Kernel objects by kind: those that are desired, and those of them that are in sync, as far as we were told."""
+        desired = self._fragments.desired.state.objects
+        held = Counter(key.kind for key, item in desired.items() if self._mirror.get(key) == item)
+        return Counter(key.kind for key in desired), held
+
+    def forget(self, key: Key) -> None:
+        """There is nothing left to try under ``key``."""
+        self._retries.done(key)
+        self.refusals.pop(key, None)
+
+    def report(self, reporter: Reporter) -> None:
+        """Derive what is wrong, and set it."""
+        for key in [key for key in self.refusals if self.in_sync(key)]:
+            self.forget(key)
+        failing = self.failing
+        reporter.set("kernel-refused", conditions(failing.values(), links(failing)))

@@ -1,0 +1,59 @@
+"""What does ``flannelpy lease`` do? It shows the leases, reserves a subnet, gives a lease back."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from flannelpy.commands import leases, reservations, terminal
+from flannelpy.commands.conversation import config_key, with_registry
+from flannelpy.commands.terminal import say, warn
+from flannelpy.core.errors import FlannelpyError
+from flannelpy.options import Given
+from flannelpy.settings import load_public, load_subnet_file
+
+
+def show(given: Given, whom: str | None, *, as_json: bool) -> int:
+    """Print all leases, or those that ``whom`` (an address, a subnet) belongs to: 1 where there is none. Raises FlannelpyError."""
+    about = None if whom is None else leases.About.parse(whom)
+    own = reservations.ours(load_subnet_file(given, os.environ))
+    nets = [net for net in (own.v4, own.v6) if net is not None] if own else []
+    listing = with_registry(given, lambda registry: leases.ask(registry, config_key(given), nets))
+    if listing.unjudged and not listing.rows and not as_json:
+        raise FlannelpyError(f"no leases, and no network: {listing.unjudged}")
+    if listing.unjudged:
+        warn([f"{listing.unjudged}; the leases are shown as they are"])
+    if about is not None:
+        listing = about.only(listing)
+    if as_json:
+        click.echo(leases.to_json(listing))
+        return 1 if about and not listing.rows else 0
+    if about is not None and not listing.rows:
+        raise FlannelpyError(f"{about}: nobody has it; flannelpy lease list shows all")
+    if listing.rows:
+        terminal.show(leases.table(listing), wide=200)
+    if about is None:
+        for line in [*map(str, listing.rooms)] if listing.rows else [f"no leases; {room}" for room in listing.rooms]:
+            say(line)
+    return 0
+
+
+def reserve(given: Given, subnet: str) -> None:
+    """Keep the subnet for a host. Raises FlannelpyError, UsageError."""
+    wanted, host = reservations.Subnets.parse(subnet), reservations.host_named(*load_public(given))
+    for line in with_registry(given, lambda registry: reservations.reserve(registry, wanted, host, config_key(given))):
+        say(line)
+
+
+def release(given: Given, subnet: str | None) -> None:
+    """Delete the lease or reservation of the subnet, or of this host. Raises FlannelpyError, UsageError."""
+    path = load_subnet_file(given, os.environ)
+    if subnet is not None:
+        named, told_by = reservations.Subnets.parse(subnet), None
+    elif (own := reservations.ours(path)) is not None:
+        named, told_by = own, path
+    else:
+        raise FlannelpyError(f"{path} names no subnet of this host; name the one to release: flannelpy lease release SUBNET")
+    for line in with_registry(given, lambda registry: reservations.release(registry, named, told_by, config_key(given))):
+        say(line)

@@ -1,0 +1,40 @@
+"""How does the agent begin? With right settings and the capability it needs, and with a process that ends when it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from flannelpy.core.errors import FlannelpyError
+from flannelpy.options import Given
+from flannelpy.settings import load
+
+CAP_NET_ADMIN = 12
+"""Its bit in a capability set, linux/capability.h."""
+
+
+def run_agent(given: Given) -> int:
+    """Run until stopped; 0 after a clean stop. Raises UsageError for wrong settings, before anything else is looked at."""
+    settings = load(given, os.environ)
+    if not may_configure_networks(Path("/proc/self/status").read_text()):
+        raise FlannelpyError("CAP_NET_ADMIN is missing: run it as root, or give the service AmbientCapabilities=CAP_NET_ADMIN")
+
+    import uvloop
+
+    from flannelpy import logs
+    from flannelpy.agent.agent import run
+
+    logs.set_up(settings.log_level, settings.log_format)
+    code = uvloop.run(run(settings))
+    # What is open closes with the process. To take gRPC and some hundred modules apart first lasts 0.1 s, in which packets wait.
+    logging.shutdown()
+    os._exit(code)
+
+
+def may_configure_networks(status: str) -> bool:
+    """Whether the process of this ``/proc/PID/status`` has CAP_NET_ADMIN in effect; being root is neither needed nor enough."""
+    for line in status.splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> CAP_NET_ADMIN & 1)
+    return True  # a kernel that does not say: let it try

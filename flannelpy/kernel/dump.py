@@ -1,0 +1,83 @@
+"""How is a whole table of the kernel read while others change it? Datagram by datagram, the loop having its turn in between.
+
+The kernel flags a dump below which its table moved (NLM_F_DUMP_INTR). Each message of such a dump is true all the same; what it may
+lack is what stood where the table moved. So it is tried again after a pause, and then used as it is, which the answer says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable
+from typing import TypeVar
+
+from flannelpy.core.errors import KernelError
+from flannelpy.kernel import messages
+from flannelpy.kernel.channel import GONE, Channel
+from flannelpy.kernel.messages import AF_INET6
+
+T = TypeVar("T")
+
+Read = Callable[[bytes, int, int], T | None]
+"""What to make of a message: the datagram, and where its payload begins and ends. None: nothing."""
+
+PAUSES_S = (0.0, 0.005, 0.02, 0.05)
+"""Between one try and the next, in seconds."""
+
+NO_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EPFNOSUPPORT})
+
+
+class Dumped(list[T]):
+    """What a dump gave; ``complete`` False where it may lack something."""
+
+    complete = True
+
+
+async def dump(
+    request: Callable[[int], bytes],
+    read: Read[T],
+    enough: Callable[[bytes, int, int], bool] | None = None,
+    pauses_s: tuple[float, ...] = PAUSES_S,
+) -> Dumped[T]:
+    """What ``read`` makes of each message, until one of which ``enough`` is true. Raises KernelError where the kernel refuses.
+
+    On a socket of its own: the loop gets turns in between, in which others ask the kernel, too.
+    """
+    for pause_s in (*pauses_s, None):
+        found: Dumped[T] = Dumped()
+        try:
+            with Channel() as channel:
+                for data, heads in channel.dump(request(channel.reserve(1))):
+                    for head in heads:
+                        if enough is not None and enough(data, head.body, head.end):
+                            return found
+                        item = read(data, head.body, head.end)
+                        if item is not None:
+                            found.append(item)
+                    await asyncio.sleep(0)
+            return found
+        except InterruptedError:
+            found.complete = False
+            if pause_s is not None:
+                await asyncio.sleep(pause_s)
+    return found
+
+
+async def dump_of_device(request: Callable[[int], bytes], read: Read[T]) -> Dumped[T]:
+    """A dump of one device, empty where the device went meanwhile."""
+    try:
+        return await dump(request, read)
+    except KernelError as reason:
+        if reason.code in GONE:
+            return Dumped()
+        raise
+
+
+async def dump_routes(family: int, read: Read[T], enough: Callable[[bytes, int, int], bool] | None = None) -> Dumped[T]:
+    """Routes of the main table of one family, in the kernel's order; a routing table is made with its first route."""
+    try:
+        return await dump(lambda sequence: messages.dump_routes(sequence, family), read, enough)
+    except KernelError as reason:
+        if reason.code == errno.ENOENT or (family == AF_INET6 and reason.code in NO_FAMILY):
+            return Dumped()
+        raise
