@@ -209,6 +209,7 @@ class Link:
             self._discard(wire)
 
     def _discard(self, wire: Wire) -> None:
+        """Close it in the background; a second time does no harm."""
         self._wires.discard(wire)
         task = asyncio.get_running_loop().create_task(wire.channel.close(), name=f"close {wire.address}")
         self._closing.add(task)
@@ -219,7 +220,7 @@ class Link:
         wire, self._wire = self._wire, None
         if wire is not None:
             wire.dropped = True
-            self._discard(wire)
+            self._discard(wire)  # at once, whoever is using it
 
     async def close(self) -> None:
         """Close every channel; calls on them end with RegistryUnavailableError. May be called twice."""
