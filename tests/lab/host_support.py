@@ -21,10 +21,7 @@ WITHIN_S = 30.0
 
 async def told(host: Host) -> dict[str, Any]:
     """What the host's agent says of itself; empty while it does not answer."""
-    assert host.settings is not None
-    outcome = await host.attempt(*host.settings.program, "status", f"--run-dir={host.run_dir}", "--json")
-    found: dict[str, Any] = json.loads(outcome.stdout) if outcome.stdout else {}
-    return found
+    return await host.status()
 
 
 async def conditions(host: Host) -> dict[str, str]:
@@ -110,5 +107,5 @@ async def relaunch(host: Host, *options: str) -> None:
     """Stop the agent where it runs, and start it with these in place of ``--iface=eth1``; not waited for."""
     if host.agent.running:
         await host.agent.stop()
-    words = [word for word in host.agent_words(*options) if word != "--iface=eth1"]
-    host.launch_agent(program=words)
+    host.selector = options
+    host.launch_agent()
