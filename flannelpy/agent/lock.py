@@ -26,7 +26,9 @@ def hold_lock(directory: Path) -> Iterator[bool]:
     path = directory / "lock"
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # flock(2) needs no right to write: whoever may open the file may hold the lock, and keep us from starting.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        os.fchmod(descriptor, 0o600)
     except OSError as error:
         told = f"--run-dir {directory}: {error.strerror}; expected a directory that can be written"
         if error.errno not in _UNWRITABLE:
@@ -38,12 +40,20 @@ def hold_lock(directory: Path) -> Iterator[bool]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            holder = _living(os.pread(descriptor, 20, 0).decode("ascii", "replace").strip())
             raise FlannelpyError(
-                f"--run-dir {directory}: another flannelpy (process {holder}) uses it; several agents need directories of their own"
+                f"--run-dir {directory}: another {holder} uses it; several agents need directories of their own"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            log.warning("%s: %s; who holds the lock cannot be read there, all else goes on", path, error.strerror)
         yield True
     finally:
         os.close(descriptor)
+
+
+def _living(pid: str) -> str:
+    """Who holds the lock, in words; a process id that was left there by a dead one is not named."""
+    return f"flannelpy (process {pid})" if pid.isdigit() and Path(f"/proc/{pid}").exists() else "process"

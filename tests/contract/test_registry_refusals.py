@@ -20,7 +20,7 @@ from .test_registry_parts import opened
 A, B = net("10.5.1.0/24"), net("10.5.2.0/24")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def small_etcd() -> Iterator[Etcd]:
     with Etcd(options=("--quota-backend-bytes=4000000",)) as etcd:
         yield etcd
