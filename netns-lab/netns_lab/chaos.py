@@ -40,8 +40,8 @@ LEASE_S = 30
 """So long an etcd lease lives that nobody extends: one that a killed agent was just about to use is gone soon."""
 CALM_WITHIN_S = 60.0
 """How long the cluster may take to come to rest. A few seconds, where nobody else wants the processors."""
-SPARE_DESCRIPTORS = 2
-"""A connection that is being made anew while it is looked at."""
+SPARE_DESCRIPTORS, SPARE_THREADS = 12, 2
+"""Connections to etcd that attempts during an outage have left behind; what leaks has more after some rounds."""
 
 
 def topology(backend: str, hosts: int = 3) -> Topology:
@@ -125,8 +125,6 @@ class Chaos:
         """Wait until everything is as it should be; the seconds that took. Raises RestlessError."""
         took = await self._wait(self._wrong, CALM_WITHIN_S)
         self.tally.calms_s.append(took)
-        if grown := self._grown():
-            raise RestlessError("; ".join(grown))
         return took
 
     async def _wait(self, wrong: Callable[[], object], within_s: float) -> float:
@@ -155,7 +153,7 @@ class Chaos:
             others = [peer["state"] for peer in document.get("peers", ())]
             if others != ["in-sync"] * (len(self._lab.hosts) - 1):
                 found.append(f"{host.name}: peers {others}")
-        return found or await self._wrong_leases() or await self._silent()
+        return found or await self._wrong_leases() or await self._silent() or self._grown()
 
     async def _wrong_leases(self) -> list[str]:
         now = {host.name: str(host.subnet) for host in self._lab.hosts}
@@ -182,7 +180,7 @@ class Chaos:
             last = now.samples[0]
             if last.descriptors > first.descriptors + SPARE_DESCRIPTORS:
                 found.append(f"{host.name}: descriptors grew from {first.descriptors} to {last.descriptors}")
-            if last.threads > first.threads + SPARE_DESCRIPTORS:
+            if last.threads > first.threads + SPARE_THREADS:
                 found.append(f"{host.name}: threads grew from {first.threads} to {last.threads}")
         return found
 

@@ -15,7 +15,8 @@ from netns_lab.etcd import SIGCONT, SIGSTOP, EtcdFailedError
 from netns_lab.host import Host
 from netns_lab.lab import PREFIX, Lab
 
-PEER_LASTS_S = 86_400
+PEER_LEASE_S = 20
+"""Longer than the peer is there: a lease that ends with its key, or before, is one whose host may still live."""
 MTUS = (1500, 1400, 1300, 9000)
 DEVICES = {"vxlan": "flannel.1", "udp": "flannel0"}
 
@@ -145,12 +146,10 @@ class Faults:
         if kind == "vxlan":
             data += f',"BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:01:{number:02x}"}}'
         value = f'{{"PublicIP":"192.168.50.{240 + number % 10}","PublicIPv6":null{data}}}'
-        lease = (await self._ctl("lease", "grant", str(PEER_LASTS_S))).split()[1]
+        lease = (await self._ctl("lease", "grant", str(PEER_LEASE_S))).split()[1]
         await self._ctl("put", f"--lease={lease}", "--", key, value)
         await asyncio.sleep(fault.lasts_s)
-        await self._ctl("del", key) if fault.draw & 1 else await self._ctl("lease", "revoke", lease)
-        if fault.draw & 1:
-            await self._ctl("lease", "revoke", lease)
+        await self._ctl("del", key)
 
     async def _compact(self, _: Fault, __: Host) -> None:
         await asyncio.to_thread(self._lab.etcd.compact)
@@ -194,6 +193,7 @@ class Faults:
         host.launch_agent()
 
     async def _restart_agent(self, _: Fault, host: Host) -> None:
+        await self._lab.until(host.status, timeout_s=20, what=f"{host.name}'s agent, that heeds signals by now")
         code = await host.agent.stop()
         if code:
             raise LabError(f"{host.name}: the agent ended with {code} at SIGTERM: {host.agent.process.tail()}")
