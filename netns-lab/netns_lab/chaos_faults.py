@@ -132,7 +132,8 @@ class Faults:
                 await self._ctl("put", "--ignore-lease", "--", host.lease_key, value)
 
     async def _junk(self, fault: Fault, _: Host) -> None:
-        keys = [f"{PREFIX}/subnets/{name}" for name in ("junk", "10.1.99.0-24", "10.1.300.0-24", "\x1b[31m", "10.1.98.0-33")]
+        names = ("junk", "10.1.300.0-24", "\x1b[31m", "10.1.98.0-33", "10.1.99.0-24")
+        keys = [f"{PREFIX}/subnets/{names[(fault.draw + step) % len(names)]}" for step in range(2)]
         for key in keys:
             await self._ctl("put", "--", key, '{"PublicIP": 7')
         await asyncio.sleep(fault.lasts_s)
@@ -152,7 +153,8 @@ class Faults:
         await self._ctl("del", key)
 
     async def _compact(self, _: Fault, __: Host) -> None:
-        await asyncio.to_thread(self._lab.etcd.compact)
+        with suppress(EtcdFailedError):  # nothing was written since the last time
+            await asyncio.to_thread(self._lab.etcd.compact)
 
     # --------------------------------------------------------------------------------------------------------- hosts
 
