@@ -164,6 +164,13 @@ _ALL = (
         "look at etcd and the way to it: etcdctl endpoint health; the agent corrects itself when etcd answers",
     ),
     Condition(
+        "backend-failed",
+        Severity.ERROR,
+        "what the host itself needs cannot be worked out: {detail}; what is programmed stays, trying again",
+        "look at the network config; where it is a plugin's own fault, tell who wrote it (--log-level debug shows where)",
+        unready=True,
+    ),
+    Condition(
         "kernel-unreadable",
         Severity.ERROR,
         "the kernel's state cannot be read: {detail}; trying again",
