@@ -35,10 +35,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.now
 
     @property
-    def timers(self) -> int:
-        """How many timers are pending."""
+    def timers(self) -> list[str]:
+        """The timers that are pending, each in words."""
         scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
-        return sum(not handle.cancelled() for handle in scheduled)
+        return sorted(str(handle) for handle in scheduled if not handle.cancelled())
 
     def _jump(self, seconds: float | None) -> None:
         if seconds is None:

@@ -234,7 +234,10 @@ class Reconciler:
         waiting = links(key for key in self.retries if self.retries.waiting(key, now))
 
         def may_go(step: Step) -> bool:
-            return not self.retries.waiting(step.key, now) and (step.key.kind == "link" or lives_on(step.item) not in waiting)
+            device = None if step.key.kind == "link" else lives_on(step.item)
+            if device in waiting:
+                self.retries.postpone(step.key, Key("link", device))
+            return device not in waiting and not self.retries.waiting(step.key, now)
 
         return tuple(step for step in steps if may_go(step))
 
