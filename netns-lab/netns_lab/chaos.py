@@ -40,6 +40,7 @@ LEASE_S = 30
 """So long an etcd lease lives that nobody extends: one that a killed agent was just about to use is gone soon."""
 CALM_WITHIN_S = 60.0
 """How long the cluster may take to come to rest. A few seconds, where nobody else wants the processors."""
+_OF_FAULTS = (" warning: ", " error: ", " resolved: ")
 SPARE_DESCRIPTORS, SPARE_THREADS = 12, 2
 """Connections to etcd that attempts during an outage have left behind; what leaks has more after some rounds."""
 
@@ -191,7 +192,9 @@ class Chaos:
         return [] if count <= len(self._lab.hosts) else [f"etcd holds {count} leases for {len(self._lab.hosts)} hosts"]
 
     def _log_lines(self) -> int:
-        return sum(len((host.directory / "agent.log").read_text(errors="replace").splitlines()) for host in self._lab.hosts)
+        """What was said of faults so far, by all hosts; what a start says of itself is not counted."""
+        logs = ((host.directory / "agent.log").read_text(errors="replace") for host in self._lab.hosts)
+        return sum(any(word in line for word in _OF_FAULTS) for text in logs for line in text.splitlines())
 
 
 async def storm(seed: int, seconds: float, backend: str, name: str) -> Tally:

@@ -159,6 +159,10 @@ class Reconciler:
 
     def _due(self) -> list[Key]:
         now = self._clock()
+        for key in self.retries.due(now):
+            device = self._lives_on(key)
+            if device is not None and key.kind != "link" and self._mirror.get(Key("link", device)) is None:
+                self.retries.postpone(key, Key("link", device))
         due = self.retries.due(now)
         self._mirror.stale.update(due)
         return [*due, *self.repairs.take_due(now)]

@@ -38,6 +38,12 @@ class Retries:
             if (before := self._waits.get(key)) is not None:
                 self._waits[key] = before[0], min(before[1], now)
 
+    def postpone(self, key: Key, other: Key) -> None:
+        """``key`` cannot go before ``other``, which waits: it is not due before that one is."""
+        before, first = self._waits.get(key), self._waits.get(other)
+        if before is not None and first is not None:
+            self._waits[key] = before[0], max(before[1], first[1])
+
     def waiting(self, key: Key, now: float) -> bool:
         """True where ``key`` is not to be tried yet."""
         return self._waits.get(key, (0.0, -inf))[1] > now
