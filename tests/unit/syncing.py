@@ -202,7 +202,7 @@ class World:
         try:
             self.retarget(made or self.target)
             self.reconciler.allow_sweep(True)
-            self.reconciler.audit_now()
+            self.reconciler.resync()
             await self.quiet()
             yield self
         finally:

@@ -84,7 +84,7 @@ async def befall(world: World, what: str, which: float) -> None:
         case "hasten":
             reconciler.hasten()
         case "audit":
-            reconciler.audit_now()
+            reconciler.resync()
             reconciler.look_at_silent()
         case "round":
             await world.round()

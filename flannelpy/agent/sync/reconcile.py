@@ -116,8 +116,6 @@ class Reconciler:
         """Look at everything."""
         self.dirty.add_everything()
 
-    audit_now = resync
-
     # ------------------------------------------------------------------------------------------------ what there is
 
     @property
@@ -238,9 +236,7 @@ class Reconciler:
         """What waits. A device that is there waits for itself only: peers on it come and go, whatever it refuses."""
         now = self._clock()
         waiting = {key for key in self.retries if self.retries.waiting(key, now)}
-        if touched is None:
-            return waiting
-        return {key for key in waiting if key in touched or (key.kind == "link" and self._mirror.get(key) is None)}
+        return {key for key in waiting if touched is None or key in touched or (key.kind == "link" and not self._mirror.get(key))}
 
     async def _learn(self, results: Sequence[Result], partial: bool) -> None:
         """Take over into the mirror what the kernel acknowledged; have again what it refused, later."""
