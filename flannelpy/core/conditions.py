@@ -9,6 +9,8 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
+from flannelpy.core.foreign import LINE, cut
+
 
 class Severity(IntEnum):
     """How bad: INFO is for knowing, WARNING wants a look, ERROR means that packets are or will be lost."""
@@ -308,7 +310,8 @@ class Health:
         self.end_all_but(code, now, details)
 
     def begin(self, code: str, now: float, detail: str, subject: str = "") -> None:
-        """``code`` holds for ``subject``. Nothing new where it does already, with the same detail."""
+        """``code`` holds for ``subject``. Nothing new where it does already, with the same detail, of which a line is kept."""
+        detail = cut(detail, LINE)
         old = self._active.get((code, subject))
         if old is None:
             self._active[code, subject] = Active(CONDITIONS[code], subject, detail, now)

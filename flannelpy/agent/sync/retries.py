@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from math import inf
 
 from flannelpy.core.objects import Key
@@ -56,11 +56,6 @@ class Retries:
     def next_due(self) -> float | None:
         """When something is to be tried next."""
         return min((when for _delay, when in self._waits.values()), default=None)
-
-    def forget_all_but(self, wanted: Callable[[Key], bool]) -> None:
-        """Drop the keys that nobody wants any more."""
-        for key in [key for key in self._waits if not wanted(key)]:
-            del self._waits[key]
 
     def __iter__(self) -> Iterator[Key]:
         return iter(list(self._waits))
