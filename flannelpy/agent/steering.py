@@ -25,7 +25,7 @@ from flannelpy.agent.kept import Kept
 from flannelpy.agent.lease import Keeper
 from flannelpy.agent.phase import Phase
 from flannelpy.agent.publish import Publisher
-from flannelpy.agent.sync.firewall import compose, speaks_of_peers
+from flannelpy.agent.sync.firewall import Firewall
 from flannelpy.agent.sync.fragments import Target
 from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.agent.sync.scope import find_scope, fou_ports
@@ -276,8 +276,8 @@ class Steering:
         self._parts.datapath.set(Wanted(datapath, carriage.backend, local, clear))
         if not last:
             await self._parts.datapath.tried.wait()
-        firewall = partial(compose, settings, carriage.config, carriage.backend, scope.table, lease)
-        reconciler.set_target(Target(carriage.backend, local, scope, firewall, speaks_of_peers(carriage.backend)))
+        firewall = Firewall(settings, carriage.config, carriage.backend, scope.table, lease)
+        reconciler.set_target(Target(carriage.backend, local, scope, firewall.host, firewall.peer))
         self._own(carriage, lease, self._owned)
 
     def swept(self) -> None:

@@ -26,6 +26,8 @@ from flannelpy.core.objects import (
     Key,
     Link,
     Neighbour,
+    NftElement,
+    NftSet,
     NftTable,
     Object,
     Route,
@@ -203,6 +205,8 @@ class FakeKernel:
         """Remove an object by another hand."""
         if key.kind == "link":
             self._delete_link(key.id)
+        elif key.kind == "nft":
+            self._drop_table(key.id)
         elif (item := self._find(key)) is not None:
             self._drop(item)
 
@@ -214,7 +218,7 @@ class FakeKernel:
     def flush_ruleset(self) -> None:
         """``nft flush ruleset``."""
         for item in [item for item in self._objects.values() if isinstance(item, NftTable)]:
-            self._drop(item)
+            self._drop_table(item.name)
 
     def set_down(self, dev: str) -> None:
         """``ip link set DEV down``: the routes through it are gone."""
@@ -262,6 +266,15 @@ class FakeKernel:
                 if self._sysctl_missing(sysctl):
                     raise KernelError(f"/proc/sys/{sysctl.name}: No such file or directory", errno.ENOENT)
                 self._put(sysctl)
+            case NftSet() as made:
+                if (table_key := Key("nft", made.table)) not in self._objects:
+                    self._objects[table_key] = NftTable(made.table, "")
+                if made.key not in self._objects:
+                    self._put(made)
+            case NftElement() as element:
+                if Key("set", f"{element.table} {element.set}") not in self._objects:
+                    raise error((errno.ENOENT, ""))
+                self._put(element)
             case NftTable() as table:
                 if table.body.count("{") != table.body.count("}"):
                     raise KernelError("syntax error, unexpected end of file", 0)
@@ -277,6 +290,10 @@ class FakeKernel:
         elif isinstance(item, Route):
             if self._routes.get(item.dst) == item:
                 self._drop(item)
+        elif isinstance(item, NftTable):
+            self._drop_table(item.name)
+        elif isinstance(item, NftSet) and f" @{item.name} " in getattr(self._find(Key("nft", item.table)), "body", ""):
+            raise error((errno.EBUSY, ""))
         elif not isinstance(item, Sysctl) and item.key in self._objects:
             self._drop(self._objects[item.key])
 
@@ -368,12 +385,24 @@ class FakeKernel:
             del self._routes[item.dst]
         else:
             del self._objects[item.key]
+        if isinstance(item, NftSet):
+            for each in [each for each in self._objects.values() if isinstance(each, NftElement)]:
+                if (each.table, each.set) == (item.table, item.name):
+                    self._drop(each)
         if isinstance(item, Address) and item.net.version == 4:
             if not self._has_ipv4(item.dev):
                 self._disable_ipv4(item.dev)
             self._tell(News(gone=item, took_along=item.dev))
         else:
             self._tell(News(gone=item))
+
+    def _drop_table(self, name: str) -> None:
+        """A table goes with its sets and their elements."""
+        for item in [item for item in self._objects.values() if isinstance(item, NftSet | NftElement) and item.table == name]:
+            del self._objects[item.key]
+            self._tell(News(gone=item))
+        if (table := self._objects.get(Key("nft", name))) is not None:
+            self._drop(table)
 
     def _disable_ipv4(self, dev: str) -> None:
         """The last IPv4 address of a device takes the device's IPv4 routes and neighbours along."""
@@ -431,6 +460,8 @@ class FakeKernel:
                 return item.name in scope.sysctls
             case NftTable():
                 return item.name == scope.table
+            case NftSet() | NftElement():
+                return item.table == scope.table
         if item.proto == ROUTE_PROTOCOL:
             return item.dev in scope.links or scope.covers(item.dst)
         if item.dev in scope.links:

@@ -66,7 +66,7 @@ def target(backend: Mapping[str, object] | None = None, scope: Scope | None = No
         table="flannelpy",
         sysctls=frozenset(f"net/{name.format(d)}" for d in devices for name in _SYSCTLS) | before.sysctls,
     )
-    return Target(made, local, whole, lambda _peers: HostState.of(NftTable("flannelpy", table)), False)
+    return Target(made, local, whole, lambda: HostState.of(NftTable("flannelpy", table)))
 
 
 class SteppedClock:

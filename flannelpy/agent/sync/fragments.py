@@ -24,13 +24,13 @@ HOST, FIREWALL = "host", "firewall"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What this host is to be; a value, swapped whole. ``firewall`` makes the firewall's part for these peers."""
+    """What this host is to be; a value, swapped whole. ``firewall`` makes the firewall's part, ``admit`` a peer's share in it."""
 
     backend: Backend
     local: Local
     scope: Scope
-    firewall: Callable[[tuple[Lease, ...]], HostState]
-    firewall_speaks_of_peers: bool
+    firewall: Callable[[], HostState]
+    admit: Callable[[Lease], HostState] = lambda _lease: HostState()
 
 
 class Peers(Protocol):
@@ -121,10 +121,10 @@ class Fragments:
         local = replace(target.local, on_link=dict(self._on_link)) if target.backend.wants_on_link else target.local
         touched = self._set_own(HOST, lambda: target.backend.host(local)) if anew or HOST in self.broken else set()
         for owner, lease in changed.items():
-            touched |= self._set_peer(owner, lease, target.backend, local)
+            touched |= self._set_peer(owner, lease, target, local)
         self._pending.clear()
-        if anew or FIREWALL in self.broken or (changed and target.firewall_speaks_of_peers):
-            touched |= self._set_own(FIREWALL, lambda: target.firewall(tuple(self._members.values())))
+        if anew or FIREWALL in self.broken:
+            touched |= self._set_own(FIREWALL, target.firewall)
         self._made = target
         self._reporter.set("backend-failed", {owner: f"{owner}: {why}" for owner, why in self.broken.items()})
         if changed:
@@ -145,14 +145,14 @@ class Fragments:
         self.broken.pop(owner, None)
         return self.desired.put(owner, state)
 
-    def _set_peer(self, owner: str, lease: Lease | None, backend: Backend, local: Local) -> set[Key]:
+    def _set_peer(self, owner: str, lease: Lease | None, target: Target, local: Local) -> set[Key]:
         self._unreadable.pop(owner, None)
         if lease is None:
             self._members.pop(owner, None)
             return self.desired.drop(owner)
         self._members[owner] = lease
         try:
-            state = backend.peer(lease, local)
+            state = target.backend.peer(lease, local) | target.admit(lease)
         except Exception as error:
             if not isinstance(error, FlannelpyError):
                 log.debug("%s: its fragment cannot be made", lease, exc_info=error)
