@@ -126,6 +126,11 @@ def guard_elements(guard: Guard, table: str, sides: list[Side], lease: Lease) ->
 
 def _judge(guard: Guard, side: Side) -> Iterator[str]:
     version, port = side.version, guard.port
+    at = port.inner + _SOURCE[version] + _width(version) // 8
+    if guard.rule != "peers" and side.exact:  # what most packets are costs one look-up
+        frame = "" if port.ethertype is None else f"@th,{8 * port.ethertype},16 0x{_ETHERTYPE[version]:x} "
+        pairs = Sets(guard, "").pairs(version, side.exact)
+        yield f"{frame}{_inside(at, side.own)} {_pair(guard, version, side.exact)} @{pairs} return"
     yield f"{_FAMILY[version]} saddr != @{Sets(guard, '').hosts(version)} {_drop('outer_source')}"
     if guard.rule == "peers":
         return
@@ -133,7 +138,6 @@ def _judge(guard: Guard, side: Side) -> Iterator[str]:
         if version == 4:
             yield f"@th,{8 * port.ethertype},16 0x{_ARP:x} return"
         yield f"@th,{8 * port.ethertype},16 != 0x{_ETHERTYPE[version]:x} {_drop('inner_protocol')}"
-    at = port.inner + _SOURCE[version] + _width(version) // 8
     yield f"{_inside(at, side.own)} goto guard{version}_source"
     if version == 6 and port.ethertype is not None:  # a neighbour solicitation or advertisement is IPv6's ARP
         yield f"@th,{8 * (port.inner + 6)},8 0x3a @th,{8 * (port.inner + 40)},8 0x87-0x88 return"
@@ -144,9 +148,8 @@ def _judge_source(guard: Guard, side: Side) -> Iterator[str]:
     version, sets = side.version, Sets(guard, "")
     if guard.rule == "default":
         yield f"{_inside(guard.port.inner + _SOURCE[version], side.network, '!= ')} return"
-    lengths = {side.exact} if guard.rule == "default" else {side.exact, _width(version)}
-    for length in sorted(length for length in lengths if length):
-        yield f"{_pair(guard, version, length)} @{sets.pairs(version, length)} return"
+    else:
+        yield f"{_pair(guard, version, _width(version))} @{sets.pairs(version, _width(version))} return"
     yield f"{_pair(guard, version, _width(version))} @{sets.ranges(version)} return"
     yield _drop("inner_source")
 

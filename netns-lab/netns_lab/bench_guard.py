@@ -14,6 +14,7 @@ import json
 import os
 import statistics
 import subprocess
+import time
 
 from netaddr import IPAddress, IPNetwork
 
@@ -35,9 +36,8 @@ def wanted(peers: int) -> HostState:
     """The firewall of a host with so many peers; the last is the sender."""
     if not peers:
         return HostState()
-    others = [
-        Lease(IPNetwork(f"10.{128 + at // 256}.{at % 256}.0/24"), _at(int(IPAddress("198.18.0.0")) + at)) for at in range(peers - 1)
-    ]
+    first = int(IPAddress("198.18.0.0"))
+    others = [Lease(IPNetwork(f"10.{128 + at // 256}.{at % 256}.0/24"), _at(first + at)) for at in range(peers - 1)]
     leases = [*others, Lease(IPNetwork("10.5.9.0/24"), _at(int(IPAddress("192.0.2.2"))))]
     elements = [item for lease in leases for item in guard_elements(GUARD, "flannelpy", [SIDE], lease)]
     chains = firewall("flannelpy", [], FirewallOptions(forward=False), guard_chains(GUARD, [SIDE]))
@@ -60,7 +60,8 @@ def make(sender: str, receiver: str) -> None:
         lines = (
             f"addr add {outer}/24 dev eth1",
             "link set eth1 up",
-            f"link add flannel.1 address 02:00:00:00:00:{mac:02} mtu 1450 type vxlan id 1 dev eth1 local {outer} dstport 8472 nolearning",
+            f"link add flannel.1 address 02:00:00:00:00:{mac:02} mtu 1450"
+            f" type vxlan id 1 dev eth1 local {outer} dstport 8472 nolearning",
             f"addr add {inner}/32 dev flannel.1",
             "link set flannel.1 up",
             f"neigh add {far} lladdr 02:00:00:00:00:{far_mac:02} dev flannel.1 nud permanent",
@@ -96,17 +97,17 @@ def measure(sender: str, seconds: int) -> float:
     return float(json.loads(said)["end"]["sum_received"]["bits_per_second"]) / 1e9
 
 
-async def _bench(rounds: int, seconds: int) -> None:
+def _bench(rounds: int, seconds: int) -> None:
     sender, receiver = (f"guard-{os.getpid()}-{which}" for which in "sr")
     server = None
     try:
         make(sender, receiver)
         server = subprocess.Popen(["ip", "netns", "exec", receiver, "iperf3", "-s"], stdout=subprocess.DEVNULL)
-        await asyncio.sleep(0.5)
+        time.sleep(0.5)
         found: dict[int, list[float]] = {peers: [] for peers in PEERS}
         for _ in range(rounds):
             for peers in PEERS:
-                await guard(receiver, peers)
+                asyncio.run(guard(receiver, peers))
                 found[peers].append(measure(sender, seconds))
         bare = statistics.median(found[0])
         print(f"without a guard    {bare:6.2f} Gbit/s")
@@ -126,7 +127,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3)
     given = parser.parse_args()
-    asyncio.run(_bench(given.rounds, given.seconds))
+    _bench(given.rounds, given.seconds)
 
 
 if __name__ == "__main__":
