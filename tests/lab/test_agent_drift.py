@@ -233,6 +233,11 @@ async def test_a_foreign_device_with_our_vni_is_said_and_left_alone(lab: Lab) ->
     await until_said(log, "error:", "flannel.1")
     assert "theirs" in await one.exec("ip", "-br", "link")
     await one.exec("ip", "link", "del", "theirs")
+
+    async def back() -> bool:
+        return "flannel.1" in await one.exec("ip", "-br", "link")
+
+    await until(back, 3, "flannel.1", lambda: Log.of(one).text)
     await until_programmed(one, peer, timeout_s=3)
     assert await mac(one) == own.mac
     assert (await lab.ping("c1", "c2")).ok
