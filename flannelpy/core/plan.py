@@ -27,7 +27,7 @@ from flannelpy.core.objects import (
 
 Op = Literal["add", "change", "remake", "remove"]
 
-_RANK = {"nft": 0, "fou": 1, "link": 2, "addr": 3, "sysctl": 4, "neigh": 5, "fdb": 6, "route": 7}
+_RANK = {"nft": 0, "forward": 0, "fou": 1, "link": 2, "addr": 3, "sysctl": 4, "neigh": 5, "fdb": 6, "route": 7}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def plan(desired: HostState, observed: HostState, scope: Scope | None = None) ->
 
 def _turn(step: Step) -> int:
     if step.op != "remove":
-        return _rank(step.item) if step.item.noun in ("nft", "fou", "link", "addr") else 4
+        return _rank(step.item) if step.item.noun in ("nft", "forward", "fou", "link", "addr") else 4
     return 3 if isinstance(step.item, Address) else 5
 
 

@@ -16,6 +16,8 @@ from dataclasses import replace
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import KernelError
+from flannelpy.core.forward_accept import ForwardAccept
+from flannelpy.core.forwarding import FORWARD, Hindrance
 from flannelpy.core.objects import (
     BOOT_PROTOCOL,
     ROUTE_PROTOCOL,
@@ -58,6 +60,8 @@ class FakeKernel:
         self._routes: dict[IPNetwork, Route] = {}
         self.unknown: set[str] = set()
         """Kinds that this kernel was built without: ``fou``, ``ipip``."""
+        self.firewall: tuple[Hindrance, ...] = ()
+        """The host's own FORWARD chains, as far as they are in the way."""
         self.taken_ports: set[int] = set()
         """UDP ports that programs of the host are bound to."""
         self._faults: dict[Key | str, tuple[Exception, int]] = {}
@@ -103,6 +107,10 @@ class FakeKernel:
     async def route_at(self, dst: IPNetwork) -> Route | None:
         self._called("route_at")
         return self._routes.get(dst)
+
+    async def hindrances(self) -> tuple[Hindrance, ...]:
+        self._called("hindrances")
+        return self.firewall
 
     async def observe(self, scope: Scope, keys: Iterable[Key] | None = None) -> HostState:
         self._called("observe")
@@ -157,7 +165,7 @@ class FakeKernel:
     def fail_call(self, method: str, reason: Exception, times: int = 1) -> None:
         """Let the next ``times`` calls of a method of the contract raise this.
 
-        Methods: observe, apply (as a whole), facts, route_to, route_at,
+        Methods: observe, apply (as a whole), facts, route_to, route_at, hindrances,
         rehearse, notices (the subscription), or next_notice (its iteration, also where somebody waits already).
         """
         self._faults[method] = (reason, times)
@@ -225,6 +233,10 @@ class FakeKernel:
         for item in [item for item in self._objects.values() if isinstance(item, NftTable)]:
             self._drop(item)
 
+    def flush_forward(self) -> None:
+        """``iptables -F FORWARD``: the kernel tells nobody."""
+        self._objects = {key: item for key, item in self._objects.items() if key.kind != "forward"}
+
     def set_down(self, dev: str) -> None:
         """``ip link set DEV down``: the routes through it are gone."""
         if dev in self._links:
@@ -271,6 +283,11 @@ class FakeKernel:
                 if self._sysctl_missing(sysctl):
                     raise KernelError(f"/proc/sys/{sysctl.name}: No such file or directory", errno.ENOENT)
                 self._put(sysctl)
+            case ForwardAccept() as rule:
+                chains = [one for one in self.firewall if (one.tool, one.version) == (rule.tool, rule.version)]
+                if not any(one.docker or rule.chain == FORWARD for one in chains):
+                    raise KernelError("No such file or directory", errno.ENOENT)
+                self._objects[rule.key] = rule  # without a word, too
             case NftTable() as table:
                 if table.body.count("{") != table.body.count("}"):
                     raise KernelError("syntax error, unexpected end of file", 0)
@@ -281,7 +298,7 @@ class FakeKernel:
         item = step.item
         if isinstance(item, Link):
             self._delete_link(item.name)
-        elif isinstance(item, Fou):
+        elif isinstance(item, Fou | ForwardAccept):
             self._objects.pop(item.key, None)
         elif isinstance(item, Route):
             if self._routes.get(item.dst) == item:
@@ -438,6 +455,8 @@ class FakeKernel:
                 return item.dev in scope.links
             case Sysctl():
                 return item.name in scope.sysctls
+            case ForwardAccept():
+                return item.owner == scope.table
             case NftTable():
                 return item.name == scope.table
         if item.proto == ROUTE_PROTOCOL:

@@ -16,6 +16,7 @@ import re
 import shutil
 import socket
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 from flannelpy.core.errors import KernelError
@@ -23,6 +24,9 @@ from flannelpy.core.objects import NftTable
 
 STATELESS = 1 << 2
 """NFT_CTX_OUTPUT_STATELESS, the ``-s`` of nft(8): without counters."""
+
+HANDLES = 1 << 3
+"""NFT_CTX_OUTPUT_HANDLE, the ``-a``: with what a rule is deleted by."""
 
 NETLINK_NETFILTER = 12
 
@@ -53,6 +57,7 @@ class Nft:
         self._command = command
         self._nft: _Library | None = None
         self._written: dict[str, tuple[str, str]] = {}
+        self._lengths: dict[str, int] = {}
         self._turn = asyncio.Lock()
 
     async def replace(self, table: NftTable) -> None:
@@ -94,6 +99,14 @@ class Nft:
         body, remembered = self._written.get(name, (printed, printed))
         return NftTable(name, body if printed == remembered else printed)
 
+    async def ask(self, commands: str, *, handles: bool = False) -> str:
+        """What nft prints for commands about tables of others; with ``handles`` by which a rule is deleted. Raises KernelError."""
+        async with self._turn:
+            printed = await self._run(commands, handles=handles, letters=self._lengths.get(commands, 0))
+        if commands.startswith("list "):
+            self._lengths[commands] = len(printed)
+        return printed
+
     def close(self) -> None:
         if self._nft is not None:
             self._nft.close()
@@ -112,7 +125,7 @@ class Nft:
             raise KernelError(f"nft printed {text[:60]!r} where table inet {name} was asked for", errno.EPROTO)
         return rest[: rest.rindex("}")]
 
-    async def _run(self, commands: str) -> str:
+    async def _run(self, commands: str, *, handles: bool = False, letters: int | None = None) -> str:
         if self._nft is None and self._library is not None:
             _demand_netfilter()
             try:
@@ -121,11 +134,13 @@ class Nft:
                 self._library = None
         if self._nft is not None:
             # A large table, and its listing, take the kernel a fifth of a second each; a small one less than a thread.
-            letters = max((len(commands), *(len(printed) for _body, printed in self._written.values())))
-            return await asyncio.to_thread(self._nft.run, commands) if letters > LONG else self._nft.run(commands)
+            if letters is None:
+                letters = max((len(commands), *(len(printed) for _body, printed in self._written.values())))
+            run = partial(self._nft.run, commands, STATELESS | HANDLES if handles else STATELESS)
+            return await asyncio.to_thread(run) if letters > LONG else run()
         if self._command is None or shutil.which(self._command) is None:
             raise KernelError(MISSING, errno.ENOPKG)
-        return await _run_command(self._command, commands)
+        return await run_command([self._command, "-s", *(["-a"] if handles else []), "-f", "-"], commands)
 
 
 def _demand_netfilter() -> None:
@@ -156,9 +171,9 @@ class _Library:
             raise OSError(errno.ENOMEM, "nft_ctx_new")
         library.nft_ctx_buffer_output(self._context)
         library.nft_ctx_buffer_error(self._context)
-        library.nft_ctx_output_set_flags(self._context, STATELESS)
 
-    def run(self, commands: str) -> str:
+    def run(self, commands: str, flags: int = STATELESS) -> str:
+        self._library.nft_ctx_output_set_flags(self._context, flags)
         failed = self._library.nft_run_cmd_from_buffer(self._context, commands.encode())
         output: bytes = self._library.nft_ctx_get_output_buffer(self._context)
         words: bytes = self._library.nft_ctx_get_error_buffer(self._context)
@@ -172,19 +187,20 @@ class _Library:
             self._context = None
 
 
-async def _run_command(command: str, commands: str) -> str:
-    """What the command prints. Raises KernelError, also where it does not end, and then it is ended.
+async def run_command(words: list[str], commands: str = "") -> str:
+    """What a command prints that reads ``commands``. Raises KernelError, also where it does not end, and then it is ended.
 
     All three streams are files in memory: no pipe breaks where it ends without reading, and none stays open where it leaves a
     child behind.
     """
+    command = words[0]
     with ExitStack() as stack:
-        given, output, words = (stack.enter_context(os.fdopen(os.memfd_create("nft"), "w+b")) for _ in range(3))
+        given, output, complaints = (stack.enter_context(os.fdopen(os.memfd_create("nft"), "w+b")) for _ in range(3))
         given.write(commands.encode())
         given.seek(0)
         try:
             process = await asyncio.create_subprocess_exec(
-                command, "-s", "-f", "-", stdin=given, stdout=output, stderr=words, env={**os.environ, "LC_ALL": "C"}
+                *words, stdin=given, stdout=output, stderr=complaints, env={**os.environ, "LC_ALL": "C"}
             )
         except OSError as error:
             raise KernelError(f"{command} cannot be run: {error.strerror}", error.errno or 0) from None
@@ -199,8 +215,8 @@ async def _run_command(command: str, commands: str) -> str:
                     process.kill()
                 await asyncio.shield(process.wait())
         output.seek(0)
-        words.seek(0)
-        said, complaint = (stream.read(READ_BYTES).decode("utf-8", "replace") for stream in (output, words))
+        complaints.seek(0)
+        said, complaint = (stream.read(READ_BYTES).decode("utf-8", "replace") for stream in (output, complaints))
     code = process.returncode or 0
     if code < 0:
         raise KernelError(f"{command} was killed by signal {-code}", errno.EINTR)
