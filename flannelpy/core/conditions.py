@@ -184,6 +184,13 @@ _ALL = (
         unready=True,
     ),
     Condition(
+        "forward-blocked",
+        Severity.ERROR,
+        "the host's firewall drops what the overlay forwards: {detail}",
+        "run the commands that it names, and write them where the host's firewall is configured; --iptables-forward-rules=false says "
+        "that it is seen to",
+    ),
+    Condition(
         "subnet-file",
         Severity.ERROR,
         "the subnet file cannot be written: {detail}; trying again",
