@@ -20,6 +20,7 @@ from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.model import Lease
 from flannelpy.host import state as state_file
 from flannelpy.host import subnet_env, view_file
+from flannelpy.host.disk import Disk
 from flannelpy.host.state import State
 from flannelpy.host.view_file import KeptView
 
@@ -61,7 +62,8 @@ class Publisher:
         self._state: State | None = None
         self._view: Callable[[], KeptView | None] | None = None
         self._view_due = 0.0
-        self._writing: asyncio.Future[object] | None = None
+        self._disk = Disk()
+        self._file = subnet_env.SubnetFile(context.settings.subnet_file)
         self._changed = asyncio.Event()
         self.summary = "ready"
         """What is carried, in a line."""
@@ -100,8 +102,7 @@ class Publisher:
 
     async def close(self) -> None:
         """Write what is still to be written."""
-        if self._writing is not None:
-            await asyncio.wait([self._writing])
+        await self._disk.drain()
         await self._write_state()
         await self._write_view()
 
@@ -110,13 +111,13 @@ class Publisher:
         if wanted is None:
             return
         try:
-            written = await asyncio.to_thread(subnet_env.write, settings.subnet_file, wanted.env)
+            wrong = await self._disk.do(lambda: self._file.put(wanted.env), settings.subnet_file)
         except FlannelpyError as error:
             reporter.set("subnet-file", {"": str(error)})
             return
         reporter.set("subnet-file", {})
-        if written and self._told is wanted:
-            log.warning("%s was changed by somebody else; written anew", settings.subnet_file)
+        if wrong is not None and self._told is wanted:
+            log.warning("%s %s; written anew", settings.subnet_file, wrong)
         if self._told is not wanted:
             self._tell(wanted)
         await self._watch_the_old()
@@ -162,9 +163,8 @@ class Publisher:
             self._view = self._view or make
 
     async def _try(self, write: Callable[[], object]) -> bool:
-        self._writing = asyncio.ensure_future(asyncio.to_thread(write))
         try:
-            await asyncio.shield(self._writing)  # a thread cannot be cancelled
+            await self._disk.do(write, self._context.settings.state_dir)
         except FlannelpyError as error:
             if not self._context.reporter.health.holds("state-dir"):  # that it cannot be read was said, and is the same trouble
                 self._context.reporter.begin("state-dir", str(error))

@@ -6,22 +6,32 @@ apart, for two machines on one network cannot share it.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 
 from flannelpy.host.state import State
 
-_SOURCES = ("/etc/machine-id", "/sys/class/dmi/id/product_uuid")
+SOURCES = (Path("/etc/machine-id"), Path("/sys/class/dmi/id/product_uuid"))
+
+_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_NOBODY = frozenset("0f-")
+"""What firmware says that was never given a number is made of these."""
 
 
-def machine() -> str:
-    """What tells this machine; empty where nothing does."""
-    for source in _SOURCES:
+def machine(sources: tuple[Path, ...] = SOURCES) -> str:
+    """What tells this machine; empty where nothing does.
+
+    The number itself is confidential (machine-id(5)), and this is logged: what is told is made from it, and from nothing else.
+    """
+    for source in sources:
         try:
-            text = Path(source).read_text(encoding="ascii", errors="replace").strip()
+            with source.open("rb") as file:
+                text = file.read(64).decode("ascii", "replace").strip().lower()
         except OSError:
             continue
-        if text:
-            return text[:64]
+        if _ID.fullmatch(text) and not _NOBODY.issuperset(text):  # "uninitialized" until the first boot is over
+            return hashlib.sha256(b"flannelpy machine " + text.encode()).hexdigest()[:32]
     return ""
 
 
@@ -30,7 +40,7 @@ def foreign(state: State, here: str, uplink_mac: str, address: str) -> str:
     if not state.machine:
         # Written by a version that did not say: only an address that is still ours proves anything.
         return "" if state.address in ("", address) else f"it was written for {state.address}, this host has {address}"
-    if state.machine != here:
+    if here and state.machine != here:
         return f"it was written by the machine {state.machine}"
     if state.address == address or not (state.uplink_mac and uplink_mac) or state.uplink_mac == uplink_mac:
         return ""

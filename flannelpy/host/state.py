@@ -1,4 +1,7 @@
-"""What must survive a reboot? MACs that peers hold, our subnet, the devices we made. One small JSON file in the state directory."""
+"""What must survive a reboot? MACs that peers hold, our subnet, the devices we made. One small JSON file in the state directory.
+
+What is read is judged as if a stranger had written it: a device is removed by what stands here, a MAC is published.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flannelpy.core.errors import FlannelpyError
-from flannelpy.host import write_whole
+from netaddr import AddrFormatError, IPAddress, IPNetwork
 
-FORMAT = 1
+from flannelpy.core.errors import FlannelpyError, MalformedError
+from flannelpy.core.json_text import decode
+from flannelpy.core.model import parse_subnet_key
+from flannelpy.host.files import RefusedError, read_file, set_aside, write_file
+
+FORMAT = 2
 FILE = "state.json"
+LARGEST = 1 << 20
+"""Bytes of a state file: some hundred devices and ports."""
+
+MODE = 0o600
+"""What a file of the state directory may be read by: its owner. It may hold secrets."""
+
+OURS = re.compile(r"flannel[a-z0-9.-]{0,8}")
+"""Names of devices that a backend may have made: no other is ever taken for ours."""
+
+NOT_UNDERSTOOD = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, MalformedError)
+"""What reading something odd may raise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,47 +54,37 @@ class State:
 def read(directory: Path, prefix: str) -> State:
     """The state that was kept for ``prefix``; an empty one where there is none, or another network's: its devices are not ours.
 
-    Raises FlannelpyError where it is there and cannot be read.
+    Raises FlannelpyError where it is there and is no use; then it is set aside.
     """
     path = directory / FILE
     try:
-        fields: Any = json.loads(path.read_text(encoding="utf-8"))
-        if fields["prefix"] != prefix:
-            return State()
-        return State(
-            prefix=prefix,
-            macs={str(device): _mac(mac) for device, mac in fields["macs"].items()},
-            lease_key=str(fields["lease_key"]),
-            networks=tuple(map(str, fields["networks"])),
-            devices=tuple(map(_device, fields["devices"])),
-            fou_ports=tuple(map(int, fields.get("fou_ports", ()))),
-            machine=str(fields.get("machine", "")),
-            uplink_mac=str(fields.get("uplink_mac", "")),
-            address=str(fields.get("address", "")),
-        )
+        state = parse(read_file(path, LARGEST))
     except FileNotFoundError:
         return State()
-    except OSError as error:
-        raise FlannelpyError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        why = f" ({error})" if isinstance(error, ValueError) and not isinstance(error, UnicodeError) else ""
-        raise FlannelpyError(f"{path}: expected a state file of format {FORMAT}{why:.200}; going on without it") from None
+    except RefusedError as error:
+        raise FlannelpyError(f"{error}; {set_aside(path)}") from None
+    except ValueError as error:
+        raise FlannelpyError(f"{path}: expected a state file ({error!s:.120}); {set_aside(path)}") from None
+    return state if state.prefix == prefix else State()
 
 
-def _mac(value: object) -> str:
-    """A MAC that one device can have: what a flipped bit makes a group's would never be taken by the kernel."""
-    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", value):
-        raise ValueError(f"{value!r:.40} is no MAC")
-    if int(value[:2], 16) & 1 or value == "00:00:00:00:00:00":
-        raise ValueError(f"{value!r} is not the MAC of one device")
-    return value
-
-
-def _device(value: object) -> str:
-    """The name of a device that a backend may have made: no other is ever taken for ours."""
-    if not isinstance(value, str) or not re.fullmatch(r"flannel[a-z0-9.-]{0,8}", value):
-        raise ValueError(f"{value!r:.40} is no device of ours")
-    return value
+def parse(data: bytes) -> State:
+    """The state that a file's bytes say. Raises ValueError, and nothing else: what is wrong, in one line."""
+    try:
+        fields: Any = decode(data)
+        return State(
+            prefix=text_of(fields["prefix"]),
+            macs={_interface(device): mac(address) for device, address in fields["macs"].items()},
+            lease_key=_lease_key(fields["lease_key"]),
+            networks=tuple(map(_network, _list(fields["networks"]))),
+            devices=tuple(map(_device, _list(fields["devices"]))),
+            fou_ports=tuple(map(_port, _list(fields.get("fou_ports", [])))),
+            machine=text_of(fields.get("machine", "")),
+            uplink_mac=_hardware(fields.get("uplink_mac", "")),
+            address=_address(fields.get("address", "")),
+        )
+    except NOT_UNDERSTOOD as error:
+        raise ValueError(in_words(error)) from None
 
 
 def write(directory: Path, state: State) -> None:
@@ -87,10 +95,89 @@ def write(directory: Path, state: State) -> None:
         "macs": dict(state.macs),
         "lease_key": state.lease_key,
         "networks": list(state.networks),
-        "devices": list(state.devices),
+        "devices": [device for device in state.devices if OURS.fullmatch(device)],  # of others nothing is ever removed
         "fou_ports": list(state.fou_ports),
         "machine": state.machine,
         "uplink_mac": state.uplink_mac,
         "address": state.address,
     }
-    write_whole(directory / FILE, json.dumps(fields, indent=1) + "\n")
+    write_file(directory / FILE, json.dumps(fields, indent=1) + "\n", MODE)
+
+
+def in_words(error: Exception) -> str:
+    """Why something read is not understood."""
+    if isinstance(error, KeyError):
+        return f"{error.args[0]!r:.40} is missing"
+    return str(error) if isinstance(error, ValueError | MalformedError) else "it is of another form"
+
+
+def mac(value: object) -> str:
+    """A MAC that one device can have: what a flipped bit makes a group's would never be taken by the kernel. Raises ValueError."""
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", value):
+        raise ValueError(f"{value!r:.40} is no MAC")
+    if int(value[:2], 16) & 1 or value == "00:00:00:00:00:00":
+        raise ValueError(f"{value!r} is not the MAC of one device")
+    return value
+
+
+def _interface(value: object) -> str:
+    """The name of an interface, as the kernel allows it (dev_valid_name)."""
+    if not isinstance(value, str) or not re.fullmatch(r"[!-.0-9;-~]{1,15}", value):
+        raise ValueError(f"{value!r:.40} is no interface")
+    return value
+
+
+def _device(value: object) -> str:
+    if not isinstance(value, str) or not OURS.fullmatch(value):
+        raise ValueError(f"{value!r:.40} is no device of ours")
+    return value
+
+
+def _hardware(value: object) -> str:
+    """The uplink's hardware address, of whatever length its kind has; empty for one without."""
+    if not isinstance(value, str) or not re.fullmatch(r"(?:[0-9a-f]{2}(?::[0-9a-f]{2}){0,31})?", value):
+        raise ValueError(f"{value!r:.40} is no hardware address")
+    return value
+
+
+def _network(value: object) -> str:
+    try:
+        if isinstance(value, str) and str(IPNetwork(value)) == value:
+            return value
+    except (AddrFormatError, ValueError):
+        pass
+    raise ValueError(f"{value!r:.60} is no network")
+
+
+def _address(value: object) -> str:
+    try:
+        if value == "" or (isinstance(value, str) and str(IPAddress(value)) == value):
+            return str(value)
+    except (AddrFormatError, ValueError):
+        pass
+    raise ValueError(f"{value!r:.60} is no address")
+
+
+def _lease_key(value: object) -> str:
+    if value != "":
+        parse_subnet_key(text_of(value))
+    return text_of(value)
+
+
+def _port(value: object) -> int:
+    if type(value) is not int or not 0 < value < 1 << 16:
+        raise ValueError(f"{value!r:.40} is no port")
+    return value
+
+
+def text_of(value: object) -> str:
+    """Raises ValueError where it is something else."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.40} is no text")
+    return value
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r:.40} is no list")
+    return value

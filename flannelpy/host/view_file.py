@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flannelpy.core.errors import FlannelpyError, MalformedError
+from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.json_text import decode
 from flannelpy.core.model import Lease, LeaseAttrs, parse_subnet_key
-from flannelpy.host import write_whole
+from flannelpy.host.files import RefusedError, read_file, set_aside, write_file
+from flannelpy.host.state import MODE, NOT_UNDERSTOOD, in_words, text_of
 
 FORMAT = 1
 FILE = "cluster.json"
+LARGEST = 64 << 20
+"""Bytes of a view: 10,000 leases take 3 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +36,30 @@ class KeptView:
 
 
 def read(directory: Path, prefix: str) -> KeptView | None:
-    """The view that was kept for ``prefix``; None where there is none. Raises FlannelpyError where it cannot be read."""
+    """The view that was kept for ``prefix``; None where there is none.
+
+    Raises FlannelpyError where it is there and is no use; then it is set aside.
+    """
     path = directory / FILE
     try:
-        fields: Any = json.loads(path.read_text(encoding="utf-8"))
-        if fields["prefix"] != prefix:
-            return None
-        return KeptView(
-            prefix, str(fields["config"]), str(fields["own"]), tuple(map(_lease, fields["leases"])), int(fields["revision"])
-        )
+        view = parse(read_file(path, LARGEST))
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise FlannelpyError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, MalformedError):
-        raise FlannelpyError(f"{path}: expected a view of format {FORMAT}; it is passed over") from None
+    except RefusedError as error:
+        raise FlannelpyError(f"{error}; {set_aside(path)}") from None
+    except ValueError as error:
+        raise FlannelpyError(f"{path}: expected a view of the cluster ({error!s:.120}); {set_aside(path)}") from None
+    return view if view.prefix == prefix else None
+
+
+def parse(data: bytes) -> KeptView:
+    """The view that a file's bytes say. Raises ValueError, and nothing else: what is wrong, in one line."""
+    try:
+        fields: Any = decode(data)
+        prefix, config, own = (text_of(fields[name]) for name in ("prefix", "config", "own"))
+        return KeptView(prefix, config, own, tuple(map(_lease, fields["leases"])), _number(fields["revision"]))
+    except NOT_UNDERSTOOD as error:
+        raise ValueError(in_words(error)) from None
 
 
 def render(view: KeptView) -> str:
@@ -61,10 +74,19 @@ def render(view: KeptView) -> str:
 
 def write(directory: Path, view: KeptView) -> None:
     """Keep ``view``. Raises FlannelpyError where that cannot be done."""
-    write_whole(directory / FILE, render(view))
+    write_file(directory / FILE, render(view), MODE)
 
 
 def _lease(row: Any) -> Lease:
+    if not isinstance(row, list) or len(row) != 5:
+        raise ValueError("a lease has five parts")
     key, value, etcd_lease, create_revision, mod_revision = row
     subnet, subnet6 = parse_subnet_key(key)
-    return Lease(subnet, LeaseAttrs.from_json(value), subnet6, int(etcd_lease), int(create_revision), int(mod_revision))
+    return Lease(subnet, LeaseAttrs.from_json(value), subnet6, *map(_number, (etcd_lease, create_revision, mod_revision)))
+
+
+def _number(value: object) -> int:
+    """A revision or a lease id: etcd's are int64, and not negative."""
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError(f"{value!r:.40} is no number of etcd's")
+    return value
