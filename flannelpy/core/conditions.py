@@ -187,8 +187,8 @@ _ALL = (
         "forward-blocked",
         Severity.ERROR,
         "the host's firewall drops what the overlay forwards: {detail}",
-        "run the commands that it names, and write them where the host's firewall is configured; --iptables-forward-rules=false says "
-        "that it is seen to",
+        "run the commands that it names, and write them where the host's firewall is configured; "
+        "--iptables-forward-rules=false says that it is seen to",
     ),
     Condition(
         "subnet-file",
