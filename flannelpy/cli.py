@@ -265,15 +265,12 @@ def lease_release(context: click.Context, /, subnet: str | None, **values: Any) 
 @click.option("-m", "without_ip_masq", is_flag=True, help="leave --ip-masq out")
 def docker_opts(env_file: str, output: str, individual: bool, combined: bool, key: str, without_ip_masq: bool) -> None:
     """Write Docker's daemon options for the subnet that the agent leased, as flannel's mk-docker-opts.sh does."""
-    from pathlib import Path
+    from flannelpy.commands import docker
 
-    from flannelpy.host import docker, write_whole
-
-    text = docker.docker_opts(
-        os.environ,
-        Path(env_file),
+    docker.write_options(
+        env_file,
+        output,
         key=key if combined or not individual else None,
         individual=individual or not combined,
         with_ip_masq=not without_ip_masq,
     )
-    write_whole(Path(output), text)

@@ -291,7 +291,7 @@ def test_an_etcd_that_is_not_there_is_one_line(person: Person) -> None:
     ],
 )
 def test_docker_opts_writes_the_file(person: Person, tmp_path: Path, flags: tuple[str, ...], lines: tuple[str, ...]) -> None:
-    (tmp_path / "subnet.env").write_text("FLANNEL_SUBNET=192.0.2.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n")
+    (tmp_path / "subnet.env").write_text("FLANNEL_SUBNET=198.18.77.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n")
     output = tmp_path / "run" / "docker_opts.env"
     assert person.types("docker-opts", "-f", str(tmp_path / "subnet.env"), "-d", str(output), *flags) == Outcome(0, "", "")
     assert tuple(line.partition("=")[0].rpartition("_")[2] for line in output.read_text().splitlines()) == lines
