@@ -38,6 +38,10 @@ class RefusedError(FlannelpyError):
     """What is there is nothing that we use: no regular file, too large, or in a directory of others."""
 
 
+class TooLargeError(RefusedError):
+    """A file of a size that nothing of ours has."""
+
+
 def read_file(path: Path, limit: int) -> bytes:
     """The file's content. Raises FileNotFoundError, RefusedError (also above ``limit`` bytes), FlannelpyError; each in one line."""
     with _told(path, "read"), directory(path.parent) as parent:
@@ -53,7 +57,7 @@ def read_file(path: Path, limit: int) -> bytes:
             with os.fdopen(descriptor, "rb", closefd=False) as file:
                 data = file.read(limit + 1) if found.st_size <= limit else b""
         if max(len(data), found.st_size) > limit:
-            raise RefusedError(f"{path}: {max(len(data), found.st_size)} bytes; expected at most {limit}")
+            raise TooLargeError(f"{path}: {max(len(data), found.st_size)} bytes; expected at most {limit}")
         return data
 
 
@@ -173,7 +177,7 @@ def _demand_trusted(descriptor: int, here: Path, *, last: bool) -> None:
     if found.st_uid not in (0, os.geteuid()):
         raise RefusedError(f"{here} belongs to user {found.st_uid}; expected a directory that only root may write")
     others = found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and found.st_gid != 0)
-    if others and (last or not found.st_mode & stat.S_ISVTX):
+    if others and (last or not found.st_mode & stat.S_ISVTX) and not os.fstatvfs(descriptor).f_flag & os.ST_RDONLY:
         raise RefusedError(
             f"{here} may be written by others (mode {stat.S_IMODE(found.st_mode):o}); expected one that they may not"
         )
@@ -234,7 +238,7 @@ def _told(path: Path, done: str) -> Iterator[None]:
         raise FlannelpyError(f"{path}: cannot be {done}: {os.strerror(errno.ENOENT)}") from None
     except RefusedError as error:
         said = str(error) if str(error).startswith(f"{path}") else f"{path}: {error}"
-        raise RefusedError(said) from None
+        raise type(error)(said) from None
     except OSError as error:
         raise FlannelpyError(f"{path}: cannot be {done}: {why(error, path)}") from None
 

@@ -15,7 +15,7 @@ from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.model import Family
-from flannelpy.host.files import RefusedError, is_stream, read_file, set_aside, write_file
+from flannelpy.host.files import RefusedError, TooLargeError, is_stream, read_file, set_aside, write_file
 
 LARGEST = 1 << 16
 """Bytes of a subnet file: six lines, and what a person may have written beside them."""
@@ -134,6 +134,8 @@ class SubnetFile:
             text = read_file(self._path, LARGEST).decode(errors="replace")
         except FileNotFoundError:
             return same(None, wanted)
+        except TooLargeError:
+            return "was too long"
         except RefusedError:
             if not self._path.is_dir() or self._path.is_symlink():
                 raise

@@ -204,6 +204,8 @@ async def test_an_agent_that_cannot_be_asked_is_one_line(lab: Lab) -> None:
     assert "systemctl status flannelpy" in await complaint()
     await one.start_agent()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    path.parent.chmod(0o755)  # the socket alone keeps others out, too
     for directory in (path.parent, *path.parent.parents[:2]):
         assert directory.stat().st_mode & 0o5 == 0o5, f"{directory} hides the socket, so this test would not try it"
     assert await complaint(*NOBODY) == "Permission denied; expected root, or the agent's own user"

@@ -246,6 +246,7 @@ def test_a_subnet_file_is_put_back_whatever_was_done_to_it(tmp_path: Path) -> No
     for hand, said in (
         (path.unlink, "is gone"),
         (lambda: path.write_text(""), "is empty"),
+        (lambda: path.write_text("#" * 100_000), "was too long"),
         (replaced_by_another, "says 10.9.9.0/24, ours is 10.5.72.0/24"),
         (lambda: path.chmod(0o600), "had mode 600"),
         (lambda: path.write_text(ENV.render().replace("1450", "1451")), "says MTU 1451, ours is 1450"),
