@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from flannelpy.core.backend import Backend, Local
+from flannelpy.core.backend import Local
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
 from flannelpy.core.objects import HostState
@@ -24,9 +24,6 @@ class Alloc:
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Alloc:
         return cls()
-
-    def can_become(self, other: Backend) -> bool:
-        return isinstance(other, type(self))
 
     def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
         return {}

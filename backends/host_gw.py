@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flannelpy.core.backend import Backend, Local
+from flannelpy.core.backend import Local
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError, MalformedError
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
@@ -26,9 +26,6 @@ class HostGw:
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> HostGw:
         return cls()
-
-    def can_become(self, other: Backend) -> bool:
-        return isinstance(other, type(self))
 
     def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
         return {}

@@ -14,7 +14,7 @@ from typing import Any
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.backend import Backend, Local, Uplink
+from flannelpy.core.backend import Local, Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError, MalformedError
 from flannelpy.core.json_members import Members
@@ -71,13 +71,6 @@ class VxlanBackend:
                 direct_routing=members.boolean("DirectRouting", False),
             )
         )
-
-    def can_become(self, other: Backend) -> bool:
-        # MTU, Learning and DirectRouting are changed in place; the rest would make the device anew, out of step with the peers.
-        if not isinstance(other, VxlanBackend):
-            return False
-        now, then = self.options, other.options
-        return (now.vni, now.port, now.gbp) == (then.vni, then.port, then.gbp)
 
     def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
         names = [name for name, pool in ((self.device, config.v4), (self.device6, config.v6)) if pool]

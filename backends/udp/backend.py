@@ -15,7 +15,7 @@ from netaddr import IPNetwork
 from backends.udp import fou
 from backends.udp.protocol import GUARDS, OVERHEAD, Guard
 from backends.udp.supervisor import Terms, UserspaceDatapath
-from flannelpy.core.backend import Backend, Chosen, GuardedPort, Local
+from flannelpy.core.backend import Chosen, GuardedPort, Local
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.json_members import Members
@@ -86,9 +86,6 @@ class Udp:
             return Chosen(kernel, f"udp engine: kernel{', as asked for' if self.engine == 'kernel' else ''}", engine="kernel")
         refused = f"udp's engine kernel: {refusal}; userspace carries the packets" if self.engine == "kernel" else ""
         return Chosen(userspace, f"udp engine: userspace; the kernel's cannot be had: {refusal}", refused, "userspace")
-
-    def can_become(self, other: Backend) -> bool:
-        return False  # port, address or device would have to be made anew; what need not be is the datapath's to adopt
 
     def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
         return {DEVICE: False}

@@ -198,7 +198,8 @@ class Cluster:
                 self._tell_freed(key, revision)
             case Malformed(key, why, revision):
                 # The value cannot be read: what the key held before stays programmed, nobody has said that it is gone.
-                self._context.reporter.begin("lease-malformed", why, key)
+                if not revision or revision > self._floor:  # else a listing has said since what the key holds
+                    self._context.reporter.begin("lease-malformed", why, key)
                 self.tell(ev.OwnDefaced(key, revision))
             case ConfigChanged(text):
                 self._set_config(text)

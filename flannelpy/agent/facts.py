@@ -106,9 +106,10 @@ class Facts:
                 found[address] = device
         return found
 
-    async def networks(self, ours: frozenset[str], bridge: IPNetwork | None) -> tuple[tuple[IPNetwork, str], ...]:
-        """The host's own networks and the interface of each, without those on our devices and the bridge of our own subnet.
+    async def networks(self, ours: frozenset[str], *bridges: IPNetwork) -> tuple[tuple[IPNetwork, str], ...]:
+        """The host's own networks and the interface of each, without those on our devices, and on bridges in subnets of ours.
 
         Raises KernelError.
         """
-        return host_networks(await self._kernel.facts(), ours, bridge)
+        found = host_networks(await self._kernel.facts(), ours, None)
+        return tuple((net, name) for net, name in found if not any(net in bridge for bridge in bridges))

@@ -91,7 +91,8 @@ def hold_lock(directory: Path, prefix: str = "") -> Iterator[bool]:
         if not _has_more(parent):
             with suppress(OSError):
                 os.fchmod(parent, 0o700)
-        _sign(descriptor, Claimant(os.getpid(), "", prefix))
+        if (unsigned := _sign(descriptor, Claimant(os.getpid(), "", prefix), directory)) is not None:
+            log.warning("--run-dir %s: %s; whose the lock is cannot be read there, all else goes on", directory, unsigned)
         yield True
     finally:
         os.close(descriptor)
@@ -180,7 +181,7 @@ class Claims:
                     if not _lock(descriptor):
                         return Held(name, _claimant(descriptor))
                     if _is_still(descriptor, name, parent):
-                        _sign(descriptor, self._us)
+                        _sign(descriptor, self._us, self._directory)
                         kept, descriptor = descriptor, -1
                         return kept
                 finally:
@@ -226,11 +227,14 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _sign(descriptor: int, us: Claimant) -> None:
-    """Say in a locked file who we are. A full file system cannot take the lock away: then nobody knows whose it is."""
-    with suppress(OSError):
+def _sign(descriptor: int, us: Claimant, directory: Path) -> str | None:
+    """Say in a locked file who we are; why not, where that cannot be written: the lock is ours all the same."""
+    try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{json.dumps(asdict(us))}\n".encode(), 0)
+    except OSError as error:
+        return why(error, directory)
+    return None
 
 
 def _claimant(descriptor: int) -> Claimant:

@@ -202,7 +202,7 @@ class Network:
 
     async def _uses(self, subnet: IPNetwork) -> bool:
         """True where an interface of this host has an address in ``subnet``, as a bridge that was made for it has."""
-        found = await self.facts.networks(frozenset(), None)
+        found = await self.facts.networks(frozenset())
         return any(net in subnet for net, _interface in found)
 
 

@@ -143,7 +143,7 @@ class Steering:
         reporter.set("mtu-clamped", {"": words} if (words := clamped(carriage)) else {})
         if before is None:
             self._begin(carriage, where)
-            await self._look_at_own_networks(carriage, None)
+            await self._look_at_own_networks(carriage)
         elif not carriage.same(before):
             self._follow(before, carriage)
         self.carriage = carriage
@@ -191,6 +191,7 @@ class Steering:
             said = f"uplink: {describe_change(before.uplink, carriage.uplink)}"
             self._context.events.note(UPLINK, carriage.uplink.name, said, logging.WARNING)
             self._parts.reconciler.hasten()
+            self._context.registry.reconnect()
         self._parts.cluster.configure(carriage.config, carriage.backend.accepts, carriage.uplink.public_ip)
         if self.keeper is None:
             return
@@ -229,9 +230,9 @@ class Steering:
         leases = tuple({**view.leases, lease.key: lease}.values())
         return KeptView(self._context.settings.endpoint.prefix, carriage.text, lease.key, leases, view.revision)
 
-    async def _look_at_own_networks(self, carriage: Carriage, bridge: IPNetwork | None) -> None:
+    async def _look_at_own_networks(self, carriage: Carriage, *bridges: IPNetwork) -> None:
         """The host's own networks are not to be leased by it; where the overlay covers them, packets for them may go astray."""
-        own = await self._parts.facts.networks(carriage.devices, bridge)
+        own = await self._parts.facts.networks(carriage.devices, *bridges, *self._kept.previous)
         if self.keeper is not None:
             self.keeper.avoid(net for net, _interface in own)
         covered = [f"{net} on {name}" for net, name in own if any(overlap(net, whole) for whole in carriage.config.networks)]

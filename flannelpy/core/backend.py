@@ -7,7 +7,7 @@ is found by entry point (``flannelpy.plugins``).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from netaddr import IPAddress
@@ -54,10 +54,6 @@ class Local:
     macs: Mapping[str, str] = field(default_factory=dict)
     on_link: Mapping[IPAddress, str] = field(default_factory=dict)
 
-    def with_lease(self, lease: Lease) -> Local:
-        """The same host, holding ``lease``."""
-        return replace(self, lease=lease)
-
     @property
     def own(self) -> Lease:
         """Our lease. Raises BackendError where there is none yet: host and peers are asked for after it."""
@@ -85,10 +81,6 @@ class Backend(Protocol):
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Backend: ...
-
-    def can_become(self, other: Backend) -> bool:
-        """True where a running host can go over to ``other`` (of the same name, with other options) without losing a packet."""
-        ...
 
     def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
         """Names of the devices it needs for this config; the value says whether its MAC is published and must be stable."""

@@ -24,10 +24,6 @@ class NoUplinkError(FlannelpyError):
     """No interface fits; the text lists what was looked at and why each fell out."""
 
 
-class NoFreeSubnetError(FlannelpyError):
-    """Every block of the pool is taken."""
-
-
 class BackendError(FlannelpyError):
     """A backend cannot do what the config asks for."""
 

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
-from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import MalformedError
 from flannelpy.core.json_text import decode
 
@@ -220,19 +218,3 @@ class Lease:
         subnets = str(self.subnet6) if only6 else f"{self.subnet}&{self.subnet6}"
         at = self.attrs.public_ipv6 if self.attrs.public_ip == NO_ADDRESS and self.attrs.public_ipv6 else self.attrs.public_ip
         return f"{subnets} at {at}"
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterView:
-    """The cluster as this host sees it at one revision: config, own lease, every peer's lease by its key."""
-
-    config: NetworkConfig
-    own: Lease | None = None
-    peers: Mapping[str, Lease] = field(default_factory=dict)
-    revision: int = 0
-    stale: bool = False
-    """True for a view that comes from disk while the registry is away."""
-
-    def with_peer(self, lease: Lease) -> ClusterView:
-        """The view with one peer more (or changed)."""
-        return replace(self, peers={**self.peers, lease.key: lease})

@@ -174,6 +174,10 @@ class Registry(Protocol):
         """Who is spoken to now, or tried next."""
         ...
 
+    def reconnect(self) -> None:
+        """This host has another address: connections from the one before lead nowhere, and nobody tells. Have new ones, now."""
+        ...
+
     async def close(self) -> None:
         """End all streams and connections. May be called twice."""
         ...

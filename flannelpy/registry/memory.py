@@ -256,6 +256,10 @@ class MemoryRegistry:
         """Who is spoken to now."""
         return "memory"
 
+    def reconnect(self) -> None:
+        """Streams are cut, and stand again."""
+        self.store.drop_watches()
+
     async def close(self) -> None:
         """End all watches. May be called twice."""
         self.closed = True

@@ -130,6 +130,10 @@ class Monitored:
         """Who is spoken to now, or tried next."""
         return self._registry.endpoint
 
+    def reconnect(self) -> None:
+        """Have new connections."""
+        self._registry.reconnect()
+
     async def close(self) -> None:
         """End all streams and connections. May be called twice."""
         await self._registry.close()

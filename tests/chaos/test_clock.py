@@ -134,10 +134,15 @@ async def test_a_host_that_booted_two_days_ago_and_one_that_booted_now(lab: Lab)
 
 
 def test_no_rule_looks_at_the_wall_clock() -> None:
-    """Only log lines bear the wall clock's time; what decides takes monotonic clocks, or ``now`` as an argument."""
+    """Only log lines and events bear the wall clock's time; what decides takes monotonic clocks, or ``now`` as an argument.
+
+    A certificate is valid by the wall clock (RFC 5280, 4.1.2.5): what is said of one that is not has to ask it.
+    """
     found = []
     for room in ("core", "agent", "registry", "kernel", "host"):
         for path in sorted((ROOT / room).rglob("*.py")):
+            if path.relative_to(ROOT).as_posix() in BEARS_IT:
+                continue
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Attribute) and ast.unparse(node) in WALL:
                     found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
@@ -146,4 +151,5 @@ def test_no_rule_looks_at_the_wall_clock() -> None:
     assert found == []
 
 
+BEARS_IT = ("agent/events.py", "registry/etcd/tls.py", "registry/etcd/validity.py")
 WALL = ("time.time", "time.time_ns", "time.CLOCK_REALTIME", "time.localtime", "time.gmtime", "datetime.datetime")

@@ -367,6 +367,24 @@ async def test_conformance_a_watch_survives_compaction_and_restart(place: Place)
     assert [event for event in seen.events if isinstance(event, Put)] == [Put(lease), Put(other)]
 
 
+async def test_new_connections_are_had_at_a_word_and_nothing_is_lost(place: Place) -> None:
+    """As where this host has another address: what the old connections are good for nobody can tell."""
+    registry, other = place.registry(), place.registry()
+    lease = await registry.create(A, attrs())
+    async with watching(registry, lease.mod_revision) as seen:
+        await seen.count(1)
+        for times in (2, 3):
+            registry.reconnect()
+            lease = await other.renew(lease, attrs("192.0.2.9"))
+            await seen.standing(times)
+            assert (await registry.snapshot()).leases == (lease,)
+            await seen.until(lambda seen: Put(lease) in seen.events)  # noqa: B023
+    assert len(seen.events) == 3
+    assert registry.alive
+    registry.reconnect()  # where nothing stands, nothing happens
+    assert (await registry.snapshot()).leases == (lease,)
+
+
 async def test_changes_while_the_registry_is_away_are_seen_afterwards(place: Place) -> None:
     registry, other = place.registry(), place.registry()
     lease = await other.create(A, attrs())

@@ -110,3 +110,16 @@ async def test_closing_while_nobody_stands_is_prompt(shared_etcd: Etcd) -> None:
             await registry.close()
             with pytest.raises(RegistryUnavailableError, match="closed"):
                 await asking
+
+
+async def test_a_connection_that_was_closed_between_two_calls_costs_none_of_them(shared_etcd: Etcd, prefix: str) -> None:
+    async with Proxy(shared_etcd.ports[0]) as way:
+        registry = EtcdRegistry(shared_etcd.endpoint(prefix, urls=(f"http://127.0.0.1:{way.port}",)))
+        for times in range(1, 4):
+            await registry.config()
+            assert way.connections == times
+            wire = registry._link._wire
+            assert wire is not None
+            way.cut()
+            await patiently(lambda wire=wire: not wire.stands)
+        await registry.close()

@@ -272,9 +272,13 @@ def test_a_full_file_system_is_told_as_that(tmp_path: Path, caplog: pytest.LogCa
         with hold_lock(tmp_path) as held:
             assert not held
         assert f"--run-dir {tmp_path}: {tmp_path} is full; expected a directory that can be written" in caplog.text
+        (tmp_path / "lock").unlink(missing_ok=True)
         (tmp_path / "filler").unlink()
-        subprocess.run(["dd", "if=/dev/zero", f"of={tmp_path}/lock"], capture_output=True, check=False)
+        (tmp_path / "lock").touch()
+        subprocess.run(["mount", "-o", "remount,nr_inodes=3", tmp_path], check=True)
+        subprocess.run(["dd", "if=/dev/zero", f"of={tmp_path}/filler"], capture_output=True, check=False)
         with hold_lock(tmp_path) as held:
             assert held, "the lock needs no room"
+        assert f"--run-dir {tmp_path}: {tmp_path} is full; whose the lock is cannot be read there, all else goes on" in caplog.text
     finally:
         subprocess.run(["umount", tmp_path], check=True)

@@ -10,9 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import MalformedError
-from flannelpy.core.model import ClusterView, Lease, LeaseAttrs, compact_json, parse_subnet_key, subnet_key
+from flannelpy.core.model import Lease, LeaseAttrs, compact_json, parse_subnet_key, subnet_key
 
 V4_NETS = st.builds(lambda value, length: IPNetwork((value, length), version=4).cidr, st.integers(0, 2**32 - 1), st.integers(0, 31))
 V6_NETS = st.builds(
@@ -283,13 +282,6 @@ def test_a_renewal_has_the_same_content_and_an_edit_has_not() -> None:
     lease = Lease(IPNetwork("10.5.72.0/24"), LeaseAttrs(IPAddress("192.0.2.1")), None, 7, 10, 11)
     assert lease.same_content(Lease(lease.subnet, lease.attrs, None, 8, 10, 12))
     assert not lease.same_content(Lease(lease.subnet, LeaseAttrs(IPAddress("192.0.2.2")), None, 7, 10, 12))
-
-
-def test_a_view_with_one_peer_more_leaves_the_one_before_alone() -> None:
-    view = ClusterView(NetworkConfig.parse('{"Network": "10.5.0.0/16"}'))
-    lease = Lease(IPNetwork("10.5.9.0/24"), LeaseAttrs(IPAddress("192.0.2.2")))
-    assert view.with_peer(lease).peers == {"10.5.9.0-24": lease}
-    assert view.peers == {}
 
 
 # ------------------------------------------------------------------------------------------------------ addresses

@@ -133,6 +133,26 @@ async def test_containers_that_come_and_go_make_nobody_look_or_try(host: HostInM
         assert host.retries - attempts <= 1  # its own time may have come
 
 
+async def test_the_hosts_own_network_is_not_leased_by_it_and_that_is_told(host: HostInMemory) -> None:
+    host.put_config({"Network": "192.0.0.0/21", "SubnetLen": 24, "Backend": {"Type": "vxlan"}})
+    async with host.run():
+        assert IPNetwork(host.lease.replace("-", "/")) != IPNetwork("192.0.2.0/24")
+        assert host.conditions()["network-overlap"] == (
+            "Network overlaps this host's own networks: 192.0.0.0/21 and 192.0.2.0/24 on eth1"
+        )
+
+
+async def test_the_bridge_of_our_subnet_does_not_keep_us_from_it(host: HostInMemory) -> None:
+    async with host.run():
+        lease = host.lease
+    host.delete(lease)
+    bridge = InterfaceAddress(IPNetwork(lease.replace("-", "/"))[1], 24)
+    host.kernel.set_interface(Interface("docker0", 9, 1450, True, (bridge,)))
+    async with host.run():
+        assert host.lease == lease
+        assert host.conditions() == {}
+
+
 # ------------------------------------------------------------------------------------------------------- identity
 
 

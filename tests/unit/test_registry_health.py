@@ -280,6 +280,46 @@ def test_every_code_is_a_condition() -> None:
         assert CONDITIONS[code].after >= 2.0  # longer than a text takes to settle
 
 
+ERRORS = [REFUSED, SILENT, DEAF, NO_SPACE, LEARNER, NO_USER, NO_ROLE, NO_TRUST, RegistryError("anything at all")]
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("fails"), st.sampled_from(list(Kind)), st.sampled_from(ERRORS)),
+            st.tuples(st.just("succeeds"), st.sampled_from(list(Kind))),
+            st.tuples(st.just("link"), st.sampled_from(["eth1", "", None])),
+            st.tuples(st.just("alive"), st.booleans(), st.sampled_from([None, *ERRORS])),
+            st.tuples(st.just("time"), st.floats(0.0, 500.0)),
+        ),
+        max_size=40,
+    )
+)
+def test_whatever_happens_nothing_is_raised_and_everything_ends(story: list[tuple[object, ...]]) -> None:
+    scene = Scene()
+    for what, *how in story:
+        match what, how:
+            case "fails", [Kind() as kind, RegistryError() as error]:
+                scene.health.failed(kind, error)
+            case "succeeds", [Kind() as kind]:
+                scene.health.succeeded(kind)
+            case "link", [name]:
+                scene.health.link_down(name)  # type: ignore[arg-type]
+            case "alive", [bool() as alive, trouble]:
+                scene.etcd.is_alive, scene.etcd.watch_trouble = alive, trouble  # type: ignore[assignment]
+            case "time", [float() as seconds]:
+                scene.now += seconds
+                scene.health.look(scene.now)
+        scene.report()
+        held = {active.condition.code for active in scene.conditions if active.ended is None}
+        assert (scene.health.verdict.code == "") is (not held) or scene.health.verdict.text.endswith("of this host is down")
+    scene.etcd.is_alive, scene.etcd.watch_trouble = True, None
+    scene.health.link_down(None)
+    scene.seconds(5, well=tuple(Kind))
+    assert list(scene.conditions) == []
+    assert scene.health.verdict.code == ""
+
+
 # ------------------------------------------------------------------------------------------------- calls that are watched
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from netaddr import AddrFormatError, IPAddress
 
-from flannelpy.core.backend import Backend, Local
+from flannelpy.core.backend import Local
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.json_members import Members
@@ -41,9 +41,6 @@ class ViaRouter:
             return cls(IPAddress(text, 4))
         except (AddrFormatError, ValueError):
             raise members.wrong("Router", "an IPv4 address") from None
-
-    def can_become(self, other: Backend) -> bool:
-        return isinstance(other, ViaRouter)  # another router is another gateway in each route, changed in place
 
     def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
         return {}

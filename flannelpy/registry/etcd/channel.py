@@ -168,8 +168,10 @@ class Link:
     async def _stand(self, until: float) -> Wire | Failures:
         """The wire that stands, or why none does by then; what is under way goes on."""
         self.asked()
-        if self._wire is not None:
+        if self._wire is not None and self._wire.stands:
             return self._wire
+        if self._wire is not None:
+            self._drop(self._wire)  # closed meanwhile: a call on it would fail before it was sent
         if self.closed:
             return self._closed
         if self._connecting is None or self._connecting.done():
@@ -203,12 +205,22 @@ class Link:
             self._wire = None
             self._turn = self.addresses.index(wire.address) + 1
         wire.dropped = True
+        if not wire.users:
+            self._discard(wire)
 
     def _discard(self, wire: Wire) -> None:
+        """Close it in the background; a second time does no harm."""
         self._wires.discard(wire)
         task = asyncio.get_running_loop().create_task(wire.channel.close(), name=f"close {wire.address}")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+    def reconnect(self) -> None:
+        """Leave the wire that stands, and have another one to the same endpoint; calls on it end with RegistryUnavailableError."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.dropped = True
+            self._discard(wire)  # at once, whoever is using it
 
     async def close(self) -> None:
         """Close every channel; calls on them end with RegistryUnavailableError. May be called twice."""

@@ -240,6 +240,10 @@ class EtcdRegistry:
         """Who is spoken to now, or tried next."""
         return str(self._link.address)
 
+    def reconnect(self) -> None:
+        """Connections from an address that is gone lead nowhere: have new ones. What is under way fails, and is repeated."""
+        self._link.reconnect()
+
     async def close(self) -> None:
         """End all streams and connections. May be called twice."""
         await self._link.close()

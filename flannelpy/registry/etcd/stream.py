@@ -32,7 +32,7 @@ FIRST_S = 1.0
 class Pace:
     """How patient a watch is, in seconds: silence before a question is asked, wait for its answer, first and longest backoff."""
 
-    silence_s: float = 2.5
+    silence_s: float = 3.0
     answer_s: float = 2.0
     backoff_s: float = 0.2
     backoff_max_s: float = 2.0

@@ -156,7 +156,9 @@ async def _greet(address: Address, endpoint: Endpoint) -> Greeting:
             try:
                 await reader.read(1)
             finally:
-                writer.close()
+                writer.transport.abort()  # there is nothing to say good-bye for
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
     except ssl.SSLError as error:
         if "ALERT" in str(error):
             return Greeting(spoken=True, refused=True, certificate=seen.certificate)

@@ -70,6 +70,11 @@ class Wire:
             channel = aio.insecure_channel(target, options=_options())
         return cls(address, channel, rpc.KVStub(channel), rpc.LeaseStub(channel), rpc.WatchStub(channel), rpc.AuthStub(channel))
 
+    @property
+    def stands(self) -> bool:
+        """False once the connection is known to be lost."""
+        return self.channel.get_state() is grpc.ChannelConnectivity.READY
+
     async def stand(self) -> Any:
         """Connect; None once the connection stands (TCP, TLS, and HTTP/2's settings of the server), else the CallError why not."""
         states = grpc.ChannelConnectivity
