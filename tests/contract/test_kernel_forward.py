@@ -16,6 +16,7 @@ import pytest
 import uvloop
 from netaddr import IPNetwork
 
+from flannelpy.core.errors import KernelError
 from flannelpy.core.forward_accept import ForwardAccept, Tool
 from flannelpy.core.forwarding import Hindrance, forward_rules
 from flannelpy.core.objects import HostState, Key, Scope
@@ -23,6 +24,7 @@ from flannelpy.core.plan import plan
 from flannelpy.kernel import Kernel
 from flannelpy.kernel.fake import FakeKernel
 from flannelpy.kernel.netlink import NetlinkKernel
+from flannelpy.kernel.nft import Nft
 
 from .kernel_support import NETWORK, NETWORK6, fresh_namespace, ip, real_only, shell
 
@@ -254,6 +256,39 @@ def test_one_that_is_there_twice_goes_whole(real: RealFirewall) -> None:
 
 
 @real_only
+@pytest.mark.parametrize("tool", ["nft", "legacy"])
+def test_what_has_our_comment_and_another_form_goes_and_never_becomes_many(tool: Tool) -> None:
+    if tool == "legacy" and (why := legacy_missing()):
+        pytest.skip(why)
+    for real in real_firewall(tool):
+        real.drop(4)
+        if tool == "nft":
+            shell("nft -f -", 'insert rule ip filter FORWARD ip saddr 10.5.0.0/16 meta mark 7 counter accept comment "flannelpy"')
+        else:
+            real.iptables("-I FORWARD -s 10.5.0.0/16 -m mark --mark 7 -m comment --comment flannelpy -j ACCEPT")
+        uvloop.run(_lets_through(real.kernel))
+        assert real.iptables("-S FORWARD").count("flannelpy") == 2
+
+
+@real_only
+def test_where_rules_cannot_be_listed_they_are_put_there_once(real: RealFirewall, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of others may hold what an old nft does not know."""
+    real.drop(4)
+    desired = uvloop.run(wanted(real.kernel, NETWORK))
+    ask = Nft.ask
+
+    async def blind(nft: Nft, commands: str, *, handles: bool = False) -> str:
+        if handles:
+            raise KernelError("unknown expression", 0)
+        return await ask(nft, commands, handles=handles)
+
+    run(reach(real.kernel, desired))
+    monkeypatch.setattr(Nft, "ask", blind)
+    run(reach(real.kernel, desired))
+    assert real.iptables("-S FORWARD").count("flannelpy") == 2
+
+
+@real_only
 @pytest.mark.parametrize(
     "words",
     ["-A FORWARD -j REJECT", "-A FORWARD -j DROP", "-N LOGDROP; -A LOGDROP -j LOG; -A LOGDROP -j DROP; -A FORWARD -j LOGDROP"],
@@ -326,7 +361,6 @@ def test_where_the_old_tables_are_not_in_use_nobody_brings_them_there(real: Real
 def test_without_netfilter_there_is_nothing_in_the_way() -> None:
     """Neither nft as a library nor as a command."""
     from flannelpy.kernel.forward import Forward
-    from flannelpy.kernel.nft import Nft
 
     async def test() -> None:
         forward = Forward(Nft(library=None, command=None))
