@@ -26,7 +26,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-registry soak-udp dist clean
+.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-registry soak-udp churn chaos dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,14 @@ bench-udp: $(DEV) ## how fast udp in user space is, beside a C pump and VXLAN: R
 
 soak-udp: $(DEV) ## does udp in user space hold for long: traffic of all kinds for MINUTES=10
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab soak_udp --minutes $(MINUTES)
+
+churn: $(DEV) ## what veth pairs that come and go cost the agent: 2,000 a minute, 3 and 5,000 peers
+	@for peers in 3 5000; do \
+		CHURN_PAIRS=2000 CHURN_PER_SECOND=33.4 CHURN_PEERS=$$peers $(PYTHON) -m pytest -q -s tests/lab/test_host_churn.py || exit 1; \
+	done
+
+chaos: $(DEV) ## random faults of etcd, kernel and hosts, and does everything converge: SEED= MINUTES=10 BACKEND=vxlan
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.chaos --minutes $(MINUTES) --backend $(BACKEND) $(if $(SEED),--seed $(SEED))
 
 bench-registry: $(DEV) ## how big a cluster the agent follows
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab bench_registry

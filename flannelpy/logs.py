@@ -10,8 +10,6 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Hashable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -115,51 +113,3 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> list[
         return []
     lines = formatter.formatException(record.exc_info).split("\n")
     return [f"  {printable(line)}" for line in lines[-TRACEBACK:]]
-
-
-# ------------------------------------------------------------------------------------------------------------------ a rate
-
-
-@dataclass(slots=True)
-class _Window:
-    began: float
-    passed: int = 0
-    held: int = 0
-
-
-@dataclass(slots=True)
-class RateLimit:
-    """At most ``most`` lines of a kind in ``window_s`` seconds; what is more is counted. Pure: ``now`` is handed in, in seconds.
-
-    ``kinds`` bounds what is remembered: of so many kinds at a time the oldest is forgotten.
-    """
-
-    most: int = 20
-    window_s: float = 60.0
-    kinds: int = 1000
-    _windows: dict[Hashable, _Window] = field(default_factory=dict)
-
-    def allows(self, kind: Hashable, now: float) -> bool:
-        """True where one more line of ``kind`` may be written now; else it counts as held back."""
-        window = self._windows.get(kind)
-        if window is None or (not window.held and now - window.began >= self.window_s):
-            self._windows.pop(kind, None)
-            if len(self._windows) >= self.kinds:
-                del self._windows[next(iter(self._windows))]
-            window = self._windows[kind] = _Window(now)
-        if window.passed < self.most:
-            window.passed += 1
-            return True
-        window.held += 1
-        return False
-
-    def take_held(self, now: float) -> dict[Hashable, int]:
-        """How many lines of each kind were held back in the windows that are over, to be written as one count each."""
-        over = {kind: window for kind, window in self._windows.items() if now - window.began >= self.window_s}
-        for kind in over:
-            del self._windows[kind]
-        return {kind: window.held for kind, window in over.items() if window.held}
-
-    def next(self) -> float | None:
-        """When ``take_held`` has something next; None where nothing is held back."""
-        return min((window.began + self.window_s for window in self._windows.values() if window.held), default=None)

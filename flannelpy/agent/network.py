@@ -115,7 +115,7 @@ class Network:
         """Look at everything once more, now."""
         self.facts.stale = True
         self.steering.changed.set()
-        self.reconciler.audit_now()
+        self.reconciler.resync()
         self.cluster.doubt()
 
     # ------------------------------------------------------------------------------------------------------- tasks

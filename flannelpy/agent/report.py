@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 
 from flannelpy.core.conditions import Health, Transition
+from flannelpy.core.line_rate import LineRate
 
 log = logging.getLogger("flannelpy")
 
@@ -15,6 +16,7 @@ BURST = 5
 """Lines of one code that are logged in full at a time; the rest is counted in one more line."""
 
 Clock = Callable[[], float]
+_Kind = tuple[str, bool]  # a condition's code, and whether it is resolved
 
 
 class Reporter:
@@ -22,7 +24,7 @@ class Reporter:
 
     def __init__(self, clock: Clock) -> None:
         self.health = Health()
-        self.listeners: list[Callable[[Sequence[Transition]], None]] = [write]
+        self.listeners: list[Callable[[Sequence[Transition]], None]] = [_Log(clock)]
         """Who is handed what begins, changes and ends."""
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
@@ -67,18 +69,46 @@ class Reporter:
             self._timer = asyncio.get_running_loop().call_later(max(0.0, due - self._clock()), self._report)
 
 
-def write(news: Sequence[Transition]) -> None:
-    """Log what is new, the first few of each kind in full."""
-    seen: Counter[tuple[str, bool]] = Counter()
-    for item in news:
-        code = item.active.condition.code
-        seen[code, item.resolved] += 1
-        if seen[code, item.resolved] > BURST:
-            continue
-        if item.resolved:
-            log.info("resolved: %s", item.active.text)
-        else:
-            log.log(item.active.condition.severity, "%s", item.active.text)
-    for (code, resolved), count in seen.items():
-        if count > BURST:
-            log.warning("%s%s: %d more of the kind", "resolved: " if resolved else "", code, count - BURST)
+class _Log:
+    """Logs what is new: the first few of a kind at a time, and so many in a minute, in full; what is more as a count.
+
+    Whoever makes a condition begin and end all day long (a key in etcd, an interface that flaps) fills no disk with it.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._rate = LineRate[_Kind]()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __call__(self, news: Sequence[Transition]) -> None:
+        now = self._clock()
+        seen: Counter[_Kind] = Counter()
+        for item in news:
+            kind = item.active.condition.code, item.resolved
+            seen[kind] += 1
+            if seen[kind] > BURST or not self._rate.allows(kind, now):
+                continue
+            if item.resolved:
+                log.info("resolved: %s", item.active.text)
+            else:
+                log.log(item.active.condition.severity, "%s", item.active.text)
+        for kind, count in seen.items():
+            if count > BURST and self._rate.allows(kind, now, count - BURST):
+                _log_more(kind, count - BURST)
+        self._come_back(now)
+
+    def _come_back(self, now: float) -> None:
+        due = self._rate.next()
+        if self._timer is None and due is not None:
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, due - now), self._tell_held)
+
+    def _tell_held(self) -> None:
+        self._timer, now = None, self._clock()
+        for kind, count in self._rate.take_held(now).items():
+            _log_more(kind, count)
+        self._come_back(now)
+
+
+def _log_more(kind: _Kind, count: int) -> None:
+    code, resolved = kind
+    log.warning("%s%s: %d more of the kind", "resolved: " if resolved else "", code, count)

@@ -9,6 +9,8 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
+from flannelpy.core.foreign import LINE, cut
+
 
 class Severity(IntEnum):
     """How bad: INFO is for knowing, WARNING wants a look, ERROR means that packets are or will be lost."""
@@ -164,6 +166,13 @@ _ALL = (
         "look at etcd and the way to it: etcdctl endpoint health; the agent corrects itself when etcd answers",
     ),
     Condition(
+        "backend-failed",
+        Severity.ERROR,
+        "what the host itself needs cannot be worked out: {detail}; what is programmed stays, trying again",
+        "look at the network config; where it is a plugin's own fault, tell who wrote it (--log-level debug shows where)",
+        unready=True,
+    ),
+    Condition(
         "kernel-unreadable",
         Severity.ERROR,
         "the kernel's state cannot be read: {detail}; trying again",
@@ -308,7 +317,8 @@ class Health:
         self.end_all_but(code, now, details)
 
     def begin(self, code: str, now: float, detail: str, subject: str = "") -> None:
-        """``code`` holds for ``subject``. Nothing new where it does already, with the same detail."""
+        """``code`` holds for ``subject``. Nothing new where it does already, with the same detail, of which a line is kept."""
+        detail = cut(detail, LINE)
         old = self._active.get((code, subject))
         if old is None:
             self._active[code, subject] = Active(CONDITIONS[code], subject, detail, now)

@@ -126,7 +126,7 @@ class Leasing:
 
         self._not_before = -inf  # nothing is asked until then
         self._failures = self._races = self._no_room = self._edits = 0
-        self._unwritten = False  # the value could not be written anew; the lease itself may be extended all the same
+        self._refused = False  # a listing or a renewal failed; the lease itself may be extended all the same
         self._edited_at = -inf
         self._reput_at = -inf
         self._renew_at = self._keep_at = inf
@@ -204,7 +204,7 @@ class Leasing:
         if not isinstance(asked, kinds):
             return None
         self._asked = None
-        self._failures = 0
+        self._failures, self._refused = 0, False
         return asked
 
     def _on_listing(self, listed: tuple[Lease, ...], defaced: tuple[Lease, ...]) -> None:
@@ -300,7 +300,7 @@ class Leasing:
             self._tried.add(subnet_key(asked.subnet, asked.subnet6))
         self._listing = None
         self._doubt = self._doubt or self._unconfirmed or isinstance(asked, List)
-        self._unwritten = isinstance(asked, Renew)
+        self._refused = isinstance(asked, List | Renew)
         self._failures += 1
         self._wait(FAILURE_S, self._failures)
 
@@ -441,6 +441,8 @@ class Leasing:
         held = self._held
         if self._now < self._not_before:
             self._wake()
+        elif held is not None and self._refused and self._now >= self._keep_at:
+            self._ask(KeepAlive(held))  # in turn: an etcd that takes no writes, or does not let us read, extends leases
         elif self._doubt or (held is None and self._listing is None):
             self._doubt = False  # a doubt that comes while the listing is under way asks for another
             self._ask(List())
@@ -449,9 +451,6 @@ class Leasing:
         elif self._stray is not None:
             stray, self._stray = self._stray, None
             self._ask(Release(stray))
-        elif self._now >= self._keep_at and self._unwritten:
-            self._unwritten = False  # in turn: an etcd without space extends leases, and takes no writes
-            self._ask(KeepAlive(held))
         elif self._now >= (self._renew_at if held.attrs == self._attrs else min(self._renew_at, self._reput_at)):
             self._ask(Renew(held, self._attrs, 0 if held.reserved else self._ttl_s))
         elif self._now >= self._keep_at:

@@ -7,7 +7,7 @@ nothing is ever without both; removals the other way round.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,14 +53,20 @@ class Step:
 Plan = tuple[Step, ...]
 
 
-def plan(desired: HostState, observed: HostState, scope: Scope | None = None) -> Plan:
+def plan(desired: HostState, observed: HostState, scope: Scope | None = None, held: Collection[Key] = ()) -> Plan:
     """The steps that turn ``observed`` into ``desired``. What is observed, not desired and not surely ours stays (``removable``).
+
+    Nothing is done about the keys in ``held``: a device among them stays as it is, and what lives on it is seen to as ever; one
+    that is not there stays away, and so does what would live on it.
 
     Pure; applying it and planning again gives an empty plan.
     """
     steps: list[Step] = []
     remade: set[str] = set()
+    missing = {key.id for key in held if key.kind == "link" and key not in observed}
     for item in sorted(desired, key=_rank):
+        if item.key in held or (lives_on(item) in missing and not isinstance(item, Link)):
+            continue
         before = observed.get(item.key)
         if before is not None and lives_on(before) in remade and not isinstance(item, Link):
             before = None  # it went with its device
@@ -73,7 +79,7 @@ def plan(desired: HostState, observed: HostState, scope: Scope | None = None) ->
             steps.append(Step("remake", item, before))
         else:
             steps.append(Step("change", item, before))
-    gone = [item for item in observed if item.key not in desired and removable(item, scope)]
+    gone = [item for item in observed if item.key not in desired and item.key not in held and removable(item, scope)]
     lost_links = {item.name for item in gone if isinstance(item, Link)}
     for item in sorted(gone, key=_rank, reverse=True):
         device = lives_on(item)

@@ -178,15 +178,6 @@ class FakeKernel:
             subscription.forget()
         self._tell(News(lost=True))
 
-    def set_facts(self, facts: HostFacts) -> None:
-        """The host's own interfaces and default routes are these now."""
-        before = self.interfaces
-        self.interfaces = {item.name: item for item in facts.interfaces if item.name not in self._links}
-        touched = {*before.values()} ^ {*self.interfaces.values()}
-        links = {item.index: item.name for item in touched}
-        self._tell(News(links=links, default_route=facts.default_routes != self._default_routes))
-        self._default_routes = facts.default_routes
-
     def set_interface(self, interface: Interface) -> None:
         """An interface of the host's own came or changed."""
         self.interfaces[interface.name] = interface

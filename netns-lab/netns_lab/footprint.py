@@ -77,6 +77,14 @@ class Footprint:
         return found
 
 
+def processor_s(pid: int) -> float:
+    """Seconds of processor time that the threads of a process have taken so far, to the nanosecond (proc(5), schedstat).
+
+    Those of threads that have ended are not in it. Raises OSError where the process is gone.
+    """
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e9
+
+
 def levels(counts: Sequence[int]) -> tuple[int, int]:
     """The level in the first third and in the last: their lower quartiles, so that what is open for a moment does not count."""
     third = len(counts) // 3

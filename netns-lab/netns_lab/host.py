@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from netaddr import IPAddress, IPNetwork
 
@@ -26,6 +28,15 @@ class AgentSettings:
     prefix: str
     options: tuple[str, ...]
     lasting: bool
+
+
+_ANOTHER_MACHINE = (
+    *("unshare", "--mount", "--propagation", "slave"),
+    *("sh", "-c", 'mount --bind "$0" /etc/machine-id && exec "$@"'),
+)
+"""What leads a command that is to read another machine-id(5): the file, and the command, follow."""
+
+_STATUS = b"GET /status HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n"
 
 
 class Box:
@@ -80,6 +91,10 @@ class Host(Box):
         self.directory = directory
         self.containers: tuple[Container, ...] = ()
         self.settings: AgentSettings | None = None
+        self.selector: tuple[str, ...] = ("--iface=eth1",)
+        """How its agent is told which interface to use."""
+        self.machine_id: Path | None = None
+        """What its agent reads in place of this machine's /etc/machine-id, from its next start on."""
         self._nat = nat
         self._switch = switch
         self._topology = topology
@@ -121,7 +136,7 @@ class Host(Box):
         """What an agent on this host has to be told in any case, and these; its files are where they are by default."""
         settings = self._known_settings
         where = (f"--etcd-endpoints={settings.endpoints}", f"--etcd-prefix={settings.prefix}")
-        return ["--iface=eth1", *where, *settings.options, *options]
+        return [*self.selector, *where, *settings.options, *options]
 
     @property
     def _known_settings(self) -> AgentSettings:
@@ -138,6 +153,8 @@ class Host(Box):
             self._agent.close()
         for directory in (self.state_dir, self.run_dir):
             directory.mkdir(exist_ok=True)
+        if self.machine_id is not None:
+            words = [*_ANOTHER_MACHINE, str(self.machine_id), *words]
         lasting = self.settings.lasting if self.settings else False
         self._agent = Agent(self.namespace, self.directory, words, env=env or {}, lasting=lasting)
         self._agent.launch()
@@ -190,6 +207,21 @@ class Host(Box):
             name += f"&{subnet6.ip}-{subnet6.prefixlen}"
         return f"{self.settings.prefix}/subnets/{name}"
 
+    async def status(self, within_s: float = 5.0) -> dict[str, Any]:
+        """What its agent says of itself, as ``flannelpy status --json`` prints it; empty where nobody answers."""
+        try:
+            async with asyncio.timeout(within_s):
+                reader, writer = await asyncio.open_unix_connection(str(self.run_dir / "agent.sock"))
+                try:
+                    writer.write(_STATUS)
+                    answer = await reader.read()
+                finally:
+                    writer.close()
+            found: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
+        except (OSError, ValueError):
+            return {}
+        return found
+
     # --------------------------------------------------------------------------------------------- containers and cables
 
     async def connect_containers(self) -> None:
@@ -217,6 +249,20 @@ class Host(Box):
     async def plug(self) -> None:
         """Put the cable of eth1 back."""
         await batch([f"link set {self.name} up"], self._switch.path)
+
+    async def make_uplink_anew(self, *addresses: str, mtu: int | None = None) -> None:
+        """Take eth1 away, as a driver that is reloaded does, and make one of its name, with these addresses or its own."""
+        wanted = mtu or self._topology.mtu
+        await batch(["link del eth1"], self.namespace.path)
+        await batch(
+            [
+                f"link add eth1 mtu {wanted} netns {self.namespace.name} type veth"
+                f" peer name {self.name} mtu {wanted} netns {self._switch.name}"
+            ]
+        )
+        await batch([f"link set {self.name} master br0 up"], self._switch.path)
+        given = addresses or (str(self.plan.address),)
+        await batch([*(f"address add {each} brd + dev eth1" for each in given), "link set eth1 up"], self.namespace.path)
 
     def outside_view(self) -> OutsideView:
         """See echo requests as the outside address behind this host's gateway sees them."""

@@ -20,6 +20,7 @@ from flannelpy.core.errors import (
     RegistryAuthError,
     RegistryTlsError,
     RegistryUnavailableError,
+    TakenError,
     UsageError,
 )
 from flannelpy.core.model import Lease
@@ -555,12 +556,102 @@ async def test_an_etcd_lease_that_was_granted_unheard_is_given_back(here: EtcdPl
     assert await here.grants() == 2
 
 
+async def test_a_renewal_that_was_carried_out_unheard_leaves_no_etcd_lease_behind(
+    here: EtcdPlace, proxied: tuple[Proxy, EtcdRegistry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which of the two the key hangs on is known when it has been read; then the other one is given back."""
+    proxy, registry = proxied
+    lease = await registry.create(A, attrs())
+    with monkeypatch.context() as deaf:
+        deaf_after(registry, proxy, deaf, for_ever=True)
+        with pytest.raises(RegistryUnavailableError):
+            await registry.renew(lease, attrs("192.0.2.7"))
+    proxy.deaf.clear()
+    there = await until_listed(registry)
+    assert there.etcd_lease != lease.etcd_lease
+    renewed = await registry.renew(there, there.attrs)
+    assert await here.grants() == 1
+    assert await registry.remaining(renewed) > 0
+
+
+@pytest.mark.parametrize("times", [1, 3, 20])
+async def test_renewals_that_never_arrived_leave_no_etcd_lease_behind(
+    times: int, here: EtcdPlace, proxied: tuple[Proxy, EtcdRegistry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, registry = proxied
+    lease = await registry.create(A, attrs())
+    with monkeypatch.context() as lost:
+        lost.setattr(registry, "_put_if", never_arrives)
+        for _ in range(times):
+            with pytest.raises(RegistryUnavailableError):
+                await registry.renew(lease, lease.attrs)
+    renewed = await registry.renew(lease, lease.attrs)
+    assert await here.grants() == 1
+    assert await registry.remaining(renewed) > 0
+
+
+async def test_what_could_not_be_given_back_is_given_back_later(
+    here: EtcdPlace, proxied: tuple[Proxy, EtcdRegistry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a success, after a conflict, and after a subnet that was taken."""
+    _, registry = proxied
+    lease = await registry.create(A, attrs())
+    with monkeypatch.context() as lost:
+        lost.setattr(registry, "_revoke", not_given_back)
+        renewed = await registry.renew(lease, lease.attrs)
+        with pytest.raises(ConflictError):
+            await registry.renew(lease, lease.attrs)
+        with pytest.raises(TakenError):
+            await registry.create(A, attrs("192.0.2.2"))
+    assert await here.grants() == 4
+    renewed = await registry.renew(renewed, renewed.attrs)
+    assert await here.grants() == 1
+    assert await registry.remaining(renewed) > 0
+
+
+async def test_a_key_that_was_created_unheard_is_renewed_and_never_taken_away(
+    here: EtcdPlace, proxied: tuple[Proxy, EtcdRegistry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its etcd lease was to be given back, and could not be; the key that hangs on it has meanwhile been found, and is ours."""
+    proxy, registry = proxied
+    with monkeypatch.context() as lost:
+        deaf_after(registry, proxy, lost, for_ever=True)
+        lost.setattr(registry, "_revoke", not_given_back)
+        with pytest.raises(RegistryUnavailableError):
+            await registry.create(A, attrs())
+    proxy.deaf.clear()
+    there = await until_listed(registry)
+    renewed = await registry.renew(there, there.attrs)
+    assert renewed.create_revision == there.create_revision
+    assert await here.grants() == 1
+    assert await registry.remaining(renewed) > 0
+
+
+async def never_arrives(*_: object) -> tuple[int, object]:
+    error = RegistryUnavailableError("no answer in time")
+    error.undecided = True
+    raise error
+
+
+async def not_given_back(_: int) -> bool:
+    return False
+
+
+async def until_listed(registry: EtcdRegistry) -> Lease:
+    """The one lease there is; the connection may not be there at once."""
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(RegistryUnavailableError):
+                (there,) = (await registry.snapshot()).leases
+                return there
+
+
 def deaf_after(registry: EtcdRegistry, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, *, for_ever: bool = False) -> None:
     """The answers to all that follows the grant of an etcd lease are lost, on this connection or on all."""
     grant = registry._grant
 
-    async def grant_then_deaf(ttl_s: int) -> int:
-        etcd_lease = await grant(ttl_s)
+    async def grant_then_deaf(*args: int, **spared: int) -> int:
+        etcd_lease = await grant(*args, **spared)
         proxy.go_deaf()
         if for_ever:
             proxy.deaf |= set(range(100))

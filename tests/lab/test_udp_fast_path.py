@@ -13,12 +13,12 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import pytest
 
-from tests.lab.udp_support import CA, CB, HA, HB, MTU, Host, capture, first, inside, ip, network, pings, socket_in, until
+from tests.lab.udp_support import CA, CB, HA, HB, MTU, Host, capture, first, inside, ip, network, pings, running, socket_in, until
 from tests.unit.test_udp_fast_path import ACK, PSH, Packet, folded
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and TUN devices")
@@ -33,14 +33,7 @@ WITHIN_S = 60.0
 def datapaths(a_offload: bool = True, b_offload: bool = True) -> Iterator[tuple[Host, Host]]:
     """Both datapaths, each with its offloads or moving packets one by one."""
     a, b = Host(HA, "10.5.72.0/24", "192.0.2.1"), Host(HB, "10.5.9.0/24", "192.0.2.2")
-    with ExitStack() as undo:
-        for host, peer, offload in ((a, b, a_offload), (b, a, b_offload)):
-            host.begin('{"offload": true}' if offload else '{"offload": false}')
-            undo.callback(host.end)
-            assert host.tell("open") is None
-            host.tell("update", {peer.subnet: peer.address})
-            host.configure()
-            host.tell("run")
+    with running(a, b, *(f'{{"offload": {str(offload).lower()}}}' for offload in (a_offload, b_offload))):
         until(lambda: pings(CA, "10.5.9.2") and pings(CB, "10.5.72.2"))
         yield a, b
 

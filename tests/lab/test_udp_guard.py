@@ -16,7 +16,7 @@ from functools import partial
 import pytest
 from scapy.layers.inet import IP, UDP
 
-from tests.lab.udp_support import CA, CB, HA, HB, Host, inside, ip, network, pings, socket_in, until
+from tests.lab.udp_support import CA, CB, HA, HB, Host, inside, ip, network, pings, running, socket_in, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and TUN devices")
 __all__ = ["network"]
@@ -34,14 +34,7 @@ def guard(request: pytest.FixtureRequest) -> str:
 def hosts(network: None, guard: str) -> Iterator[tuple[Host, Host]]:
     """Both datapaths by one rule; routes, and no masquerading, to what else is behind b."""
     a, b = Host(HA, "10.5.72.0/24", "192.0.2.1"), Host(HB, "10.5.9.0/24", "192.0.2.2")
-    with ExitStack() as undo:
-        for host, peer in ((a, b), (b, a)):
-            host.begin(f'{{"Guard": "{guard}"}}')
-            undo.callback(host.end)
-            assert host.tell("open") is None
-            host.tell("update", {peer.subnet: peer.address})
-            host.configure()
-            host.tell("run")
+    with running(a, b, f'{{"Guard": "{guard}"}}'), ExitStack() as undo:
         ip(f"netns add {CLIENT}")
         undo.callback(ip, f"netns del {CLIENT}")
         ip(f"link add out netns {HB} type veth peer eth0 netns {CLIENT}")

@@ -22,7 +22,21 @@ import pytest
 from scapy.layers.inet import ICMP, IP, UDP
 
 from tests.lab import test_udp_fast_path
-from tests.lab.udp_support import BOUND_S, MTU, Host, add_container, capture, first, flood, inside, ip, pings, socket_in, until
+from tests.lab.udp_support import (
+    BOUND_S,
+    MTU,
+    Host,
+    add_container,
+    capture,
+    first,
+    flood,
+    inside,
+    ip,
+    pings,
+    running,
+    socket_in,
+    until,
+)
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and TUN devices")
 
@@ -75,14 +89,7 @@ def forget() -> None:
 def hosts(network: None, request: pytest.FixtureRequest) -> Iterator[tuple[Host, Host]]:
     """Both datapaths, each knowing the other, and a path that takes 1400 bytes of which they know nothing."""
     a, b = Host(HA, "10.5.72.0/24", "192.0.2.1"), Host(HB, "10.5.9.0/24", "198.51.100.1")
-    with ExitStack() as undo:
-        for host, peer in ((a, b), (b, a)):
-            host.begin(f'{{"offload": {"true" if request.param else "false"}}}')
-            undo.callback(host.end)
-            assert host.tell("open") is None
-            host.tell("update", {peer.subnet: peer.address})
-            host.configure()
-            host.tell("run")
+    with running(a, b, f'{{"offload": {str(request.param).lower()}}}'):
         until(lambda: pings(CA, B[0]) and pings(CB, A[0]))
         narrow(NARROW)
         forget()

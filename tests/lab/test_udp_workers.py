@@ -25,7 +25,7 @@ from scapy.layers.inet import IP, UDP
 from backends.udp.counters import COUNTERS
 from backends.udp.worker.fast_path import READS
 from tests.lab.test_udp_fast_path import transfer
-from tests.lab.udp_support import CA, CB, HA, HB, Host, inside, ip, network, pings, runs, socket_in, start_s, until
+from tests.lab.udp_support import CA, CB, HA, HB, Host, inside, ip, network, pings, running, runs, socket_in, start_s, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces and TUN devices")
 __all__ = ["network"]
@@ -52,14 +52,7 @@ def options(**told: object) -> str:
 def hosts(network: None, request: pytest.FixtureRequest) -> Iterator[tuple[Host, Host]]:
     """Both datapaths with all their workers; the parameter says whether with offloads."""
     a, b = Host(HA, "10.5.72.0/24", "192.0.2.1"), Host(HB, "10.5.9.0/24", "192.0.2.2")
-    with ExitStack() as undo:
-        for host, peer in ((a, b), (b, a)):
-            host.begin(options(offload=getattr(request, "param", True)))
-            undo.callback(host.end)
-            assert host.tell("open") is None
-            host.tell("update", {peer.subnet: peer.address})
-            host.configure()
-            host.tell("run")
+    with running(a, b, options(offload=getattr(request, "param", True))):
         until(lambda: pings(CA, "10.5.9.2") and pings(CB, "10.5.72.2"))
         for host in (a, b):
             until(lambda host=host: [is_nobody(pid) for pid in host.workers()] == [True] * WORKERS)

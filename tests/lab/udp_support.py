@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -295,18 +295,25 @@ def network() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def hosts(network: None) -> Iterator[tuple[Host, Host]]:
-    """Both datapaths open, configured and running, each knowing the other."""
-    a, b = Host(HA, "10.5.72.0/24", "192.0.2.1"), Host(HB, "10.5.9.0/24", "192.0.2.2")
+@contextmanager
+def running(a: Host, b: Host, a_options: str = "{}", b_options: str | None = None) -> Iterator[None]:
+    """Both datapaths open, configured and running, each knowing the other; ``b`` with ``a``'s options where it has none."""
     with ExitStack() as undo:
-        for host, peer in ((a, b), (b, a)):
-            host.begin()
+        for host, peer, options in ((a, b, a_options), (b, a, a_options if b_options is None else b_options)):
+            host.begin(options)
             undo.callback(host.end)
             assert host.tell("open") is None
             host.tell("update", {peer.subnet: peer.address})
             host.configure()
             host.tell("run")
+        yield
+
+
+@pytest.fixture
+def hosts(network: None) -> Iterator[tuple[Host, Host]]:
+    """Both datapaths open, configured and running, each knowing the other."""
+    a, b = Host(HA, "10.5.72.0/24", "192.0.2.1"), Host(HB, "10.5.9.0/24", "192.0.2.2")
+    with running(a, b):
         until(lambda: pings(CA, "10.5.9.2") and pings(CB, "10.5.72.2"))
         yield a, b
 

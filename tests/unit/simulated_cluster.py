@@ -47,6 +47,8 @@ class Store:
         self.watchers: list[deque[Change]] = []
         self.full = False
         """Refuses to write, and extends leases."""
+        self.unreadable = False
+        """Refuses to list, and extends leases."""
         self._seen = 0  # of the history
         self._read: dict[str, Lease] = {}
 
@@ -94,6 +96,8 @@ class Store:
         """What the registry does and answers. Raises AssertionError where a host touches what is not its own."""
         if self.full and isinstance(ask, ev.Create | ev.Renew | ev.Release):
             return FAILED[type(ask)]("etcd takes no more writes: database space exceeded")
+        if self.unreadable and isinstance(ask, ev.List):
+            return ev.ListFailed("user 'flannel' lacks the role")
         match ask:
             case ev.List():
                 return self.listing()

@@ -45,8 +45,8 @@ OTHER_LINES = ("was changed by somebody else; repairing", "lost our lease", "our
 
 INTRODUCTION = """# Conditions
 
-What can be wrong, as the agent reports it: in the log once when it begins and once, after `resolved:`, when it ends. `{detail}`
-stands for what is known of the case. This page is made from `flannelpy/core/conditions.py` by
+What can be wrong, as the agent reports it: in the log once when it begins and once, after `resolved:`, when it ends.
+`{detail}` stands for what is known of the case. This page is made from `flannelpy/core/conditions.py` by
 `python -m tests.unit.test_docs`.
 
 *not ready*: `/readyz` answers 503 while it holds. *reported after*: how long it must hold before it is reported, and be
@@ -68,7 +68,8 @@ def _section(condition: Condition) -> str:
     notes += ["not ready"] if condition.unready else []
     notes += [f"reported after {condition.after:g} s"] if condition.after else []
     notes += [f"suppresses {', '.join(condition.hides)}"] if condition.hides else []
-    return f"\n## {condition.code}\n\n{', '.join(notes)}\n\n    {condition.text}\n\nRemedy: {condition.remedy}.\n"
+    remedy = textwrap.fill(f"Remedy: {condition.remedy}.", 120, break_long_words=False, break_on_hyphens=False)
+    return f"\n## {condition.code}\n\n{', '.join(notes)}\n\n    {condition.text}\n\n{remedy}\n"
 
 
 def options_tables() -> dict[str, str]:
@@ -151,6 +152,13 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert to.exists(), target
         if anchor:
             assert anchor in anchors(to), target
+
+
+@by_document
+def test_prose_fits_120_columns(path: Path) -> None:
+    prose = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    long = [line for line in prose.splitlines() if len(line) > 120 and not line.startswith(("|", "    "))]
+    assert long == []
 
 
 @by_document

@@ -29,8 +29,8 @@ LONGER = {
 LONGEST = 530
 
 NO_NAMES = re.compile(r"(Manager|Helper|Utils?|Handler|Processor)$|^process_|^handle_data$")
-NOT_OURS = re.compile(r"(?<![\w.])/(work|root|home/\w+)/|(?<![\w.])/tmp/w/|\b(TODO|FIXME|XXX)\b")
-"""Paths of a machine where it was made, and notes to oneself."""
+NOT_OURS = re.compile(r"(?<![\w.])/(work|root|home/\w+)/|(?<![\w.])/tmp/w/|\b(TODO|FIXME|XXX)\b|(?m:^(<{7}|>{7}) )")
+"""Paths of a machine where it was made, notes to oneself, and what a merge has left."""
 
 
 def name_of(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from random import Random
 
+import pytest
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core import lease_events as ev
@@ -850,3 +851,50 @@ def test_a_value_that_cannot_be_written_and_a_lease_that_cannot_be_extended_have
         store.pass_time((us.alarm or store.now) - store.now)
         us.wake()
     assert kinds(asked) == [ev.Renew, ev.KeepAlive] * 4
+
+
+@pytest.mark.parametrize(
+    "doubt",
+    [ev.OwnDeleted(0), ev.ConfigChanged(NetworkConfig.parse('{"Network": "10.6.0.0/16"}'))],
+    ids=["a deletion that was told", "a config in which it does not fit"],
+)
+def test_a_listing_that_is_refused_for_days_costs_no_lease(doubt: ev.Event) -> None:
+    """A role that may no longer read: whether the key is still ours cannot be seen, and etcd extends its lease all the same."""
+    store = Store()
+    us = holding(store)
+    lease = held(us)
+    store.unreadable = True
+    us.tell(doubt)
+    asked: list[ev.Ask] = []
+    until = store.now + 3 * 86_400
+    while store.now < until:
+        asked += serve_all(us)
+        sleep_until_due(us)
+        assert store.leases == {lease.key: lease}
+    listed, kept = kinds(asked).count(ev.List), kinds(asked).count(ev.KeepAlive)
+    assert kept >= 3 * 86_400 / TTL_S
+    assert listed > kept  # and no less is tried to see it
+    assert set(kinds(asked)) == {ev.List, ev.KeepAlive}  # nothing is written before it was seen
+    assert "lease-unconfirmed" not in {action.code for action in us.history if isinstance(action, ev.Tell)}
+    store.unreadable = False
+    settle(store, [us], 10.0)
+    assert (held(us).key == lease.key) == isinstance(doubt, ev.OwnDeleted)
+    assert list(store.leases) == [held(us).key]
+
+
+def test_a_key_that_somebody_took_is_not_believed_in_because_its_lease_can_be_extended() -> None:
+    """Our etcd lease lives on without a key; only a listing ends the doubt."""
+    store = Store()
+    us = holding(store)
+    lease = held(us)
+    taken = store.put(lease.subnet, None, THEIRS, 0)
+    store.unreadable = True
+    us.tell(ev.OwnPut(taken))
+    for _ in range(200):
+        serve_all(us)
+        sleep_until_due(us)
+    store.unreadable = False
+    settle(store, [us], 10.0)
+    assert any(isinstance(action, ev.Lost) for action in us.history)
+    assert store.leases[lease.key] == taken
+    assert held(us).key != lease.key

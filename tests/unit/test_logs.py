@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from flannelpy import logs
 from flannelpy.core.foreign import FIELD, LINE
-from flannelpy.logs import RateLimit
 
 from .test_foreign import ANY_TEXT, obeyed
 
@@ -124,48 +123,3 @@ def test_a_traceback_is_set_in_and_harmless(formatter: type[logging.Formatter]) 
     assert "\\x1b[2J" in told
     assert obeyed(told.replace("\n", "")) == []
     assert not any(line.startswith("2026-01-01") for line in told.splitlines())
-
-
-# ------------------------------------------------------------------------------------------------------------------ a rate
-
-
-def test_what_is_more_than_the_rate_is_counted_once() -> None:
-    rate = RateLimit(most=20, window_s=60)
-    written = [rate.allows("peer-unusable", now * 0.1) for now in range(500)]
-    assert sum(written) == 20
-    assert written[:20] == [True] * 20
-    assert rate.next() == 60.0
-    assert rate.take_held(59.9) == {}
-    assert rate.take_held(60.0) == {"peer-unusable": 480}
-    assert rate.take_held(61.0) == {}
-    assert rate.next() is None
-    assert rate.allows("peer-unusable", 61.0)
-
-
-def test_a_window_without_anything_held_back_ends_by_itself() -> None:
-    rate = RateLimit(most=2, window_s=10)
-    assert [rate.allows("a", now) for now in (0.0, 1.0, 10.0, 11.0, 12.0)] == [True, True, True, True, False]
-
-
-def test_each_kind_has_a_rate_of_its_own() -> None:
-    rate = RateLimit(most=1)
-    assert rate.allows("a", 0.0)
-    assert rate.allows("b", 0.0)
-    assert not rate.allows("a", 1.0)
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 5)), max_size=300))
-def test_nothing_is_lost_without_being_counted(calls: list[tuple[int, float]]) -> None:
-    rate, now, written, counted = RateLimit(most=3, window_s=10), 0.0, 0, 0
-    for kind, pause in calls:
-        now += pause
-        counted += sum(rate.take_held(now).values())
-        written += rate.allows(kind, now)
-    assert written + counted + sum(rate.take_held(now + 10).values()) == len(calls)
-
-
-def test_what_is_remembered_is_bounded() -> None:
-    rate = RateLimit(kinds=10)
-    for kind in range(1000):
-        rate.allows(kind, 0.0)
-    assert len(rate._windows) == 10

@@ -66,6 +66,8 @@ class Fragments:
         self._on_link: dict[IPAddress, str] = {}
         self._moved: set[int] = set()
         self._unreadable: dict[str, str] = {}
+        self.broken: dict[str, str] = {}
+        """HOST and FIREWALL, where they could not be made: why."""
 
     @property
     def has_target(self) -> bool:
@@ -117,18 +119,31 @@ class Fragments:
         if target.backend.wants_on_link:
             changed |= await self._look_up(changed, anew=anew)
         local = replace(target.local, on_link=dict(self._on_link)) if target.backend.wants_on_link else target.local
-        touched = self.desired.put(HOST, target.backend.host(local)) if anew else set()
-        self._made = target
+        touched = self._set_own(HOST, lambda: target.backend.host(local)) if anew or HOST in self.broken else set()
         for owner, lease in changed.items():
             touched |= self._set_peer(owner, lease, target.backend, local)
         self._pending.clear()
-        if anew or (changed and target.firewall_speaks_of_peers):
-            touched |= self.desired.put(FIREWALL, target.firewall(tuple(self._members.values())))
+        if anew or FIREWALL in self.broken or (changed and target.firewall_speaks_of_peers):
+            touched |= self._set_own(FIREWALL, lambda: target.firewall(tuple(self._members.values())))
+        self._made = target
+        self._reporter.set("backend-failed", {owner: f"{owner}: {why}" for owner, why in self.broken.items()})
         if changed:
             unreadable = {owner: f"{self._members[owner]}: {why}" for owner, why in self._unreadable.items()}
             self._reporter.set("peer-unreadable", unreadable)
             self._reporter.set("peer-conflict", self._conflicts())
         return touched
+
+    def _set_own(self, owner: str, make: Callable[[], HostState]) -> set[Key]:
+        """What the host itself needs, from a plugin that may raise anything: then what there is stays."""
+        try:
+            state = make()
+        except Exception as error:
+            if not isinstance(error, FlannelpyError):
+                log.debug("%s: its fragment cannot be made", owner, exc_info=error)
+            self.broken[owner] = str(error) if isinstance(error, FlannelpyError) else f"{type(error).__name__}: {error}"
+            return set()
+        self.broken.pop(owner, None)
+        return self.desired.put(owner, state)
 
     def _set_peer(self, owner: str, lease: Lease | None, backend: Backend, local: Local) -> set[Key]:
         self._unreadable.pop(owner, None)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from flannelpy.agent.report import Clock, Reporter
 from flannelpy.agent.sync.dirty import Dirty
 from flannelpy.agent.sync.fragments import Fragments, Gateways, Peers, Target
-from flannelpy.agent.sync.kernel_errors import Refusal, explain, links, not_applicable
+from flannelpy.agent.sync.kernel_errors import Refusal, explain, not_applicable
 from flannelpy.agent.sync.mirror import Mirror
 from flannelpy.agent.sync.repairs import Repairs
 from flannelpy.agent.sync.retries import Retries
@@ -21,7 +21,7 @@ from flannelpy.agent.sync.standing import Standing
 from flannelpy.core.desired import Desired
 from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import HostState, Key, Link
-from flannelpy.core.plan import Plan, Step, lives_on, plan
+from flannelpy.core.plan import Plan, lives_on, plan
 from flannelpy.kernel import Kernel, Notice, Result
 
 log = logging.getLogger(__name__)
@@ -116,8 +116,6 @@ class Reconciler:
         """Look at everything."""
         self.dirty.add_everything()
 
-    audit_now = resync
-
     # ------------------------------------------------------------------------------------------------ what there is
 
     @property
@@ -152,11 +150,17 @@ class Reconciler:
         silent = self.desired.kinds(SILENT)
         self._mirror.stale.update(silent)
         self.dirty.add(silent)
+        if self.fragments.broken:
+            self.dirty.poke()
         self.repairs.damping.settle(self._clock())
         self._report()
 
     def _due(self) -> list[Key]:
         now = self._clock()
+        for key in self.retries.due(now):
+            device = self._lives_on(key)
+            if device is not None and key.kind != "link" and self._mirror.get(Key("link", device)) is None:
+                self.retries.postpone(key, Key("link", device))
         due = self.retries.due(now)
         self._mirror.stale.update(due)
         return [*due, *self.repairs.take_due(now)]
@@ -225,18 +229,14 @@ class Reconciler:
     def _plan(self, touched: set[Key] | None, observed: HostState) -> Plan:
         """What to do now: nothing that waits for its time, nor what would live on a device that does."""
         desired = self.desired.state if touched is None else self.desired.only(touched)
-        steps = plan(desired, observed, self.fragments.scope)
-        if not self._state.may_sweep:
-            steps = tuple(step for step in steps if step.op != "remove")
-        if not len(self.retries):
-            return steps
+        steps = plan(desired, observed, self.fragments.scope, self._held(touched))
+        return steps if self._state.may_sweep else tuple(step for step in steps if step.op != "remove")
+
+    def _held(self, touched: set[Key] | None) -> set[Key]:
+        """What waits. A device that is there waits for itself only: peers on it come and go, whatever it refuses."""
         now = self._clock()
-        waiting = links(key for key in self.retries if self.retries.waiting(key, now))
-
-        def may_go(step: Step) -> bool:
-            return not self.retries.waiting(step.key, now) and (step.key.kind == "link" or lives_on(step.item) not in waiting)
-
-        return tuple(step for step in steps if may_go(step))
+        waiting = {key for key in self.retries if self.retries.waiting(key, now)}
+        return {key for key in waiting if touched is None or key in touched or (key.kind == "link" and not self._mirror.get(key))}
 
     async def _learn(self, results: Sequence[Result], partial: bool) -> None:
         """Take over into the mirror what the kernel acknowledged; have again what it refused, later."""

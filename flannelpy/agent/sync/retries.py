@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from math import inf
 
 from flannelpy.core.objects import Key
@@ -38,6 +38,12 @@ class Retries:
             if (before := self._waits.get(key)) is not None:
                 self._waits[key] = before[0], min(before[1], now)
 
+    def postpone(self, key: Key, other: Key) -> None:
+        """``key`` cannot go before ``other``, which waits: it is not due before that one is."""
+        before, first = self._waits.get(key), self._waits.get(other)
+        if before is not None and first is not None:
+            self._waits[key] = before[0], max(before[1], first[1])
+
     def waiting(self, key: Key, now: float) -> bool:
         """True where ``key`` is not to be tried yet."""
         return self._waits.get(key, (0.0, -inf))[1] > now
@@ -50,11 +56,6 @@ class Retries:
     def next_due(self) -> float | None:
         """When something is to be tried next."""
         return min((when for _delay, when in self._waits.values()), default=None)
-
-    def forget_all_but(self, wanted: Callable[[Key], bool]) -> None:
-        """Drop the keys that nobody wants any more."""
-        for key in [key for key in self._waits if not wanted(key)]:
-            del self._waits[key]
 
     def __iter__(self) -> Iterator[Key]:
         return iter(list(self._waits))

@@ -38,7 +38,7 @@ class Standing:
         Packets flow without a sysctl, which in a container may not be settable.
         """
         ours = {key for owner in (HOST, FIREWALL) for key in self._fragments.desired.fragment(owner).objects}
-        return any(key in ours and key.kind != "sysctl" for key in self.failing)
+        return bool(self._fragments.broken) or any(key in ours and key.kind != "sysctl" for key in self.failing)
 
     def why_not(self, owner: str) -> str | None:
         """Why the kernel does not hold all of an owner's fragment: its error; empty where it only has not come to it; else None."""

@@ -30,8 +30,8 @@ from flannelpy.registry.etcd.words import LEASE_EXISTS, LEASE_UNKNOWN
 REVOKE_TIMEOUT_S = 1.0
 """Giving an etcd lease back is a courtesy: it would end by itself."""
 
-MAYBE_GRANTED = 8
-"""How many etcd leases that may have been granted unheard are remembered, to be given back."""
+OWED = 64
+"""How many etcd leases are remembered that are to be given back, or may be."""
 
 
 class EtcdRegistry:
@@ -42,7 +42,10 @@ class EtcdRegistry:
         self._link = Link(endpoint, backoff=Backoff(self._pace.backoff_s, self._pace.backoff_max_s))
         self._keys = Keys.under(endpoint.prefix)
         self._listing = Listing(self._link, self._keys)
-        self._maybe_granted: deque[int] = deque(maxlen=MAYBE_GRANTED)
+        self._owed: deque[int] = deque(maxlen=OWED)
+        """Etcd leases of ours that nothing needs, to be given back when etcd answers again."""
+        self._undecided: dict[str, deque[int]] = {}
+        """Etcd leases on one of which a key hangs, nobody knows on which: the next write of it that succeeds decides."""
 
     # ------------------------------------------------------------------------------------------------- reading
 
@@ -93,8 +96,9 @@ class EtcdRegistry:
                 raise TakenError(f"{name}: somebody holds this subnet already; nothing was written")
         except BaseException:
             # Even where the put was carried out unheard: its key ends with the lease, and nothing stays behind.
-            await self._revoke(etcd_lease)
+            await self._give_back(etcd_lease)
             raise
+        await self._give_back(*self._undecided.pop(name, ()))
         return Lease(subnet, attrs, subnet6, etcd_lease, revision, revision)
 
     async def renew(self, lease: Lease, attrs: LeaseAttrs, *, ttl_s: int = LEASE_TTL_S) -> Lease:
@@ -103,17 +107,19 @@ class EtcdRegistry:
         The old etcd lease is revoked afterwards: only then does the key no longer hang on it. A reservation stays one.
         """
         key = self._keys.lease(lease.key)
-        etcd_lease = 0 if lease.reserved else await self._grant(ttl_s)
+        etcd_lease = 0 if lease.reserved else await self._grant(ttl_s, but=lease.etcd_lease)
         try:
             revision, there = await self._put_if(_at(key, lease.mod_revision), attrs.to_json().encode(), etcd_lease)
             if not revision:
                 raise _conflict(lease, there)
         except RegistryError as error:
             # Not where it is undecided: then the key may hang on the new lease, and would be deleted with it.
-            if not error.undecided:
-                await self._revoke(etcd_lease)
+            if error.undecided:
+                self._undecided.setdefault(lease.key, deque(maxlen=OWED)).extend((lease.etcd_lease, etcd_lease))
+            else:
+                await self._give_back(etcd_lease)
             raise
-        await self._revoke(lease.etcd_lease)
+        await self._give_back(lease.etcd_lease, *self._undecided.pop(lease.key, ()))
         return Lease(lease.subnet, attrs, lease.subnet6, etcd_lease, lease.create_revision, revision)
 
     async def release(self, lease: Lease) -> None:
@@ -147,16 +153,16 @@ class EtcdRegistry:
 
     # -------------------------------------------------------------------------------------------- etcd's leases
 
-    async def _grant(self, ttl_s: int) -> int:
-        """A new etcd lease; 0, which is none, for a ``ttl_s`` of 0.
+    async def _grant(self, ttl_s: int, but: int = 0) -> int:
+        """A new etcd lease; 0, which is none, for a ``ttl_s`` of 0. What is owed is given back before, but for ``but``.
 
         Its number is ours to choose, so that a question that is asked twice makes one, and one that may have been made can be
         given back when etcd answers again. Nothing hangs on it yet.
         """
         if not ttl_s:
             return 0
-        while self._maybe_granted and await self._revoke(self._maybe_granted[0]):
-            self._maybe_granted.popleft()
+        owed, self._owed = self._owed, deque((each for each in self._owed if each == but), OWED)
+        await self._give_back(*(each for each in owed if each != but))
         etcd_lease = secrets.randbits(62) + 1
         try:
             answer, _ = await self._link.settle(_lease("LeaseGrant", rpc.LeaseGrantRequest(TTL=ttl_s, ID=etcd_lease)))
@@ -164,14 +170,22 @@ class EtcdRegistry:
             if LEASE_EXISTS in str(error):
                 return etcd_lease  # by an earlier try of this question
             if error.undecided:
-                self._maybe_granted.append(etcd_lease)
+                self._owed.append(etcd_lease)
             raise
         return int(answer.ID)
 
+    async def _give_back(self, *etcd_leases: int) -> None:
+        """Revoke etcd leases that nothing needs. Where one cannot be, it and all after it are owed; another is tried first then."""
+        waiting = deque(dict.fromkeys(each for each in etcd_leases if each))
+        try:
+            while waiting and await self._revoke(waiting[0]):
+                waiting.popleft()
+        finally:
+            waiting.rotate(-1)
+            self._owed.extend(waiting)
+
     async def _revoke(self, etcd_lease: int) -> bool:
         """Give an etcd lease back where possible. True where it is gone."""
-        if not etcd_lease:
-            return True
         try:
             async with asyncio.timeout(REVOKE_TIMEOUT_S):
                 await self._link.ask(_lease("LeaseRevoke", rpc.LeaseRevokeRequest(ID=etcd_lease)))
