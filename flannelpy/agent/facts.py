@@ -13,7 +13,7 @@ from flannelpy.core.backend import Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import NoUplinkError
 from flannelpy.core.uplink import EVERYTHING, Choice, FactsQuery, HostFacts, RouteAnswer, Wish, choose
-from flannelpy.core.uplink_change import concerns, host_networks, query
+from flannelpy.core.uplink_change import HostNetworks, concerns, host_networks, query
 from flannelpy.kernel import Kernel, Notice
 
 FAMILIES = frozenset({4, 6})
@@ -106,10 +106,10 @@ class Facts:
                 found[address] = device
         return found
 
-    async def networks(self, ours: frozenset[str], *bridges: IPNetwork) -> tuple[tuple[IPNetwork, str], ...]:
+    async def networks(self, ours: frozenset[str], *bridges: IPNetwork) -> HostNetworks:
         """The host's own networks and the interface of each, without those on our devices, and on bridges in subnets of ours.
 
         Raises KernelError.
         """
-        found = host_networks(await self._kernel.facts(), ours, None)
-        return tuple((net, name) for net, name in found if not any(net in bridge for bridge in bridges))
+        uplink = "" if self.uplink is None else self.uplink.name
+        return host_networks(await self._kernel.facts(), ours, bridges, uplink)

@@ -36,7 +36,9 @@ def document(context: Context, network: Network | None, ready: bool, born: float
     """The agent as it is. ``born``: when it began, on its clock; ``now``: in seconds since the epoch."""
     health, clock, calendar = context.reporter.health, context.clock(), Calendar(now)
     unreachable = [clock - active.since for active in health if active.condition.code == UNREACHABLE and active.ended is None]
-    if unreachable:  # the condition begins some time after the silence
+    if network and network.facts.down and not (verdict := network.registry_health.verdict).answers:
+        unreachable.append(clock - verdict.since)  # the condition that is told is the link's
+    if unreachable:  # a condition begins some time after the silence
         unreachable.append(context.registry.silent_s)
     endpoint = context.settings.endpoint
     status = Status(

@@ -36,7 +36,7 @@ from flannelpy.core.leasing import Leasing
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Fou, Scope
 from flannelpy.core.pool import overlap
-from flannelpy.core.uplink_change import describe_change
+from flannelpy.core.uplink_change import HostNetworks, describe_change
 from flannelpy.explain.events import CONFIG, UPLINK
 from flannelpy.host.machine import machine
 from flannelpy.host.state import State
@@ -142,8 +142,9 @@ class Steering:
         reporter.set("config-changed", {})
         reporter.set("mtu-clamped", {"": words} if (words := clamped(carriage)) else {})
         if before is None:
+            own = await self._own_networks(carriage)
             self._begin(carriage, where)
-            await self._look_at_own_networks(carriage)
+            self._set_own_networks(carriage, own)
         elif not carriage.same(before):
             self._follow(before, carriage)
         self.carriage = carriage
@@ -218,7 +219,7 @@ class Steering:
         if self._carried is None or not self._carried[0].same(carriage) or not self._carried[1].same_content(lease):
             await self._swap(carriage, lease)
             self._carried = (carriage, lease)
-            await self._look_at_own_networks(carriage, lease.subnet)
+            self._set_own_networks(carriage, await self._own_networks(carriage, lease.subnet))
         self._parts.publisher.keep_view(self._view)
 
     def _view(self) -> KeptView | None:
@@ -230,9 +231,11 @@ class Steering:
         leases = tuple({**view.leases, lease.key: lease}.values())
         return KeptView(self._context.settings.endpoint.prefix, carriage.text, lease.key, leases, view.revision)
 
-    async def _look_at_own_networks(self, carriage: Carriage, *bridges: IPNetwork) -> None:
+    async def _own_networks(self, carriage: Carriage, *bridges: IPNetwork) -> HostNetworks:
+        return await self._parts.facts.networks(carriage.devices, *bridges, *self._kept.previous)
+
+    def _set_own_networks(self, carriage: Carriage, own: HostNetworks) -> None:
         """The host's own networks are not to be leased by it; where the overlay covers them, packets for them may go astray."""
-        own = await self._parts.facts.networks(carriage.devices, *bridges, *self._kept.previous)
         if self.keeper is not None:
             self.keeper.avoid(net for net, _interface in own)
         covered = [f"{net} on {name}" for net, name in own if any(overlap(net, whole) for whole in carriage.config.networks)]

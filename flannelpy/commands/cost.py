@@ -16,14 +16,12 @@ from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from flannelpy.commands.netconfig import Examined
 from flannelpy.core.config import NetworkConfig, Pool
+from flannelpy.core.uplink_change import HostNetworks
 
 OURS = "flannel"
 """What the names of our own devices begin with."""
 WITHIN_S = 3.0
 """How long ``ip`` may take."""
-
-HostNetworks = tuple[tuple[IPNetwork, str], ...]
-"""A network that this host is in, and the interface."""
 
 _WIRE = "packets between hosts that have it already and those that have not are lost meanwhile"
 _ANEW = "the device is made anew on each host, packets are lost for up to a second"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from flannelpy.core.backend import Uplink
 from flannelpy.core.uplink import FactsQuery, HostFacts, Wish
+
+HostNetworks = tuple[tuple[IPNetwork, str], ...]
+"""Networks that a host is in, each with the interface."""
 
 
 def query(wish: Wish, current: Uplink | None = None) -> FactsQuery:
@@ -74,20 +77,20 @@ def _differences(before: Uplink, after: Uplink) -> Iterator[str]:
         yield f"{name}'s MTU is {after.mtu}, it was {before.mtu}"
 
 
-def host_networks(
-    facts: HostFacts, ours: Container[str], exclude_bridge_with: IPNetwork | None
-) -> tuple[tuple[IPNetwork, str], ...]:
+def host_networks(facts: HostFacts, ours: Container[str], bridges: Iterable[IPNetwork] = (), uplink: str = "") -> HostNetworks:
     """The networks that this host's addresses lie in, each with its interface: whoever were leased one would cut the host off.
 
-    Without those of our own devices, loopback, link-local ones, and the bridge that has an address in our own subnet.
+    Without those of our own devices, loopback, link-local ones, and those within ``bridges``: the subnets that a bridge has from
+    us. The ``uplink`` is no such bridge, whatever subnet it lies in.
     """
     found = []
     for interface in facts.interfaces:
         for held in interface.addresses if interface.name not in ours else ():
-            local = held.address.is_loopback() or held.address.is_link_local()
-            bridge = exclude_bridge_with is not None and held.address in exclude_bridge_with
-            if not local and not bridge:
-                found.append((IPNetwork((int(held.address), held.prefixlen), version=held.address.version).cidr, interface.name))
+            if held.address.is_loopback() or held.address.is_link_local():
+                continue
+            net = IPNetwork((int(held.address), held.prefixlen), version=held.address.version).cidr
+            if interface.name == uplink or not any(net in bridge for bridge in bridges):
+                found.append((net, interface.name))
     return tuple(found)
 
 

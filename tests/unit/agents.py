@@ -24,7 +24,7 @@ from flannelpy.settings import Settings
 PREFIX = "/coreos.com/network"
 VXLAN: dict[str, object] = {"Network": "10.5.0.0/16", "SubnetMin": "10.5.200.0", "Backend": {"Type": "vxlan"}}
 """Our own lease comes from 10.5.200.0 up, so that the peers of the tests never meet it."""
-WITHIN_S = 20.0
+WITHIN_S = 60.0
 TIMEOUTS = Timeouts(departure_s=0.02, reset_s=0.2, offline_s=0.02)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from random import Random
 
@@ -12,7 +13,7 @@ from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import KernelError, RegistryUnavailableError
 from flannelpy.core.objects import Key, Route
-from flannelpy.core.uplink import Interface, InterfaceAddress
+from flannelpy.core.uplink import FactsQuery, HostFacts, Interface, InterfaceAddress
 from flannelpy.kernel.fake import FakeKernel
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
 
@@ -140,6 +141,27 @@ async def test_the_hosts_own_network_is_not_leased_by_it_and_that_is_told(host: 
         assert host.conditions()["network-overlap"] == (
             "Network overlaps this host's own networks: 192.0.0.0/21 and 192.0.2.0/24 on eth1"
         )
+
+
+@pytest.mark.parametrize("turns", [0, 1, 7, 300])
+async def test_no_subnet_is_chosen_before_the_hosts_own_networks_are_known(
+    host: HostInMemory, turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the kernel takes to tell them: of two subnets one is the uplink's."""
+    ask = host.kernel.facts
+
+    async def slow(*query: FactsQuery) -> HostFacts:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return await ask(*query)
+
+    monkeypatch.setattr(host.kernel, "facts", slow)
+    host.put_config({"Network": "192.0.0.0/21", "SubnetMin": "192.0.2.0", "SubnetMax": "192.0.3.0", "Backend": {"Type": "vxlan"}})
+    for _ in range(6):
+        async with host.run():
+            assert host.lease == "192.0.3.0-24"
+        host.delete(host.lease)
+        shutil.rmtree(host.settings.state_dir.parent)  # nothing prefers what it had
 
 
 async def test_the_bridge_of_our_subnet_does_not_keep_us_from_it(host: HostInMemory) -> None:

@@ -339,6 +339,21 @@ async def test_without_a_config_it_says_what_it_waits_for(host: HostInMemory) ->
         await until(lambda: told(host).ready)
 
 
+async def test_etcd_behind_a_link_that_is_down_is_not_said_to_answer(host: HostInMemory) -> None:
+    """The condition is the link's; that etcd has been heard of meanwhile would be untrue all the same."""
+    async with host.run():
+        assert told(host).etcd.reachable
+        uplink = host.kernel.interfaces["eth1"]
+        host.kernel.set_down("eth1")
+        await until(lambda: "uplink-down" in host.conditions())
+        host.registry.down = True
+        await until(lambda: not told(host).etcd.reachable)
+        assert "registry-unreachable" not in host.conditions()
+        host.registry.down = False
+        host.kernel.set_interface(uplink)
+        await until(lambda: told(host).etcd.reachable and host.conditions() == {})
+
+
 async def test_without_etcd_it_waits_or_goes_on_with_what_it_kept(host: HostInMemory) -> None:
     host.registry.down = True
     async with host.run(ready=False):
