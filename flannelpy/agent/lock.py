@@ -131,7 +131,7 @@ class Claims:
 
     def __init__(self, us: Claimant, directory: Path | None = None) -> None:
         self._us = us
-        self._directory = directory or Path(os.environ.get(CLAIMS_VARIABLE) or CLAIMS_DIR)
+        self.directory = directory or Path(os.environ.get(CLAIMS_VARIABLE) or CLAIMS_DIR)
         self._held: dict[str, int] = {}
         self.without = ""
         """Why claims cannot be made here at all, in a line; empty where they can. Nothing keeps other agents off then."""
@@ -150,9 +150,7 @@ class Claims:
             try:
                 descriptor = self._take(name)
             except (OSError, RefusedError) as error:
-                self.without = (
-                    str(error) if isinstance(error, RefusedError) else f"{self._directory}: {why(error, self._directory)}"
-                )
+                self.without = str(error) if isinstance(error, RefusedError) else f"{self.directory}: {why(error, self.directory)}"
                 break
             if isinstance(descriptor, Held):
                 self._drop(taken)
@@ -173,7 +171,7 @@ class Claims:
 
     def _take(self, name: str) -> int | Held:
         """The locked file of a claim. Raises OSError, RefusedError."""
-        parent = open_directory(self._directory, 0o700)
+        parent = open_directory(self.directory, 0o700)
         try:
             while True:
                 descriptor = os.open(_file_of(name), _OPEN, 0o600, dir_fd=parent)
@@ -181,7 +179,7 @@ class Claims:
                     if not _lock(descriptor):
                         return Held(name, _claimant(descriptor))
                     if _is_still(descriptor, name, parent):
-                        _sign(descriptor, self._us, self._directory)
+                        _sign(descriptor, self._us, self.directory)
                         kept, descriptor = descriptor, -1
                         return kept
                 finally:
@@ -193,7 +191,7 @@ class Claims:
     def _drop(self, claims: dict[str, int]) -> None:
         """Release these. The files go first, while they are locked: who waits at one that is gone looks again."""
         with suppress(OSError, RefusedError):
-            parent = open_directory(self._directory)
+            parent = open_directory(self.directory)
             for name in claims:
                 with suppress(OSError):
                     os.unlink(_file_of(name), dir_fd=parent)

@@ -17,6 +17,7 @@ from flannelpy.agent.datapath import DatapathSupervisor
 from flannelpy.agent.departures import EXPIRED, LEAVING, RESET
 from flannelpy.agent.events import PeerEvents
 from flannelpy.agent.facts import Facts
+from flannelpy.agent.forwarding import Forwarding
 from flannelpy.agent.guarded import guarded
 from flannelpy.agent.kept import recall
 from flannelpy.agent.phase import Phase
@@ -60,7 +61,8 @@ class Network:
         self._came_and_went = asyncio.Event()
         self._peers = self.cluster.cursor(self._came_and_went.set)
         self.reconciler.repairs.listener = lambda step: context.events.keep(REPAIRED, str(step.key), str(step))
-        parts = Parts(self.facts, self.cluster, self.reconciler, self.datapath, self.publisher)
+        self._forwarding = Forwarding(context.kernel, context.reporter, self._change_firewall)
+        parts = Parts(self.facts, self.cluster, self.reconciler, self.datapath, self.publisher, self._forwarding)
         self.steering = Steering(context, kept, parts)
         self._notices: Notices | None = None
         self._scope = Scope()
@@ -92,6 +94,8 @@ class Network:
         yield "datapath", self.datapath.run
         yield "reconcile", self.reconciler.run
         yield "audit", partial(audit, self.reconciler)
+        if self.context.settings.forward_rules:
+            yield "forwarding", self._forwarding.run
         yield "publish", self._publish
         yield "files", self.publisher.run
         yield "liveness", self._watch_liveness
@@ -138,6 +142,10 @@ class Network:
         await listed.wait()
         context.reporter.end("view-stale")
         self.steering.changed.set()
+
+    def _change_firewall(self) -> None:
+        self.reconciler.fragments.change_firewall()
+        self.reconciler.dirty.poke()
 
     async def _keep_lease(self) -> None:
         await self.steering.known.wait()

@@ -20,15 +20,16 @@ from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.context import Context
 from flannelpy.agent.datapath import DatapathSupervisor, Wanted, make_way
 from flannelpy.agent.facts import Facts
+from flannelpy.agent.forwarding import Forwarding
 from flannelpy.agent.identity import copied, random_mac
 from flannelpy.agent.kept import Kept
 from flannelpy.agent.lease import Keeper
+from flannelpy.agent.ownership import CLAIM_AGAIN_S, Ownership
 from flannelpy.agent.phase import Phase
 from flannelpy.agent.publish import Publisher
 from flannelpy.agent.sync.firewall import compose, speaks_of_peers
 from flannelpy.agent.sync.fragments import Target
 from flannelpy.agent.sync.reconcile import Reconciler
-from flannelpy.agent.sync.scope import find_scope, fou_ports
 from flannelpy.agent.view import Cursor
 from flannelpy.core.config import differences
 from flannelpy.core.errors import ConfigError
@@ -39,7 +40,6 @@ from flannelpy.core.pool import overlap
 from flannelpy.core.uplink_change import HostNetworks, describe_change
 from flannelpy.explain.events import CONFIG, UPLINK
 from flannelpy.host.machine import machine
-from flannelpy.host.state import State
 from flannelpy.host.view_file import KeptView
 
 log = logging.getLogger("flannelpy")
@@ -54,6 +54,7 @@ class Parts:
     reconciler: Reconciler
     datapath: DatapathSupervisor
     publisher: Publisher
+    forwarding: Forwarding
 
 
 class Steering:
@@ -71,7 +72,7 @@ class Steering:
         self._context = context
         self._kept = kept
         self._parts = parts
-        self._owned = kept.state  # with everything that may still be in the kernel
+        self._ownership = Ownership(context, kept.state, parts.publisher.keep)
         self._text: str | None = None  # the config that ``carriage`` follows from, or that cannot be used
         self._carried: tuple[Carriage, Lease] | None = None  # what the reconciler was handed
         self._newcomers: Cursor = parts.cluster.cursor(self.changed.set)
@@ -80,7 +81,7 @@ class Steering:
     @property
     def scope(self) -> Scope:
         """Where in the kernel what is ours may be."""
-        return find_scope(self.carriage, self._owned, self._context.settings.endpoint.prefix)
+        return self._ownership.scope(self.carriage)
 
     async def run(self) -> None:
         """Steer whenever something has changed, for ever."""
@@ -132,7 +133,7 @@ class Steering:
             if before is None:
                 self._disown()
             found = (facts.uplink, facts.reasons)
-            carriage = await resolve(self._context, text or "", asked, found, self._owned.macs, before)
+            carriage = await resolve(self._context, text or "", asked, found, self._ownership.state.macs, before)
         except ConfigError as error:
             words = f"at {where} {error}" if text is None else f"at {where}: {error}"
             reporter.set("config-unusable", {"": words} if before is None else {})
@@ -140,6 +141,10 @@ class Steering:
             return
         reporter.set("config-unusable", {})
         reporter.set("config-changed", {})
+        if not self._ownership.claim(carriage):
+            self._text = None
+            asyncio.get_running_loop().call_later(CLAIM_AGAIN_S, self.changed.set)
+            return
         reporter.set("mtu-clamped", {"": words} if (words := clamped(carriage)) else {})
         if before is None:
             own = await self._own_networks(carriage)
@@ -154,14 +159,14 @@ class Steering:
         facts, uplink = self._parts.facts, self._parts.facts.uplink
         address = "" if uplink is None else str(uplink.public_ip or uplink.public_ipv6)
         self._kept = self._kept.own_part(machine(), facts.uplink_mac, address, self._context.settings.state_dir)
-        self._owned = self._kept.state
+        self._ownership.state = self._kept.state
         if self._kept.view is None and self.phase in (Phase.RESUMED, Phase.FROM_DISK):
             self.phase = Phase.WAITING
 
     @property
     def _devices(self) -> frozenset[str]:
         """Devices that are ours: none of them is an uplink."""
-        return frozenset({*self._owned.devices, *(self.carriage.devices if self.carriage is not None else ())})
+        return frozenset({*self._ownership.state.devices, *(self.carriage.devices if self.carriage is not None else ())})
 
     def _begin(self, carriage: Carriage, where: str) -> None:
         for reason in carriage.uplink_reasons:
@@ -276,28 +281,11 @@ class Steering:
         self._parts.datapath.set(Wanted(datapath, carriage.backend, local, clear))
         if not last:
             await self._parts.datapath.tried.wait()
-        firewall = partial(compose, settings, carriage.config, carriage.backend, scope.table, lease)
+        firewall = partial(compose, settings, carriage.config, carriage.backend, scope.table, lease, self._parts.forwarding.rules)
         reconciler.set_target(Target(carriage.backend, local, scope, firewall, speaks_of_peers(carriage.backend)))
-        self._own(carriage, lease, self._owned)
+        self._ownership.own(carriage, lease, self._parts.facts.uplink_mac, self._ownership.state)
 
     def swept(self) -> None:
-        """The kernel holds what is wanted and nothing else of ours: what was in use before is ours no longer."""
+        """The kernel holds what is wanted and nothing else of ours."""
         if self._carried is not None:
-            self._own(*self._carried, State())
-
-    def _own(self, carriage: Carriage, lease: Lease, before: State) -> None:
-        """Keep on disk what is ours, beside what was ``before``."""
-        owned = State(
-            self._context.settings.endpoint.prefix,
-            {**self._owned.macs, **carriage.macs},
-            lease.key,
-            tuple(sorted({*before.networks, *map(str, carriage.config.networks)})),
-            tuple(sorted({*before.devices, *carriage.devices})),
-            tuple(sorted({*before.fou_ports, *fou_ports(carriage.backend)})),
-            machine(),
-            self._parts.facts.uplink_mac,
-            str(lease.public_ip if lease.subnet.prefixlen else lease.attrs.public_ipv6),
-        )
-        if owned != self._owned:
-            self._owned = owned
-            self._parts.publisher.keep(owned)
+            self._ownership.swept(*self._carried, self._parts.facts.uplink_mac)

@@ -193,11 +193,17 @@ _ALL = (
         unready=True,
     ),
     Condition(
+        "claimed",
+        Severity.ERROR,
+        "another agent of this host has what this network needs: {detail}; it is left alone, and tried again",
+        "give each network of a host a VNI or port of its own (flannelpy config put), or stop the other agent",
+        unready=True,
+    ),
+    Condition(
         "forward-blocked",
         Severity.ERROR,
         "the host's firewall drops what the overlay forwards: {detail}",
-        "run the commands that it names, and write them where the host's firewall is configured; "
-        "--iptables-forward-rules=false says that it is seen to",
+        "run the commands that it names, and write them where the host's firewall is configured",
     ),
     Condition(
         "subnet-file",

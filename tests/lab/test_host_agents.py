@@ -6,6 +6,7 @@ c1 - h1 ==== vxlan 1 ==== h2 - c2         and on h1 a second agent, for /blue, w
 from __future__ import annotations
 
 import json
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -33,18 +34,31 @@ def put(lab: Lab, **backend: object) -> None:
     lab.etcd.put("/blue/config", json.dumps({"Network": NETWORK, "Backend": {"Type": "vxlan", **backend}}))
 
 
+async def until_only(host: Host, name: str) -> None:
+    """Wait until our routes lead through this device and no other."""
+
+    async def so() -> bool:
+        found = await shell(host, "ip route show proto 102")
+        return bool(found) and all(f"dev {name}" in line for line in found)
+
+    await until(so, WITHIN_S, f"routes through {name}", lambda: Log.of(host).text[-1500:])
+
+
 @pytest.mark.parametrize("backend", ["vxlan", "udp"])
 @pytest.mark.topology(hosts=2)
 async def test_a_second_agent_with_the_first_ones_device_touches_nothing_and_says_whose_it_is(overlay: Lab, backend: str) -> None:
     if backend == "udp":
         overlay.etcd.put("/coreos.com/network/config", '{"Network":"10.1.0.0/16","Backend":{"Type":"udp"}}')
-        await overlay.until(lambda: device(overlay.host(1), "flannel0"), timeout_s=WITHIN_S)
+        for host in overlay.hosts:
+            await until_only(host, "flannel0")
     one, name = overlay.host(1), "flannel0" if backend == "udp" else "flannel.1"
     before, found, log = lives(overlay.hosts), await device(one, name), Log.from_now(one)
     routes = await shell(one, "ip route show proto 102")
     put(overlay, **({"Type": "udp"} if backend == "udp" else {}))
-    async with losing_nothing(overlay, "c1", "c2"):
+    async with AsyncExitStack() as stack:
         second = blue(one)
+        stack.callback(second.close)
+        await stack.enter_async_context(losing_nothing(overlay, "c1", "c2"))
         said = Log(second.log)
         await until(
             lambda: [line for line in said.lines(name) if str(one.agent.pid) in line or str(one.run_dir) in line],
@@ -63,4 +77,3 @@ async def test_a_second_agent_with_the_first_ones_device_touches_nothing_and_say
     assert log.lines("somebody else") == []
     assert lives(overlay.hosts) == before
     await until_nothing_is_wrong(*overlay.hosts)
-    second.close()

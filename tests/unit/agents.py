@@ -12,6 +12,7 @@ from netaddr import IPAddress
 
 from flannelpy.agent.agent import Agent
 from flannelpy.agent.context import Context, Timeouts
+from flannelpy.agent.lock import Claimant, Claims
 from flannelpy.agent.report import Reporter
 from flannelpy.agent.systemd import Notifier
 from flannelpy.core.backend import FdStore, NoFdStore
@@ -70,6 +71,7 @@ class HostInMemory:
         )
         self.notes = Notes()
         self.fd_store: FdStore = NoFdStore()
+        self.claims = Claims(Claimant(), folder / f"{number}" / "claims")
         self.timeouts = TIMEOUTS
         self.agent: Agent | None = None
         self._life: asyncio.Task[None] | None = None
@@ -94,7 +96,8 @@ class HostInMemory:
         """The agent, for the time of the block."""
 
         self.notes = Notes()  # each life is a process of its own
-        agent = self.agent = Agent(self.settings, self.registry, self.kernel, self.notes, self.fd_store, self.timeouts)
+        parts = (self.settings, self.registry, self.kernel, self.notes, self.fd_store, self.timeouts, self.claims)
+        agent = self.agent = Agent(*parts)
 
         async def live() -> None:
             await agent.live()
@@ -109,6 +112,7 @@ class HostInMemory:
         finally:
             life.cancel()
             await asyncio.gather(life, return_exceptions=True)
+            self.claims.close()
 
     def published(self) -> dict[str, str]:
         """Where each lease in the registry says that its host is, by key."""

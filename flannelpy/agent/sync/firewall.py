@@ -1,6 +1,10 @@
-"""What does this host's firewall hold? The one nft table, and the blackhole, by what the operator and the backend asked for."""
+"""What does this host's firewall hold? Our nft table, our rules in the host's own chains, the blackhole: by what was asked for."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from netaddr import IPNetwork
 
 from flannelpy.core.backend import Backend, Engines
 from flannelpy.core.config import NetworkConfig
@@ -13,10 +17,20 @@ LAST_METRIC = 2**32 - 1
 """Every other route to our own subnet wins over the blackhole: a bridge's comes after us, and is the one that containers need."""
 
 
+ForwardRules = Callable[[Iterable[IPNetwork], str], HostState]
+"""Makes the rules of the host's own chains that let these networks through, marked with a name."""
+
+
 def compose(
-    settings: Settings, config: NetworkConfig, backend: Backend, table: str, lease: Lease, peers: tuple[Lease, ...]
+    settings: Settings,
+    config: NetworkConfig,
+    backend: Backend,
+    table: str,
+    lease: Lease,
+    forward: ForwardRules,
+    peers: tuple[Lease, ...],
 ) -> HostState:
-    """The table named ``table`` for a host that holds ``lease``, and the blackhole where it was asked for."""
+    """The table named ``table`` for a host that holds ``lease``, the rules beside it, and the blackhole where it was asked for."""
     pairs = [(config.v4.network, lease.subnet)] if config.v4 else []
     if config.v6 and lease.subnet6 is not None:
         pairs.append((config.v6.network, lease.subnet6))
@@ -24,6 +38,8 @@ def compose(
     guarded = backend.guarded if isinstance(backend, Engines) else None
     guard = None if guarded is None or config.v4 is None else EncapsulationGuard(guarded, config.v4.network, lease.subnet, peers)
     state = firewall(table, pairs, options, guard)
+    if settings.forward_rules:
+        state |= forward([network for network, _subnet in pairs], table)
     if settings.blackhole_route:
         state |= HostState.of(*(Route(subnet, kind="blackhole", metric=LAST_METRIC) for _network, subnet in pairs))
     return state

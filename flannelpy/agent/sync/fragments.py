@@ -66,6 +66,7 @@ class Fragments:
         self._on_link: dict[IPAddress, str] = {}
         self._moved: set[int] = set()
         self._unreadable: dict[str, str] = {}
+        self._firewall_changed = False
         self.broken: dict[str, str] = {}
         """HOST and FIREWALL, where they could not be made: why."""
 
@@ -103,6 +104,10 @@ class Fragments:
         """The host is to be this."""
         self._target = target
 
+    def change_firewall(self) -> None:
+        """What the firewall's part is made from is another one now."""
+        self._firewall_changed = True
+
     def reroute(self, families: Collection[int]) -> bool:
         """Routes of these IP versions have changed; True where that means anything here."""
         if self._target is None or not self._target.backend.wants_on_link:
@@ -123,7 +128,8 @@ class Fragments:
         for owner, lease in changed.items():
             touched |= self._set_peer(owner, lease, target.backend, local)
         self._pending.clear()
-        if anew or FIREWALL in self.broken or (changed and target.firewall_speaks_of_peers):
+        if anew or self._firewall_changed or FIREWALL in self.broken or (changed and target.firewall_speaks_of_peers):
+            self._firewall_changed = False
             touched |= self._set_own(FIREWALL, lambda: target.firewall(tuple(self._members.values())))
         self._made = target
         self._reporter.set("backend-failed", {owner: f"{owner}: {why}" for owner, why in self.broken.items()})
