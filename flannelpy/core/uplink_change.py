@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping
+from functools import lru_cache
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
@@ -94,6 +95,7 @@ def host_networks(facts: HostFacts, ours: Container[str], bridges: Iterable[IPNe
     return tuple(found)
 
 
+@lru_cache(maxsize=64)
 def _is_address(text: str) -> bool:
     try:
         IPAddress(text)
