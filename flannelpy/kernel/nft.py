@@ -17,6 +17,7 @@ import shutil
 import socket
 from contextlib import ExitStack, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from flannelpy.core.errors import KernelError
@@ -151,6 +152,10 @@ def _demand_netfilter() -> None:
         raise KernelError(f"nftables: {error.strerror}; the kernel needs the module nf_tables", error.errno or 0) from None
 
 
+def _descriptors() -> set[int]:
+    return {int(each.name) for each in Path("/proc/thread-self/fd").iterdir()}
+
+
 class _Library:
     """libnftables with one context: its netlink socket belongs to the namespace of the moment."""
 
@@ -166,7 +171,11 @@ class _Library:
             getattr(library, function).argtypes = [ctypes.c_void_p]
             getattr(library, function).restype = ctypes.c_char_p
         self._library = library
+        before = _descriptors()
         self._context = library.nft_ctx_new(0)
+        for number in _descriptors() - before:  # libmnl opens its socket without SOCK_CLOEXEC: no child is to have it
+            with suppress(OSError):
+                os.set_inheritable(number, False)
         if not self._context:
             raise OSError(errno.ENOMEM, "nft_ctx_new")
         library.nft_ctx_buffer_output(self._context)

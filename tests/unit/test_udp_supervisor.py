@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any, cast
 
 import pytest
@@ -541,3 +542,26 @@ def test_counters_of_all_pairs_are_summed_and_outlive_them() -> None:
         assert held.counted() == counted
         held.close()
         assert held.counted() == counted
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_worker_keeps_no_descriptor_that_it_was_not_given(seed: int) -> None:
+    """Some libraries open sockets that children inherit; whatever they leave open is closed."""
+    count, random = 30, Random(seed)
+    code = (
+        "import os, sys\n"
+        "from backends.udp.worker.process import close_all_but\n"
+        "kept = set(map(int, sys.argv[1:]))\n"
+        "close_all_but({0, 1, 2, *kept})\n"
+        "print(*os.listdir('/proc/self/fd'))"
+    )
+    opened = [os.dup(0) for _ in range(count)]
+    try:
+        kept = sorted(random.sample(opened, random.randrange(5)))
+        found = subprocess.run(
+            [sys.executable, "-c", code, *map(str, kept)], pass_fds=opened, capture_output=True, text=True, check=True
+        )
+    finally:
+        for number in opened:
+            os.close(number)
+    assert set(map(int, found.stdout.split())) & set(opened) == set(kept)

@@ -18,6 +18,8 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Collection
+from pathlib import Path
 from typing import Protocol
 
 import uvloop
@@ -194,9 +196,18 @@ def die_with_parent(parent: int) -> None:
         sys.exit("the agent is gone")
 
 
+def close_all_but(kept: Collection[int]) -> None:
+    """Whatever else the agent had open when it forked: a library that forgets O_CLOEXEC (libmnl) would leave its socket here."""
+    for number in [int(each.name) for each in Path("/proc/self/fd").iterdir()]:
+        if number not in kept:
+            with contextlib.suppress(OSError):
+                os.close(number)
+
+
 def main() -> int:
     """The process: 0 when told to end, DEVICE_GONE, or a traceback and 1."""
     setting = Setting.parse(sys.argv[1:])
+    close_all_but({0, 1, 2, setting.tun, setting.socket, setting.control, setting.counters})
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the agent decides when packets stop
     worker = Worker(setting)  # with all that is imported: nobody may not be able to read where Python is installed
     shed_privileges()
