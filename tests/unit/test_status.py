@@ -80,7 +80,7 @@ WHOLE = Status(
         1472,
         ("flannel0 mtu 1472 up type tun",),
         "pump",
-        "udp engine: pump; the kernel's cannot be had: fou add port 8285 ipproto 4: this kernel has no FOU",
+        "udp engine: pump; kernel unavailable: fou add port 8285 ipproto 4: this kernel has no FOU",
     ),
     pump=DatapathStatus(
         "flannel0",
@@ -200,7 +200,7 @@ def test_everything_is_told_on_a_wide_terminal() -> None:
         " registry-unreachable, see below, since 2026-11-21 11:59:18 (42 s)",
         "IPv4 network  10.1.0.0/16, subnets of /24, 10.1.1.0 to 10.1.255.0",
         'backend       udp {"Port": 8285}, MTU 1472',
-        "engine        pump; the kernel's cannot be had: fou add port 8285 ipproto 4: this kernel has no FOU",
+        "engine        pump; kernel unavailable: fou add port 8285 ipproto 4: this kernel has no FOU",
         "device        flannel0 mtu 1472 up type tun",
         "offloads      header, checksum, tcp; not here: udp, gather",
         "worker        process 7040",

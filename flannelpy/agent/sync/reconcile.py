@@ -271,7 +271,7 @@ class Reconciler:
             left = [step for step in drift if step.op == "remove"]
             drift = [step for step in drift if step.op != "remove"]
             more = f", and {len(left) - 1} more" if len(left) > 1 else ""
-            log.info("left over from before, nobody needs it now: %s%s", left[0], more)
+            log.info("removing what an earlier run has left: %s%s", left[0], more)
         self._state.first_sweep = self._state.first_sweep and not self._state.may_sweep
         if not self._state.settled:
             return steps
