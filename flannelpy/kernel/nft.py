@@ -18,6 +18,7 @@ import socket
 from contextlib import ExitStack, suppress
 from typing import Any
 
+from flannelpy.core.environment import bare
 from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import NftTable
 
@@ -184,7 +185,7 @@ async def _run_command(command: str, commands: str) -> str:
         given.seek(0)
         try:
             process = await asyncio.create_subprocess_exec(
-                command, "-s", "-f", "-", stdin=given, stdout=output, stderr=words, env={**os.environ, "LC_ALL": "C"}
+                command, "-s", "-f", "-", stdin=given, stdout=output, stderr=words, env=bare(os.environ, LC_ALL="C")
             )
         except OSError as error:
             raise KernelError(f"{command} cannot be run: {error.strerror}", error.errno or 0) from None
