@@ -17,10 +17,10 @@ CAP_NET_ADMIN = 12
 
 def run_agent(given: Given) -> int:
     """Run until stopped; 0 after a clean stop. Raises UsageError for wrong settings, before anything else is looked at."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the agent hears it: it asks for a look at everything, and never ends us
     settings = load(given, os.environ)
     if not may_configure_networks(Path("/proc/self/status").read_text()):
         raise FlannelpyError("CAP_NET_ADMIN is missing: run it as root, or give the service AmbientCapabilities=CAP_NET_ADMIN")
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the agent hears it: it asks for a look at everything, and never ends us
 
     import uvloop
 
