@@ -313,6 +313,7 @@ def test_the_part_for_some_keys_is_the_plan_for_them(desired: HostState, observe
     assert whole == parts
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["bridge", "veth", "dummy", "macvlan", "vlan", "bond", "", "wlan", "vxlan", "ipip", "tun"]), st.booleans())
 def test_a_device_of_a_kind_that_no_backend_makes_is_somebody_elses(kind: str, wanted: bool) -> None:
     """Whatever a state file says of its name; and so is what lives on it. One that stands where ours has to be is made anew."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flannelpy import plugins
@@ -143,6 +143,7 @@ def test_an_operator_who_changes_the_config_does_not_see_it_either() -> None:
 values = st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=3) | st.sampled_from(["PSK", "x-Secret", "Password", "key"]), values), st.booleans())
 def test_whatever_is_hidden_comes_back_and_is_not_shown(options: dict[str, Any], marked: bool) -> None:
     names = {"a", ""} if marked else set()
