@@ -4,6 +4,8 @@ VENV    ?= .venv
 PYTHON  := $(VENV)/bin/python
 DEV     := $(VENV)/.dev-installed
 DOCKER  := $(VENV)/docker/usr/bin/docker
+RELEASE := $(VENV)/.release-tools-installed
+LOWEST  := $(VENV)/lowest
 LAB     := netns-lab/lab
 
 NAME    ?= fl
@@ -26,7 +28,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-registry soak-udp churn chaos dist clean
+.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-registry soak-udp churn chaos fuzz dist pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,9 +86,24 @@ chaos: $(DEV) ## random faults of etcd, kernel and hosts, and does everything co
 bench-registry: $(DEV) ## how big a cluster the agent follows
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab bench_registry
 
-dist: $(DEV) ## wheel and source archive in dist/
-	@$(PYTHON) -m pip install --quiet 'hatchling>=1.21'
+fuzz: $(DEV) ## any input at all, for MINUTES=10: leases, files, netlink, HTTP, packets
+	FUZZ_MINUTES=$(MINUTES) UDP_FUZZ_COUNT=$$(($(MINUTES) * 100000)) $(PYTHON) -m pytest -q -s --timeout=0 tests/fuzz
+
+dist: $(DEV) $(RELEASE) ## wheel and source archive in dist/, what a release installs (hashes), and its SBOM
 	$(PYTHON) -m hatchling build -d dist
+	cp packaging/requirements.txt dist/requirements.txt
+	$(PYTHON) -W ignore::UserWarning -m cyclonedx_py requirements packaging/requirements.txt --pyproject pyproject.toml --output-reproducible \
+		--output-format JSON --output-file dist/flannelpy.cdx.json
+
+pins: $(DEV) $(RELEASE) ## pin what a release installs, with hashes: packaging/requirements.txt, as the registry has it today
+	$(PYTHON) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-package win-inet-pton \
+		--custom-compile-command 'make pins' --output-file packaging/requirements.txt pyproject.toml
+
+test-lowest: $(DEV) $(RELEASE) ## the unit tests with the lowest versions that pyproject.toml allows
+	$(PYTHON) -m uv venv --quiet --clear --python $(PYTHON) $(LOWEST)
+	$(PYTHON) -m uv pip compile --quiet --resolution lowest-direct --no-annotate --output-file $(LOWEST)/pins.txt pyproject.toml
+	$(PYTHON) -m uv pip install --quiet --python $(LOWEST)/bin/python -c $(LOWEST)/pins.txt -e '.[dev]'
+	$(LOWEST)/bin/python -m pytest -q -p no:cacheprovider --ignore=tests/unit/test_dependencies.py tests/unit
 
 clean: ## remove what was made: .venv, caches, dist, lab-out
 	rm -rf $(VENV) dist build lab-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -110,6 +127,10 @@ $(DEV): pyproject.toml
 	@log=$$(mktemp); \
 	if $(PYTHON) -m pip install --quiet -e '.[dev]' >"$$log" 2>&1; then rm -f "$$log"; \
 	else echo "setup: pip failed: $$(grep -E '^ *ERROR' "$$log" | tail -n 1 | sed 's/^ *//') (all of it: $$log)"; exit 1; fi
+	@touch $@
+
+$(RELEASE): $(DEV)
+	@$(PYTHON) -m pip install --quiet 'hatchling>=1.21' 'uv>=0.5' 'cyclonedx-bom>=5'
 	@touch $@
 
 $(DOCKER): | $(DEV)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from pathlib import Path
 
 from flannelpy.core.errors import FlannelpyError
@@ -19,6 +20,7 @@ def run_agent(given: Given) -> int:
     settings = load(given, os.environ)
     if not may_configure_networks(Path("/proc/self/status").read_text()):
         raise FlannelpyError("CAP_NET_ADMIN is missing: run it as root, or give the service AmbientCapabilities=CAP_NET_ADMIN")
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the agent hears it: it asks for a look at everything, and never ends us
 
     import uvloop
 

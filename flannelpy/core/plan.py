@@ -79,7 +79,12 @@ def plan(desired: HostState, observed: HostState, scope: Scope | None = None, he
             steps.append(Step("remake", item, before))
         else:
             steps.append(Step("change", item, before))
-    gone = [item for item in observed if item.key not in desired and item.key not in held and removable(item, scope)]
+    others = {item.name for item in observed if isinstance(item, Link) and item.key not in desired and item.kind not in MADE}
+    gone = [
+        item
+        for item in observed
+        if item.key not in desired and item.key not in held and removable(item, scope) and lives_on(item) not in others
+    ]
     lost_links = {item.name for item in gone if isinstance(item, Link)}
     for item in sorted(gone, key=_rank, reverse=True):
         device = lives_on(item)
@@ -95,6 +100,10 @@ def _turn(step: Step) -> int:
     if step.op != "remove":
         return _rank(step.item) if step.item.noun in ("nft", "forward", "fou", "link", "addr") else 4
     return 3 if isinstance(step.item, Address) else 5
+
+
+MADE = frozenset({"vxlan", "ipip", "tun"})
+"""The kinds of devices that backends make. One of another kind is somebody else's, by whatever name, and so is what lives on it."""
 
 
 def removable(item: Object, scope: Scope | None) -> bool:

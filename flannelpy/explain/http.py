@@ -192,7 +192,7 @@ async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
     except h11.RemoteProtocolError as error:
         if connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             status = error.error_status_hint or 400
-            with suppress(TimeoutError, ConnectionError):
+            with suppress(TimeoutError, ConnectionError, h11.LocalProtocolError):  # to a HEAD no body can be sent
                 await _answer(connection, writer, (status, TEXT, f"{HTTPStatus(status).phrase}\n"), close=True)
     except (TimeoutError, ConnectionError, h11.LocalProtocolError):
         pass  # too slow, gone, or half a request: nobody is there to be told

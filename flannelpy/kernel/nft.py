@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flannelpy.core.environment import bare
 from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import NftTable
 
@@ -209,7 +210,7 @@ async def run_command(words: list[str], commands: str = "") -> str:
         given.seek(0)
         try:
             process = await asyncio.create_subprocess_exec(
-                *words, stdin=given, stdout=output, stderr=complaints, env={**os.environ, "LC_ALL": "C"}
+                *words, stdin=given, stdout=output, stderr=complaints, env=bare(os.environ, LC_ALL="C")
             )
         except OSError as error:
             raise KernelError(f"{command} cannot be run: {error.strerror}", error.errno or 0) from None

@@ -201,6 +201,7 @@ async def test_a_wrong_password_is_said_and_goes_on_when_it_is_set_right(lab: La
         etcd.enable_auth("right", user="flannel", prefix=PREFIX)
         secret = tmp_path / "password"
         secret.write_text("wrong\n")
+        secret.chmod(0o600)
         one.launch_agent("--etcd-username=flannel", f"--etcd-password-file={secret}")
         line = await waits(one, "refuses us")
         assert "flannel" in line

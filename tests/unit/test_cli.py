@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+import uvloop
 
-from flannelpy import __version__, cli, options
+from flannelpy import __version__, cli, logs, options
 from flannelpy.commands import run
 from netns_lab.etcd import Etcd
 
@@ -156,6 +160,31 @@ def test_without_the_capability_the_agent_says_so(person: Person, monkeypatch: p
 def test_wrong_settings_are_told_before_missing_privileges(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "may_configure_networks", lambda status: False)
     assert person.types("--healthz-port=x").code == 2
+
+
+def test_a_hang_up_does_not_end_an_agent_that_is_still_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[object] = []
+
+    def live(agent: Coroutine[object, object, int]) -> int:
+        agent.close()
+        heard.append(signal.getsignal(signal.SIGHUP))
+        return 0
+
+    def end(code: int) -> NoReturn:
+        raise SystemExit(code)
+
+    before = signal.getsignal(signal.SIGHUP)
+    monkeypatch.setattr(run, "may_configure_networks", lambda status: True)
+    monkeypatch.setattr(uvloop, "run", live)
+    monkeypatch.setattr(logs, "set_up", lambda *how: None)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
+    monkeypatch.setattr(os, "_exit", end)
+    try:
+        with pytest.raises(SystemExit, match=r"^0$"):
+            run.run_agent({})
+        assert heard == [signal.SIG_IGN]
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_version_and_help_load_nothing_but_the_command_line() -> None:

@@ -25,6 +25,7 @@ from flannelpy.commands.status_table import peers_table, table
 from flannelpy.core.backend import DatapathStatus, WorkerStatus
 from flannelpy.core.errors import MalformedError
 from flannelpy.core.objects import Key, Route
+from flannelpy.core.secret import Secret
 from flannelpy.explain import http
 from flannelpy.explain.status import (
     SOCKET,
@@ -446,7 +447,7 @@ async def test_a_reservation_does_not_end(host: HostInMemory) -> None:
 async def test_secrets_are_not_told(tmp_path: Path) -> None:
     host = HostInMemory(MemoryStore(), tmp_path)
     host.put_config({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": 3, "PSK": "hunter2", "apiToken": "hunter2"}})
-    settings = replace(host.settings.endpoint, username="u", password="hunter2", keyfile="/k", password_file="/p")
+    settings = replace(host.settings.endpoint, username="u", password=Secret("hunter2"), keyfile="/k", password_file="/p")
     host.settings = replace(host.settings, endpoint=settings)
     async with host.run():
         assert host.agent is not None
