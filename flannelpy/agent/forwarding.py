@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 
 from netaddr import IPNetwork
 
 from flannelpy.agent.report import Reporter
 from flannelpy.agent.sync.reconcile import SILENT_S
+from flannelpy.core.errors import KernelError
 from flannelpy.core.forwarding import Hindrance, forward_rules
 from flannelpy.core.objects import HostState
 from flannelpy.kernel import Kernel
+
+log = logging.getLogger("flannelpy")
 
 
 class Forwarding:
@@ -22,11 +26,18 @@ class Forwarding:
         self._reporter = reporter
         self._changed = changed
         self._found: tuple[Hindrance, ...] = ()
+        self._unseen = ""
 
     async def run(self) -> None:
-        """Look, for ever. Raises KernelError."""
+        """Look, for ever. What cannot be looked at is as it was: an agent that is not root may not ask iptables-legacy."""
         while True:
-            found = tuple(await self._kernel.hindrances())
+            try:
+                found, unseen = tuple(await self._kernel.hindrances()), ""
+            except KernelError as error:
+                found, unseen = self._found, str(error)
+            if unseen and unseen != self._unseen:
+                log.warning("whether this host forwards the overlay cannot be seen: %s; all else goes on", unseen)
+            self._unseen = unseen
             if found != self._found:
                 self._found = found
                 self._changed()

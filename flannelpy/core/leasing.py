@@ -422,8 +422,18 @@ class Leasing:
             self._clear("subnet-conflict")
 
     def _is_kept(self, lease: Lease) -> bool:
-        """True for what we wrote in our last life, and nobody has changed since."""
-        return self._kept is not None and lease.key == self._kept.key and lease.attrs == self._kept.attrs
+        """True for what we wrote in our last life: as it was kept, or with our identity (MAC, public key) in the key that we made.
+
+        A life that ended between a write of its new address and the keeping of it has left the latter.
+        """
+        kept = self._kept
+        if kept is None or lease.key != kept.key:
+            return False
+        return lease.attrs == kept.attrs or (
+            lease.create_revision == kept.create_revision > 0
+            and identity(lease.attrs) == identity(kept.attrs)
+            and kept.attrs.backend_data is not None
+        )
 
     def _ours(self, lease: Lease) -> bool:
         """True where a lease carries our address, or what we published in the held lease, or is the one of our last life."""
@@ -518,6 +528,11 @@ class Leasing:
     def _clear(self, code: str) -> None:
         if self._told.pop(code, None) is not None:
             self._actions.append(Clear(code))
+
+
+def identity(attrs: LeaseAttrs) -> tuple[object, ...]:
+    """What a host publishes of itself beside its addresses."""
+    return attrs.backend_type, attrs.backend_data, attrs.backend_v6_data
 
 
 def _as_read(attrs: LeaseAttrs) -> LeaseAttrs:
