@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import logging
 import os
 import resource
@@ -25,6 +24,8 @@ from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
+
+from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.foreign import LINE, printable
@@ -241,8 +242,8 @@ def _source(address: object) -> str:
     """Who connects: an IPv4 address, or the /64 of an IPv6 one, of which a host has as many as it likes; "" on a Unix socket."""
     if not isinstance(address, tuple):
         return ""
-    host = ipaddress.ip_address(str(address[0]).partition("%")[0])
-    return str(host if host.version == 4 else ipaddress.ip_network((int(host), 64), strict=False))
+    host = IPAddress(str(address[0]).partition("%")[0])
+    return str(host if host.version == 4 else IPNetwork((int(host), 64), version=6).cidr)
 
 
 def _refuse(taken: socket.socket) -> None:
