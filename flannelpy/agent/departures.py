@@ -70,6 +70,8 @@ class Departures:
 
     async def run(self) -> None:
         """Decide on each when its time has come, for ever."""
+        self._due = [(departure.until, key) for key, departure in self.kept.items()]  # also those that a failure left undecided
+        heapq.heapify(self._due)
         while True:
             self._changed.clear()
             if due := self._take_due():

@@ -277,3 +277,33 @@ def test_fates_that_nobody_asks_for_are_forgotten() -> None:
         return len(departures.fates)
 
     assert run_virtually(play()) == FATES
+
+
+def test_who_was_to_be_decided_on_when_something_failed_goes_all_the_same() -> None:
+    async def play() -> list[str]:
+        went: list[str] = []
+        fails = True
+
+        def gone(key: str) -> None:
+            if fails:
+                raise RuntimeError("a bug")
+            went.append(key)
+
+        class Asked:
+            async def outlives_key(self, lease: Lease) -> bool:
+                if fails:
+                    raise RuntimeError("a bug")
+                return True
+
+        departures = Departures(Asked(), replace(TIMEOUTS, departure_s=1.0), gone)  # type: ignore[arg-type]
+        for number in range(5):
+            departures.depart(Lease(IPNetwork((number << 4, 28)), LeaseAttrs(NO_ADDRESS)))
+        with pytest.raises(RuntimeError):
+            await departures.run()
+        fails = False
+        task = asyncio.create_task(departures.run())
+        await asyncio.sleep(1.5)
+        task.cancel()
+        return went
+
+    assert len(run_virtually(play())) == 5
