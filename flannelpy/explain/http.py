@@ -2,8 +2,8 @@
 
 GET and HEAD only; h11 parses. A connection on which no whole request arrives for ``REQUEST_S`` is closed, and so is one that does
 not take its answer; a head has at most ``HEAD_BYTES``. At most ``CONNECTIONS`` at a time, ``SHARE`` of one source: where one more
-comes, the one that has waited longest for its request goes, of this source or of the one that has most. Whoever asks is answered,
-however many there are who only connect. Where all of them have asked, one more is told 503.
+comes, the oldest goes that waits for the other side, of this source or of the one that has most. Whoever asks is answered, however
+many there are who only connect, or take no answer. Where a page is being made for all of them, one more is told 503.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ async def serve_on(listener: socket.socket, pages: Pages) -> HttpServer:
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """One of them. ``source``: who it is of; ``waits``: no whole request has come since it was last answered."""
+    """One of them. ``source``: who it is of; ``waits``: for the other side, which is to ask or to take its answer."""
 
     source: str
     waits: bool = True
@@ -274,11 +274,11 @@ async def _converse(counted: Connection, reader: asyncio.StreamReader, writer: a
                 return
             counted.waits = False
             page = await _page(request, pages)
+            counted.waits = True
             await _answer(connection, writer, page, close=False, with_body=request.method != b"HEAD")
             if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
                 return
             connection.start_next_cycle()
-            counted.waits = True
     except h11.RemoteProtocolError as error:
         if connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             status = error.error_status_hint or 400

@@ -222,6 +222,16 @@ async def test_many_addresses_leave_everybody_served(server: HttpServer, monkeyp
         assert len(server.tasks) <= 42
 
 
+async def test_those_who_take_no_answer_leave_everybody_served(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "CONNECTIONS", 8)
+    big = "x" * 2_000_000
+    server.pages = {**server.pages, "/big": lambda: (200, http.TEXT, big)}
+    with contextlib.ExitStack() as rude:
+        for number in range(24):
+            rude.enter_context(await connect(server, f"127.0.4.{number + 1}", b"GET /big HTTP/1.1\r\nHost: h\r\n\r\n" * 3))
+            assert (await ask_from(server, f"127.0.5.{number + 1}")).startswith("HTTP/1.1 200 ")
+
+
 async def test_where_all_have_asked_one_more_is_told_so(server: HttpServer) -> None:
     server.share = 3
     with contextlib.ExitStack() as asking:
