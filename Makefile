@@ -14,6 +14,7 @@ BACKEND ?= vxlan
 ETCD    ?= 1
 ROUNDS  ?= 5
 MINUTES ?= 10
+FLOOD   ?= 10
 
 # What the lab, the tests and the agent use on a Debian machine: the command that shows it is there, and its package.
 NEEDED  := ip:iproute2 ping:iputils-ping nft:nftables tcpdump:tcpdump iperf3:iperf3 ethtool:ethtool ps:procps modprobe:kmod \
@@ -28,7 +29,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-registry soak-udp churn chaos fuzz dist pins test-lowest clean
+.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-registry soak-udp churn chaos flood etcds fuzz dist pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,6 +83,16 @@ churn: $(DEV) ## what veth pairs that come and go cost the agent: 2,000 a minute
 
 chaos: $(DEV) ## random faults of etcd, kernel and hosts, and does everything converge: SEED= MINUTES=10 BACKEND=vxlan
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.chaos --minutes $(MINUTES) --backend $(BACKEND) $(if $(SEED),--seed $(SEED))
+
+flood: $(DEV) ## floods of keys in etcd, FLOOD=10 times as large as in the tests: memory, log, time
+	FLOOD=$(FLOOD) $(PYTHON) -m pytest -q -s -o timeout=3600 tests/lab/test_flood.py
+
+etcds: $(DEV) ## etcd 3.6 and 3.7 for the contract tests, built with Go 1.26 into $(VENV)/cache (two minutes)
+	@for version in 3.6.6 3.7.3; do \
+		into=$(CURDIR)/$(VENV)/cache/etcd-$${version%.*}; [ -x $$into/etcd ] && continue; \
+		work=$$(mktemp -d) && mkdir -p $$into && cd $$work && go mod init etcds && go get -tool go.etcd.io/etcd/server/v3@v$$version \
+			&& go build -o $$into/etcd go.etcd.io/etcd/server/v3 || exit 1; cd / && rm -rf $$work; \
+	done
 
 bench-registry: $(DEV) ## how big a cluster the agent follows
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab bench_registry

@@ -59,7 +59,7 @@ class Settings:
     blackhole_route: bool = False
     udp_engine: str | None = None
     udp_workers: int | None = None
-    healthz_ip: IPAddress = IPAddress("0.0.0.0")  # noqa: RUF009 - never changed in place
+    healthz_ip: IPAddress = IPAddress("127.0.0.1")  # noqa: RUF009 - never changed in place
     healthz_port: int = 0
     state_dir: Path = Path("/var/lib/flannelpy")
     run_dir: Path = Path("/run/flannelpy")

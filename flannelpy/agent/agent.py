@@ -24,8 +24,8 @@ from flannelpy.agent.report import Reporter
 from flannelpy.agent.status import document, why_not
 from flannelpy.agent.systemd import Notifier, feed_watchdog, inherited, keep_posted, status_line, watchdog_s
 from flannelpy.core.backend import FdStore, NoFdStore
-from flannelpy.core.conditions import Health
 from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.health import Health
 from flannelpy.core.uplink import Wish
 from flannelpy.explain.status import Status
 from flannelpy.explain.wall_clock import wall_clock

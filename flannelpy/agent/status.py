@@ -16,7 +16,7 @@ from flannelpy.agent.network import Network
 from flannelpy.agent.sync.fragments import HOST
 from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.core.claims import EVERYTHING
-from flannelpy.core.conditions import Active, Health
+from flannelpy.core.health import Active, Health
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Link
 from flannelpy.core.secret import shown

@@ -233,7 +233,7 @@ class Steering:
         if carriage is None or lease is None or self.keeper is None or self.keeper.held is None:
             return None
         view = self._parts.cluster.view
-        leases = tuple({**view.leases, lease.key: lease}.values())
+        leases = tuple({lease.key: lease, **view.peers, **view.leases, lease.key: lease}.values())  # the first matter most
         return KeptView(self._context.settings.endpoint.prefix, carriage.text, lease.key, leases, view.revision)
 
     async def _own_networks(self, carriage: Carriage, *bridges: IPNetwork) -> HostNetworks:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import uvloop
 
 from flannelpy import __version__, cli, logs, options
 from flannelpy.commands import run
+from flannelpy.core.errors import FlannelpyError
 from netns_lab.etcd import Etcd
 
 CONFIG = "/coreos.com/network/config"
@@ -148,6 +150,35 @@ def test_an_output_that_cannot_be_written() -> None:
 )
 def test_what_counts_is_the_capability_in_effect(status: str, may: bool) -> None:
     assert run.may_configure_networks(status) is may
+
+
+INFINITY = resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "set_to"),
+    [
+        (1024, 4096, 4096),
+        (1024, 1 << 20, run.FILES),
+        (1024, INFINITY, run.FILES),
+        (1 << 20, 1 << 20, None),
+        (INFINITY, INFINITY, None),
+        (64, 64, None),
+    ],
+)
+def test_as_many_files_are_opened_as_may_be(soft: int, hard: int, set_to: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
+    run.provide_files()
+    assert asked == ([] if set_to is None else [(set_to, hard)])
+
+
+@pytest.mark.parametrize("most", [1, 16, 63])
+def test_too_few_files_are_one_line(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (most, most))
+    with pytest.raises(FlannelpyError, match=f"^at most {most} open files .*: expected 64 or more$"):
+        run.provide_files()
 
 
 def test_without_the_capability_the_agent_says_so(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def test_conformance_defaults_are_flannels() -> None:
         renew_margin_s=3600.0,
         forward_rules=True,
         masq_fully_random=True,
-        healthz_ip=IPAddress("0.0.0.0"),
+        healthz_ip=IPAddress("127.0.0.1"),
     )
     assert settings().endpoint.urls == ("http://127.0.0.1:4001", "http://127.0.0.1:2379")
     assert settings().endpoint.prefix == "/coreos.com/network"

@@ -10,7 +10,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -527,20 +527,17 @@ async def test_a_rude_client_does_not_hold_up_the_stop(tmp_path: Path) -> None:
             assert await asyncio.to_thread(rude.recv, 10)
 
 
-async def test_more_connections_than_anybody_needs_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "CONNECTIONS", 2)
+async def test_of_more_connections_than_anybody_needs_the_oldest_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "CONNECTIONS", 4)
     async with answering(tmp_path, lambda: YOUNG):
-        held = []
-        for _ in range(4):
-            sock = socket.socket(socket.AF_UNIX)
-            sock.connect(str(tmp_path / SOCKET))
-            held.append(sock)
-        fifth = socket.socket(socket.AF_UNIX)
-        fifth.settimeout(5)
-        fifth.connect(str(tmp_path / SOCKET))
-        assert await asyncio.to_thread(fifth.recv, 10) == b""
-        for sock in (*held, fifth):
-            sock.close()
+        with ExitStack() as held:
+            silent = [held.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(5)]
+            for each in silent:
+                each.settimeout(5)
+                each.connect(str(tmp_path / SOCKET))
+            assert await asyncio.to_thread(silent[0].recv, 10) == b""
+            silent[-1].send(b"GET /status HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert (await asyncio.to_thread(silent[-1].recv, 100)).startswith(b"HTTP/1.1 200")
 
 
 # ------------------------------------------------------------------------------------------------------------ the command

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from heapq import nsmallest
 from typing import Protocol
 
 from netaddr import IPAddress
@@ -20,6 +22,10 @@ log = logging.getLogger(__name__)
 
 HOST, FIREWALL = "host", "firewall"
 """Owners of the fragments that are not a peer's (a lease key never looks like this)."""
+
+
+AT_ONCE = 1000
+"""Peers whose change is taken up in one round; what waits is one change each, however often they change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,7 @@ class Fragments:
         self._made: Target | None = None  # what the fragments were made for
         self._members: dict[str, Lease] = {}
         self._pending: dict[str, Lease | None] = {}
+        self._turns = Counter[str]()  # how often each was made since all that waited were made
         self._on_link: dict[IPAddress, str] = {}
         self._moved: set[int] = set()
         self._unreadable: dict[str, str] = {}
@@ -120,14 +127,15 @@ class Fragments:
         target = self.target
         anew = self._made is not target
         self._pending.update(self._peers.take())
-        changed = {**self._members, **self._pending} if anew else dict(self._pending)
+        taken = dict(self._pending) if anew else self._next()
+        changed = {**self._members, **taken} if anew else dict(taken)
         if target.backend.wants_on_link:
             changed |= await self._look_up(changed, anew=anew)
         local = replace(target.local, on_link=dict(self._on_link)) if target.backend.wants_on_link else target.local
         touched = self._set_own(HOST, lambda: target.backend.host(local)) if anew or HOST in self.broken else set()
         for owner, lease in changed.items():
             touched |= self._set_peer(owner, lease, target.backend, local)
-        self._pending.clear()
+        self._took(taken.keys())
         if anew or self._firewall_changed or FIREWALL in self.broken or (changed and target.firewall_speaks_of_peers):
             self._firewall_changed = False
             touched |= self._set_own(FIREWALL, lambda: target.firewall(tuple(self._members.values())))
@@ -138,6 +146,27 @@ class Fragments:
             self._reporter.set("peer-unreadable", unreadable)
             self._reporter.set("peer-conflict", self._conflicts())
         return touched
+
+    @property
+    def waiting(self) -> bool:
+        """True where peers have changed that the next refresh takes."""
+        return bool(self._pending)
+
+    def _next(self) -> dict[str, Lease | None]:
+        """Those that changed; of more than AT_ONCE the ones that have changed least of late, so that whoever changes all the time
+        keeps nobody else away, and has in one step what he did meanwhile.
+        """
+        if len(self._pending) <= AT_ONCE:
+            return dict(self._pending)
+        return {owner: self._pending[owner] for owner in nsmallest(AT_ONCE, self._pending, key=self._turns.__getitem__)}
+
+    def _took(self, owners: Collection[str]) -> None:
+        for owner in owners:
+            del self._pending[owner]
+        if self._pending:
+            self._turns.update(owners)
+        else:
+            self._turns.clear()
 
     def _set_own(self, owner: str, make: Callable[[], HostState]) -> set[Key]:
         """What the host itself needs, from a plugin that may raise anything: then what there is stays."""

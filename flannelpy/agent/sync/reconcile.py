@@ -141,7 +141,7 @@ class Reconciler:
             self.heartbeat = self._clock()
             await self.dirty.wait(self._until_due())
             self.dirty.add(self._due())
-            if self.dirty.pending:
+            if self.dirty.pending or self.fragments.waiting:
                 await self._before_round()
                 await self.round()
 
@@ -168,7 +168,7 @@ class Reconciler:
     def _until_due(self) -> float:
         """Seconds until something waits no longer; never so long that the heartbeat would seem to stand still."""
         times = [when for when in (self.retries.next_due, self.repairs.next_due) if when is not None]
-        return max(0.0, min([self._clock() + SILENT_S, *times]) - self._clock())
+        return 0.0 if self.fragments.waiting else max(0.0, min([self._clock() + SILENT_S, *times]) - self._clock())
 
     # ------------------------------------------------------------------------------------------------------ a round
 
