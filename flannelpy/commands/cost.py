@@ -16,7 +16,7 @@ from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from flannelpy.commands.netconfig import Examined
 from flannelpy.core.config import NetworkConfig, Pool
-from flannelpy.core.uplink_change import HostNetworks
+from flannelpy.core.underlay import HostNetworks
 
 OURS = "flannel"
 """What the names of our own devices begin with."""

@@ -44,7 +44,7 @@ def older(one: Lease, other: Lease) -> bool:
 def possible(lease: Lease, config: NetworkConfig) -> bool:
     """False for a key that no node of this network can have written: it takes nothing from anybody (host bits do no harm here)."""
     for net, pool in ((lease.subnet, config.v4), (lease.subnet6, config.v6)):
-        if net is not None and net != EVERYTHING and pool is not None and pool.misfit(net.cidr):
+        if net is not None and net != EVERYTHING and (pool is None or pool.misfit(net.cidr)):
             return False
     return True
 

@@ -60,7 +60,7 @@ _ROUTE_HEAD = Struct("=BBBBBBBB")  # family, dst length, src length, tos, table,
 class Draft:
     """A Notice that is being written."""
 
-    __slots__ = ("default_route", "links", "lost", "nft_touched", "objects", "resync", "routed")
+    __slots__ = ("addressed", "default_route", "links", "lost", "nft_touched", "objects", "resync", "routed")
 
     def __init__(self) -> None:
         self.objects: dict[Key, Object | None] = {}
@@ -70,6 +70,7 @@ class Draft:
         self.default_route = False
         self.routed: set[int] = set()
         self.nft_touched = False
+        self.addressed = False
 
     @property
     def news(self) -> bool:
@@ -78,7 +79,7 @@ class Draft:
     @property
     def notice(self) -> Notice:
         resync = self.resync or self.lost
-        return Notice(self.objects, resync, self.lost, self.links, self.default_route, frozenset(self.routed))
+        return Notice(self.objects, resync, self.lost, self.links, self.default_route, frozenset(self.routed), self.addressed)
 
 
 class Digest:
@@ -192,6 +193,8 @@ class Digest:
         info = read_address(data, body, end)
         if info is None:
             return
+        if not ours and not (info.version == 6 and info.value >> 118 == LINK_LOCAL):
+            draft.addressed = True
         item: Address | None = self._sieve.address(info)
         if item is not None:
             draft.objects[item.key] = item if new else None

@@ -12,9 +12,10 @@ from netaddr import IPAddress
 from flannelpy.agent.report import Reporter
 from flannelpy.core.backend import Backend, Local
 from flannelpy.core.desired import Desired
-from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.errors import FlannelpyError, MalformedError
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import HostState, Key, Scope
+from flannelpy.core.underlay import Shield
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +25,16 @@ HOST, FIREWALL = "host", "firewall"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What this host is to be; a value, swapped whole. ``firewall`` makes the firewall's part for these peers."""
+    """What this host is to be; a value, swapped whole. ``firewall`` makes the firewall's part for these peers; no route may cover
+    what ``shield`` keeps out of the overlay.
+    """
 
     backend: Backend
     local: Local
     scope: Scope
     firewall: Callable[[tuple[Lease, ...]], HostState]
     firewall_speaks_of_peers: bool
+    shield: Shield = Shield()  # noqa: RUF009 - never changed in place
 
 
 class Peers(Protocol):
@@ -103,6 +107,11 @@ class Fragments:
         """The host is to be this."""
         self._target = target
 
+    def set_shield(self, shield: Shield) -> None:
+        """No route may cover what this keeps out of the overlay, from now on."""
+        if self._target is not None and self._target.shield != shield:
+            self._target = replace(self._target, shield=shield)
+
     def reroute(self, families: Collection[int]) -> bool:
         """Routes of these IP versions have changed; True where that means anything here."""
         if self._target is None or not self._target.backend.wants_on_link:
@@ -124,7 +133,7 @@ class Fragments:
             touched |= self._set_peer(owner, lease, target.backend, local)
         self._pending.clear()
         if anew or FIREWALL in self.broken or (changed and target.firewall_speaks_of_peers):
-            touched |= self._set_own(FIREWALL, lambda: target.firewall(tuple(self._members.values())))
+            touched |= self._set_own(FIREWALL, lambda: target.firewall(self._reached()))
         self._made = target
         self._reporter.set("backend-failed", {owner: f"{owner}: {why}" for owner, why in self.broken.items()})
         if changed:
@@ -136,7 +145,7 @@ class Fragments:
     def _set_own(self, owner: str, make: Callable[[], HostState]) -> set[Key]:
         """What the host itself needs, from a plugin that may raise anything: then what there is stays."""
         try:
-            state = make()
+            state = self.target.shield.carved(make())
         except Exception as error:
             if not isinstance(error, FlannelpyError):
                 log.debug("%s: its fragment cannot be made", owner, exc_info=error)
@@ -153,12 +162,19 @@ class Fragments:
         self._members[owner] = lease
         try:
             state = backend.peer(lease, local)
+            for route, words in self.target.shield.crossing(state):
+                raise MalformedError(f"{route} would take {words} into the overlay")
         except Exception as error:
             if not isinstance(error, FlannelpyError):
                 log.debug("%s: its fragment cannot be made", lease, exc_info=error)
             self._unreadable[owner] = str(error) if isinstance(error, FlannelpyError) else f"{type(error).__name__}: {error}"
             return self.desired.drop(owner)
         return self.desired.put(owner, state, rank=lease.create_revision)
+
+    def _reached(self) -> tuple[Lease, ...]:
+        """The peers that are not left out."""
+        left_out = self.left_out
+        return tuple(lease for owner, lease in self._members.items() if owner not in left_out)
 
     def _conflicts(self) -> dict[str, str]:
         found = {}
