@@ -219,6 +219,7 @@ class Steering:
             self._carried = (carriage, lease)
             self._parts.surroundings.stale = True  # a bridge in our subnet is ours
             await self._look_around()
+            self._judge(carriage)
         self._parts.publisher.keep_view(self._view)
 
     def _view(self) -> KeptView | None:
@@ -239,8 +240,7 @@ class Steering:
             return
         if carriage is not None:
             self._judge(carriage)
-            self._parts.reconciler.fragments.set_shield(surroundings.shield(carriage.config.networks))
-            self._parts.reconciler.resync()
+            surroundings.keep_out(self._parts.reconciler)
         if not self.phase.may_sweep:
             await surroundings.clear_the_way(self.scope)
 

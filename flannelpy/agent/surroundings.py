@@ -7,11 +7,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from netaddr import IPNetwork
 
 from flannelpy.agent.context import Context
 from flannelpy.agent.facts import Facts
+from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Key, Scope
 from flannelpy.core.plan import Step, removable
@@ -68,6 +70,13 @@ class Surroundings:
         """What of it lies inside these networks, and is kept out of them."""
         return Shield.of(self.underlay, networks)
 
+    def keep_out(self, reconciler: Reconciler) -> None:
+        """Have no route cover any of it."""
+        if reconciler.fragments.has_target:
+            target = reconciler.fragments.target
+            if (shield := self.shield(target.local.config.networks)) != target.shield:
+                reconciler.set_target(replace(target, shield=shield))
+
     def report(self, networks: tuple[IPNetwork, ...], lease: Lease | None) -> None:
         """Where Network covers any of it, packets for it may go astray; where our own subnet does, they do."""
         own = [(net, f"{net} on {interface}") for net, interface in self.underlay.networks]
@@ -85,11 +94,15 @@ class Surroundings:
 
         Raises KernelError.
         """
-        shield = self.shield(scope.networks)
+        shield, kernel = self.shield(scope.networks), self._context.kernel
         if not shield.kept:
             return
-        found = await self._context.kernel.observe(scope, [Key("route", "")])
-        crossing = [(route, words) for route, words in shield.crossing(found) if removable(route, scope)]
-        results = await self._context.kernel.apply([Step("remove", route, route) for route, _words in crossing])
+        try:
+            found = await kernel.observe(scope, [Key("route", "")])
+            crossing = [(route, words) for route, words in shield.crossing(found) if removable(route, scope)]
+            results = await kernel.apply([Step("remove", route, route) for route, _words in crossing])
+        except BaseException:
+            self.underlay, self.stale = Underlay(), True  # as if it had not been seen: there is something to do about it
+            raise
         for (_route, words), result in zip(crossing, results, strict=True):
             log.warning("%s, in the way to %s%s", result.step, words, f": {result.error}" if result.error else "")

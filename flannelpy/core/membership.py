@@ -7,8 +7,8 @@ subnet or identity with an older one (core.ownership). flannel-compat 6.2, 9.0; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from netaddr import IPAddress, IPNetwork
@@ -85,12 +85,21 @@ class Membership:
         identity: Identity = _no_identity,
     ) -> Changes:
         """The network, the backend, our address or what is around us is another one now: every verdict is made anew."""
-        shield = _shield(config, underlay or Underlay())
-        wanted = (config, accepts, address, shield, identity)
-        if wanted == (self._config, self._accepts, self._address, self._shield, self._identity):
-            return Changes()
-        self._config, self._accepts, self._address, self._shield, self._identity = wanted
+        before, self._shield = self._shield, _shield(config, underlay or Underlay())
+        wanted = (config, accepts, address, identity)
+        if wanted == (self._config, self._accepts, self._address, self._identity):
+            return self._judge(self._touched(before, self._shield))
+        self._config, self._accepts, self._address, self._identity = wanted
         return self._judge(self._leases)
+
+    def _touched(self, before: Shield, after: Shield) -> Collection[str]:
+        """The leases of which another underlay can change the verdict."""
+        if before == after:
+            return ()
+        if replace(before, strange={}) != replace(after, strange={}):
+            return self._leases
+        turned = {address for address, _words in before.strange.items() ^ after.strange.items()}
+        return [key for key, lease in self._leases.items() if lease.public_ip in turned or lease.attrs.public_ipv6 in turned]
 
     def set_own(self, own: Lease | None) -> Changes:
         """Our lease is another one now; every verdict is made anew where it moved."""
@@ -129,7 +138,7 @@ class Membership:
             self._peers[key] = lease
         return True
 
-    def _judge(self, keys: Iterable[str], changed: Container[str] = ()) -> Changes:
+    def _judge(self, keys: Collection[str], changed: Container[str] = ()) -> Changes:
         """Verdicts on these leases, which may be gone, and on those whose verdict follows from it.
 
         ``changed`` ones are told as a change even where their verdict stays.

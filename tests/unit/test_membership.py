@@ -333,3 +333,23 @@ def test_a_reservation_that_waits_for_its_host_is_no_peer_and_nothing_to_report(
     assert not changes.refused.get("10.5.9.0-24")
     leased = lease("10.5.9.0/24", "192.0.2.9", backend="")
     assert cluster().put(leased).refused["10.5.9.0-24"] == "10.5.9.0/24 at 192.0.2.9: its backend is none, ours is vxlan"
+
+
+def test_an_address_of_ours_that_comes_has_only_its_own_leases_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bridge that somebody makes among thousands of peers."""
+    membership, identity = Membership(), lambda _attrs: {}
+    conditions = (CONFIG, VXLAN, IPAddress("192.0.2.1"))
+    before = HostFacts((nic("eth1", 1, "192.0.2.1/24"),))
+    membership.configure(*conditions, Underlay.of(before, frozenset(), (), "eth1"), identity)
+    membership.replace([lease(f"10.5.{at}.0/24", f"198.51.100.{at}", born=at) for at in range(1, 200)])
+    assert len(membership.peers) == 199
+    judged: list[str] = []
+    fault = membership._fault
+    monkeypatch.setattr(membership, "_fault", lambda lease: judged.append(lease.key) or fault(lease))
+    after = HostFacts((*before.interfaces, nic("br0", 2, "198.51.100.7/30")))
+    changes = membership.configure(*conditions, Underlay.of(after, frozenset(), (), "eth1"), identity)
+    assert set(judged) == {f"10.5.{at}.0-24" for at in (4, 7)}
+    assert changes.peers == {"10.5.4.0-24": None, "10.5.7.0-24": None}
+    changes = membership.configure(*conditions, Underlay.of(before, frozenset(), (), "eth1"), identity)
+    assert set(changes.peers) == {"10.5.4.0-24", "10.5.7.0-24"}
+    assert len(membership.peers) == 199

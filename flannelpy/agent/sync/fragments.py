@@ -107,11 +107,6 @@ class Fragments:
         """The host is to be this."""
         self._target = target
 
-    def set_shield(self, shield: Shield) -> None:
-        """No route may cover what this keeps out of the overlay, from now on."""
-        if self._target is not None and self._target.shield != shield:
-            self._target = replace(self._target, shield=shield)
-
     def reroute(self, families: Collection[int]) -> bool:
         """Routes of these IP versions have changed; True where that means anything here."""
         if self._target is None or not self._target.backend.wants_on_link:
