@@ -85,7 +85,7 @@ class Underlay:
 class Shield:
     """What of an underlay lies inside the overlay's ``networks``, and is kept out of it all the same."""
 
-    networks: tuple[IPNetwork, ...] = ()
+    networks: tuple[tuple[IPNetwork, Block], ...] = ()
     kept: tuple[tuple[Block, str], ...] = ()
     """Blocks that no route of ours may cover, with what they are."""
     links: tuple[Block, ...] = ()
@@ -107,10 +107,10 @@ class Shield:
                 kept.setdefault(_block(_alone(one.address)), f"this host's own {one.address} on {one.interface}")
         for address, what in underlay.others:
             kept.setdefault(_block(_alone(address)), f"{address}, {what}")
-        whole = [_block(net) for net in networks]
+        whole = tuple((net, _block(net)) for net in networks)
         return cls(
-            networks,
-            tuple((block, words) for block, words in kept.items() if any(_meet(block, other) for other in whole)),
+            whole,
+            tuple((block, words) for block, words in kept.items() if any(_meet(block, other) for _net, other in whole)),
             tuple(map(_block, links)),
             {address: words for one in underlay.own for address, words in _strange(one)},
             bool(underlay.own),
@@ -132,8 +132,8 @@ class Shield:
             return ""
         if address.is_link_local() and address.version not in self.link_local:
             return f"{address} is link-local, and this host's uplink is not"
-        at = _block(_alone(address))
-        inside = next((net for net in self.networks if _meet(at, _block(net))), None)
+        at = address.version, int(address), int(address)
+        inside = next((net for net, block in self.networks if _meet(at, block)), None)
         if inside is not None and not any(_meet(at, link) for link in self.links):
             return f"{address} lies inside the network {inside}"
         return ""

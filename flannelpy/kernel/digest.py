@@ -53,6 +53,7 @@ MALFORMED = (struct.error, AddrFormatError, ValueError, IndexError, OverflowErro
 """How a message that is not what it says reads. Only the kernel can send one."""
 
 LINK_LOCAL = 0x3FA  # the first ten bits of fe80::/10
+LINK_LOCAL4 = 0xA9FE  # the first sixteen of 169.254.0.0/16
 
 _ROUTE_HEAD = Struct("=BBBBBBBB")  # family, dst length, src length, tos, table, protocol, scope, type
 
@@ -193,7 +194,7 @@ class Digest:
         info = read_address(data, body, end)
         if info is None:
             return
-        if not ours and not (info.version == 6 and info.value >> 118 == LINK_LOCAL):
+        if not ours and info.value >> (118 if info.version == 6 else 16) != (LINK_LOCAL if info.version == 6 else LINK_LOCAL4):
             draft.addressed = True
         item: Address | None = self._sieve.address(info)
         if item is not None:

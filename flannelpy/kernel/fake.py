@@ -174,7 +174,7 @@ class FakeKernel:
         """An interface of the host's own came or changed."""
         before = self.interfaces.get(interface.name)
         self.interfaces[interface.name] = interface
-        addressed = interface.addresses != (() if before is None else before.addresses)
+        addressed = _known_elsewhere(interface) != (() if before is None else _known_elsewhere(before))
         self._tell(News(links={interface.index: interface.name}, addressed=addressed))
 
     def take_interface(self, name: str) -> None:
@@ -183,7 +183,9 @@ class FakeKernel:
         for link in [link for link in self._links.values() if link.vxlan is not None and link.vxlan.dev == name]:
             self._delete_link(link.name)
         self._routes = {dst: route for dst, route in self._routes.items() if route.dev != name}
-        self._tell(News(links={gone.index: name}, took_along=name, routed=frozenset({4, 6}), addressed=bool(gone.addresses)))
+        self._tell(
+            News(links={gone.index: name}, took_along=name, routed=frozenset({4, 6}), addressed=bool(_known_elsewhere(gone)))
+        )
 
     def rename_interface(self, name: str, new: str) -> None:
         """An interface of the host's own has another name; what lives on it stays."""
@@ -484,3 +486,8 @@ def _is_on(item: Object, name: str) -> bool:
 
 def _net(own: InterfaceAddress) -> IPNetwork:
     return IPNetwork(f"{own.address}/{own.prefixlen}")
+
+
+def _known_elsewhere(interface: Interface) -> tuple[InterfaceAddress, ...]:
+    """The addresses that are not link-local."""
+    return tuple(held for held in interface.addresses if not held.address.is_link_local())

@@ -264,6 +264,8 @@ async def test_an_address_that_other_links_know_is_told_and_a_link_local_one_is_
     host.add_uplink_address(InterfaceAddress(IPAddress("192.0.2.77"), 24))
     heard = await hear(notices, lambda heard: heard.addressed)
     assert "eth1" in heard.links.values()
+    host.add_uplink_address(InterfaceAddress(IPAddress("169.254.7.7"), 32))
+    host.add_uplink_address(InterfaceAddress(IPAddress("fe80::77"), 64))
     host.add_interface("br8")
     heard = await hear(notices, lambda heard: "br8" in heard.links.values())
     assert not heard.addressed
