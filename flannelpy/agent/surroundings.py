@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from math import inf
 
 from netaddr import IPNetwork
 
@@ -28,6 +29,10 @@ UNKNOWN_S = 5.0
 """While nobody says where etcd is, whose name is all that is known."""
 
 
+ADDRESSES_S = 3.0
+"""Addresses of others come and go with their containers: for their sake it is looked no more often than this."""
+
+
 class Surroundings:
     """The underlay as it was last seen. ``stale``: it may be another one now; ``wake`` is called where only we know of that."""
 
@@ -37,16 +42,29 @@ class Surroundings:
         self._context = context
         self._facts = facts
         self._wake = wake
+        self._looked = -inf
+        self._again: asyncio.TimerHandle | None = None
 
     def hear(self, notice: Notice) -> bool:
         """Take in what the kernel says of the host; True where it may be another one now."""
-        concerned = notice.lost or notice.addressed or notice.default_route
+        concerned = notice.lost or notice.default_route
+        if notice.addressed and not concerned:
+            later = self._looked + ADDRESSES_S - self._context.clock()
+            if later > 0:
+                if self._again is None:
+                    self._again = asyncio.get_running_loop().call_later(later, self._doubt)
+            else:
+                concerned = True
         self.stale = self.stale or concerned
         return concerned
 
+    def _doubt(self) -> None:
+        self._again, self.stale = None, True
+        self._wake()
+
     async def look(self, ours: frozenset[str], bridges: Iterable[IPNetwork]) -> bool:
         """See anew; ``ours`` are our own devices, ``bridges`` subnets of ours. True where it is another one. Raises KernelError."""
-        self.stale = False
+        self.stale, self._looked = False, self._context.clock()
         try:
             etcd = await self._context.registry.addresses()
             resolvers = await asyncio.to_thread(nameservers, self._context.settings.resolver_file)
