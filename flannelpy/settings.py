@@ -65,6 +65,7 @@ class Settings:
     run_dir: Path = Path("/run/flannelpy")
     log_level: str = "info"
     log_format: str = "text"
+    resolver_file: Path = Path("/etc/resolv.conf")
     notes: tuple[str, ...] = ()
 
     @property

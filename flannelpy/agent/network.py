@@ -23,6 +23,7 @@ from flannelpy.agent.kept import recall
 from flannelpy.agent.phase import Phase
 from flannelpy.agent.publish import Publisher
 from flannelpy.agent.steering import Parts, Steering
+from flannelpy.agent.surroundings import Surroundings
 from flannelpy.agent.sync.audit import audit
 from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.core.errors import RegistryError
@@ -62,7 +63,8 @@ class Network:
         self._peers = self.cluster.cursor(self._came_and_went.set)
         self.reconciler.repairs.listener = lambda step: context.events.keep(REPAIRED, str(step.key), str(step))
         self._forwarding = Forwarding(context.kernel, context.reporter, self._change_firewall)
-        parts = Parts(self.facts, self.cluster, self.reconciler, self.datapath, self.publisher, self._forwarding)
+        self.surroundings = Surroundings(context, self.facts, wake=lambda: self.steering.changed.set())
+        parts = Parts(self.facts, self.surroundings, self.cluster, self.reconciler, self.datapath, self.publisher, self._forwarding)
         self.steering = Steering(context, kept, parts)
         self._notices: Notices | None = None
         self._scope = Scope()
@@ -86,6 +88,7 @@ class Network:
     def _tasks(self) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]]:
         yield "notices", self._listen
         yield "steering", self.steering.run
+        yield "underlay", self.surroundings.run
         yield "registry", self.cluster.follow
         yield "first knowledge", self._begin
         yield "relist", self.cluster.relist
@@ -117,7 +120,7 @@ class Network:
 
     def audit(self) -> None:
         """Look at everything once more, now."""
-        self.facts.stale = True
+        self.facts.stale = self.surroundings.stale = True
         self.steering.changed.set()
         self.reconciler.resync()
         self.cluster.doubt()
@@ -160,7 +163,7 @@ class Network:
             self.reconciler.resync()  # nobody has heard what happened before
             try:
                 async for notice in notices:
-                    if self.facts.hear(notice):
+                    if self.facts.hear(notice) | self.surroundings.hear(notice):
                         self.steering.changed.set()
                     if moved := self.facts.take_moved():
                         self.reconciler.reroute(moved)
@@ -210,8 +213,8 @@ class Network:
 
     async def _uses(self, subnet: IPNetwork) -> bool:
         """True where an interface of this host has an address in ``subnet``, as a bridge that was made for it has."""
-        found = await self.facts.networks(frozenset())
-        return any(net in subnet for net, _interface in found)
+        found = await self.facts.underlay(frozenset())
+        return any(net in subnet for net, _interface in found.networks)
 
 
 async def _within(seconds: float, event: asyncio.Event) -> None:

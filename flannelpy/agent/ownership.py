@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from flannelpy.agent.carriage import Carriage
 from flannelpy.agent.context import Context
+from flannelpy.agent.kept import what_is_ours
 from flannelpy.agent.sync.scope import find_scope, fou_ports, table_name
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Scope
-from flannelpy.host.machine import machine
 from flannelpy.host.state import State
 
 log = logging.getLogger("flannelpy")
@@ -79,17 +79,7 @@ class Ownership:
 
     def own(self, carriage: Carriage, lease: Lease, uplink_mac: str, before: State) -> None:
         """Keep on disk what is ours, beside what was ``before``."""
-        owned = State(
-            self._context.settings.endpoint.prefix,
-            {**self.state.macs, **carriage.macs},
-            lease.key,
-            tuple(sorted({*before.networks, *map(str, carriage.config.networks)})),
-            tuple(sorted({*before.devices, *carriage.devices})),
-            tuple(sorted({*before.fou_ports, *fou_ports(carriage.backend)})),
-            machine(),
-            uplink_mac,
-            str(lease.public_ip if lease.subnet.prefixlen else lease.attrs.public_ipv6),
-        )
+        owned = what_is_ours(self._context, carriage, lease, before, self.state.macs, uplink_mac)
         if owned != self.state:
             self.state = owned
             self._keep(owned)

@@ -12,21 +12,20 @@ import logging
 from dataclasses import dataclass, replace
 from functools import partial
 
-from netaddr import IPNetwork
-
 from flannelpy import plugins
-from flannelpy.agent.carriage import Carriage, clamped, resolve
+from flannelpy.agent.carriage import Carriage, clamped, introduce, resolve
 from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.context import Context
 from flannelpy.agent.datapath import DatapathSupervisor, Wanted, make_way
 from flannelpy.agent.facts import Facts
 from flannelpy.agent.forwarding import Forwarding
-from flannelpy.agent.identity import copied, random_mac
+from flannelpy.agent.identity import without_copies
 from flannelpy.agent.kept import Kept
 from flannelpy.agent.lease import Keeper
 from flannelpy.agent.ownership import CLAIM_AGAIN_S, Ownership
 from flannelpy.agent.phase import Phase
 from flannelpy.agent.publish import Publisher
+from flannelpy.agent.surroundings import Surroundings
 from flannelpy.agent.sync.firewall import compose, speaks_of_peers
 from flannelpy.agent.sync.fragments import Target
 from flannelpy.agent.sync.reconcile import Reconciler
@@ -36,8 +35,7 @@ from flannelpy.core.errors import ConfigError
 from flannelpy.core.leasing import Leasing
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Fou, Scope
-from flannelpy.core.pool import overlap
-from flannelpy.core.uplink_change import HostNetworks, describe_change
+from flannelpy.core.uplink_change import describe_change
 from flannelpy.explain.events import CONFIG, UPLINK
 from flannelpy.host.machine import machine
 from flannelpy.host.view_file import KeptView
@@ -50,6 +48,7 @@ class Parts:
     """What is steered."""
 
     facts: Facts
+    surroundings: Surroundings
     cluster: Cluster
     reconciler: Reconciler
     datapath: DatapathSupervisor
@@ -69,6 +68,7 @@ class Steering:
         """Set once there is a carriage, and a keeper for its lease."""
         self.changed = asyncio.Event()
         """Something may have changed: ``steer`` is due."""
+        self.changed.set()
         self._context = context
         self._kept = kept
         self._parts = parts
@@ -91,7 +91,7 @@ class Steering:
 
     async def settle(self) -> None:
         """Take in what the kernel has said of the host, before somebody acts on what was true before it."""
-        if self._parts.facts.stale and self.carriage is not None:
+        if (self._parts.facts.stale or self._parts.surroundings.stale) and self.carriage is not None:
             await self.steer()
 
     async def steer(self) -> None:
@@ -99,6 +99,7 @@ class Steering:
         async with self._lock:
             self.changed.clear()
             try:
+                await self._look_around()
                 await self._resolve()
                 await self._carry()
             except BaseException:
@@ -127,7 +128,8 @@ class Steering:
         where = f"{self._context.settings.endpoint.prefix}/config"
         try:
             asked = plugins.parse(text, self._context.settings.host_options)
-            await facts.look(asked[0], self._devices)
+            another = await facts.look(asked[0], self._devices)
+            self._parts.surroundings.stale |= another or before is None
             if facts.uplink is None or (before is None and facts.missing):
                 return
             if before is None:
@@ -147,12 +149,12 @@ class Steering:
             return
         reporter.set("mtu-clamped", {"": words} if (words := clamped(carriage)) else {})
         if before is None:
-            own = await self._own_networks(carriage)
+            await self._look_around(carriage.devices)
             self._begin(carriage, where)
-            self._set_own_networks(carriage, own)
         elif not carriage.same(before):
             self._follow(before, carriage)
         self.carriage = carriage
+        await self._look_around()
 
     def _disown(self) -> None:
         """Make nothing of what another machine has kept: the state directory was copied, or this machine was cloned."""
@@ -169,10 +171,7 @@ class Steering:
         return frozenset({*self._ownership.state.devices, *(self.carriage.devices if self.carriage is not None else ())})
 
     def _begin(self, carriage: Carriage, where: str) -> None:
-        for reason in carriage.uplink_reasons:
-            log.info("uplink: %s", reason)
-        if not carriage.config.backend_given:
-            log.warning("the network config at %s names no Backend: udp, as flannel does; vxlan would be faster", where)
+        introduce(carriage, where)
         settings, own = self._context.settings, self._kept.own
         machine = Leasing(
             carriage.config,
@@ -183,9 +182,9 @@ class Steering:
             ttl_s=settings.lease_ttl_s,
             renew_margin_s=settings.renew_margin_s,
         )
-        self._parts.cluster.configure(carriage.config, carriage.backend.accepts, carriage.uplink.public_ip)
         self.keeper = Keeper(self._context, self._parts.cluster.refresh, machine, self.changed.set)
         self._parts.cluster.tell = self.keeper.tell
+        self._judge(carriage)
         self.known.set()
 
     def _follow(self, before: Carriage, carriage: Carriage) -> None:
@@ -198,7 +197,7 @@ class Steering:
             self._context.events.note(UPLINK, carriage.uplink.name, said, logging.WARNING)
             self._parts.reconciler.hasten()
             self._context.registry.reconnect()
-        self._parts.cluster.configure(carriage.config, carriage.backend.accepts, carriage.uplink.public_ip)
+        self._judge(carriage)
         if self.keeper is None:
             return
         if before.config != carriage.config:
@@ -215,16 +214,17 @@ class Steering:
         carriage, lease = self.carriage, self._held()
         if carriage is None or lease is None or not carriage.fits(lease):
             return  # what is programmed stays, until there is a lease that fits
-        cluster = self._parts.cluster
         if self.keeper is not None and self.keeper.held is not None:
             self.advance(Phase.CONFIRMED)
-        cluster.set_own(lease)
+        self._parts.cluster.set_own(lease)
         self.lease = lease
         carriage = self.carriage = self._differ_from_copies(carriage, lease)
         if self._carried is None or not self._carried[0].same(carriage) or not self._carried[1].same_content(lease):
             await self._swap(carriage, lease)
             self._carried = (carriage, lease)
-            self._set_own_networks(carriage, await self._own_networks(carriage, lease.subnet))
+            self._parts.surroundings.stale = True  # a bridge in our subnet is ours
+            await self._look_around()
+            self._judge(carriage)
         self._parts.publisher.keep_view(self._view)
 
     def _view(self) -> KeptView | None:
@@ -236,16 +236,26 @@ class Steering:
         leases = tuple({lease.key: lease, **view.peers, **view.leases, lease.key: lease}.values())  # the first matter most
         return KeptView(self._context.settings.endpoint.prefix, carriage.text, lease.key, leases, view.revision)
 
-    async def _own_networks(self, carriage: Carriage, *bridges: IPNetwork) -> HostNetworks:
-        return await self._parts.facts.networks(carriage.devices, *bridges, *self._kept.previous)
+    async def _look_around(self, devices: frozenset[str] = frozenset()) -> None:
+        """Have nothing in the overlay that this host cannot do without: also before anything else is known."""
+        surroundings, carriage = self._parts.surroundings, self.carriage
+        halves = () if self.lease is None else (self.lease.subnet, self.lease.subnet6)
+        bridges = (*(net for net in halves if net is not None and net.prefixlen), *self._kept.previous)
+        if not surroundings.stale or not await surroundings.look(self._devices | devices, bridges):
+            return
+        if carriage is not None:
+            self._judge(carriage)
+            surroundings.keep_out(self._parts.reconciler)
+        if not self.phase.may_sweep:
+            await surroundings.clear_the_way(self.scope)
 
-    def _set_own_networks(self, carriage: Carriage, own: HostNetworks) -> None:
-        """The host's own networks are not to be leased by it; where the overlay covers them, packets for them may go astray."""
+    def _judge(self, carriage: Carriage) -> None:
+        """What is around the overlay is in nobody's lease."""
+        surroundings, public = self._parts.surroundings, carriage.uplink.public_ip
+        self._parts.cluster.configure(carriage.config, carriage.backend, public, surroundings.underlay)
         if self.keeper is not None:
-            self.keeper.avoid(net for net, _interface in own)
-        covered = [f"{net} on {name}" for net, name in own if any(overlap(net, whole) for whole in carriage.config.networks)]
-        networks = " and ".join(map(str, carriage.config.networks))
-        self._context.reporter.set("network-overlap", {"": f"{networks} and {', '.join(covered)}"} if covered else {})
+            self.keeper.avoid(surroundings.underlay.avoided)
+        surroundings.report(carriage.config.networks, self.lease)
 
     def _held(self) -> Lease | None:
         if self.keeper is not None and self.keeper.held is not None:
@@ -255,13 +265,9 @@ class Steering:
     def _differ_from_copies(self, carriage: Carriage, lease: Lease) -> Carriage:
         """Draw a new MAC where an older lease of somebody else has ours: the peers go by the older one."""
         came = [peer for peer in self._newcomers.take().values() if peer is not None]
-        copies = copied(carriage.backend, lease, carriage.macs, came)
-        if not copies:
+        macs = without_copies(carriage.backend, lease, carriage.macs, came)
+        if macs == carriage.macs:
             return carriage
-        macs = {**carriage.macs, **{device: random_mac() for device in copies}}
-        for device, other in copies.items():
-            ours = f"{carriage.macs[device]}, too, and is older: ours is {macs[device]} now"
-            log.warning("%s: %s has the MAC %s", device, other, ours)
         carriage = replace(carriage, macs=macs)
         if self.keeper is not None:
             self.keeper.publish(carriage.attrs)
@@ -282,7 +288,8 @@ class Steering:
         if not last:
             await self._parts.datapath.tried.wait()
         firewall = partial(compose, settings, carriage.config, carriage.backend, scope.table, lease, self._parts.forwarding.rules)
-        reconciler.set_target(Target(carriage.backend, local, scope, firewall, speaks_of_peers(carriage.backend)))
+        shield = self._parts.surroundings.shield(carriage.config.networks)
+        reconciler.set_target(Target(carriage.backend, local, scope, firewall, speaks_of_peers(carriage.backend), shield))
         self._ownership.own(carriage, lease, self._parts.facts.uplink_mac, self._ownership.state)
 
     def swept(self) -> None:

@@ -19,7 +19,7 @@ from flannelpy.commands.netconfig import Examined
 from flannelpy.core.config import NetworkConfig, Pool
 from flannelpy.core.environment import bare
 from flannelpy.core.secret import shown
-from flannelpy.core.uplink_change import HostNetworks
+from flannelpy.core.underlay import HostNetworks
 
 OURS = "flannel"
 """What the names of our own devices begin with."""

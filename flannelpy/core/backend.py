@@ -213,7 +213,10 @@ class Datapath(Protocol):
         ...
 
     def update(self, peers: Mapping[str, Lease | None]) -> None:
-        """Peers by lease key that came or changed; None for one that went. Cheap; takes effect soon."""
+        """Usable peers by lease key that came or changed; None for one that went. Cheap; takes effect soon.
+
+        Of those that there are after it no two share an address.
+        """
         ...
 
     def adopt(self, local: Local, backend: Backend | None = None) -> bool:

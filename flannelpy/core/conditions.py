@@ -238,8 +238,15 @@ _ALL = (
     Condition(
         "network-overlap",
         Severity.ERROR,
-        "Network overlaps this host's own networks: {detail}",
-        "use a Network that no host is in: flannelpy config put FILE",
+        "Network overlaps what this host needs outside of it: {detail}",
+        "use a Network that no host, gateway, resolver or etcd is in: flannelpy config put FILE",
+    ),
+    Condition(
+        "subnet-overlap",
+        Severity.ERROR,
+        "our subnet covers what this host needs outside of it: {detail}",
+        "flannelpy lease release SUBNET, then systemctl restart flannelpy: it takes another one",
+        unready=True,
     ),
     Condition(
         "task-failed",

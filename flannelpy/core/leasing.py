@@ -20,7 +20,7 @@ from random import Random
 
 from netaddr import IPNetwork
 
-from flannelpy.core.claims import EVERYTHING, halves, older, overlapping, possible, same_host, unusable
+from flannelpy.core.claims import EVERYTHING, halves, is_kept, older, overlapping, possible, same_host, unusable
 from flannelpy.core.config import NetworkConfig, Pool
 from flannelpy.core.lease_events import (
     Action,
@@ -421,25 +421,13 @@ class Leasing:
         if "subnet-conflict" not in told and self._announced:
             self._clear("subnet-conflict")
 
-    def _is_kept(self, lease: Lease) -> bool:
-        """True for what we wrote in our last life: as it was kept, or with our identity (MAC, public key) in the key that we made.
-
-        A life that ended between a write of its new address and the keeping of it has left the latter.
-        """
-        kept = self._kept
-        if kept is None or lease.key != kept.key:
-            return False
-        return lease.attrs == kept.attrs or (
-            lease.create_revision == kept.create_revision > 0
-            and identity(lease.attrs) == identity(kept.attrs)
-            and kept.attrs.backend_data is not None
-        )
-
     def _ours(self, lease: Lease) -> bool:
         """True where a lease carries our address, or what we published in the held lease, or is the one of our last life."""
         held = self._held
         return (
-            same_host(lease.attrs, self._attrs) or self._is_kept(lease) or (held is not None and same_host(lease.attrs, held.attrs))
+            same_host(lease.attrs, self._attrs)
+            or is_kept(lease, self._kept)
+            or (held is not None and same_host(lease.attrs, held.attrs))
         )
 
     # ----------------------------------------------------------------------------------------------------- deciding
@@ -470,7 +458,7 @@ class Leasing:
 
     def _acquire(self, leases: tuple[Lease, ...]) -> None:
         mine = [lease for lease in leases if self._ours(lease)]
-        for lease in sorted(mine, key=lambda lease: (not self._is_kept(lease), not lease.reserved)):  # otherwise in key order
+        for lease in sorted(mine, key=lambda lease: (not is_kept(lease, self._kept), not lease.reserved)):  # otherwise in key order
             if unusable(lease, leases, self._config) is None:
                 return self._ask(Renew(lease, self._attrs, 0 if lease.reserved else self._ttl_s))
             if not lease.reserved:
@@ -528,11 +516,6 @@ class Leasing:
     def _clear(self, code: str) -> None:
         if self._told.pop(code, None) is not None:
             self._actions.append(Clear(code))
-
-
-def identity(attrs: LeaseAttrs) -> tuple[object, ...]:
-    """What a host publishes of itself beside its addresses."""
-    return attrs.backend_type, attrs.backend_data, attrs.backend_v6_data
 
 
 def _as_read(attrs: LeaseAttrs) -> LeaseAttrs:

@@ -42,6 +42,8 @@ class Notice:
     """A default route of the main table changed."""
     routed: frozenset[int] = frozenset()
     """IP versions of which a route of the main table that is not ours changed."""
+    addressed: bool = False
+    """An address of an interface that is not ours came or went, one that other links know, too."""
 
 
 class Notices(Protocol):

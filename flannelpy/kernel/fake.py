@@ -52,7 +52,7 @@ class FakeKernel:
     def __init__(self, interfaces: Iterable[Interface] = (), default_routes: Iterable[DefaultRoute] = ()) -> None:
         self.interfaces = {item.name: item for item in interfaces}
         """The host's own, by name."""
-        self._default_routes = tuple(default_routes)
+        self.default_routes = tuple(default_routes)
         self._next_index = max((item.index for item in self.interfaces.values()), default=1) + 1
         self._links: dict[str, Link] = {}
         self._indices: dict[str, int] = {}
@@ -80,7 +80,7 @@ class FakeKernel:
             mine = [item.net for item in self._objects.values() if isinstance(item, Address) and item.dev == link.name]
             addresses = tuple(InterfaceAddress(net.ip, net.prefixlen) for net in mine)
             found.append(Interface(link.name, self._indices[link.name], link.mtu, link.up, addresses, link.mac or ""))
-        defaults = self._default_routes if query.default_routes else ()
+        defaults = self.default_routes if query.default_routes else ()
         if query.names is not None:
             leave_by = {route.index for route in defaults}
             found = [item for item in found if item.index in leave_by or not query.names.isdisjoint(item.names)]
@@ -98,7 +98,7 @@ class FakeKernel:
             if best.kind != "unicast" or best.dev is None:
                 return None
             return RouteAnswer(best.dev, self._index(best.dev), self._source(best.dev, address.version), best.via)
-        for default in self._default_routes:
+        for default in self.default_routes:
             name = next((item.name for item in self.interfaces.values() if item.index == default.index), None)
             if name is not None and default.version == address.version:
                 return RouteAnswer(name, default.index, self._source(name, address.version), None)
@@ -180,8 +180,10 @@ class FakeKernel:
 
     def set_interface(self, interface: Interface) -> None:
         """An interface of the host's own came or changed."""
+        before = self.interfaces.get(interface.name)
         self.interfaces[interface.name] = interface
-        self._tell(News(links={interface.index: interface.name}))
+        addressed = _known_elsewhere(interface) != (() if before is None else _known_elsewhere(before))
+        self._tell(News(links={interface.index: interface.name}, addressed=addressed))
 
     def take_interface(self, name: str) -> None:
         """An interface of the host's own went."""
@@ -189,7 +191,9 @@ class FakeKernel:
         for link in [link for link in self._links.values() if link.vxlan is not None and link.vxlan.dev == name]:
             self._delete_link(link.name)
         self._routes = {dst: route for dst, route in self._routes.items() if route.dev != name}
-        self._tell(News(links={gone.index: name}, took_along=name, routed=frozenset({4, 6})))
+        self._tell(
+            News(links={gone.index: name}, took_along=name, routed=frozenset({4, 6}), addressed=bool(_known_elsewhere(gone)))
+        )
 
     def rename_interface(self, name: str, new: str) -> None:
         """An interface of the host's own has another name; what lives on it stays."""
@@ -501,3 +505,8 @@ def _is_on(item: Object, name: str) -> bool:
 
 def _net(own: InterfaceAddress) -> IPNetwork:
     return IPNetwork(f"{own.address}/{own.prefixlen}")
+
+
+def _known_elsewhere(interface: Interface) -> tuple[InterfaceAddress, ...]:
+    """The addresses that are not link-local."""
+    return tuple(held for held in interface.addresses if not held.address.is_link_local())

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import MalformedError, RegistryError
 from flannelpy.core.model import LEASE_TTL_S, NO_ADDRESS, Lease, LeaseAttrs, parse_subnet_key
@@ -173,6 +173,10 @@ class Registry(Protocol):
     @property
     def endpoint(self) -> str:
         """Who is spoken to now, or tried next."""
+        ...
+
+    async def addresses(self) -> frozenset[IPAddress]:
+        """Where the registry may be spoken to, as far as that is known now: within a second, whatever does not answer."""
         ...
 
     def reconnect(self) -> None:

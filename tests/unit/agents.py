@@ -29,9 +29,10 @@ WITHIN_S = 60.0
 TIMEOUTS = Timeouts(departure_s=0.02, reset_s=0.2, offline_s=0.02)
 
 
-def vxlan_value(at: str, mac: str) -> str:
-    """What a real node writes."""
-    return json.dumps({"PublicIP": at, "PublicIPv6": None, "BackendType": "vxlan", "BackendData": {"VNI": 1, "VtepMAC": mac}})
+def vxlan_value(at: str, mac: str, vni: int | None = 1) -> str:
+    """What a real node writes; an older flannel names no VNI."""
+    data = {"VtepMAC": mac} if vni is None else {"VNI": vni, "VtepMAC": mac}
+    return json.dumps({"PublicIP": at, "PublicIPv6": None, "BackendType": "vxlan", "BackendData": data})
 
 
 async def until(fact: Callable[[], object]) -> None:
@@ -67,6 +68,7 @@ class HostInMemory:
             iface=("eth1",),
             subnet_file=folder / f"{number}" / "subnet.env",
             state_dir=folder / f"{number}" / "state",
+            resolver_file=folder / "resolv.conf",
             **settings,  # type: ignore[arg-type]
         )
         self.notes = Notes()

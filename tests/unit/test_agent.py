@@ -107,7 +107,7 @@ async def test_two_peers_with_one_mac_the_older_is_programmed(host: HostInMemory
     host.put_peer("10.5.10.0-24", vxlan_value("192.0.2.10", MAC))
     async with host.run():
         await until(lambda: host.holds(PEER))
-        assert "peer-conflict 10.5.10.0-24" in host.conditions()
+        assert "peer-unusable 10.5.10.0-24" in host.conditions()
         host.delete("10.5.9.0-24")
         await until(lambda: host.holds(f"fdb {MAC} dst 192.0.2.10 dev flannel.1 self permanent"))
         assert host.conditions() == {}

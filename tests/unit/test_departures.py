@@ -11,12 +11,14 @@ from random import Random
 import pytest
 from netaddr import IPAddress, IPNetwork
 
+from backends.host_gw import HostGw
 from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.departures import AT_ONCE, FATES, Departures
 from flannelpy.core import lease_events as ev
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.leasing import Leasing
 from flannelpy.core.model import LEASE_TTL_S, NO_ADDRESS, Lease, LeaseAttrs
+from flannelpy.core.underlay import Underlay
 from flannelpy.registry import Batch
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
 from tests.unit.agents import PREFIX, TIMEOUTS, VXLAN, HostInMemory, until, vxlan_value
@@ -154,7 +156,7 @@ class Unaware(MemoryRegistry):
 async def test_a_watch_of_before_a_reset_is_not_trusted(host: HostInMemory) -> None:
     registry = Unaware(host.store)
     cluster = Cluster(host.context(registry), wake=lambda: None)
-    cluster.configure(NetworkConfig.parse('{"Network": "10.5.0.0/16"}'), None, None)
+    cluster.configure(NetworkConfig.parse('{"Network": "10.5.0.0/16"}'), HostGw(), None, Underlay())
     for _ in range(5):
         put_leased(host, 9)
     following = asyncio.create_task(cluster.follow())

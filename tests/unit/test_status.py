@@ -415,7 +415,7 @@ async def test_each_peer_says_how_it_stands(host: HostInMemory) -> None:
         state, why = now["10.5.4.0-24"]
         assert state == "excluded"
         assert why is not None
-        assert "claims fdb 02:00:00:00:00:03 dev flannel.1" in why
+        assert "has the identity 02:00:00:00:00:03 of the older lease 10.5.3.0/24" in why
         assert now["10.9.6.0-24"] == ("excluded", "lies outside the network 10.5.0.0/16")
         assert now["10.5.7.0-24"][0] == "excluded"
         assert now["10.5.8.0-24"] == ("excluded", "a reservation that waits for its host")

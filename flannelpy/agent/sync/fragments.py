@@ -14,9 +14,10 @@ from netaddr import IPAddress
 from flannelpy.agent.report import Reporter
 from flannelpy.core.backend import Backend, Local
 from flannelpy.core.desired import Desired
-from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.errors import FlannelpyError, MalformedError
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import HostState, Key, Scope
+from flannelpy.core.underlay import Shield
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +31,16 @@ AT_ONCE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What this host is to be; a value, swapped whole. ``firewall`` makes the firewall's part for these peers."""
+    """What this host is to be; a value, swapped whole. ``firewall`` makes the firewall's part for these peers; no route may cover
+    what ``shield`` keeps out of the overlay.
+    """
 
     backend: Backend
     local: Local
     scope: Scope
     firewall: Callable[[tuple[Lease, ...]], HostState]
     firewall_speaks_of_peers: bool
+    shield: Shield = Shield()  # noqa: RUF009 - never changed in place
 
 
 class Peers(Protocol):
@@ -138,7 +142,7 @@ class Fragments:
         self._took(taken.keys())
         if anew or self._firewall_changed or FIREWALL in self.broken or (changed and target.firewall_speaks_of_peers):
             self._firewall_changed = False
-            touched |= self._set_own(FIREWALL, lambda: target.firewall(tuple(self._members.values())))
+            touched |= self._set_own(FIREWALL, lambda: target.firewall(self._reached()))
         self._made = target
         self._reporter.set("backend-failed", {owner: f"{owner}: {why}" for owner, why in self.broken.items()})
         if changed:
@@ -171,7 +175,7 @@ class Fragments:
     def _set_own(self, owner: str, make: Callable[[], HostState]) -> set[Key]:
         """What the host itself needs, from a plugin that may raise anything: then what there is stays."""
         try:
-            state = make()
+            state = self.target.shield.carved(make())
         except Exception as error:
             if not isinstance(error, FlannelpyError):
                 log.debug("%s: its fragment cannot be made", owner, exc_info=error)
@@ -188,12 +192,19 @@ class Fragments:
         self._members[owner] = lease
         try:
             state = backend.peer(lease, local)
+            for route, words in self.target.shield.crossing(state):
+                raise MalformedError(f"{route} would take {words} into the overlay")
         except Exception as error:
             if not isinstance(error, FlannelpyError):
                 log.debug("%s: its fragment cannot be made", lease, exc_info=error)
             self._unreadable[owner] = str(error) if isinstance(error, FlannelpyError) else f"{type(error).__name__}: {error}"
             return self.desired.drop(owner)
         return self.desired.put(owner, state, rank=lease.create_revision)
+
+    def _reached(self) -> tuple[Lease, ...]:
+        """The peers that are not left out."""
+        left_out = self.left_out
+        return tuple(lease for owner, lease in self._members.items() if owner not in left_out)
 
     def _conflicts(self) -> dict[str, str]:
         found = {}
