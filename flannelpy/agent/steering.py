@@ -219,13 +219,13 @@ class Steering:
         self._parts.cluster.set_own(lease)
         self.lease = lease
         carriage = self.carriage = self._differ_from_copies(carriage, lease)
+        self._parts.publisher.keep_view(self._view)
         if self._carried is None or not self._carried[0].same(carriage) or not self._carried[1].same_content(lease):
             await self._swap(carriage, lease)
             self._carried = (carriage, lease)
             self._parts.surroundings.stale = True  # a bridge in our subnet is ours
             await self._look_around()
             self._judge(carriage)
-        self._parts.publisher.keep_view(self._view)
 
     def _view(self) -> KeptView | None:
         """What a start without etcd needs; None where etcd has confirmed nothing."""
