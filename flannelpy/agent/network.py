@@ -62,10 +62,10 @@ class Network:
         self._came_and_went = asyncio.Event()
         self._peers = self.cluster.cursor(self._came_and_went.set)
         self.reconciler.repairs.listener = lambda step: context.events.keep(REPAIRED, str(step.key), str(step))
-        self._forwarding = Forwarding(context.kernel, context.reporter, self._change_firewall)
-        self.surroundings = Surroundings(context, self.facts, wake=lambda: self.steering.changed.set())
-        parts = Parts(self.facts, self.surroundings, self.cluster, self.reconciler, self.datapath, self.publisher, self._forwarding)
-        self.steering = Steering(context, kept, parts)
+        forwarding = Forwarding(context.kernel, context.reporter, self._change_firewall)
+        surroundings = Surroundings(context, self.facts, wake=lambda: self.steering.changed.set())
+        self._parts = Parts(self.facts, surroundings, self.cluster, self.reconciler, self.datapath, self.publisher, forwarding)
+        self.steering = Steering(context, kept, self._parts)
         self._notices: Notices | None = None
         self._scope = Scope()
 
@@ -88,7 +88,7 @@ class Network:
     def _tasks(self) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]]:
         yield "notices", self._listen
         yield "steering", self.steering.run
-        yield "underlay", self.surroundings.run
+        yield "underlay", self._parts.surroundings.run
         yield "registry", self.cluster.follow
         yield "first knowledge", self._begin
         yield "relist", self.cluster.relist
@@ -98,7 +98,7 @@ class Network:
         yield "reconcile", self.reconciler.run
         yield "audit", partial(audit, self.reconciler)
         if self.context.settings.forward_rules:
-            yield "forwarding", self._forwarding.run
+            yield "forwarding", self._parts.forwarding.run
         yield "publish", self._publish
         yield "files", self.publisher.run
         yield "liveness", self._watch_liveness
@@ -120,7 +120,7 @@ class Network:
 
     def audit(self) -> None:
         """Look at everything once more, now."""
-        self.facts.stale = self.surroundings.stale = True
+        self.facts.stale = self._parts.surroundings.stale = True
         self.steering.changed.set()
         self.reconciler.resync()
         self.cluster.doubt()
@@ -163,7 +163,7 @@ class Network:
             self.reconciler.resync()  # nobody has heard what happened before
             try:
                 async for notice in notices:
-                    if self.facts.hear(notice) | self.surroundings.hear(notice):
+                    if self.facts.hear(notice) | self._parts.surroundings.hear(notice):
                         self.steering.changed.set()
                     if moved := self.facts.take_moved():
                         self.reconciler.reroute(moved)

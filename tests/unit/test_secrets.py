@@ -170,7 +170,7 @@ async def test_nft_and_modprobe_know_no_secret(tmp_path: Path, monkeypatch: pyte
     program = tmp_path / "program"
     program.write_text(f"#!/bin/sh\nenv >>{seen}\n")
     program.chmod(0o755)
-    await nft._run_command(os.fspath(program), "")
+    await nft.run_command([os.fspath(program)])
     await asyncio.to_thread(modules._run, [os.fspath(program)])
     names = {line.partition("=")[0] for line in seen.read_text().splitlines()}
     assert "PATH" in names
