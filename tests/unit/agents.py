@@ -146,7 +146,7 @@ class HostInMemory:
     def settled(self) -> bool:
         """True where nothing is left to be done."""
         network = self.agent._network if self.agent is not None else None
-        if network is None or not network.reconciler.settled or network.reconciler.dirty.pending:
+        if network is None or not network.reconciler.settled or network.reconciler.dirty.pending or network.cluster.departures.kept:
             return False
         return len(self.programmed()) == len(network.reconciler.desired.state)
 
