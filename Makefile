@@ -4,6 +4,8 @@ VENV    ?= .venv
 PYTHON  := $(VENV)/bin/python
 DEV     := $(VENV)/.dev-installed
 DOCKER  := $(VENV)/docker/usr/bin/docker
+RELEASE := $(VENV)/.release-tools-installed
+LOWEST  := $(VENV)/lowest
 LAB     := netns-lab/lab
 
 NAME    ?= fl
@@ -12,6 +14,7 @@ BACKEND ?= vxlan
 ETCD    ?= 1
 ROUNDS  ?= 5
 MINUTES ?= 10
+FLOOD   ?= 10
 
 # What the lab, the tests and the agent use on a Debian machine: the command that shows it is there, and its package.
 NEEDED  := ip:iproute2 ping:iputils-ping nft:nftables tcpdump:tcpdump iperf3:iperf3 ethtool:ethtool ps:procps modprobe:kmod \
@@ -26,7 +29,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn chaos dist clean
+.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn chaos flood etcds fuzz dist pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,12 +87,37 @@ churn: $(DEV) ## what veth pairs that come and go cost the agent: 2,000 a minute
 chaos: $(DEV) ## random faults of etcd, kernel and hosts, and does everything converge: SEED= MINUTES=10 BACKEND=vxlan
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.chaos --minutes $(MINUTES) --backend $(BACKEND) $(if $(SEED),--seed $(SEED))
 
+flood: $(DEV) ## floods of keys in etcd, FLOOD=10 times as large as in the tests: memory, log, time
+	FLOOD=$(FLOOD) $(PYTHON) -m pytest -q -s -o timeout=3600 tests/lab/test_flood.py
+
+etcds: $(DEV) ## etcd 3.6 and 3.7 for the contract tests, built with Go 1.26 into $(VENV)/cache (two minutes)
+	@for version in 3.6.6 3.7.3; do \
+		into=$(CURDIR)/$(VENV)/cache/etcd-$${version%.*}; [ -x $$into/etcd ] && continue; \
+		work=$$(mktemp -d) && mkdir -p $$into && cd $$work && go mod init etcds && go get -tool go.etcd.io/etcd/server/v3@v$$version \
+			&& go build -o $$into/etcd go.etcd.io/etcd/server/v3 || exit 1; cd / && rm -rf $$work; \
+	done
+
 bench-registry: $(DEV) ## how big a cluster the agent follows
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab bench_registry
 
-dist: $(DEV) ## wheel and source archive in dist/
-	@$(PYTHON) -m pip install --quiet 'hatchling>=1.21'
+fuzz: $(DEV) ## any input at all, for MINUTES=10: leases, files, netlink, HTTP, packets
+	FUZZ_MINUTES=$(MINUTES) UDP_FUZZ_COUNT=$$(($(MINUTES) * 100000)) $(PYTHON) -m pytest -q -s --timeout=0 tests/fuzz
+
+dist: $(DEV) $(RELEASE) ## wheel and source archive in dist/, what a release installs (hashes), and its SBOM
 	$(PYTHON) -m hatchling build -d dist
+	cp packaging/requirements.txt dist/requirements.txt
+	$(PYTHON) -W ignore::UserWarning -m cyclonedx_py requirements packaging/requirements.txt --pyproject pyproject.toml --output-reproducible \
+		--output-format JSON --output-file dist/flannelpy.cdx.json
+
+pins: $(DEV) $(RELEASE) ## pin what a release installs, with hashes: packaging/requirements.txt, as the registry has it today
+	$(PYTHON) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-package win-inet-pton \
+		--custom-compile-command 'make pins' --output-file packaging/requirements.txt pyproject.toml
+
+test-lowest: $(DEV) $(RELEASE) ## the unit tests with the lowest versions that pyproject.toml allows
+	$(PYTHON) -m uv venv --quiet --clear --python $(PYTHON) $(LOWEST)
+	$(PYTHON) -m uv pip compile --quiet --resolution lowest-direct --no-annotate --output-file $(LOWEST)/pins.txt pyproject.toml
+	$(PYTHON) -m uv pip install --quiet --python $(LOWEST)/bin/python -c $(LOWEST)/pins.txt -e '.[dev]'
+	$(LOWEST)/bin/python -m pytest -q -p no:cacheprovider --ignore=tests/unit/test_dependencies.py tests/unit
 
 clean: ## remove what was made: .venv, caches, dist, lab-out
 	rm -rf $(VENV) dist build lab-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -113,6 +141,10 @@ $(DEV): pyproject.toml
 	@log=$$(mktemp); \
 	if $(PYTHON) -m pip install --quiet -e '.[dev]' >"$$log" 2>&1; then rm -f "$$log"; \
 	else echo "setup: pip failed: $$(grep -E '^ *ERROR' "$$log" | tail -n 1 | sed 's/^ *//') (all of it: $$log)"; exit 1; fi
+	@touch $@
+
+$(RELEASE): $(DEV)
+	@$(PYTHON) -m pip install --quiet 'hatchling>=1.21' 'uv>=0.5' 'cyclonedx-bom>=5'
 	@touch $@
 
 $(DOCKER): | $(DEV)

@@ -17,6 +17,7 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.core.backend import SOURCE_RULES, Guard, GuardedPort, Local, SourceRule, Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError, MalformedError
+from flannelpy.core.foreign import printable
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, FdbEntry, HostState, Link, Neighbour, Object, Route, Sysctl, Vxlan
@@ -157,6 +158,7 @@ class VxlanBackend:
 
     def _peer(self, device: str, subnet: IPNetwork, outer: IPAddress, data: object, local: Local) -> list[Object]:
         mac = vtep_mac(data)
+        self._demand_vni(data)
         if mac == local.macs.get(device):
             raise MalformedError(f"BackendData.VtepMAC {mac} is our own device's: two hosts cannot share it")
         if self.options.direct_routing and outer in local.on_link:
@@ -167,6 +169,13 @@ class VxlanBackend:
             FdbEntry(mac, outer, device),  # inner MAC -> outer address
             Route(subnet, via=gateway, dev=device, onlink=True),
         ]
+
+    def _demand_vni(self, data: object) -> None:
+        """A peer of another VNI hears nothing of ours; one of an older flannel names none. Raises MalformedError."""
+        members = Members(data) if isinstance(data, dict) else Members({})
+        vni = members["VNI"] if "VNI" in members else None
+        if vni is not None and (type(vni) is not int or vni != self.options.vni):
+            raise MalformedError(f"BackendData.VNI {printable(str(vni), 60)}: expected ours, {self.options.vni}")
 
     def datapath(self, local: Local) -> None:
         return None

@@ -1,7 +1,8 @@
 """Where do log lines go, and what do they look like? To stderr: text for people, JSON for collectors, or with systemd's priorities.
 
 A line that is repeated without another in between is written once; when another comes, the number of repetitions follows. What
-others wrote cannot move a terminal's cursor, forge a line, or make one without end.
+others wrote cannot move a terminal's cursor, forge a line, or make one without end; nor can whatever they do fill a disk: of one
+kind of line so many are written in a minute, and then their number.
 """
 
 from __future__ import annotations
@@ -10,13 +11,19 @@ import json
 import logging
 import os
 import sys
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TextIO
 
 from flannelpy.core.foreign import LINE, cut, printable
+from flannelpy.core.line_rate import LineRate
 
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 """sd-daemon(3): what systemd reads at the head of a line, as ``<4>``."""
+
+MOST = 600
+"""Lines of one kind in a minute: what is written at one place of the code. Conditions and peers are held to fewer before."""
 
 TRACEBACK = 100
 """Lines of a traceback that are written; the last ones say what happened."""
@@ -27,6 +34,7 @@ def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter({"json": Json, "journal": Journal}.get(form, Text)())
     handler.addFilter(Once(handler))
+    handler.addFilter(Rate(handler))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for chatty in ("asyncio", "pyroute2", "grpc"):  # their debug lines are about themselves
         logging.getLogger(chatty).setLevel(max(logging.INFO, logging.getLogger().level))
@@ -87,6 +95,31 @@ class Once:
             self._handler.emit(logging.LogRecord(name, level, record.pathname, record.lineno, told, None, None))
         self._last, self._held = line, 0
         return True
+
+
+class Rate:
+    """A filter that holds back more than MOST lines of a kind in a minute, and tells how many when that is over and another line
+    comes. Debug lines are asked for, and pass.
+    """
+
+    def __init__(self, handler: logging.Handler, clock: Callable[[], float] = time.monotonic) -> None:
+        self._handler = handler
+        self._clock = clock
+        self._rate = LineRate[tuple[str, int]](most=MOST)
+        self._held: dict[tuple[str, int], tuple[str, int, str]] = {}
+
+    def __call__(self, record: logging.LogRecord) -> bool:
+        if record.levelno <= logging.DEBUG:
+            return True
+        kind, now = (record.pathname, record.lineno), self._clock()
+        for over, count in self._rate.take_held(now).items():
+            name, level, text = self._held.pop(over)
+            self._handler.emit(logging.LogRecord(name, level, *over, f"{count:,} more lines like: {text}", None, None))
+        if self._rate.allows(kind, now):
+            return True
+        if kind not in self._held:
+            self._held[kind] = record.name, record.levelno, cut(message(record))
+        return False
 
 
 def _when(record: logging.LogRecord) -> datetime:

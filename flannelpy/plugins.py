@@ -5,13 +5,15 @@ A third party's package that declares one needs no change here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from importlib.metadata import entry_points
 
 from flannelpy.core.backend import NO_HOST_OPTIONS, Backend, HostOptions
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError, ConfigError
 from flannelpy.core.model import Family
+from flannelpy.core.secret import hide, reveal
 
 GROUP = "flannelpy.backends"
 
@@ -28,7 +30,7 @@ def load(config: NetworkConfig, host_options: HostOptions = NO_HOST_OPTIONS) -> 
     """
     for point in entry_points(group=GROUP):
         if point.name == config.backend_type:
-            options = {**config.backend_options, **host_options.get(point.name, {})}
+            options = {**reveal(config.backend_options), **host_options.get(point.name, {})}
             backend: Backend = point.load().from_options(options)
             return backend
     raise BackendError(f"Backend.Type {config.backend_type!r}: nobody provides it; installed are {', '.join(names())}")
@@ -56,4 +58,5 @@ def parse(text: str | bytes | None, host_options: HostOptions = NO_HOST_OPTIONS)
     if missing:
         raise ConfigError(f"Backend.Type {backend.name}: it does not carry {' and '.join(missing)}, which the config turns on")
     backend.devices(config)  # raises where a device cannot be named
-    return config, backend
+    marked: Collection[str] = getattr(backend, "secrets", ())
+    return replace(config, backend_options=hide(config.backend_options, {name.lower() for name in marked})), backend

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from netaddr import AddrFormatError, IPAddress
 from flannelpy.core.backend import HostOptions
 from flannelpy.core.errors import UsageError
 from flannelpy.core.re2 import compile_re2
+from flannelpy.core.secret import Secret
+from flannelpy.host.files import read_given
 from flannelpy.options import ACCEPTED, ALL, BY_NAME, ETCD, OUR_ENV, REFUSED, Given
 from flannelpy.registry import Endpoint
 from flannelpy.registry.etcd.endpoints import parse_endpoints
@@ -27,6 +30,9 @@ Parsed = TypeVar("Parsed")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json", "journal")
 UDP_ENGINES = ("auto", "kernel", "userspace", "pump")
+
+_OTHERS = stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH
+"""What a file with a secret in it does not allow; a group of its own may read it."""
 
 _NOT_OPTIONS = frozenset({OUR_ENV + "OPTIONS"})
 """Variables of ours that are no option's twin: the systemd unit's line of flags."""
@@ -53,12 +59,13 @@ class Settings:
     blackhole_route: bool = False
     udp_engine: str | None = None
     udp_workers: int | None = None
-    healthz_ip: IPAddress = IPAddress("0.0.0.0")  # noqa: RUF009 - never changed in place
+    healthz_ip: IPAddress = IPAddress("127.0.0.1")  # noqa: RUF009 - never changed in place
     healthz_port: int = 0
     state_dir: Path = Path("/var/lib/flannelpy")
     run_dir: Path = Path("/run/flannelpy")
     log_level: str = "info"
     log_format: str = "text"
+    resolver_file: Path = Path("/etc/resolv.conf")
     notes: tuple[str, ...] = ()
 
     @property
@@ -218,7 +225,7 @@ def _endpoint(source: _Source) -> Endpoint:
         certfile=certfile,
         keyfile=keyfile,
         username=username,
-        password=password,
+        password=Secret(password),
         password_file=password_file,
     )
 
@@ -242,11 +249,18 @@ def _prefix(text: str) -> str:
 
 def _readable_file(text: str) -> str:
     try:
-        with Path(text).open("rb") as file:
-            file.read(1)
+        read_given(Path(text))
     except (OSError, ValueError) as error:
         raise _Unexpected(f"expected a readable file: {getattr(error, 'strerror', error)}") from None
     return text
+
+
+def _mode(file: str) -> int:
+    """Its permissions; 0 where it is gone meanwhile."""
+    try:
+        return stat.S_IMODE(Path(file).stat().st_mode)
+    except OSError:
+        return 0
 
 
 # -------------------------------------------------------------------------------------------------- one parser a kind of value
@@ -340,6 +354,11 @@ def _notes(source: _Source) -> tuple[str, ...]:
         notes.append(f"taken from flanneld's environment: {', '.join(twins)}")
     if source.given.get("etcd-password"):
         notes.append("--etcd-password can be read by everybody on this host; --etcd-password-file cannot")
+    notes += [
+        f"{source.where(name)} {file!r} is open to others (mode {mode:o}); expected 600"
+        for name in ("etcd-password-file", "etcd-keyfile")
+        if (file := source.text(name)) and (mode := _mode(file)) & _OTHERS
+    ]
     tls = [option.flag for option in ETCD if option.name in ("etcd-cafile", "etcd-certfile") and source.text(option.name)]
     if tls and "https://" not in source.text("etcd-endpoints"):
         notes.append(f"{' and '.join(tls)} not used: no endpoint begins with https://")

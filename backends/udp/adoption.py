@@ -17,7 +17,7 @@ from backends.udp.counters import Counters, make_counters
 from backends.udp.offload import IFF_VNET_HDR, ask_tun
 from backends.udp.protocol import Offload
 from backends.udp.sockets import set_up
-from backends.udp.tun import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TUN, IFREQ, tun_flags
+from backends.udp.tun import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TUN, IFREQ, keep_to_ourselves, tun_flags
 from flannelpy.core.backend import FdStore
 from flannelpy.core.errors import BackendError
 
@@ -56,6 +56,7 @@ def adopt(fd_store: FdStore, wanted: Wanted) -> tuple[tuple[int, ...], tuple[soc
             tuns.append(_take(fd_store, TUN_OF.format(number)))
             undo.callback(os.close, tuns[-1])
             _check_tun(tuns[-1], wanted)
+            keep_to_ourselves(tuns[-1])  # a former life may have been another user's
             sockets.append(undo.enter_context(_as_socket(_take(fd_store, SOCKET_OF.format(number)))))
             _check_socket(sockets[-1], wanted)
             set_up(sockets[-1])

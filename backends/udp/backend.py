@@ -86,7 +86,7 @@ class Udp:
         if not refusal:
             return Chosen(kernel, f"udp engine: kernel{', as asked for' if self.engine == 'kernel' else ''}", engine="kernel")
         refused = f"udp's engine kernel: {refusal}; userspace carries the packets" if self.engine == "kernel" else ""
-        return Chosen(userspace, f"udp engine: userspace; the kernel's cannot be had: {refusal}", refused, "userspace")
+        return Chosen(userspace, f"udp engine: userspace; kernel unavailable: {refusal}", refused, "userspace")
 
     def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
         return {DEVICE: False}

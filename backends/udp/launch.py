@@ -7,9 +7,10 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from backends.udp.protocol import READY, START, Order, Setting, pack
+from flannelpy.core.environment import PYTHON, bare
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +29,6 @@ whole machine stood still, the worker has a second to show that it goes on."""
 
 START_LOOKS = 30
 """The same before its first heartbeat: on a busy machine a start takes seconds."""
-
-KEPT_VARIABLES = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
-"""What a worker gets of our environment: how to find Python and what it imports, and how to write a traceback. No secrets."""
 
 
 class Launched:
@@ -140,11 +138,6 @@ async def _execute(setting: Setting) -> asyncio.subprocess.Process:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=None,
-        env=bare(os.environ),
+        env=bare(os.environ, *PYTHON),
         pass_fds=(setting.tun, setting.socket, setting.control, setting.counters),
     )
-
-
-def bare(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a worker is to know of our environment."""
-    return {name: environment[name] for name in KEPT_VARIABLES if name in environment}

@@ -1,6 +1,6 @@
 """How does the agent keep packets moving? It has device and sockets opened, starts a worker on each pair and anew when it dies.
 
-What is open (``queues``) and who owns what (``ownership``) stay with the agent, so a dead worker costs the time of one start (about
+What is open (``queues``) and who is where (``table``) stay with the agent, so a dead worker costs the time of one start (about
 0.1 s), in which the packets of its pair wait in the device's queue and in the socket, and the other workers go on.
 """
 
@@ -15,13 +15,13 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from backends.udp.counters import COUNTERS
 from backends.udp.launch import Launched, launch
-from backends.udp.ownership import Claim, Ownership
 from backends.udp.protocol import DEVICE_GONE, GUARD, GUARDS, OVERLAY, PATHS, Block, Guard, Offload, Order, Setting, name_of
 from backends.udp.queues import QueuePair, Queues
+from backends.udp.table import Table
 from flannelpy.core.backend import Backend, DatapathStatus, FdStore, Local, WorkerStatus
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError
-from flannelpy.core.model import NO_ADDRESS, Lease
+from flannelpy.core.model import Lease
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class UserspaceDatapath:
         self.queues = Queues(device, terms.port, self._number, offload)
         self._workers: set[Launched] = set()  # those that live
         self._statuses: dict[str, WorkerStatus] = {}  # by the worker's name
-        self._peers = Ownership()
+        self._peers = Table()
 
     async def open(self, fd_store: FdStore) -> None:
         """Make device and sockets, or take them over from the fd store. Raises BackendError: what is in the way and its remedy."""
@@ -97,7 +97,7 @@ class UserspaceDatapath:
 
     def update(self, peers: Mapping[str, Lease | None]) -> None:
         """Peers by lease key that came or changed; None for one that went."""
-        self._order(self._peers.change({key: None if lease is None else _claim(key, lease) for key, lease in peers.items()}))
+        self._order(self._peers.change(peers))
 
     def adopt(self, local: Local, backend: Backend | None = None) -> bool:
         """Go on as ``local``, by the options of ``backend`` (None: the same ones), without an interruption.
@@ -220,13 +220,6 @@ def _overlay(config: NetworkConfig) -> Block:
     if config.v4 is None:
         raise BackendError("udp carries IPv4 only, and the network config has no IPv4 Network")
     return config.v4.network.first, config.v4.network.prefixlen
-
-
-def _claim(key: str, lease: Lease) -> Claim | None:
-    """None for an IPv6-only node's lease, which names no IPv4 address and no IPv4 subnet."""
-    if lease.public_ip == NO_ADDRESS or lease.subnet.prefixlen == 0:
-        return None
-    return Claim(lease.create_revision, key, _block(lease), int(lease.public_ip))
 
 
 def _fate(code: int) -> str:

@@ -21,6 +21,7 @@ from flannelpy.core.errors import BackendError
 CLONE = "/dev/net/tun"
 
 _TUNSETIFF = 0x400454CA
+_TUNSETOWNER = 0x400454CC
 IFF_TUN = 0x0001
 IFF_MULTI_QUEUE = 0x0100
 IFF_NO_PI = 0x1000
@@ -61,6 +62,7 @@ def open_tun(name: str, offload: bool = False, queues: int = 1) -> tuple[tuple[i
         try:
             # Another agent's device with several queues would let us in as one more; EXCL has it refuse.
             _attach(tuns[0], name, flags | _IFF_TUN_EXCL if queues > 1 else flags)
+            keep_to_ourselves(tuns[0])
             _lengthen(name)  # before the others come: a queue is made as long as the device says
             for tun in tuns[1:]:
                 _attach(tun, name, flags)
@@ -87,6 +89,11 @@ def _open_clone() -> int:
 
 def _attach(tun: int, name: str, flags: int) -> None:
     fcntl.ioctl(tun, _TUNSETIFF, IFREQ.pack(name.encode(), flags))
+
+
+def keep_to_ourselves(tun: int) -> None:
+    """A device that belongs to nobody gives a queue, and packets, to whoever may open the clone device (tun_not_capable)."""
+    fcntl.ioctl(tun, _TUNSETOWNER, os.geteuid())
 
 
 def _lengthen(name: str) -> None:

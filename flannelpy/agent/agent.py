@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, closing, nullcontext
 
 from flannelpy import __version__
 from flannelpy.agent.api import answering
 from flannelpy.agent.context import Context, Timeouts
 from flannelpy.agent.events import Ring
 from flannelpy.agent.fd_store import SystemdFdStore
-from flannelpy.agent.lock import hold_lock
+from flannelpy.agent.lock import Claimant, Claims, hold_lock
 from flannelpy.agent.network import Network
 from flannelpy.agent.report import Reporter
 from flannelpy.agent.status import document, why_not
 from flannelpy.agent.systemd import Notifier, feed_watchdog, inherited, keep_posted, status_line, watchdog_s
 from flannelpy.core.backend import FdStore, NoFdStore
-from flannelpy.core.conditions import Health
 from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.health import Health
 from flannelpy.core.uplink import Wish
 from flannelpy.explain.status import Status
 from flannelpy.explain.wall_clock import wall_clock
@@ -68,10 +69,20 @@ class Agent:
         notifier: Notifier,
         fd_store: FdStore | None = None,
         timeouts: Timeouts | None = None,
+        claims: Claims | None = None,
     ) -> None:
         wish = Wish(settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip, settings.public_ipv6)
         self._context = Context(
-            settings, wish, registry, kernel, Reporter(clock), notifier, fd_store or NoFdStore(), clock, timeouts or Timeouts()
+            settings,
+            wish,
+            registry,
+            kernel,
+            Reporter(clock),
+            notifier,
+            fd_store or NoFdStore(),
+            clock,
+            timeouts or Timeouts(),
+            claims=claims or Claims(Claimant(os.getpid(), str(settings.run_dir), settings.endpoint.prefix)),
         )
         self._context.reporter.listeners.append(self._context.events.conditions)
         self._network: Network | None = None
@@ -117,7 +128,7 @@ class Agent:
         log.info("flannelpy %s", __version__)
         for note in context.settings.notes:
             log.info("%s", note)
-        with hold_lock(context.settings.run_dir) as held:
+        with closing(context.claims), hold_lock(context.settings.run_dir, context.settings.endpoint.prefix) as held:
             socket = answering(context.settings.run_dir, self.status, context.events) if held else nullcontext()
             async with self._health_pages(), socket, self._known_to_systemd():
                 await self.live()

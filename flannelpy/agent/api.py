@@ -14,6 +14,8 @@ from flannelpy.explain.status import SOCKET, Status
 
 log = logging.getLogger("flannelpy")
 
+MOST_DIGITS = 15
+
 JSON, TEXT = "application/json", "text/plain; charset=utf-8"
 
 
@@ -45,9 +47,9 @@ def events_page(ring: Ring) -> Callable[[Mapping[str, str]], Awaitable[tuple[int
 
     async def page(query: Mapping[str, str]) -> tuple[int, str, str]:
         try:
-            since, after, wait = (None if name not in query else int(query[name]) for name in ("since", "after", "wait"))
+            since, after, wait = (None if name not in query else _whole(query[name]) for name in ("since", "after", "wait"))
         except ValueError:
-            return 400, TEXT, "since, after and wait: expected whole numbers\n"
+            return 400, TEXT, "since, after and wait: expected whole numbers, not negative\n"
         known = after or 0
         if query.get("life", ring.life) != ring.life:
             known = 0  # a number of the agent before
@@ -56,3 +58,10 @@ def events_page(ring: Ring) -> Callable[[Mapping[str, str]], Awaitable[tuple[int
         return 200, JSON, events.to_json(ring.read(since_s=since, after=known))
 
     return page
+
+
+def _whole(text: str) -> int:
+    """Raises ValueError, also for what is more seconds or events than there ever were."""
+    if not (text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS):
+        raise ValueError(text)
+    return int(text)

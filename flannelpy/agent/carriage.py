@@ -103,6 +103,14 @@ async def resolve(
     return carriage
 
 
+def introduce(carriage: Carriage, where: str) -> None:
+    """Log how the uplink was chosen, and what the config at ``where`` leaves open."""
+    for reason in carriage.uplink_reasons:
+        log.info("uplink: %s", reason)
+    if not carriage.config.backend_given:
+        log.warning("the network config at %s names no Backend: udp, as flannel does; vxlan would be faster", where)
+
+
 def clamped(carriage: Carriage) -> str:
     """In words, that the config asks for a larger MTU than the uplink has; empty where it does not."""
     asked = Members(carriage.config.backend_options, "Backend.").unsigned("MTU", 0, 0, 65_535)

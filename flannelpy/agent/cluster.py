@@ -13,10 +13,12 @@ from flannelpy.agent.context import Context
 from flannelpy.agent.departures import Departures
 from flannelpy.agent.view import Cursor, View
 from flannelpy.core import lease_events as ev
+from flannelpy.core.backend import Backend
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import MalformedError, RegistryError, WatchGapError
 from flannelpy.core.membership import Changes, Membership
 from flannelpy.core.model import Lease, parse_subnet_key
+from flannelpy.core.underlay import Underlay
 from flannelpy.registry import ConfigChanged, Deleted, Event, Malformed, Put, Snapshot
 
 log = logging.getLogger("flannelpy")
@@ -69,10 +71,10 @@ class Cluster:
 
     # --------------------------------------------------------------------------------------------- what we are to it
 
-    def configure(self, config: NetworkConfig, accepts: frozenset[str] | None, address: IPAddress | None) -> None:
-        """Judge the leases as a host of this network, that speaks to these backends and publishes this address."""
+    def configure(self, config: NetworkConfig, backend: Backend, address: IPAddress | None, underlay: Underlay) -> None:
+        """Judge the leases as a host of this network, that speaks this backend, publishes this address and has this around it."""
         self._config = config
-        self._note(self._membership.configure(config, accepts, address))
+        self._note(self._membership.configure(config, backend.accepts, address, underlay, backend.published_macs))
 
     def set_own(self, lease: Lease) -> None:
         """Our lease is this now."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from flannelpy.agent.events import Ring
+from flannelpy.agent.lock import Claimant, Claims
 from flannelpy.agent.report import Clock, Reporter
 from flannelpy.agent.systemd import Notifier
 from flannelpy.core.backend import FdStore
@@ -53,6 +54,7 @@ class Context:
     timeouts: Timeouts = Timeouts()
     random: Random = Random()  # noqa: RUF009 - chance is meant to be shared
     events: Ring = field(default_factory=lambda: Ring(wall_clock))
+    claims: Claims = field(default_factory=lambda: Claims(Claimant()))
 
     def spread(self, peers: int) -> float:
         """A random wait in seconds, so that ``peers`` hosts do not all do now what one event asks of all of them."""

@@ -9,6 +9,7 @@ kept for long, without standing in anybody's way.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ from flannelpy.registry import Registry
 log = logging.getLogger("flannelpy")
 
 LEAVING, EXPIRED, RESET = "leaving", "kept-after-expiry", "kept-after-reset"
+
+AT_ONCE = 50
+"""Questions to etcd at a time."""
+FATES = 10_000
+"""How many fates are kept for whoever asks: not every lease was a peer's that somebody asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,8 @@ class Departures:
         self._timeouts = timeouts
         self._gone = gone
         self._changed = asyncio.Event()
+        self._due: list[tuple[float, str]] = []
+        """A heap of all times there ever were, by key; one that is not its departure's any more is passed over."""
 
     def depart(self, lease: Lease, *, reset: bool = False) -> None:
         """The key of ``lease`` is gone; after a ``reset`` with all that etcd had. One that departs already keeps its time."""
@@ -62,19 +70,32 @@ class Departures:
 
     async def run(self) -> None:
         """Decide on each when its time has come, for ever."""
-        loop = asyncio.get_running_loop()
+        self._due = [(departure.until, key) for key, departure in self.kept.items()]  # also those that a failure left undecided
+        heapq.heapify(self._due)
         while True:
             self._changed.clear()
-            earliest = min(self.kept.values(), key=lambda departure: departure.until, default=None)
-            if earliest is None or earliest.until > loop.time():
-                pause = None if earliest is None else earliest.until - loop.time()
-                try:
-                    async with asyncio.timeout(pause):
-                        await self._changed.wait()
-                except TimeoutError:
-                    pass
+            if due := self._take_due():
+                await asyncio.gather(*map(self._decide, due))
                 continue
-            await self._decide(earliest)
+            pause = self._due[0][0] - asyncio.get_running_loop().time() if self._due else None
+            try:
+                async with asyncio.timeout(pause):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    def _take_due(self) -> list[Departure]:
+        """Some of those whose time has come; the others' turn is next."""
+        now, found = asyncio.get_running_loop().time(), list[Departure]()
+        while self._due and len(found) < AT_ONCE:
+            when, key = self._due[0]
+            departure = self.kept.get(key)
+            if departure is not None and departure.until == when:
+                if when > now:
+                    break
+                found.append(departure)
+            heapq.heappop(self._due)
+        return found
 
     async def _decide(self, departure: Departure) -> None:
         key = departure.lease.key
@@ -94,8 +115,12 @@ class Departures:
                 return
         self.kept.pop(key, None)
         self.fates[key] = departure.state
+        while len(self.fates) > FATES:
+            del self.fates[next(iter(self.fates))]
         self._gone(key)
 
     def _keep(self, lease: Lease, state: str, delay_s: float) -> None:
-        self.kept[lease.key] = Departure(lease, state, asyncio.get_running_loop().time() + delay_s)
+        until = asyncio.get_running_loop().time() + delay_s
+        self.kept[lease.key] = Departure(lease, state, until)
+        heapq.heappush(self._due, (until, lease.key))
         self._changed.set()

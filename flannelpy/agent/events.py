@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from secrets import token_hex
 
-from flannelpy.core.conditions import Transition
 from flannelpy.core.foreign import printable
+from flannelpy.core.health import Transition
+from flannelpy.core.line_rate import LineRate
 from flannelpy.core.model import Lease
 from flannelpy.explain.events import BEGAN, JOINED, LEFT, MOVED, RESOLVED, STARTED, Event, Events
 
@@ -54,6 +55,7 @@ class Ring:
         self.last = 0
         self._wall_clock = wall_clock
         self._peers, self._others = _Share(), _Share()
+        self._rate = LineRate[tuple[str, str]]()
         self._second: Counter[str] | None = None
         self._newer = asyncio.Event()
 
@@ -80,10 +82,14 @@ class Ring:
         self._newer = asyncio.Event()
 
     def conditions(self, news: Sequence[Transition]) -> None:
-        """For ``Reporter.listeners``: what began, changed and ended."""
+        """For ``Reporter.listeners``: what began, changed and ended; of one code so many in a minute, the rest as a count."""
+        now = self._wall_clock()
+        for (kind, code), count in self._rate.take_held(now).items():
+            self.keep(kind, code, f"{code}: {count:,} more of the kind")
         for item in news:
-            active = item.active
-            self.keep(RESOLVED if item.resolved else BEGAN, active.condition.code, active.text)
+            code, kind = item.active.condition.code, RESOLVED if item.resolved else BEGAN
+            if self._rate.allows((kind, code), now, item.count):
+                self.keep(kind, code, item.active.text if item.count == 1 else f"{code}: {item.count:,} more of the kind")
 
     def read(self, *, since_s: float | None = None, after: int = 0) -> Events:
         """Those of the last ``since_s`` seconds whose number is above ``after``, the oldest first."""

@@ -12,8 +12,9 @@ from flannelpy.agent.report import Reporter
 from flannelpy.core.backend import Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import NoUplinkError
+from flannelpy.core.underlay import Underlay
 from flannelpy.core.uplink import EVERYTHING, Choice, FactsQuery, HostFacts, RouteAnswer, Wish, choose
-from flannelpy.core.uplink_change import HostNetworks, concerns, host_networks, query
+from flannelpy.core.uplink_change import concerns, query
 from flannelpy.kernel import Kernel, Notice
 
 FAMILIES = frozenset({4, 6})
@@ -106,10 +107,12 @@ class Facts:
                 found[address] = device
         return found
 
-    async def networks(self, ours: frozenset[str], *bridges: IPNetwork) -> HostNetworks:
-        """The host's own networks and the interface of each, without those on our devices, and on bridges in subnets of ours.
+    async def underlay(
+        self, ours: frozenset[str], bridges: Iterable[IPNetwork] = (), others: Iterable[tuple[IPAddress, str]] = ()
+    ) -> Underlay:
+        """What is around the overlay, ``others`` known elsewhere; without our own devices, and bridges in these subnets of ours.
 
         Raises KernelError.
         """
         uplink = "" if self.uplink is None else self.uplink.name
-        return host_networks(await self._kernel.facts(), ours, bridges, uplink)
+        return Underlay.of(await self._kernel.facts(), ours, bridges, uplink, others)

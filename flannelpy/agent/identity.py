@@ -6,6 +6,7 @@ a lease, which another host may have written. flannel draws a new one at each st
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterable, Mapping
 
@@ -13,6 +14,8 @@ from flannelpy.core.backend import Backend
 from flannelpy.core.claims import older
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import HostState, Key, Link
+
+log = logging.getLogger("flannelpy")
 
 
 def stable_macs(devices: Iterable[str], kept: Mapping[str, str], existing: HostState) -> dict[str, str]:
@@ -39,6 +42,16 @@ def copied(backend: Backend, own: Lease, macs: Mapping[str, str], leases: Iterab
             if mac in ours:
                 found[ours[mac]] = lease
     return found
+
+
+def without_copies(backend: Backend, own: Lease, macs: Mapping[str, str], leases: Iterable[Lease]) -> Mapping[str, str]:
+    """The MACs of our devices, with a new one, and a word about it, in place of each that is ``copied``."""
+    copies = copied(backend, own, macs, leases)
+    drawn = {device: random_mac() for device in copies}
+    for device, other in copies.items():
+        ours = f"{macs[device]}, too, and is older: ours is {drawn[device]} now"
+        log.warning("%s: %s has the MAC %s", device, other, ours)
+    return {**macs, **drawn}
 
 
 def random_mac() -> str:

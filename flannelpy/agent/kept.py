@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from netaddr import IPNetwork
 
+from flannelpy.agent.carriage import Carriage
 from flannelpy.agent.context import Context
+from flannelpy.agent.sync.scope import fou_ports
 from flannelpy.core.errors import FlannelpyError, MalformedError
 from flannelpy.core.model import Lease, parse_subnet_key
 from flannelpy.host import state as state_file
 from flannelpy.host import subnet_env, view_file
-from flannelpy.host.machine import foreign
+from flannelpy.host.machine import foreign, machine
 from flannelpy.host.state import State
 from flannelpy.host.view_file import KeptView
 
@@ -40,6 +43,23 @@ class Kept:
             return self
         log.warning("%s is not this machine's: %s; nothing of it is used", directory, why)
         return Kept(replace(self.state, macs={}, lease_key=""), None, ())
+
+
+def what_is_ours(
+    context: Context, carriage: Carriage, lease: Lease, before: State, macs: Mapping[str, str], uplink_mac: str
+) -> State:
+    """What there is of ours on this host, beside what was ``before``; ``macs`` are those of every device that we ever had."""
+    return State(
+        context.settings.endpoint.prefix,
+        {**macs, **carriage.macs},
+        lease.key,
+        tuple(sorted({*before.networks, *map(str, carriage.config.networks)})),
+        tuple(sorted({*before.devices, *carriage.devices})),
+        tuple(sorted({*before.fou_ports, *fou_ports(carriage.backend)})),
+        machine(),
+        uplink_mac,
+        str(lease.public_ip if lease.subnet.prefixlen else lease.attrs.public_ipv6),
+    )
 
 
 def recall(context: Context) -> Kept:

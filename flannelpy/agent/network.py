@@ -17,11 +17,13 @@ from flannelpy.agent.datapath import DatapathSupervisor
 from flannelpy.agent.departures import EXPIRED, LEAVING, RESET
 from flannelpy.agent.events import PeerEvents
 from flannelpy.agent.facts import Facts
+from flannelpy.agent.forwarding import Forwarding
 from flannelpy.agent.guarded import guarded
 from flannelpy.agent.kept import recall
 from flannelpy.agent.phase import Phase
 from flannelpy.agent.publish import Publisher
 from flannelpy.agent.steering import Parts, Steering
+from flannelpy.agent.surroundings import Surroundings
 from flannelpy.agent.sync.audit import audit
 from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.core.errors import RegistryError
@@ -60,8 +62,10 @@ class Network:
         self._came_and_went = asyncio.Event()
         self._peers = self.cluster.cursor(self._came_and_went.set)
         self.reconciler.repairs.listener = lambda step: context.events.keep(REPAIRED, str(step.key), str(step))
-        parts = Parts(self.facts, self.cluster, self.reconciler, self.datapath, self.publisher)
-        self.steering = Steering(context, kept, parts)
+        forwarding = Forwarding(context.kernel, context.reporter, self._change_firewall)
+        surroundings = Surroundings(context, self.facts, wake=lambda: self.steering.changed.set())
+        self._parts = Parts(self.facts, surroundings, self.cluster, self.reconciler, self.datapath, self.publisher, forwarding)
+        self.steering = Steering(context, kept, self._parts)
         self._notices: Notices | None = None
         self._scope = Scope()
 
@@ -84,6 +88,7 @@ class Network:
     def _tasks(self) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]]:
         yield "notices", self._listen
         yield "steering", self.steering.run
+        yield "underlay", self._parts.surroundings.run
         yield "registry", self.cluster.follow
         yield "first knowledge", self._begin
         yield "relist", self.cluster.relist
@@ -92,6 +97,8 @@ class Network:
         yield "datapath", self.datapath.run
         yield "reconcile", self.reconciler.run
         yield "audit", partial(audit, self.reconciler)
+        if self.context.settings.forward_rules:
+            yield "forwarding", self._parts.forwarding.run
         yield "publish", self._publish
         yield "files", self.publisher.run
         yield "liveness", self._watch_liveness
@@ -113,7 +120,7 @@ class Network:
 
     def audit(self) -> None:
         """Look at everything once more, now."""
-        self.facts.stale = True
+        self.facts.stale = self._parts.surroundings.stale = True
         self.steering.changed.set()
         self.reconciler.resync()
         self.cluster.doubt()
@@ -139,6 +146,10 @@ class Network:
         context.reporter.end("view-stale")
         self.steering.changed.set()
 
+    def _change_firewall(self) -> None:
+        self.reconciler.fragments.change_firewall()
+        self.reconciler.dirty.poke()
+
     async def _keep_lease(self) -> None:
         await self.steering.known.wait()
         assert self.steering.keeper is not None
@@ -152,7 +163,7 @@ class Network:
             self.reconciler.resync()  # nobody has heard what happened before
             try:
                 async for notice in notices:
-                    if self.facts.hear(notice):
+                    if self.facts.hear(notice) | self._parts.surroundings.hear(notice):
                         self.steering.changed.set()
                     if moved := self.facts.take_moved():
                         self.reconciler.reroute(moved)
@@ -202,8 +213,8 @@ class Network:
 
     async def _uses(self, subnet: IPNetwork) -> bool:
         """True where an interface of this host has an address in ``subnet``, as a bridge that was made for it has."""
-        found = await self.facts.networks(frozenset())
-        return any(net in subnet for net, _interface in found)
+        found = await self.facts.underlay(frozenset())
+        return any(net in subnet for net, _interface in found.networks)
 
 
 async def _within(seconds: float, event: asyncio.Event) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from flannelpy.core.conditions import Health, Transition
+from flannelpy.core.health import Health, Transition
 from flannelpy.core.line_rate import LineRate
 
 log = logging.getLogger("flannelpy")
@@ -45,11 +45,6 @@ class Reporter:
         self.health.end(code, self._clock(), subject)
         self._soon()
 
-    def end_all_but(self, code: str, subjects: Container[str]) -> None:
-        """``code`` holds for none but these subjects."""
-        self.health.end_all_but(code, self._clock(), subjects)
-        self._soon()
-
     def _soon(self) -> None:
         """Report at the end of this turn of the loop, so that a burst is reported together."""
         if not self._pending:
@@ -82,19 +77,22 @@ class _Log:
 
     def __call__(self, news: Sequence[Transition]) -> None:
         now = self._clock()
-        seen: Counter[_Kind] = Counter()
+        full, more = Counter[_Kind](), Counter[_Kind]()
         for item in news:
             kind = item.active.condition.code, item.resolved
-            seen[kind] += 1
-            if seen[kind] > BURST or not self._rate.allows(kind, now):
+            if item.count > 1 or full[kind] >= BURST:
+                more[kind] += item.count
+                continue
+            full[kind] += 1
+            if not self._rate.allows(kind, now):
                 continue
             if item.resolved:
                 log.info("resolved: %s", item.active.text)
             else:
                 log.log(item.active.condition.severity, "%s", item.active.text)
-        for kind, count in seen.items():
-            if count > BURST and self._rate.allows(kind, now, count - BURST):
-                _log_more(kind, count - BURST)
+        for kind, count in more.items():
+            if self._rate.allows(kind, now, count):
+                _log_more(kind, count)
         self._come_back(now)
 
     def _come_back(self, now: float) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from dataclasses import replace
 from math import isinf
 from typing import Any
@@ -17,9 +16,10 @@ from flannelpy.agent.network import Network
 from flannelpy.agent.sync.fragments import HOST
 from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.core.claims import EVERYTHING
-from flannelpy.core.conditions import Active, Health
+from flannelpy.core.health import Active, Health
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Link
+from flannelpy.core.secret import shown
 from flannelpy.explain import status as documents
 from flannelpy.explain.status import Status
 from flannelpy.explain.wall_clock import Calendar
@@ -27,9 +27,6 @@ from flannelpy.settings import Settings
 
 UNREACHABLE, REGISTRY = "registry-unreachable", "registry-"
 """What the codes of conditions begin with under which the registry is not as it should be."""
-
-_SECRET = re.compile("psk|pass|secret|token|key", re.IGNORECASE)
-"""Names of options of a backend, ours or not, whose values are nobody's business."""
 
 
 def document(context: Context, network: Network | None, ready: bool, born: float, now: float) -> Status:
@@ -107,8 +104,7 @@ def _condition(active: Active, since: str) -> documents.ConditionStatus:
 def _network(carriage: Carriage, settings: Settings) -> dict[str, Any]:
     config = carriage.config
     options: dict[str, Any] = {**config.backend_options, **settings.host_options.get(carriage.backend.name, {})}
-    shown = {name: "(not shown)" if _SECRET.search(name) else value for name, value in options.items()}
-    return {**config.to_dict(), "Backend": {"Type": config.backend_type, **shown}}
+    return {**config.to_dict(), "Backend": {"Type": config.backend_type, **shown(options)}}
 
 
 def _backend(carriage: Carriage, reconciler: Reconciler) -> documents.BackendStatus:

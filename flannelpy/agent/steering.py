@@ -12,34 +12,32 @@ import logging
 from dataclasses import dataclass, replace
 from functools import partial
 
-from netaddr import IPNetwork
-
 from flannelpy import plugins
-from flannelpy.agent.carriage import Carriage, clamped, resolve
+from flannelpy.agent.carriage import Carriage, clamped, introduce, resolve
 from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.context import Context
 from flannelpy.agent.datapath import DatapathSupervisor, Wanted, make_way
 from flannelpy.agent.facts import Facts
-from flannelpy.agent.identity import copied, random_mac
+from flannelpy.agent.forwarding import Forwarding
+from flannelpy.agent.identity import without_copies
 from flannelpy.agent.kept import Kept
 from flannelpy.agent.lease import Keeper
+from flannelpy.agent.ownership import CLAIM_AGAIN_S, Ownership
 from flannelpy.agent.phase import Phase
 from flannelpy.agent.publish import Publisher
+from flannelpy.agent.surroundings import Surroundings
 from flannelpy.agent.sync.firewall import Firewall
 from flannelpy.agent.sync.fragments import Target
 from flannelpy.agent.sync.reconcile import Reconciler
-from flannelpy.agent.sync.scope import find_scope, fou_ports
 from flannelpy.agent.view import Cursor
 from flannelpy.core.config import differences
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.leasing import Leasing
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Fou, Scope
-from flannelpy.core.pool import overlap
-from flannelpy.core.uplink_change import HostNetworks, describe_change
+from flannelpy.core.uplink_change import describe_change
 from flannelpy.explain.events import CONFIG, UPLINK
 from flannelpy.host.machine import machine
-from flannelpy.host.state import State
 from flannelpy.host.view_file import KeptView
 
 log = logging.getLogger("flannelpy")
@@ -50,10 +48,12 @@ class Parts:
     """What is steered."""
 
     facts: Facts
+    surroundings: Surroundings
     cluster: Cluster
     reconciler: Reconciler
     datapath: DatapathSupervisor
     publisher: Publisher
+    forwarding: Forwarding
 
 
 class Steering:
@@ -68,10 +68,11 @@ class Steering:
         """Set once there is a carriage, and a keeper for its lease."""
         self.changed = asyncio.Event()
         """Something may have changed: ``steer`` is due."""
+        self.changed.set()
         self._context = context
         self._kept = kept
         self._parts = parts
-        self._owned = kept.state  # with everything that may still be in the kernel
+        self._ownership = Ownership(context, kept.state, parts.publisher.keep)
         self._text: str | None = None  # the config that ``carriage`` follows from, or that cannot be used
         self._carried: tuple[Carriage, Lease] | None = None  # what the reconciler was handed
         self._newcomers: Cursor = parts.cluster.cursor(self.changed.set)
@@ -80,7 +81,7 @@ class Steering:
     @property
     def scope(self) -> Scope:
         """Where in the kernel what is ours may be."""
-        return find_scope(self.carriage, self._owned, self._context.settings.endpoint.prefix)
+        return self._ownership.scope(self.carriage)
 
     async def run(self) -> None:
         """Steer whenever something has changed, for ever."""
@@ -90,7 +91,7 @@ class Steering:
 
     async def settle(self) -> None:
         """Take in what the kernel has said of the host, before somebody acts on what was true before it."""
-        if self._parts.facts.stale and self.carriage is not None:
+        if (self._parts.facts.stale or self._parts.surroundings.stale) and self.carriage is not None:
             await self.steer()
 
     async def steer(self) -> None:
@@ -98,6 +99,7 @@ class Steering:
         async with self._lock:
             self.changed.clear()
             try:
+                await self._look_around()
                 await self._resolve()
                 await self._carry()
             except BaseException:
@@ -126,13 +128,14 @@ class Steering:
         where = f"{self._context.settings.endpoint.prefix}/config"
         try:
             asked = plugins.parse(text, self._context.settings.host_options)
-            await facts.look(asked[0], self._devices)
+            another = await facts.look(asked[0], self._devices)
+            self._parts.surroundings.stale |= another or before is None
             if facts.uplink is None or (before is None and facts.missing):
                 return
             if before is None:
                 self._disown()
             found = (facts.uplink, facts.reasons)
-            carriage = await resolve(self._context, text or "", asked, found, self._owned.macs, before)
+            carriage = await resolve(self._context, text or "", asked, found, self._ownership.state.macs, before)
         except ConfigError as error:
             words = f"at {where} {error}" if text is None else f"at {where}: {error}"
             reporter.set("config-unusable", {"": words} if before is None else {})
@@ -140,34 +143,35 @@ class Steering:
             return
         reporter.set("config-unusable", {})
         reporter.set("config-changed", {})
+        if not self._ownership.claim(carriage):
+            self._text = None
+            asyncio.get_running_loop().call_later(CLAIM_AGAIN_S, self.changed.set)
+            return
         reporter.set("mtu-clamped", {"": words} if (words := clamped(carriage)) else {})
         if before is None:
-            own = await self._own_networks(carriage)
+            await self._look_around(carriage.devices)
             self._begin(carriage, where)
-            self._set_own_networks(carriage, own)
         elif not carriage.same(before):
             self._follow(before, carriage)
         self.carriage = carriage
+        await self._look_around()
 
     def _disown(self) -> None:
         """Make nothing of what another machine has kept: the state directory was copied, or this machine was cloned."""
         facts, uplink = self._parts.facts, self._parts.facts.uplink
         address = "" if uplink is None else str(uplink.public_ip or uplink.public_ipv6)
         self._kept = self._kept.own_part(machine(), facts.uplink_mac, address, self._context.settings.state_dir)
-        self._owned = self._kept.state
+        self._ownership.state = self._kept.state
         if self._kept.view is None and self.phase in (Phase.RESUMED, Phase.FROM_DISK):
             self.phase = Phase.WAITING
 
     @property
     def _devices(self) -> frozenset[str]:
         """Devices that are ours: none of them is an uplink."""
-        return frozenset({*self._owned.devices, *(self.carriage.devices if self.carriage is not None else ())})
+        return frozenset({*self._ownership.state.devices, *(self.carriage.devices if self.carriage is not None else ())})
 
     def _begin(self, carriage: Carriage, where: str) -> None:
-        for reason in carriage.uplink_reasons:
-            log.info("uplink: %s", reason)
-        if not carriage.config.backend_given:
-            log.warning("the network config at %s names no Backend: udp, as flannel does; vxlan would be faster", where)
+        introduce(carriage, where)
         settings, own = self._context.settings, self._kept.own
         machine = Leasing(
             carriage.config,
@@ -178,9 +182,9 @@ class Steering:
             ttl_s=settings.lease_ttl_s,
             renew_margin_s=settings.renew_margin_s,
         )
-        self._parts.cluster.configure(carriage.config, carriage.backend.accepts, carriage.uplink.public_ip)
         self.keeper = Keeper(self._context, self._parts.cluster.refresh, machine, self.changed.set)
         self._parts.cluster.tell = self.keeper.tell
+        self._judge(carriage)
         self.known.set()
 
     def _follow(self, before: Carriage, carriage: Carriage) -> None:
@@ -193,7 +197,7 @@ class Steering:
             self._context.events.note(UPLINK, carriage.uplink.name, said, logging.WARNING)
             self._parts.reconciler.hasten()
             self._context.registry.reconnect()
-        self._parts.cluster.configure(carriage.config, carriage.backend.accepts, carriage.uplink.public_ip)
+        self._judge(carriage)
         if self.keeper is None:
             return
         if before.config != carriage.config:
@@ -210,17 +214,18 @@ class Steering:
         carriage, lease = self.carriage, self._held()
         if carriage is None or lease is None or not carriage.fits(lease):
             return  # what is programmed stays, until there is a lease that fits
-        cluster = self._parts.cluster
         if self.keeper is not None and self.keeper.held is not None:
             self.advance(Phase.CONFIRMED)
-        cluster.set_own(lease)
+        self._parts.cluster.set_own(lease)
         self.lease = lease
         carriage = self.carriage = self._differ_from_copies(carriage, lease)
+        self._parts.publisher.keep_view(self._view)
         if self._carried is None or not self._carried[0].same(carriage) or not self._carried[1].same_content(lease):
             await self._swap(carriage, lease)
             self._carried = (carriage, lease)
-            self._set_own_networks(carriage, await self._own_networks(carriage, lease.subnet))
-        self._parts.publisher.keep_view(self._view)
+            self._parts.surroundings.stale = True  # a bridge in our subnet is ours
+            await self._look_around()
+            self._judge(carriage)
 
     def _view(self) -> KeptView | None:
         """What a start without etcd needs; None where etcd has confirmed nothing."""
@@ -228,19 +233,29 @@ class Steering:
         if carriage is None or lease is None or self.keeper is None or self.keeper.held is None:
             return None
         view = self._parts.cluster.view
-        leases = tuple({**view.leases, lease.key: lease}.values())
+        leases = tuple({lease.key: lease, **view.peers, **view.leases, lease.key: lease}.values())  # the first matter most
         return KeptView(self._context.settings.endpoint.prefix, carriage.text, lease.key, leases, view.revision)
 
-    async def _own_networks(self, carriage: Carriage, *bridges: IPNetwork) -> HostNetworks:
-        return await self._parts.facts.networks(carriage.devices, *bridges, *self._kept.previous)
+    async def _look_around(self, devices: frozenset[str] = frozenset()) -> None:
+        """Have nothing in the overlay that this host cannot do without: also before anything else is known."""
+        surroundings, carriage = self._parts.surroundings, self.carriage
+        halves = () if self.lease is None else (self.lease.subnet, self.lease.subnet6)
+        bridges = (*(net for net in halves if net is not None and net.prefixlen), *self._kept.previous)
+        if not surroundings.stale or not await surroundings.look(self._devices | devices, bridges):
+            return
+        if carriage is not None:
+            self._judge(carriage)
+            surroundings.keep_out(self._parts.reconciler)
+        if not self.phase.may_sweep:
+            await surroundings.clear_the_way(self.scope)
 
-    def _set_own_networks(self, carriage: Carriage, own: HostNetworks) -> None:
-        """The host's own networks are not to be leased by it; where the overlay covers them, packets for them may go astray."""
+    def _judge(self, carriage: Carriage) -> None:
+        """What is around the overlay is in nobody's lease."""
+        surroundings, public = self._parts.surroundings, carriage.uplink.public_ip
+        self._parts.cluster.configure(carriage.config, carriage.backend, public, surroundings.underlay)
         if self.keeper is not None:
-            self.keeper.avoid(net for net, _interface in own)
-        covered = [f"{net} on {name}" for net, name in own if any(overlap(net, whole) for whole in carriage.config.networks)]
-        networks = " and ".join(map(str, carriage.config.networks))
-        self._context.reporter.set("network-overlap", {"": f"{networks} and {', '.join(covered)}"} if covered else {})
+            self.keeper.avoid(surroundings.underlay.avoided)
+        surroundings.report(carriage.config.networks, self.lease)
 
     def _held(self) -> Lease | None:
         if self.keeper is not None and self.keeper.held is not None:
@@ -250,13 +265,9 @@ class Steering:
     def _differ_from_copies(self, carriage: Carriage, lease: Lease) -> Carriage:
         """Draw a new MAC where an older lease of somebody else has ours: the peers go by the older one."""
         came = [peer for peer in self._newcomers.take().values() if peer is not None]
-        copies = copied(carriage.backend, lease, carriage.macs, came)
-        if not copies:
+        macs = without_copies(carriage.backend, lease, carriage.macs, came)
+        if macs == carriage.macs:
             return carriage
-        macs = {**carriage.macs, **{device: random_mac() for device in copies}}
-        for device, other in copies.items():
-            ours = f"{carriage.macs[device]}, too, and is older: ours is {macs[device]} now"
-            log.warning("%s: %s has the MAC %s", device, other, ours)
         carriage = replace(carriage, macs=macs)
         if self.keeper is not None:
             self.keeper.publish(carriage.attrs)
@@ -276,28 +287,12 @@ class Steering:
         self._parts.datapath.set(Wanted(datapath, carriage.backend, local, clear))
         if not last:
             await self._parts.datapath.tried.wait()
-        firewall = Firewall(settings, carriage.config, carriage.backend, scope.table, lease)
-        reconciler.set_target(Target(carriage.backend, local, scope, firewall.host, firewall.peer))
-        self._own(carriage, lease, self._owned)
+        firewall = Firewall(settings, carriage.config, carriage.backend, scope.table, lease, self._parts.forwarding.rules)
+        shield = self._parts.surroundings.shield(carriage.config.networks)
+        reconciler.set_target(Target(carriage.backend, local, scope, firewall.host, firewall.peer, shield))
+        self._ownership.own(carriage, lease, self._parts.facts.uplink_mac, self._ownership.state)
 
     def swept(self) -> None:
-        """The kernel holds what is wanted and nothing else of ours: what was in use before is ours no longer."""
+        """The kernel holds what is wanted and nothing else of ours."""
         if self._carried is not None:
-            self._own(*self._carried, State())
-
-    def _own(self, carriage: Carriage, lease: Lease, before: State) -> None:
-        """Keep on disk what is ours, beside what was ``before``."""
-        owned = State(
-            self._context.settings.endpoint.prefix,
-            {**self._owned.macs, **carriage.macs},
-            lease.key,
-            tuple(sorted({*before.networks, *map(str, carriage.config.networks)})),
-            tuple(sorted({*before.devices, *carriage.devices})),
-            tuple(sorted({*before.fou_ports, *fou_ports(carriage.backend)})),
-            machine(),
-            self._parts.facts.uplink_mac,
-            str(lease.public_ip if lease.subnet.prefixlen else lease.attrs.public_ipv6),
-        )
-        if owned != self._owned:
-            self._owned = owned
-            self._parts.publisher.keep(owned)
+            self._ownership.swept(*self._carried, self._parts.facts.uplink_mac)

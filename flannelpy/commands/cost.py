@@ -7,6 +7,7 @@ be restarted. What the agents follow without a lost packet is none.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -16,7 +17,9 @@ from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from flannelpy.commands.netconfig import Examined
 from flannelpy.core.config import NetworkConfig, Pool
-from flannelpy.core.uplink_change import HostNetworks
+from flannelpy.core.environment import bare
+from flannelpy.core.secret import shown
+from flannelpy.core.underlay import HostNetworks
 
 OURS = "flannel"
 """What the names of our own devices begin with."""
@@ -102,7 +105,7 @@ def _spelt(name: str, *examined: Examined) -> str:
 def _said(options: Mapping[str, Any], name: str) -> str:
     if name not in options:
         return "default"
-    return "(not shown)" if name in {"psk", "password", "secret"} else json.dumps(options[name])
+    return json.dumps(shown(options)[name])
 
 
 def _mtu(old: Examined, new: Examined) -> Iterator[str]:
@@ -162,7 +165,9 @@ def _connected(routes: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 def _ip(*words: str) -> list[Mapping[str, Any]]:
     try:
-        answer = subprocess.run(["ip", "-j", *words], capture_output=True, text=True, check=True, timeout=WITHIN_S).stdout
+        answer = subprocess.run(
+            ["ip", "-j", *words], capture_output=True, text=True, check=True, timeout=WITHIN_S, env=bare(os.environ)
+        ).stdout
         found = json.loads(answer or "[]")
     except (OSError, subprocess.SubprocessError, ValueError):
         return []

@@ -160,7 +160,11 @@ def _faults(leases: Sequence[Lease], config: NetworkConfig | None, backend: Back
     """What is wrong with each lease, by key."""
     wrong: dict[str, list[str]] = defaultdict(list)
     if config is not None:
-        membership = Membership(config, None if backend is None else backend.accepts)
+        membership = Membership()
+        if backend is None:
+            membership.configure(config, None, None)
+        else:
+            membership.configure(config, backend.accepts, None, identity=backend.published_macs)
         for key, why in membership.replace(leases).refused.items():
             if why:
                 wrong[key].append(why)

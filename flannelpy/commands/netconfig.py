@@ -11,6 +11,7 @@ from flannelpy.core.backend import Backend
 from flannelpy.core.config import NetworkConfig, differences
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.foreign import printable
+from flannelpy.core.secret import shown
 from flannelpy.plugins import parse
 
 if TYPE_CHECKING:
@@ -74,6 +75,6 @@ def _rows(examined: Examined) -> Iterator[tuple[str, str]]:
             yield f"IPv{version} network", str(pool.network)
             yield "  subnets", f"{pool.count:,} of /{pool.length}, {pool.first} to {pool.last}"
             yield "  addresses in each", f"{pool.size:,}"
-    yield "backend", backend.name + (f" {json.dumps(dict(config.backend_options))}" if config.backend_options else "")
+    yield "backend", backend.name + (f" {json.dumps(shown(config.backend_options))}" if config.backend_options else "")
     overhead = max(backend.overhead(version) for version in config.families)
     yield "MTU", f"{1500 - overhead} where the link has 1500 ({overhead} bytes of encapsulation)"

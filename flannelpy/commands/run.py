@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
+import signal
 from pathlib import Path
 
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.options import Given
 from flannelpy.settings import load
+
+FEWEST_FILES, FILES = 64, 65536
+"""Open files without which the agent cannot be (gRPC ends the process without a word), and as many as it ever asks for."""
 
 CAP_NET_ADMIN = 12
 """Its bit in a capability set, linux/capability.h."""
@@ -19,6 +24,8 @@ def run_agent(given: Given) -> int:
     settings = load(given, os.environ)
     if not may_configure_networks(Path("/proc/self/status").read_text()):
         raise FlannelpyError("CAP_NET_ADMIN is missing: run it as root, or give the service AmbientCapabilities=CAP_NET_ADMIN")
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the agent hears it: it asks for a look at everything, and never ends us
+    provide_files()
 
     import uvloop
 
@@ -30,6 +37,16 @@ def run_agent(given: Given) -> int:
     # What is open closes with the process. To take gRPC and some hundred modules apart first lasts 0.1 s, in which packets wait.
     logging.shutdown()
     os._exit(code)
+
+
+def provide_files() -> None:
+    """Take as many open files as may be had. Raises FlannelpyError where they are too few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < FEWEST_FILES:
+        raise FlannelpyError(f"at most {most} open files (ulimit -n, LimitNOFILE=): expected {FEWEST_FILES} or more")
 
 
 def may_configure_networks(status: str) -> bool:

@@ -66,7 +66,8 @@ class Backend(Protocol):
     """One way to carry packets between hosts. Everything is pure; called as often as anybody likes.
 
     A backend is made by ``from_options(options)``: the ``Backend`` object of the network config without its Type. It raises
-    ConfigError on an option that cannot be, and passes over keys it does not know, as flannel does.
+    ConfigError on an option that cannot be, and passes over keys it does not know, as flannel does. An optional attribute
+    ``secrets`` names options whose values nobody may see, besides those whose names say so (``flannelpy.core.secret``).
     """
 
     name: str
@@ -237,7 +238,10 @@ class Datapath(Protocol):
         ...
 
     def update(self, peers: Mapping[str, Lease | None]) -> None:
-        """Peers by lease key that came or changed; None for one that went. Cheap; takes effect soon."""
+        """Usable peers by lease key that came or changed; None for one that went. Cheap; takes effect soon.
+
+        Of those that there are after it no two share an address.
+        """
         ...
 
     def adopt(self, local: Local, backend: Backend | None = None) -> bool:

@@ -24,6 +24,22 @@ def same_host(one: LeaseAttrs, other: LeaseAttrs) -> bool:
     return one.public_ipv6 is not None and one.public_ipv6 == other.public_ipv6
 
 
+def is_kept(lease: Lease, kept: Lease | None) -> bool:
+    """True for what our last life wrote: as it was ``kept``, or with our identity (MAC, public key) in the key that we made.
+
+    A life that ended between the write of its new address and the keeping of it has left the latter.
+    """
+    if kept is None or lease.key != kept.key:
+        return False
+    made_then = lease.create_revision == kept.create_revision > 0 and kept.attrs.backend_data is not None
+    return lease.attrs == kept.attrs or (made_then and _identity(lease.attrs) == _identity(kept.attrs))
+
+
+def _identity(attrs: LeaseAttrs) -> tuple[object, ...]:
+    """What a host publishes of itself beside its addresses."""
+    return attrs.backend_type, attrs.backend_data, attrs.backend_v6_data
+
+
 def halves(lease: Lease) -> tuple[IPNetwork, ...]:
     """The subnets that a lease takes, IPv4 first."""
     return tuple(net for net in (lease.subnet, lease.subnet6) if net is not None and net != EVERYTHING)
@@ -44,7 +60,7 @@ def older(one: Lease, other: Lease) -> bool:
 def possible(lease: Lease, config: NetworkConfig) -> bool:
     """False for a key that no node of this network can have written: it takes nothing from anybody (host bits do no harm here)."""
     for net, pool in ((lease.subnet, config.v4), (lease.subnet6, config.v6)):
-        if net is not None and net != EVERYTHING and pool is not None and pool.misfit(net.cidr):
+        if net is not None and net != EVERYTHING and (pool is None or pool.misfit(net.cidr)):
             return False
     return True
 

@@ -1,15 +1,12 @@
-"""What can be wrong, and what does the operator do about it? A table of conditions, and the set of those that hold now.
+"""What can be wrong, and what does the operator do about it? A table of conditions; those that hold now are ``health``'s.
 
 Status, readiness, metrics, logs and docs/conditions.md are views of this table; none of them decides by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import IntEnum
-
-from flannelpy.core.foreign import LINE, cut
 
 
 class Severity(IntEnum):
@@ -193,6 +190,19 @@ _ALL = (
         unready=True,
     ),
     Condition(
+        "claimed",
+        Severity.ERROR,
+        "another agent of this host has what this network needs: {detail}; it is left alone, and tried again",
+        "give each network of a host a VNI or port of its own (flannelpy config put), or stop the other agent",
+        unready=True,
+    ),
+    Condition(
+        "forward-blocked",
+        Severity.ERROR,
+        "the host's firewall drops what the overlay forwards: {detail}",
+        "run the commands that it names, and write them where the host's firewall is configured",
+    ),
+    Condition(
         "subnet-file",
         Severity.ERROR,
         "the subnet file cannot be written: {detail}; trying again",
@@ -228,8 +238,15 @@ _ALL = (
     Condition(
         "network-overlap",
         Severity.ERROR,
-        "Network overlaps this host's own networks: {detail}",
-        "use a Network that no host is in: flannelpy config put FILE",
+        "Network overlaps what this host needs outside of it: {detail}",
+        "use a Network that no host, gateway, resolver or etcd is in: flannelpy config put FILE",
+    ),
+    Condition(
+        "subnet-overlap",
+        Severity.ERROR,
+        "our subnet covers what this host needs outside of it: {detail}",
+        "flannelpy lease release SUBNET, then systemctl restart flannelpy: it takes another one",
+        unready=True,
     ),
     Condition(
         "task-failed",
@@ -241,134 +258,3 @@ _ALL = (
 )
 
 CONDITIONS: dict[str, Condition] = {condition.code: condition for condition in _ALL}
-
-
-CHANGES, CHANGED_S = 20, 60.0
-"""A condition whose detail changes is reported again, so often within so many seconds; then once in a while."""
-
-
-@dataclass(frozen=True, slots=True)
-class Active:
-    """A condition that holds: about whom (``subject``: a lease key, a kernel key, or empty), and since when.
-
-    ``ended``: when it stopped holding, while its hold-down runs (it counts as held until then); ``flapped``: it came back at
-    least once within it. ``reported``: when it was reported, the last times, and ``reported_detail`` what was said then.
-    """
-
-    condition: Condition
-    subject: str
-    detail: str
-    since: float
-    ended: float | None = None
-    flapped: bool = False
-    reported: tuple[float, ...] = ()
-    reported_detail: str = ""
-
-    @property
-    def text(self) -> str:
-        """The one line that a person reads."""
-        return self.condition.text.format(detail=self.detail)
-
-    @property
-    def due(self) -> float | None:
-        """When it is to be reported next; None where nothing about it is new, or it was a blip."""
-        if self.reported:
-            if self.detail == self.reported_detail:
-                return None
-            return self.reported[0] + CHANGED_S if len(self.reported) >= CHANGES else self.reported[-1]
-        return None if self.ended is not None and not self.flapped else self.since + self.condition.after
-
-    @property
-    def over_at(self) -> float | None:
-        """When it is over for good; None while it holds."""
-        return None if self.ended is None else self.ended + self.condition.after
-
-
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """Something to report: a condition that began (or changed its detail) or, ``resolved``, ended."""
-
-    active: Active
-    resolved: bool = False
-
-
-@dataclass(slots=True)
-class Health:
-    """The conditions that hold now. Pure: ``now`` is handed in, in seconds of any monotonic clock.
-
-    A condition with an ``after`` must hold for so long before it is reported, and must be gone for so long before it is over: one
-    that flaps faster is reported once, and stays.
-    """
-
-    _active: dict[tuple[str, str], Active] = field(default_factory=dict)
-    _resolved: list[Active] = field(default_factory=list)
-
-    def set(self, code: str, now: float, details: Mapping[str, str]) -> None:
-        """``code`` holds for exactly these subjects, with these details: begins, changes and ends by difference."""
-        for subject, detail in details.items():
-            self.begin(code, now, detail, subject)
-        self.end_all_but(code, now, details)
-
-    def begin(self, code: str, now: float, detail: str, subject: str = "") -> None:
-        """``code`` holds for ``subject``. Nothing new where it does already, with the same detail, of which a line is kept."""
-        detail = cut(detail, LINE)
-        old = self._active.get((code, subject))
-        if old is None:
-            self._active[code, subject] = Active(CONDITIONS[code], subject, detail, now)
-        elif old.ended is not None:
-            self._active[code, subject] = replace(old, detail=detail, ended=None, flapped=True)
-        elif old.detail != detail:
-            self._active[code, subject] = replace(old, detail=detail)
-
-    def end(self, code: str, now: float, subject: str = "") -> None:
-        """``code`` holds no longer for ``subject``. Nothing new where it did not hold."""
-        old = self._active.get((code, subject))
-        if old is None or old.ended is not None:
-            return
-        if old.condition.after:
-            self._active[code, subject] = replace(old, ended=now)
-        else:
-            self._drop(old)
-
-    def end_all_but(self, code: str, now: float, subjects: Container[str]) -> None:
-        """``code`` holds for none but these subjects."""
-        for held, subject in list(self._active):
-            if held == code and subject not in subjects:
-                self.end(code, now, subject)
-
-    def news(self, now: float) -> tuple[list[Transition], float | None]:
-        """What to report now, each thing once; and when to ask again, where something waits for its time."""
-        for active in [active for active in self._active.values() if active.over_at is not None and active.over_at <= now]:
-            self._drop(active)
-        news = [Transition(active, resolved=True) for active in self._resolved]
-        self._resolved.clear()
-        hidden = {code for active in self._active.values() if active.ended is None for code in active.condition.hides}
-        waiting: list[float] = []
-        for key, active in self._active.items():
-            due = None if active.condition.code in hidden else active.due
-            if due is not None and due <= now:
-                self._active[key] = replace(active, reported=(*active.reported, now)[-CHANGES:], reported_detail=active.detail)
-                news.append(Transition(self._active[key]))
-            elif due is not None:
-                waiting.append(due)
-            if active.over_at is not None:
-                waiting.append(active.over_at)
-        return news, min(waiting, default=None)
-
-    def _drop(self, active: Active) -> None:
-        del self._active[active.condition.code, active.subject]
-        if active.reported:
-            self._resolved.append(active)
-
-    def __iter__(self) -> Iterator[Active]:
-        """What a person is to see: what holds, and what was reported and may come back any moment."""
-        return (active for active in self._active.values() if active.ended is None or active.reported)
-
-    def holds(self, code: str) -> bool:
-        """True where ``code`` holds for anybody, this very moment."""
-        return any(active.condition.code == code and active.ended is None for active in self._active.values())
-
-    @property
-    def blocks_ready(self) -> bool:
-        """True while something holds that makes the agent unfit to carry traffic."""
-        return any(active.condition.unready and active.ended is None for active in self._active.values())

@@ -16,6 +16,7 @@ from netaddr import AddrFormatError, IPAddress, IPNetwork
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.json_members import Members
 from flannelpy.core.json_text import decode
+from flannelpy.core.secret import Secret, hide, shown
 
 DEFAULT_BACKEND = "udp"
 """The type of a config without Backend: what flannel does, though its documents say vxlan (flannel-compat 3.1)."""
@@ -68,7 +69,10 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    """A validated config with everything derived. ``v4`` and ``v6`` are the pools; at least one is there."""
+    """A validated config with everything derived. ``v4`` and ``v6`` are the pools; at least one is there.
+
+    In ``backend_options`` a ``Secret`` stands for each option that is one.
+    """
 
     v4: Pool | None
     v6: Pool | None = None
@@ -113,7 +117,7 @@ class NetworkConfig:
         )
 
     def to_dict(self) -> dict[str, object]:
-        """The config as derived, in flannel's key names; what ``config check --json`` prints."""
+        """The config as derived, in flannel's key names; what ``config check --json`` prints. Secrets are not in it."""
         fields: dict[str, object] = {"EnableIPv4": self.v4 is not None, "EnableIPv6": self.v6 is not None}
         if self.enable_nftables:
             fields["EnableNFTables"] = True
@@ -123,7 +127,7 @@ class NetworkConfig:
                 fields[f"{lead}SubnetLen"] = pool.length
                 fields[f"{lead}SubnetMin"] = str(pool.first)
                 fields[f"{lead}SubnetMax"] = str(pool.last)
-        fields["Backend"] = {"Type": self.backend_type, **self.backend_options}
+        fields["Backend"] = {"Type": self.backend_type, **shown(self.backend_options)}
         return fields
 
 
@@ -139,7 +143,7 @@ def _backend(keys: Members) -> tuple[str, dict[str, Any], bool]:
     if not isinstance(kind, str) or not kind:
         shown = "is missing" if kind is None else f"{json.dumps(kind)[:60]} is not a name"
         raise ConfigError(f"Backend.Type {shown}: expected a backend's name, like vxlan, host-gw or udp")
-    return kind.lower(), {key: value for key, value in members.items() if key.lower() != "type"}, True
+    return kind.lower(), hide({key: value for key, value in members.items() if key.lower() != "type"}), True
 
 
 def _pool(keys: Members, version: Literal[4, 6]) -> Pool:
@@ -233,18 +237,25 @@ def _bound(keys: Members, name: str, network: IPNetwork) -> IPAddress | None:
 
 
 def differences(before: NetworkConfig, after: NetworkConfig) -> list[str]:
-    """What changed between two configs, a line a key, as derived: ``Backend.VNI: absent -> 5``. Empty where they mean the same."""
-    old, new = _flat(before.to_dict()), _flat(after.to_dict())
-    return [
-        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in {**old, **new} if old.get(key) != new.get(key)
-    ]
+    """What changed between two configs, a line a key, as derived: ``Backend.VNI: absent -> 5``. Empty where they mean the same.
+
+    That a secret is another one is said, and neither the old nor the new one.
+    """
+    old, new = _flat(_fields(before)), _flat(_fields(after))
+    return [f"{key}: {_said(old, key)} -> {_said(new, key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
 
 
-def _flat(fields: Mapping[str, object], lead: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
+def _fields(config: NetworkConfig) -> dict[str, object]:
+    return {**config.to_dict(), "Backend": {"Type": config.backend_type, **config.backend_options}}
+
+
+def _flat(fields: Mapping[str, object], lead: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in fields.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{lead}{key}.")
-        else:
-            flat[lead + key] = value if isinstance(value, str) else json.dumps(value)
+        flat |= _flat(value, f"{lead}{key}.") if isinstance(value, dict) else {lead + key: value}
     return flat
+
+
+def _said(flat: Mapping[str, object], key: str) -> str:
+    value = flat.get(key, "absent")
+    return str(value) if isinstance(value, str | Secret) else json.dumps(value, default=str)

@@ -48,6 +48,7 @@ class DefaultRoute:
 
     version: int
     index: int
+    via: IPAddress | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,18 +6,23 @@ encoding/json's rule, which flannel lives by: names match in any case, and of tw
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flannelpy.core.errors import ConfigError
+from flannelpy.core.secret import HIDDEN, is_secret
 
 
 class Members:
-    """A decoded JSON object. ``where`` leads each name in an error (``Backend.`` for the options of a backend)."""
+    """A decoded JSON object. ``where`` leads each name in an error (``Backend.`` for the options of a backend).
 
-    def __init__(self, members: Mapping[str, Any], where: str = "") -> None:
+    The values of ``secrets``, and of what is secret by its name, are in no error.
+    """
+
+    def __init__(self, members: Mapping[str, Any], where: str = "", secrets: Iterable[str] = ()) -> None:
         self._members = members
         self._where = where
+        self._secrets = frozenset(name.lower() for name in secrets)
         self._folded = {key.lower(): key for key in members}
 
     def __contains__(self, name: str) -> bool:
@@ -55,5 +60,5 @@ class Members:
 
     def wrong(self, name: str, expected: str) -> ConfigError:
         """The error to raise for a member that is there and cannot be used."""
-        shown = json.dumps(self[name], ensure_ascii=True)
+        shown = HIDDEN if is_secret(name, self._secrets) else json.dumps(self[name], ensure_ascii=True)
         return ConfigError(f"{self._where}{name} {shown if len(shown) <= 60 else shown[:57] + '...'}: expected {expected}")

@@ -20,7 +20,7 @@ from random import Random
 
 from netaddr import IPNetwork
 
-from flannelpy.core.claims import EVERYTHING, halves, older, overlapping, possible, same_host, unusable
+from flannelpy.core.claims import EVERYTHING, halves, is_kept, older, overlapping, possible, same_host, unusable
 from flannelpy.core.config import NetworkConfig, Pool
 from flannelpy.core.lease_events import (
     Action,
@@ -421,15 +421,13 @@ class Leasing:
         if "subnet-conflict" not in told and self._announced:
             self._clear("subnet-conflict")
 
-    def _is_kept(self, lease: Lease) -> bool:
-        """True for what we wrote in our last life, and nobody has changed since."""
-        return self._kept is not None and lease.key == self._kept.key and lease.attrs == self._kept.attrs
-
     def _ours(self, lease: Lease) -> bool:
         """True where a lease carries our address, or what we published in the held lease, or is the one of our last life."""
         held = self._held
         return (
-            same_host(lease.attrs, self._attrs) or self._is_kept(lease) or (held is not None and same_host(lease.attrs, held.attrs))
+            same_host(lease.attrs, self._attrs)
+            or is_kept(lease, self._kept)
+            or (held is not None and same_host(lease.attrs, held.attrs))
         )
 
     # ----------------------------------------------------------------------------------------------------- deciding
@@ -460,7 +458,7 @@ class Leasing:
 
     def _acquire(self, leases: tuple[Lease, ...]) -> None:
         mine = [lease for lease in leases if self._ours(lease)]
-        for lease in sorted(mine, key=lambda lease: (not self._is_kept(lease), not lease.reserved)):  # otherwise in key order
+        for lease in sorted(mine, key=lambda lease: (not is_kept(lease, self._kept), not lease.reserved)):  # otherwise in key order
             if unusable(lease, leases, self._config) is None:
                 return self._ask(Renew(lease, self._attrs, 0 if lease.reserved else self._ttl_s))
             if not lease.reserved:

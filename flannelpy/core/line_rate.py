@@ -31,7 +31,7 @@ class LineRate(Generic[K]):
     def allows(self, kind: K, now: float, count: int = 1) -> bool:
         """True where one more line of ``kind`` may be written now; else the ``count`` that it stands for is held back."""
         window = self._windows.get(kind)
-        if window is None or (not window.held and now >= window.began + self.window_s):
+        if window is None or (not window.held and self._is_over(window, now)):
             self._windows.pop(kind, None)
             if len(self._windows) >= self.kinds:
                 del self._windows[next(iter(self._windows))]
@@ -44,7 +44,7 @@ class LineRate(Generic[K]):
 
     def take_held(self, now: float) -> dict[K, int]:
         """How many lines of each kind were held back in the windows that are over, to be written as one count each."""
-        over = {kind: window for kind, window in self._windows.items() if now >= window.began + self.window_s}
+        over = {kind: window for kind, window in self._windows.items() if self._is_over(window, now)}
         for kind in over:
             del self._windows[kind]
         return {kind: window.held for kind, window in over.items() if window.held}
@@ -52,3 +52,7 @@ class LineRate(Generic[K]):
     def next(self) -> float | None:
         """When ``take_held`` has something next; None where nothing is held back."""
         return min((window.began + self.window_s for window in self._windows.values() if window.held), default=None)
+
+    def _is_over(self, window: _Window, now: float) -> bool:
+        """Also where the clock was set back: a window that lies ahead would never end."""
+        return not window.began <= now < window.began + self.window_s

@@ -1,22 +1,30 @@
 """Which leases are peers to program? Every lease of the registry, judged one by one; a bad one never touches another.
 
-A lease is left out, with a reason, where it is our own, lies outside Network, has host bits, is of a backend we cannot talk to,
-publishes our own address, or overlaps an older one (lower create revision wins). flannel-compat 6.2, 9.0; field-problems F5, F6.
+A lease is left out, with a reason, where it is our own, lies outside Network, has host bits or a half of a family that the network
+lacks, is of a backend we cannot talk to, has an address that no peer's can be (core.underlay), would cut this host off, or shares
+subnet or identity with an older one (core.ownership). flannel-compat 6.2, 9.0; field-problems F5, F6.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.config import NetworkConfig
-from flannelpy.core.model import NO_ADDRESS, Lease
+from flannelpy.core.foreign import printable
+from flannelpy.core.model import NO_ADDRESS, Lease, LeaseAttrs
+from flannelpy.core.ownership import Block, Claim, Ownership
+from flannelpy.core.underlay import Shield, Underlay
 
-Block = tuple[int, int]
-"""IP version and prefix length."""
+Identity = Callable[[LeaseAttrs], Mapping[str, str]]
+"""What of a lease's value only one host may have, by what it is of: the MACs of its devices (``Backend.published_macs``)."""
+
+
+def _no_identity(_attrs: LeaseAttrs) -> Mapping[str, str]:
+    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +53,13 @@ class Membership:
         self._config = config
         self._address = address if own is None else own.public_ip
         self._accepts = accepts
+        self._identity: Identity = _no_identity
         self._own = own
+        self._shield = _shield(config, Underlay())
         self._leases: dict[str, Lease] = {}
         self._peers: dict[str, Lease] = {}
         self._refused: dict[str, str] = {}
-        self._blocks: dict[Block, dict[int, set[str]]] = {}
+        self._ownership = Ownership()
 
     @property
     def leases(self) -> Mapping[str, Lease]:
@@ -66,12 +76,30 @@ class Membership:
         """Why each lease that is not a usable peer is none, by key; empty text where that is nothing to report (our own)."""
         return self._refused
 
-    def configure(self, config: NetworkConfig, accepts: frozenset[str] | None, address: IPAddress | None) -> Changes:
-        """The network, the backend or our address is another one now: every verdict is made anew."""
-        if (config, accepts, address) == (self._config, self._accepts, self._address):
-            return Changes()
-        self._config, self._accepts, self._address = config, accepts, address
+    def configure(
+        self,
+        config: NetworkConfig,
+        accepts: frozenset[str] | None,
+        address: IPAddress | None,
+        underlay: Underlay | None = None,
+        identity: Identity = _no_identity,
+    ) -> Changes:
+        """The network, the backend, our address or what is around us is another one now: every verdict is made anew."""
+        before, self._shield = self._shield, _shield(config, underlay or Underlay())
+        wanted = (config, accepts, address, identity)
+        if wanted == (self._config, self._accepts, self._address, self._identity):
+            return self._judge(self._touched(before, self._shield))
+        self._config, self._accepts, self._address, self._identity = wanted
         return self._judge(self._leases)
+
+    def _touched(self, before: Shield, after: Shield) -> Collection[str]:
+        """The leases of which another underlay can change the verdict."""
+        if before == after:
+            return ()
+        if replace(before, strange={}) != replace(after, strange={}):
+            return self._leases
+        turned = {address for address, _words in before.strange.items() ^ after.strange.items()}
+        return [key for key, lease in self._leases.items() if lease.public_ip in turned or lease.attrs.public_ipv6 in turned]
 
     def set_own(self, own: Lease | None) -> Changes:
         """Our lease is another one now; every verdict is made anew where it moved."""
@@ -82,91 +110,58 @@ class Membership:
 
     def put(self, lease: Lease) -> Changes:
         """A lease was created, renewed or changed. A pure renewal changes nothing."""
-        key = lease.key
-        old = self._leases.get(key)
-        self._leases[key] = lease
-        if old is not None and old.same_content(lease) and old.create_revision == lease.create_revision:
-            if key in self._peers:
-                self._peers[key] = lease
-            return Changes()
-        self._index(lease)
-        return self._judge([key], changed=key)
+        return Changes() if self._renewed(lease) else self._judge([lease.key], {lease.key})
 
     def remove(self, key: str) -> Changes:
         """A lease is gone."""
-        lease = self._leases.pop(key, None)
-        if lease is None:
+        if self._leases.pop(key, None) is None:
             return Changes()
-        for net in _nets(lease):
-            blocks = self._blocks[net.version, net.prefixlen]
-            first = _span(net)[0]
-            blocks[first].discard(key)
-            if not blocks[first]:
-                del blocks[first]
-        refused = self._refused.pop(key, None)
-        self._peers.pop(key, None)
-        rest = self._judge(self._overlapping(lease))
-        if refused is not None:
-            return Changes(rest.peers, {**rest.refused, key: None})
-        return Changes({**rest.peers, key: None}, rest.refused)
+        return self._judge([key])
 
     def replace(self, leases: Iterable[Lease], keep: Container[str] = ()) -> Changes:
         """A complete listing: what is not in it is gone, but for the keys in ``keep``; values are compared in full."""
         wanted = {lease.key: lease for lease in leases}
-        peers: dict[str, Lease | None] = {}
-        refused: dict[str, str | None] = {}
-        for step in (
-            *(self.remove(key) for key in [key for key in self._leases if key not in wanted and key not in keep]),
-            *(self.put(lease) for lease in wanted.values()),
-        ):
-            peers.update(step.peers)
-            refused.update(step.refused)
-        return Changes(peers, refused)
+        gone = [key for key in self._leases if key not in wanted and key not in keep]
+        for key in gone:
+            del self._leases[key]
+        changed = {key for key, lease in wanted.items() if not self._renewed(lease)}
+        return self._judge([*gone, *changed], changed)
 
-    def _index(self, lease: Lease) -> None:
-        for net in _nets(lease):
-            self._blocks.setdefault((net.version, net.prefixlen), {}).setdefault(_span(net)[0], set()).add(lease.key)
+    def _renewed(self, lease: Lease) -> bool:
+        """Take it in; True where it is what was there, renewed at the most."""
+        key = lease.key
+        old = self._leases.get(key)
+        self._leases[key] = lease
+        if old is None or not old.same_content(lease) or old.create_revision != lease.create_revision:
+            return False
+        if key in self._peers:
+            self._peers[key] = lease
+        return True
 
-    def _overlapping(self, lease: Lease) -> set[str]:
-        """Keys of the other leases that share an address with this one. CIDR blocks overlap only where one holds the other."""
-        found: set[str] = set()
-        for net in _nets(lease):
-            its_version, its_length = net.version, net.prefixlen
-            bits = 32 if its_version == 4 else 128
-            low, high = _span(net)
-            for (version, length), blocks in self._blocks.items():
-                if version != its_version:
-                    continue
-                if length <= its_length:
-                    found |= blocks.get(low >> (bits - length) << (bits - length), set())
-                else:
-                    found.update(*(keys for first, keys in blocks.items() if low <= first <= high))
-        found.discard(lease.key)
-        return found
+    def _judge(self, keys: Collection[str], changed: Container[str] = ()) -> Changes:
+        """Verdicts on these leases, which may be gone, and on those whose verdict follows from it.
 
-    def _touching(self, keys: Iterable[str]) -> set[str]:
-        """These leases and all that overlap them, or overlap one that does."""
-        found, new = set[str](), set(keys)
-        while new:
-            found |= new
-            new = {other for key in new for other in self._overlapping(self._leases[key])} - found
-        return found
-
-    def _judge(self, keys: Iterable[str], changed: str | None = None) -> Changes:
-        """Verdicts on these leases and those that they touch, the oldest first: a lease that is left out itself shuts out nobody.
-
-        ``changed`` is told as a change even where its verdict stays.
+        ``changed`` ones are told as a change even where their verdict stays.
         """
+        faults = {key: self._fault(lease) for key in keys if (lease := self._leases.get(key)) is not None}
+        claims = {key: self._claim(self._leases[key]) if faults.get(key, "") is None else None for key in keys}
+        verdicts: dict[str, str | None] = {key: why for key, why in faults.items() if why is not None}
+        for key, older in self._ownership.change(claims).items():
+            verdicts[key] = None if older is None else self._rivalry(self._leases[key], self._leases[older])
         peers: dict[str, Lease | None] = {}
         refused: dict[str, str | None] = {}
-        judged = self._touching(keys)
-        for key in sorted(judged, key=lambda key: _age(self._leases[key])) if len(judged) > 1 else judged:
-            lease = self._leases[key]
-            before, why = self._refused.get(key), self._fault(lease)
+        for key in keys:
+            if key not in self._leases:
+                if self._refused.pop(key, None) is not None:
+                    refused[key] = None
+                if self._peers.pop(key, None) is not None:
+                    peers[key] = None
+        for key, why in verdicts.items():
+            lease, before = self._leases[key], self._refused.get(key)
             if why is None:
                 self._refused.pop(key, None)
                 self._peers[key] = lease
-                if before is not None or key == changed:
+                if before is not None or key in changed:
                     peers[key] = lease
                 if before is not None:
                     refused[key] = None
@@ -179,42 +174,59 @@ class Membership:
                     refused[key] = why
         return Changes(peers, refused)
 
+    def _claim(self, lease: Lease) -> Claim:
+        names = (f"{mac} {device}" for device, mac in self._identity(lease.attrs).items())
+        return Claim((lease.create_revision, lease.key), tuple(map(_span, _nets(lease))), tuple(dict.fromkeys(names)))
+
+    def _rivalry(self, lease: Lease, older: Lease) -> str:
+        """In words, what a lease shares with an older one."""
+        if any(_overlap(one, other) for one in _nets(lease) for other in _nets(older)):
+            return f"{lease}: overlaps the older lease {older}"
+        shared = set(self._identity(lease.attrs).values()) & set(self._identity(older.attrs).values())
+        return f"{lease}: has the identity {', '.join(sorted(shared))} of the older lease {older}"
+
     def _fault(self, lease: Lease) -> str | None:
-        """Why this lease is not a peer to program; empty text for our own, which is nothing to report."""
+        """Why this lease is no peer's, whatever others there are; empty text for our own, which is nothing to report."""
         own, config = self._own, self._config
         if config is None or (own is not None and lease.key == own.key):
             return ""
         if lease.public_ip == self._address != NO_ADDRESS:
             return ""  # ours of before, or a twin: the rules of leasing know which, and say so
-        for net, pool in ((lease.subnet, config.v4), (lease.subnet6, config.v6)):
-            stands_for_none = net is not None and not net.prefixlen and lease.subnet6 is not None  # an IPv6-only node's IPv4 half
-            if net is not None and pool is not None and not stands_for_none and (why := pool.misfit(net)):
-                return f"{lease}: {why}"
+        if why := _misfit(lease, config):
+            return f"{lease}: {why}"
         if self._accepts is not None and lease.attrs.backend_type not in self._accepts:
             if lease.reserved and not lease.attrs.backend_type:
                 return ""  # a reservation that waits for its host: nobody to reach yet, and nothing to report
-            theirs = lease.attrs.backend_type or "none"
+            theirs = printable(lease.attrs.backend_type) or "none"
             return f"{lease}: its backend is {theirs}, ours is {' or '.join(sorted(self._accepts))}"
-        if lease.subnet.prefixlen and config.v4 is not None and not _is_host(lease.public_ip):
-            return f"{lease}: PublicIP is not the address of a host"
-        if own is not None and any(_overlap(ours, theirs) for ours in _nets(own) for theirs in _nets(lease)):
+        nets = _nets(lease)
+        if own is not None and any(_overlap(ours, theirs) for ours in _nets(own) for theirs in nets):
             return ""  # likewise: a conflict that they settle
-        for key in self._overlapping(lease):
-            other = self._leases[key]
-            if key not in self._refused and _age(other) < _age(lease):
-                return f"{lease}: overlaps the older lease {other}"
+        for name, address in (("PublicIP", lease.public_ip), ("PublicIPv6", lease.attrs.public_ipv6)):
+            if address is None or not any(net.version == address.version for net in nets):
+                continue  # where it is needed and missing, the backend says so
+            if why := self._shield.unfit(address):
+                return f"{lease}: {name} {why}"
+        for net in nets:
+            if why := self._shield.covered(net):
+                return f"{lease}: would take {why} into the overlay"
         return None
 
 
-def _is_host(address: IPAddress) -> bool:
-    """False for what no packet to a host carries as destination: 0/8, loopback, multicast, 240/4 with broadcast (RFC 6890)."""
-    first = int(address) >> 24
-    return 0 < first < 224 and first != 127
+def _shield(config: NetworkConfig | None, underlay: Underlay) -> Shield:
+    return Shield.of(underlay, () if config is None else config.networks)
 
 
-def _age(lease: Lease) -> tuple[int, str]:
-    """Orders leases, the oldest first; of two in one transaction the smaller key."""
-    return lease.create_revision, lease.key
+def _misfit(lease: Lease, config: NetworkConfig) -> str:
+    """Why no node of this network can hold these subnets; empty where one can."""
+    for net, pool in ((lease.subnet, config.v4), (lease.subnet6, config.v6)):
+        if net is None or (not net.prefixlen and lease.subnet6 is not None):
+            continue  # an IPv6-only node's IPv4 half stands for none
+        if pool is None:
+            return f"{net} is IPv{net.version}, which the network has none of"
+        if why := pool.misfit(net):
+            return why
+    return ""
 
 
 def _nets(lease: Lease) -> list[IPNetwork]:
@@ -223,13 +235,13 @@ def _nets(lease: Lease) -> list[IPNetwork]:
     return [*nets, lease.subnet6] if lease.subnet6 is not None else nets
 
 
-def _span(net: IPNetwork) -> tuple[int, int]:
+def _span(net: IPNetwork) -> Block:
     """First and last address as numbers; netaddr's own ``first`` and ``last`` make three objects each."""
     host_bits = (32 if net.version == 4 else 128) - net.prefixlen
     first = int(net.value or 0) >> host_bits << host_bits
-    return first, first | ((1 << host_bits) - 1)
+    return net.version, first, first | ((1 << host_bits) - 1)
 
 
 def _overlap(a: IPNetwork, b: IPNetwork) -> bool:
-    (a_first, a_last), (b_first, b_last) = _span(a), _span(b)
+    (_, a_first, a_last), (_, b_first, b_last) = _span(a), _span(b)
     return bool(a.version == b.version and a_first <= b_last and b_first <= a_last)

@@ -1,4 +1,4 @@
-"""What should the kernel hold? FOU ports, links, addresses, sysctls, neighbours, FDB entries, routes and one nft table, as values.
+"""What should the kernel hold? FOU ports, links, addresses, sysctls, neighbours, FDB entries, routes, one nft table.
 
 The table's sets and their elements are objects of their own: a peer that comes is an element more, and the table stays as it is.
 
@@ -11,25 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from netaddr import IPAddress, IPNetwork
+
+from flannelpy.core.forward_accept import ForwardAccept as ForwardAccept
+from flannelpy.core.key import Key as Key
 
 ROUTE_PROTOCOL = 102
 """Our mark on routes (rtnetlink(7) rtm_protocol, ``ip route`` shows ``proto 102``): a fresh process knows its own by it."""
 
 BOOT_PROTOCOL = 3
 """What flanneld and a bare ``ip route add`` leave (RTPROT_BOOT)."""
-
-
-class Key(NamedTuple):
-    """Identity of an object in the kernel: its kind (the noun of its command) and the rest as text."""
-
-    kind: str
-    id: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.id}"
 
 
 def _equals(self: Object, observed: Object) -> bool:
@@ -385,7 +378,7 @@ def _dotted(address: bytes) -> str:
 SHARED = frozenset({"element"})
 """Kinds of objects that several may ask for: what has one key is one and the same."""
 
-Object = Fou | Link | Address | Sysctl | Neighbour | FdbEntry | Route | NftTable | NftSet | NftElement
+Object = Fou | Link | Address | Sysctl | Neighbour | FdbEntry | Route | NftTable | NftSet | NftElement | ForwardAccept
 
 _EMPTY: Mapping[Key, Object] = {}
 
@@ -444,7 +437,8 @@ class Scope:
       the kernel did not make itself (those go with their address);
     - main-table routes with our protocol number whose destination lies inside one of ``networks``;
     - main-table routes inside ``networks`` with protocol boot through ``uplink`` (a flanneld's host-gw routes, to adopt);
-    - the nft table ``table`` with its sets and their elements, the sysctls in ``sysctls``, and the FOU ports in ``fou_ports``.
+    - the nft table ``table`` with its sets and their elements, the sysctls in ``sysctls``, the FOU ports in ``fou_ports``, and the
+      rules in FORWARD chains that say ``table`` in their comment.
     """
 
     links: frozenset[str] = frozenset()

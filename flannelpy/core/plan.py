@@ -28,7 +28,8 @@ from flannelpy.core.objects import (
 
 Op = Literal["add", "change", "remake", "remove"]
 
-_RANK = {"set": 0, "element": 1, "nft": 2, "fou": 3, "link": 4, "addr": 5, "sysctl": 6, "neigh": 7, "fdb": 8, "route": 9}
+_KINDS = (("set",), ("element",), ("nft", "forward"), ("fou",), ("link",), ("addr",), ("sysctl",), ("neigh",), ("fdb",), ("route",))
+_RANK = {kind: rank for rank, kinds in enumerate(_KINDS) for kind in kinds}
 _ADDR = _RANK["addr"]
 
 
@@ -81,7 +82,12 @@ def plan(desired: HostState, observed: HostState, scope: Scope | None = None, he
             steps.append(Step("remake", item, before))
         else:
             steps.append(Step("change", item, before))
-    gone = [item for item in observed if item.key not in desired and item.key not in held and removable(item, scope)]
+    others = {item.name for item in observed if isinstance(item, Link) and item.key not in desired and item.kind not in MADE}
+    gone = [
+        item
+        for item in observed
+        if item.key not in desired and item.key not in held and removable(item, scope) and lives_on(item) not in others
+    ]
     lost_links = {item.name for item in gone if isinstance(item, Link)}
     for item in sorted(gone, key=_rank, reverse=True):
         device = lives_on(item)
@@ -97,6 +103,10 @@ def _turn(step: Step) -> int:
     if step.op != "remove":
         return min(_rank(step.item), _ADDR + 1)
     return _ADDR if isinstance(step.item, Address) else _ADDR + 2
+
+
+MADE = frozenset({"vxlan", "ipip", "tun"})
+"""The kinds of devices that backends make. One of another kind is somebody else's, by whatever name, and so is what lives on it."""
 
 
 def removable(item: Object, scope: Scope | None) -> bool:

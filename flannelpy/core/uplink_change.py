@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
-from netaddr import AddrFormatError, IPAddress, IPNetwork
+from netaddr import AddrFormatError, IPAddress
 
 from flannelpy.core.backend import Uplink
-from flannelpy.core.uplink import FactsQuery, HostFacts, Wish
-
-HostNetworks = tuple[tuple[IPNetwork, str], ...]
-"""Networks that a host is in, each with the interface."""
+from flannelpy.core.uplink import FactsQuery, Wish
 
 
 def query(wish: Wish, current: Uplink | None = None) -> FactsQuery:
@@ -77,23 +75,7 @@ def _differences(before: Uplink, after: Uplink) -> Iterator[str]:
         yield f"{name}'s MTU is {after.mtu}, it was {before.mtu}"
 
 
-def host_networks(facts: HostFacts, ours: Container[str], bridges: Iterable[IPNetwork] = (), uplink: str = "") -> HostNetworks:
-    """The networks that this host's addresses lie in, each with its interface: whoever were leased one would cut the host off.
-
-    Without those of our own devices, loopback, link-local ones, and those within ``bridges``: the subnets that a bridge has from
-    us. The ``uplink`` is no such bridge, whatever subnet it lies in.
-    """
-    found = []
-    for interface in facts.interfaces:
-        for held in interface.addresses if interface.name not in ours else ():
-            if held.address.is_loopback() or held.address.is_link_local():
-                continue
-            net = IPNetwork((int(held.address), held.prefixlen), version=held.address.version).cidr
-            if interface.name == uplink or not any(net in bridge for bridge in bridges):
-                found.append((net, interface.name))
-    return tuple(found)
-
-
+@lru_cache(maxsize=64)
 def _is_address(text: str) -> bool:
     try:
         IPAddress(text)

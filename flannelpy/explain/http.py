@@ -1,8 +1,9 @@
 """How do load balancers, orchestrators and ``flannelpy status`` ask? A small HTTP/1.1 server for pages that are made on request.
 
-GET and HEAD only; h11 parses. A request must arrive whole within ``REQUEST_S`` and its head within ``HEAD_BYTES``; an idle
-connection is closed after ``IDLE_S``, and one that does not take its answer is cut after ``REQUEST_S``. At most ``CONNECTIONS``
-at a time: one more is told 503, and where twice as many are open, it is cut.
+GET and HEAD only; h11 parses. A connection on which no whole request arrives for ``REQUEST_S`` is closed, and so is one that does
+not take its answer; a head has at most ``HEAD_BYTES``. At most ``CONNECTIONS`` at a time, ``SHARE`` of one source: where one more
+comes, the oldest goes that waits for the other side, of this source or of the one that has most. Whoever asks is answered, however
+many there are who only connect, or take no answer. Where a page is being made for all of them, one more is told 503.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import asyncio
 import errno
 import logging
 import os
+import resource
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +24,8 @@ from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
+
+from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.foreign import LINE, printable
@@ -41,9 +46,11 @@ Pages = Mapping[str, Made]
 HEAD_BYTES = 16 * 1024
 BODY_BYTES = 64 * 1024
 REQUEST_S = 10.0
-IDLE_S = 75.0
 PAGE_S = 60.0
-CONNECTIONS = 64
+CONNECTIONS, SHARE = 256, 32
+BACKLOG = 128
+FULL_S = 0.1
+"""Before the next connection is taken where there is no descriptor left for it."""
 TEXT = "text/plain; charset=utf-8"
 REASONS = 50
 """Lines of reasons on a page."""
@@ -91,9 +98,9 @@ def _lines(first: str, more: Sequence[str]) -> str:
 
 async def serve(host: str, port: int, pages: Pages) -> HttpServer:
     """Listen and answer until closed. ``port`` 0 takes a free one. Raises FlannelpyError with one line where it cannot listen."""
-    server = HttpServer(pages)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        server.listener = await asyncio.start_server(server.connected, host, port)
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         why = {
             errno.EADDRINUSE: "another program listens there; expected a free port",
@@ -102,7 +109,7 @@ async def serve(host: str, port: int, pages: Pages) -> HttpServer:
         }.get(error.errno or 0, error.strerror or str(error))
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         raise FlannelpyError(f"cannot listen on {where}: {why}") from None
-    return server
+    return HttpServer.on(listener, pages, SHARE)
 
 
 @contextmanager
@@ -124,10 +131,18 @@ def bound(path: Path) -> Iterator[socket.socket]:
 
 
 async def serve_on(listener: socket.socket, pages: Pages) -> HttpServer:
-    """Answer on a Unix socket until closed."""
-    server = HttpServer(pages)
-    server.listener = await asyncio.start_unix_server(server.connected, sock=listener)
-    return server
+    """Answer on a Unix socket until closed; whoever may open it may have all connections."""
+    listener.listen(BACKLOG)
+    return HttpServer.on(listener, pages, CONNECTIONS)
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """One of them. ``source``: who it is of; ``waits``: for the other side, which is to ask or to take its answer."""
+
+    source: str
+    waits: bool = True
+    task: asyncio.Task[None] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -135,64 +150,139 @@ class HttpServer:
     """A listening server. It owns the tasks of its connections."""
 
     pages: Pages
-    listener: asyncio.Server | None = None
+    listener: socket.socket
+    share: int
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _open: dict[Connection, None] = field(default_factory=dict)
+    """Those that count, the oldest first."""
+
+    @classmethod
+    def on(cls, listener: socket.socket, pages: Pages, share: int) -> HttpServer:
+        """One that answers on a socket that listens, which it closes in the end."""
+        listener.setblocking(False)
+        server = cls(pages, listener, share)
+        server._keep(asyncio.get_running_loop().create_task(server._accept(), name="http"))
+        return server
 
     @property
     def port(self) -> int:
         """The port it listens on."""
-        assert self.listener is not None
-        return int(self.listener.sockets[0].getsockname()[1])
+        return int(self.listener.getsockname()[1])
 
     async def close(self) -> None:
         """Stop listening and drop what is open. May be called twice."""
-        listener, self.listener = self.listener, None
-        if listener is not None:
-            listener.close()
         tasks = list(self.tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if listener is not None:
-            await listener.wait_closed()
+        self.listener.close()
 
-    def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Start a connection's task; called by asyncio."""
-        if len(self.tasks) >= 2 * CONNECTIONS:
-            writer.transport.abort()
-            return
-        crowded = len(self.tasks) >= CONNECTIONS
-        task = asyncio.get_running_loop().create_task(
-            _converse(reader, writer, {} if crowded else self.pages, crowded), name="http"
-        )
+    async def _accept(self) -> None:
+        """Take connections, one at a time: none is open that does not count."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                taken, address = await loop.sock_accept(self.listener)
+            except OSError as error:  # accept(2): it is gone already, or there is no descriptor or memory for it
+                log.debug("http: no connection can be taken: %s", error.strerror)
+                await asyncio.sleep(FULL_S)
+                continue
+            connection = Connection(_source(address))
+            if not self._make_room(connection.source):
+                _refuse(taken)
+                continue
+            self._open[connection] = None
+            connection.task = loop.create_task(self._serve(taken, connection), name="http")
+            self._keep(connection.task)
+            await asyncio.sleep(0)  # a task that is cancelled before it has begun closes nothing
+
+    def _make_room(self, source: str) -> bool:
+        """True where one more of this source may be open, if need be in place of one that has not asked anything."""
+        most = most_connections()
+        sources = Counter(connection.source for connection in self._open)
+        if sources[source] >= min(self.share, max(1, most // 2)):
+            return self._end_one(source)
+        return len(self._open) < most or self._end_one(sources.most_common(1)[0][0]) or self._end_one(None)
+
+    def _end_one(self, source: str | None) -> bool:
+        """End the one that waits longest, of this source or of any; False where none waits."""
+        for connection in self._open:
+            if connection.waits and source in (None, connection.source):
+                del self._open[connection]
+                if connection.task is not None:
+                    connection.task.cancel()
+                return True
+        return False
+
+    async def _serve(self, taken: socket.socket, connection: Connection) -> None:
+        """A connection from its beginning to its end."""
+        loop = asyncio.get_running_loop()
+        try:
+            reader = asyncio.StreamReader()
+            protocol = asyncio.StreamReaderProtocol(reader)
+            transport, _ = await loop.connect_accepted_socket(lambda: protocol, taken)
+            await _converse(connection, reader, asyncio.StreamWriter(transport, protocol, reader, loop), self.pages)
+        except OSError:
+            taken.close()
+        finally:
+            self._open.pop(connection, None)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+
+def most_connections() -> int:
+    """A quarter of the descriptors that this process may have, or what is set: the rest is for the agent's own work."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(CONNECTIONS, soft // 4))
+
+
+def _source(address: object) -> str:
+    """Who connects: an IPv4 address, or the /64 of an IPv6 one, of which a host has as many as it likes; "" on a Unix socket."""
+    if not isinstance(address, tuple):
+        return ""
+    host = IPAddress(str(address[0]).partition("%")[0])
+    return str(host if host.version == 4 else IPNetwork((int(host), 64), version=6).cidr)
+
+
+def _refuse(taken: socket.socket) -> None:
+    """Say so where that does not have to be waited for."""
+    with taken, suppress(OSError):
+        taken.setblocking(False)
+        taken.send(_FULL)
+
+
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 21\r\n"
+    b"Connection: close\r\n\r\ntoo many connections\n"
+)
 
 
 # ---------------------------------------------------------------------------------------------------------- one connection
 
 
-async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pages: Pages, crowded: bool) -> None:
+async def _converse(counted: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pages: Pages) -> None:
     import h11
 
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
     try:
-        wait_s = REQUEST_S
         while True:
-            async with asyncio.timeout(wait_s):
+            async with asyncio.timeout(REQUEST_S):
                 request = await _request(connection, reader)
             if request is None:
                 return
-            page = (503, TEXT, "too many connections\n") if crowded else await _page(request, pages)
-            await _answer(connection, writer, page, close=crowded, with_body=request.method != b"HEAD")
+            counted.waits = False
+            page = await _page(request, pages)
+            counted.waits = True
+            await _answer(connection, writer, page, close=False, with_body=request.method != b"HEAD")
             if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
                 return
             connection.start_next_cycle()
-            wait_s = IDLE_S
     except h11.RemoteProtocolError as error:
         if connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             status = error.error_status_hint or 400
-            with suppress(TimeoutError, ConnectionError):
+            with suppress(TimeoutError, ConnectionError, h11.LocalProtocolError):  # to a HEAD no body can be sent
                 await _answer(connection, writer, (status, TEXT, f"{HTTPStatus(status).phrase}\n"), close=True)
     except (TimeoutError, ConnectionError, h11.LocalProtocolError):
         pass  # too slow, gone, or half a request: nobody is there to be told

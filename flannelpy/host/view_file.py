@@ -63,13 +63,17 @@ def parse(data: bytes) -> KeptView:
 
 
 def render(view: KeptView) -> str:
-    """The file's text: keys and values as they stand in etcd, one lease a line."""
+    """The file's text: keys and values as they stand in etcd, one lease a line; the first ones, where not all can be read again."""
     head = {"format": FORMAT, "prefix": view.prefix, "config": view.config, "own": view.own_key, "revision": view.revision}
-    rows = (
-        json.dumps([lease.key, lease.attrs.to_json(), lease.etcd_lease, lease.create_revision, lease.mod_revision])
-        for lease in view.leases
-    )
-    return json.dumps(head)[:-1] + ', "leases": [\n' + ",\n".join(rows) + "\n]}\n"
+    begin, end = json.dumps(head)[:-1] + ', "leases": [\n', "\n]}\n"
+    rows, room = list[str](), LARGEST - len(begin) - len(end)
+    for lease in view.leases:
+        row = json.dumps([lease.key, lease.attrs.to_json(), lease.etcd_lease, lease.create_revision, lease.mod_revision])
+        room -= len(row) + len(",\n")
+        if room < 0:
+            break
+        rows.append(row)
+    return begin + ",\n".join(rows) + end
 
 
 def write(directory: Path, view: KeptView) -> None:

@@ -12,6 +12,7 @@ from typing import Protocol
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import KernelError
+from flannelpy.core.forwarding import Hindrance
 from flannelpy.core.objects import HostState, Key, Object, Route, Scope
 from flannelpy.core.plan import Step
 from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer
@@ -41,6 +42,8 @@ class Notice:
     """A default route of the main table changed."""
     routed: frozenset[int] = frozenset()
     """IP versions of which a route of the main table that is not ours changed."""
+    addressed: bool = False
+    """An address of an interface that is not ours came or went, one that other links know, too."""
 
 
 class Notices(Protocol):
@@ -72,6 +75,13 @@ class Kernel(Protocol):
 
     async def route_at(self, dst: IPNetwork) -> Route | None:
         """The main table's route to exactly ``dst``, whoever's: to say who is in the way of ours."""
+        ...
+
+    async def hindrances(self) -> Sequence[Hindrance]:
+        """Chains of the host's own firewall that drop what is forwarded (``core.forwarding``). Raises KernelError.
+
+        Cheap: a listing of chains, and of the base chains of hook forward.
+        """
         ...
 
     async def observe(self, scope: Scope, keys: Iterable[Key] | None = None) -> HostState:

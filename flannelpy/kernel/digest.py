@@ -54,6 +54,7 @@ MALFORMED = (struct.error, AddrFormatError, ValueError, IndexError, OverflowErro
 """How a message that is not what it says reads. Only the kernel can send one."""
 
 LINK_LOCAL = 0x3FA  # the first ten bits of fe80::/10
+LINK_LOCAL4 = 0xA9FE  # the first sixteen of 169.254.0.0/16
 
 _ROUTE_HEAD = Struct("=BBBBBBBB")  # family, dst length, src length, tos, table, protocol, scope, type
 
@@ -61,7 +62,7 @@ _ROUTE_HEAD = Struct("=BBBBBBBB")  # family, dst length, src length, tos, table,
 class Draft:
     """A Notice that is being written."""
 
-    __slots__ = ("default_route", "links", "lost", "nft_touched", "objects", "resync", "routed")
+    __slots__ = ("addressed", "default_route", "links", "lost", "nft_touched", "objects", "resync", "routed")
 
     def __init__(self) -> None:
         self.objects: dict[Key, Object | None] = {}
@@ -71,6 +72,7 @@ class Draft:
         self.default_route = False
         self.routed: set[int] = set()
         self.nft_touched = False
+        self.addressed = False
 
     @property
     def news(self) -> bool:
@@ -79,7 +81,7 @@ class Draft:
     @property
     def notice(self) -> Notice:
         resync = self.resync or self.lost
-        return Notice(self.objects, resync, self.lost, self.links, self.default_route, frozenset(self.routed))
+        return Notice(self.objects, resync, self.lost, self.links, self.default_route, frozenset(self.routed), self.addressed)
 
 
 class Digest:
@@ -193,6 +195,8 @@ class Digest:
         info = read_address(data, body, end)
         if info is None:
             return
+        if not ours and info.value >> (118 if info.version == 6 else 16) != (LINK_LOCAL if info.version == 6 else LINK_LOCAL4):
+            draft.addressed = True
         item: Address | None = self._sieve.address(info)
         if item is not None:
             draft.objects[item.key] = item if new else None

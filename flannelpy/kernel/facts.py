@@ -17,7 +17,7 @@ from flannelpy.core.host_facts import DefaultRoute, FactsQuery, HostFacts, Inter
 from flannelpy.kernel import messages
 from flannelpy.kernel.channel import GONE, Channel
 from flannelpy.kernel.dump import dump, dump_of_device, dump_routes
-from flannelpy.kernel.messages import AF_INET, AF_INET6
+from flannelpy.kernel.messages import AF_INET, AF_INET6, as_address
 
 SCOPES = {0: "global", 200: "site", 253: "link", 254: "host", 255: "nowhere"}
 IFA_F_TEMPORARY, IFA_F_DEPRECATED, IFA_F_PERMANENT = 0x01, 0x20, 0x80
@@ -86,7 +86,7 @@ async def _default_routes() -> list[DefaultRoute]:
     """In the order of the kernel's dump. IPv4's goes by destination, so that they come first, and the rest need not be read."""
     found = await dump_routes(AF_INET, _read_default, _is_beyond_default)
     found += await dump_routes(AF_INET6, _read_default)
-    return [DefaultRoute(route.version, route.device) for route in found]
+    return [DefaultRoute(route.version, route.device, as_address(route.via) if route.via else None) for route in found]
 
 
 def _is_beyond_default(data: bytes, body: int, end: int) -> bool:

@@ -16,6 +16,8 @@ from dataclasses import replace
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import KernelError
+from flannelpy.core.forward_accept import ForwardAccept
+from flannelpy.core.forwarding import FORWARD, Hindrance
 from flannelpy.core.objects import (
     BOOT_PROTOCOL,
     ROUTE_PROTOCOL,
@@ -52,7 +54,7 @@ class FakeKernel:
     def __init__(self, interfaces: Iterable[Interface] = (), default_routes: Iterable[DefaultRoute] = ()) -> None:
         self.interfaces = {item.name: item for item in interfaces}
         """The host's own, by name."""
-        self._default_routes = tuple(default_routes)
+        self.default_routes = tuple(default_routes)
         self._next_index = max((item.index for item in self.interfaces.values()), default=1) + 1
         self._links: dict[str, Link] = {}
         self._indices: dict[str, int] = {}
@@ -60,6 +62,8 @@ class FakeKernel:
         self._routes: dict[IPNetwork, Route] = {}
         self.unknown: set[str] = set()
         """Kinds that this kernel was built without: ``fou``, ``ipip``."""
+        self.firewall: tuple[Hindrance, ...] = ()
+        """The host's own FORWARD chains, as far as they are in the way."""
         self.taken_ports: set[int] = set()
         """UDP ports that programs of the host are bound to."""
         self._faults: dict[Key | str, tuple[Exception, int]] = {}
@@ -78,7 +82,7 @@ class FakeKernel:
             mine = [item.net for item in self._objects.values() if isinstance(item, Address) and item.dev == link.name]
             addresses = tuple(InterfaceAddress(net.ip, net.prefixlen) for net in mine)
             found.append(Interface(link.name, self._indices[link.name], link.mtu, link.up, addresses, link.mac or ""))
-        defaults = self._default_routes if query.default_routes else ()
+        defaults = self.default_routes if query.default_routes else ()
         if query.names is not None:
             leave_by = {route.index for route in defaults}
             found = [item for item in found if item.index in leave_by or not query.names.isdisjoint(item.names)]
@@ -96,7 +100,7 @@ class FakeKernel:
             if best.kind != "unicast" or best.dev is None:
                 return None
             return RouteAnswer(best.dev, self._index(best.dev), self._source(best.dev, address.version), best.via)
-        for default in self._default_routes:
+        for default in self.default_routes:
             name = next((item.name for item in self.interfaces.values() if item.index == default.index), None)
             if name is not None and default.version == address.version:
                 return RouteAnswer(name, default.index, self._source(name, address.version), None)
@@ -105,6 +109,10 @@ class FakeKernel:
     async def route_at(self, dst: IPNetwork) -> Route | None:
         self._called("route_at")
         return self._routes.get(dst)
+
+    async def hindrances(self) -> tuple[Hindrance, ...]:
+        self._called("hindrances")
+        return self.firewall
 
     async def observe(self, scope: Scope, keys: Iterable[Key] | None = None) -> HostState:
         self._called("observe")
@@ -159,7 +167,7 @@ class FakeKernel:
     def fail_call(self, method: str, reason: Exception, times: int = 1) -> None:
         """Let the next ``times`` calls of a method of the contract raise this.
 
-        Methods: observe, apply (as a whole), facts, route_to, route_at,
+        Methods: observe, apply (as a whole), facts, route_to, route_at, hindrances,
         rehearse, notices (the subscription), or next_notice (its iteration, also where somebody waits already).
         """
         self._faults[method] = (reason, times)
@@ -174,8 +182,10 @@ class FakeKernel:
 
     def set_interface(self, interface: Interface) -> None:
         """An interface of the host's own came or changed."""
+        before = self.interfaces.get(interface.name)
         self.interfaces[interface.name] = interface
-        self._tell(News(links={interface.index: interface.name}))
+        addressed = _known_elsewhere(interface) != (() if before is None else _known_elsewhere(before))
+        self._tell(News(links={interface.index: interface.name}, addressed=addressed))
 
     def take_interface(self, name: str) -> None:
         """An interface of the host's own went."""
@@ -183,7 +193,9 @@ class FakeKernel:
         for link in [link for link in self._links.values() if link.vxlan is not None and link.vxlan.dev == name]:
             self._delete_link(link.name)
         self._routes = {dst: route for dst, route in self._routes.items() if route.dev != name}
-        self._tell(News(links={gone.index: name}, took_along=name, routed=frozenset({4, 6})))
+        self._tell(
+            News(links={gone.index: name}, took_along=name, routed=frozenset({4, 6}), addressed=bool(_known_elsewhere(gone)))
+        )
 
     def rename_interface(self, name: str, new: str) -> None:
         """An interface of the host's own has another name; what lives on it stays."""
@@ -219,6 +231,10 @@ class FakeKernel:
         """``nft flush ruleset``."""
         for item in [item for item in self._objects.values() if isinstance(item, NftTable)]:
             self._drop_table(item.name)
+
+    def flush_forward(self) -> None:
+        """``iptables -F FORWARD``: the kernel tells nobody."""
+        self._objects = {key: item for key, item in self._objects.items() if key.kind != "forward"}
 
     def set_down(self, dev: str) -> None:
         """``ip link set DEV down``: the routes through it are gone."""
@@ -266,6 +282,11 @@ class FakeKernel:
                 if self._sysctl_missing(sysctl):
                     raise KernelError(f"/proc/sys/{sysctl.name}: No such file or directory", errno.ENOENT)
                 self._put(sysctl)
+            case ForwardAccept() as rule:
+                chains = [one for one in self.firewall if (one.tool, one.version) == (rule.tool, rule.version)]
+                if not any(one.docker or rule.chain == FORWARD for one in chains):
+                    raise KernelError("No such file or directory", errno.ENOENT)
+                self._objects[rule.key] = rule  # without a word, too
             case NftSet() as made:
                 if (table_key := Key("nft", made.table)) not in self._objects:
                     self._objects[table_key] = NftTable(made.table, "")
@@ -285,7 +306,7 @@ class FakeKernel:
         item = step.item
         if isinstance(item, Link):
             self._delete_link(item.name)
-        elif isinstance(item, Fou):
+        elif isinstance(item, Fou | ForwardAccept):
             self._objects.pop(item.key, None)
         elif isinstance(item, Route):
             if self._routes.get(item.dst) == item:
@@ -458,6 +479,8 @@ class FakeKernel:
                 return item.dev in scope.links
             case Sysctl():
                 return item.name in scope.sysctls
+            case ForwardAccept():
+                return item.owner == scope.table
             case NftTable():
                 return item.name == scope.table
             case NftSet() | NftElement():
@@ -513,3 +536,8 @@ def _is_on(item: Object, name: str) -> bool:
 
 def _net(own: InterfaceAddress) -> IPNetwork:
     return IPNetwork(f"{own.address}/{own.prefixlen}")
+
+
+def _known_elsewhere(interface: Interface) -> tuple[InterfaceAddress, ...]:
+    """The addresses that are not link-local."""
+    return tuple(held for held in interface.addresses if not held.address.is_link_local())

@@ -22,6 +22,7 @@ class News:
     default_route: bool = False
     routed: frozenset[int] = frozenset()
     lost: bool = False
+    addressed: bool = False
 
 
 class FakeNotices:
@@ -59,6 +60,7 @@ class FakeNotices:
             {**before.links, **{index: name for index, name in news.links.items() if index not in ours}},
             before.default_route or news.default_route,
             before.routed | foreign | news.routed,
+            before.addressed or news.addressed,
         )
         if self._notice != Notice() or news == News():
             self._woken.set()  # no news at all wakes up, too: whoever waits meets what it has to meet

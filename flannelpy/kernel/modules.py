@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 import time
 from contextlib import suppress
+
+from flannelpy.core.environment import bare
 
 MODPROBE_S = 5.0
 """How long modprobe may take, in seconds."""
@@ -35,7 +38,7 @@ class Modules:
 def _run(command: list[str]) -> None:
     silent = subprocess.DEVNULL
     with suppress(OSError, subprocess.TimeoutExpired):
-        subprocess.run(command, stdin=silent, stdout=silent, stderr=silent, timeout=MODPROBE_S, check=False)
+        subprocess.run(command, stdin=silent, stdout=silent, stderr=silent, timeout=MODPROBE_S, check=False, env=bare(os.environ))
 
 
 def _now() -> float:

@@ -25,6 +25,8 @@ from typing import Any
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import KernelError
+from flannelpy.core.forward_accept import ForwardAccept
+from flannelpy.core.forwarding import Hindrance
 from flannelpy.core.objects import (
     Address,
     FdbEntry,
@@ -49,6 +51,7 @@ from flannelpy.kernel.devices import Devices, index_of, name_of
 from flannelpy.kernel.dump import Dumped, dump_of_device, dump_routes
 from flannelpy.kernel.elements import AT_ONCE, Elements
 from flannelpy.kernel.facts import read_facts
+from flannelpy.kernel.forward import Forward
 from flannelpy.kernel.fou import FouPorts
 from flannelpy.kernel.messages import AF_BRIDGE, AF_INET, AF_INET6, CREATE, EXCL, REPLACE, REQUEST
 from flannelpy.kernel.modules import Modules
@@ -80,6 +83,7 @@ class NetlinkKernel:
         self._notice_bytes = notice_bytes
         self._channel: Channel | None = None
         self._nft = Nft()
+        self._forward = Forward(self._nft)
         self._elements = Elements()
         self._fou = FouPorts(self._modules)
         self._devices = Devices(self._ask)
@@ -122,6 +126,10 @@ class NetlinkKernel:
         found = await dump_routes(AF_INET if dst.version == 4 else AF_INET6, read)
         return found[0] if found else None
 
+    async def hindrances(self) -> tuple[Hindrance, ...]:
+        """See ``Kernel.hindrances``."""
+        return await self._forward.hindrances()
+
     # ----------------------------------------------------------------------------------------------- observation
 
     async def observe(self, scope: Scope, keys: Iterable[Key] | None = None) -> HostState:
@@ -156,6 +164,8 @@ class NetlinkKernel:
             found += _observe_sysctls(scope)
         if wanted("route"):
             dumps += [await _observe_routes(sieve, family) for family in (AF_INET, AF_INET6)]
+        if wanted("forward"):
+            found += await self._forward.observe(scope.table)
         if (wanted("nft") or wanted("set") or wanted("element")) and (listed := await self._nft.list(scope.table)) is not None:
             table, sets = listed
             found += [table, *sets]
@@ -257,6 +267,8 @@ class NetlinkKernel:
                     self._devices.apply(step, step.item)
                 case Sysctl():
                     _apply_sysctl(step, step.item)
+                case ForwardAccept():
+                    await (self._forward.remove(step.item) if step.op == "remove" else self._forward.add(step.item))
                 case NftSet():
                     await (self._nft.remove_set(step.item) if step.op == "remove" else self._nft.add_set(step.item))
                 case NftTable():

@@ -17,8 +17,10 @@ import re
 import shutil
 import socket
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
+from flannelpy.core.environment import bare
 from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import NftSet, NftTable
 
@@ -27,6 +29,8 @@ STATELESS = 1 << 2
 
 TERSE = 1 << 11
 """NFT_CTX_OUTPUT_TERSE, its ``-t``: without the elements of sets."""
+HANDLES = 1 << 3
+"""NFT_CTX_OUTPUT_HANDLE, the ``-a``: with what a rule is deleted by."""
 
 NETLINK_NETFILTER = 12
 
@@ -126,6 +130,11 @@ class Nft:
             sets.append(NftSet(name, part, spec if _spec(lines) == known else _spec(lines)))
         return NftTable(name, asked if body == remembered else body), tuple(sets)
 
+    async def ask(self, commands: str, *, handles: bool = False) -> str:
+        """What nft prints for commands about tables of others; with ``handles`` by which a rule is deleted. Raises KernelError."""
+        async with self._turn:
+            return await self._run(commands, handles=handles)
+
     def close(self) -> None:
         if self._nft is not None:
             self._nft.close()
@@ -144,7 +153,7 @@ class Nft:
             raise KernelError(f"nft printed {text[:60]!r} where table inet {name} was asked for", errno.EPROTO)
         return rest[: rest.rindex("}")]
 
-    async def _run(self, commands: str) -> str:
+    async def _run(self, commands: str, *, handles: bool = False) -> str:
         if self._nft is None and self._library is not None:
             _demand_netfilter()
             try:
@@ -153,10 +162,10 @@ class Nft:
                 self._library = None
         if self._nft is not None:
             # In a thread: before it lists or changes a table the library reads all elements of its sets, 0.3 s for 20,000.
-            return await asyncio.to_thread(self._nft.run, commands)
+            return await asyncio.to_thread(self._nft.run, commands, STATELESS | TERSE | (HANDLES if handles else 0))
         if self._command is None or shutil.which(self._command) is None:
             raise KernelError(MISSING, errno.ENOPKG)
-        return await _run_command(self._command, commands)
+        return await run_command([self._command, "-s", "-t", *(["-a"] if handles else []), "-f", "-"], commands)
 
 
 def _demand_netfilter() -> None:
@@ -165,6 +174,10 @@ def _demand_netfilter() -> None:
         socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER).close()
     except OSError as error:
         raise KernelError(f"nftables: {error.strerror}; the kernel needs the module nf_tables", error.errno or 0) from None
+
+
+def _descriptors() -> set[int]:
+    return {int(each.name) for each in Path("/proc/thread-self/fd").iterdir()}
 
 
 class _Library:
@@ -182,14 +195,18 @@ class _Library:
             getattr(library, function).argtypes = [ctypes.c_void_p]
             getattr(library, function).restype = ctypes.c_char_p
         self._library = library
+        before = _descriptors()
         self._context = library.nft_ctx_new(0)
+        for number in _descriptors() - before:  # libmnl opens its socket without SOCK_CLOEXEC: no child is to have it
+            with suppress(OSError):
+                os.set_inheritable(number, False)
         if not self._context:
             raise OSError(errno.ENOMEM, "nft_ctx_new")
         library.nft_ctx_buffer_output(self._context)
         library.nft_ctx_buffer_error(self._context)
-        library.nft_ctx_output_set_flags(self._context, STATELESS | TERSE)
 
-    def run(self, commands: str) -> str:
+    def run(self, commands: str, flags: int = STATELESS | TERSE) -> str:
+        self._library.nft_ctx_output_set_flags(self._context, flags)
         failed = self._library.nft_run_cmd_from_buffer(self._context, commands.encode())
         output: bytes = self._library.nft_ctx_get_output_buffer(self._context)
         words: bytes = self._library.nft_ctx_get_error_buffer(self._context)
@@ -203,19 +220,20 @@ class _Library:
             self._context = None
 
 
-async def _run_command(command: str, commands: str) -> str:
-    """What the command prints. Raises KernelError, also where it does not end, and then it is ended.
+async def run_command(words: list[str], commands: str = "") -> str:
+    """What a command prints that reads ``commands``. Raises KernelError, also where it does not end, and then it is ended.
 
     All three streams are files in memory: no pipe breaks where it ends without reading, and none stays open where it leaves a
     child behind.
     """
+    command = words[0]
     with ExitStack() as stack:
-        given, output, words = (stack.enter_context(os.fdopen(os.memfd_create("nft"), "w+b")) for _ in range(3))
+        given, output, complaints = (stack.enter_context(os.fdopen(os.memfd_create("nft"), "w+b")) for _ in range(3))
         given.write(commands.encode())
         given.seek(0)
         try:
             process = await asyncio.create_subprocess_exec(
-                command, "-s", "-t", "-f", "-", stdin=given, stdout=output, stderr=words, env={**os.environ, "LC_ALL": "C"}
+                *words, stdin=given, stdout=output, stderr=complaints, env=bare(os.environ, LC_ALL="C")
             )
         except OSError as error:
             raise KernelError(f"{command} cannot be run: {error.strerror}", error.errno or 0) from None
@@ -230,8 +248,8 @@ async def _run_command(command: str, commands: str) -> str:
                     process.kill()
                 await asyncio.shield(process.wait())
         output.seek(0)
-        words.seek(0)
-        said, complaint = (stream.read(READ_BYTES).decode("utf-8", "replace") for stream in (output, words))
+        complaints.seek(0)
+        said, complaint = (stream.read(READ_BYTES).decode("utf-8", "replace") for stream in (output, complaints))
     code = process.returncode or 0
     if code < 0:
         raise KernelError(f"{command} was killed by signal {-code}", errno.EINTR)

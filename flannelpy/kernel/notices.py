@@ -37,6 +37,11 @@ PAUSES_S = (0.05, 0.2, 0.5, 1.0)
 BURST = 512
 """Datagrams that are read before others on the loop get a turn: some 3 ms of ours, under 1 ms of somebody else's."""
 
+LULL_S = 0.005
+"""After news of none of our objects the next are left to gather for so long: a veth pair that comes makes a dozen messages, one by
+one, and to be woken for each costs more than to read them. The kernel holds them meanwhile.
+"""
+
 
 class Notices:
     """Notifications of one namespace for one scope; subscribed from its construction on. One consumer."""
@@ -49,6 +54,7 @@ class Notices:
         self._receive_bytes = receive_bytes
         self._sockets: list[socket.socket] = []
         self._waiter: asyncio.Future[None] | None = None
+        self._others = False  # the last news was of none of our objects
         self._ended = asyncio.Event()
         self._deaf: Callable[[], None] | None = None  # what must be done before anything can be heard again
         try:
@@ -115,9 +121,12 @@ class Notices:
             if not exhausted:
                 await asyncio.sleep(0)
             if draft.news:
+                self._others = not (draft.objects or draft.resync or draft.lost)
                 return draft.notice
             if exhausted and not self.closed:
                 await self._readable()
+                if self._others:
+                    await asyncio.sleep(LULL_S)
         raise StopAsyncIteration
 
     async def _hear(self) -> tuple[Draft, bool]:

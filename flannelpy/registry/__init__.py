@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import MalformedError, RegistryError
 from flannelpy.core.model import LEASE_TTL_S, NO_ADDRESS, Lease, LeaseAttrs, parse_subnet_key
+from flannelpy.core.secret import Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,10 @@ class Registry(Protocol):
         """Who is spoken to now, or tried next."""
         ...
 
+    async def addresses(self) -> frozenset[IPAddress]:
+        """Where the registry may be spoken to, as far as that is known now: within a second, whatever does not answer."""
+        ...
+
     def reconnect(self) -> None:
         """This host has another address: connections from the one before lead nowhere, and nobody tells. Have new ones, now."""
         ...
@@ -183,9 +188,12 @@ class Registry(Protocol):
         ...
 
 
+NO_PASSWORD = Secret("")
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """How to reach the registry; secrets are never shown (``repr`` leaves them out)."""
+    """How to reach the registry."""
 
     urls: tuple[str, ...]
     prefix: str = "/coreos.com/network"
@@ -193,6 +201,6 @@ class Endpoint:
     certfile: str = ""
     keyfile: str = ""
     username: str = ""
-    password: str = field(default="", repr=False)
+    password: Secret[str] = NO_PASSWORD
     password_file: str = ""
     timeout_s: float = 5.0

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import (
     ConflictError,
@@ -255,6 +255,10 @@ class MemoryRegistry:
     def endpoint(self) -> str:
         """Who is spoken to now."""
         return "memory"
+
+    async def addresses(self) -> frozenset[IPAddress]:
+        """See ``Registry.addresses``."""
+        return frozenset(self.store.addresses)
 
     def reconnect(self) -> None:
         """Streams are cut, and stand again."""

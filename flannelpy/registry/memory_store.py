@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field, replace
 
+from netaddr import IPAddress
+
 from flannelpy.core.errors import RegistryRefusedError
 
 
@@ -42,6 +44,8 @@ class MemoryStore:
     """Out of space: no transaction is carried out and no lease granted any more, all else goes on (etcd's alarm NOSPACE)."""
     connection: int = 0
     """Counts the times that streams were cut; one that was opened before has to begin anew."""
+    addresses: set[IPAddress] = field(default_factory=set)
+    """Where it may be spoken to, as hosts are told."""
     _next_grant: int = 0x1000
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import ConflictError, RegistryError, TakenError, WatchGapError
 from flannelpy.core.model import LEASE_TTL_S, Lease, LeaseAttrs
@@ -129,6 +129,10 @@ class Monitored:
     def endpoint(self) -> str:
         """Who is spoken to now, or tried next."""
         return self._registry.endpoint
+
+    async def addresses(self) -> frozenset[IPAddress]:
+        """Where the registry may be spoken to, as far as that is known now."""
+        return await self._registry.addresses()
 
     def reconnect(self) -> None:
         """Have new connections."""

@@ -36,6 +36,9 @@ _ENVIRONMENT = {
     "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network",  # /proc/sys/net is the namespace's own
     "UNIFIED_CGROUP_HIERARCHY": "1",
 }
+HOMES = (Path("/root"), Path("/home"))
+"""What ProtectHome= hides."""
+
 _PROPAGATE = Path("/run/systemd/nspawn/propagate")
 """Where systemd-nspawn leaves a folder when it is killed."""
 
@@ -139,6 +142,8 @@ def _lay_root(ledger: Ledger, place: Path, files: Mapping[str, str]) -> Path:
     root = place / "root"
     ledger.note_mount(root)
     _mount("overlay", root, "overlay", f"lowerdir=/,upperdir={place}/upper,workdir={place}/work")
+    for home in HOMES[:1]:
+        (root / home.relative_to("/")).chmod(0o755)  # a Python in it is for everybody
     for name, text in files.items():
         path = root / name.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,13 +195,24 @@ async def _booted(process: Process, notify: NotifySocket) -> None:
     raise TimedOutError(f"{process.role} did not boot within {BOOT_WITHIN_S:g} s: {process.tail()}")
 
 
+def _python_at_home() -> dict[str, str]:
+    """Where this machine's Python is installed in somebody's home, what lets a service see that much of it."""
+    base = Path(sys.base_prefix)
+    if not any(base.is_relative_to(home) for home in HOMES):
+        return {}
+    return {"/etc/systemd/system/flannelpy.service.d/python.conf": f"[Service]\nProtectHome=tmpfs\nBindReadOnlyPaths={base}\n"}
+
+
 def flannelpy_files(options: Sequence[str]) -> dict[str, str]:
     """What an administrator would install: unit, program, options."""
     python = Path(sys.executable)
     if python.is_relative_to(TREE):
         python = INSTALLED / python.relative_to(TREE)
+    packaging = TREE / "packaging/systemd"
     return {
-        "/etc/systemd/system/flannelpy.service": (TREE / "packaging/systemd/flannelpy.service").read_text(),
+        "/etc/systemd/system/flannelpy.service": (packaging / "flannelpy.service").read_text(),
+        "/usr/lib/sysusers.d/flannelpy.conf": (packaging / "flannelpy.sysusers").read_text(),
+        **_python_at_home(),
         "/etc/default/flannelpy": f'FLANNELPY_OPTIONS="{" ".join(options)}"\n',
         "/usr/bin/flannelpy": f'#!/bin/sh\nPYTHONPATH={INSTALLED} exec {python} -P -m flannelpy "$@"\n',
     }

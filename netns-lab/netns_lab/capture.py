@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from netns_lab.errors import LabError
-from netns_lab.namespaces import Namespace, run
+from netns_lab.namespaces import Namespace, Process, run
+
+_COUNTS = re.compile(r"(\d+) packets? captured, (\d+) packets? received by filter")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,5 +43,22 @@ async def capture(namespace: Namespace, device: str, path: Path, filter_: str = 
                 raise LabError(f"{namespace.name}: tcpdump on {device} does not start: {process.tail(1)}")
             await asyncio.sleep(0.01)
         yield Capture(path)
+        await _drain(process)
     finally:
         await process.stop(number=signal.SIGINT)
+
+
+async def _drain(process: Process) -> None:
+    """Wait until what the kernel has for tcpdump is written: SIGINT would have it leave the rest. It counts both at a SIGUSR1."""
+    deadline, known = time.monotonic() + 10, 0
+    while time.monotonic() < deadline and process.exit_code is None:
+        process.send(signal.SIGUSR1)
+        while len(counts := _COUNTS.findall(process.printed())) == known:
+            if time.monotonic() > deadline or process.exit_code is not None:
+                return
+            await asyncio.sleep(0.01)
+        known = len(counts)
+        captured, received = counts[-1]
+        if captured == received:
+            return
+        await asyncio.sleep(0.01)

@@ -229,6 +229,8 @@ class Lab:
         """
         host = self.host(which)
         booted = await boot(host.namespace, self._ledger, host.directory, flannelpy_files(host.agent_options(*options)))
+        await booted.exec("systemd-sysusers")
+        await booted.exec("chmod", "666", "/dev/net/tun")  # as udev's 50-udev-default.rules does where there is an udev
         host.subnet_file.symlink_to(booted.root / "run/flannel/subnet.env")
         return booted
 

@@ -1,7 +1,8 @@
-"""Which etcds are spoken to? The one of the tests, an old one, a new one, and gRPC proxies of each.
+"""Which etcds are spoken to? The one of the tests, an old one, newer ones, learners, and gRPC proxies of each.
 
-The old one is Debian's, unpacked below .venv/cache on first use; the new one is used where ``$FLANNELPY_ETCD_NEW`` says where it
-is, or where it was built into .venv/cache/etcd-new (``go build go.etcd.io/etcd/server/v3``). A part that is not to be had says why.
+The old one is Debian's, unpacked below .venv/cache on first use; 3.6 and 3.7 are used where ``make etcds`` has built them, in
+.venv/cache/etcd-3.6 and etcd-3.7, or where ``$FLANNELPY_ETCD_3_6`` and ``_3_7`` say where they are. A part that is not to be had
+says why.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ class MissingError(Exception):
 
 
 def program(version: str) -> str:
-    """The path of an etcd: ``3.5`` (the tests' own), ``3.4`` (Debian's), ``new``. Raises MissingError."""
+    """The path of an etcd: ``3.5`` (the tests' own), ``3.4`` (Debian's), ``3.6``, ``3.7``. Raises MissingError."""
     if version == "3.5":
         return binary()
     if version == "3.4":
         return _debians()
-    path = Path(os.environ.get("FLANNELPY_ETCD_NEW", CACHE / "etcd-new" / "etcd"))
+    name = f"FLANNELPY_ETCD_{version.replace('.', '_')}"
+    path = Path(os.environ.get(name, CACHE / f"etcd-{version}" / "etcd"))
     if not path.exists():
-        raise MissingError(f"no etcd of today at {path}: build one there, or name one in $FLANNELPY_ETCD_NEW")
+        raise MissingError(f"no etcd {version} at {path}: make etcds builds it (with Go), or ${name} names one")
     return str(path)
 
 

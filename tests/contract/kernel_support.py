@@ -69,6 +69,7 @@ class Host(Protocol):
     def flush_ruleset(self) -> None: ...
     def overflow(self) -> None: ...
     def add_uplink_address(self, address: InterfaceAddress) -> None: ...
+    def set_gateway(self, via: str) -> None: ...
     def add_interface(self, name: str) -> None: ...
     def remove_interface(self, name: str) -> None: ...
     def rename_interface(self, name: str, new: str) -> None: ...
@@ -118,6 +119,9 @@ class FakeHost:
     def add_uplink_address(self, address: InterfaceAddress) -> None:
         uplink = self.fake.interfaces["eth1"]
         self.fake.set_interface(replace(uplink, addresses=(*uplink.addresses, address)))
+
+    def set_gateway(self, via: str) -> None:
+        self.fake.default_routes = (DefaultRoute(4, 2, IPAddress(via)),)
 
     def add_interface(self, name: str) -> None:
         self.fake.set_interface(Interface(name, 100 + len(self.fake.interfaces), 1500, False))
@@ -203,6 +207,9 @@ class RealHost:
     def add_uplink_address(self, address: InterfaceAddress) -> None:
         ip(f"addr add {address.address}/{address.prefixlen} dev eth1")
 
+    def set_gateway(self, via: str) -> None:
+        ip(f"route replace default via {via} dev eth1")
+
     def add_interface(self, name: str) -> None:
         ip(f"link add {name} type bridge", f"link set {name} addrgenmode none")
 
@@ -257,6 +264,7 @@ async def hear(notices: AsyncIterator[Notice], fact: Callable[[Notice], bool]) -
                 {**heard.links, **more.links},
                 heard.default_route or more.default_route,
                 heard.routed | more.routed,
+                heard.addressed or more.addressed,
             )
     return heard
 

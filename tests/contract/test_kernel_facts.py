@@ -14,7 +14,7 @@ from netaddr import IPAddress
 from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import HostState
 from flannelpy.core.plan import Step
-from flannelpy.core.uplink import FactsQuery, HostFacts
+from flannelpy.core.uplink import FactsQuery, HostFacts, InterfaceAddress
 from flannelpy.kernel import Notice
 from flannelpy.kernel.notices import Notices
 
@@ -251,3 +251,25 @@ async def test_every_call_of_the_one_in_memory_can_fail_for_a_while(method: str)
             with pytest.raises(type(reason)):
                 await call()
         await call()
+
+
+async def test_a_default_route_names_its_gateway(host: Host) -> None:
+    host.set_gateway("192.0.2.254")
+    assert [str(route.via) for route in (await host.kernel.facts()).default_routes] == ["192.0.2.254"]
+
+
+async def test_an_address_that_other_links_know_is_told_and_a_link_local_one_is_none(host: Host) -> None:
+    notices = host.kernel.notices(SCOPE)
+    host.add_interface("br7")
+    host.add_uplink_address(InterfaceAddress(IPAddress("192.0.2.77"), 24))
+    heard = await hear(notices, lambda heard: heard.addressed)
+    assert "eth1" in heard.links.values()
+    host.add_uplink_address(InterfaceAddress(IPAddress("169.254.7.7"), 32))
+    host.add_uplink_address(InterfaceAddress(IPAddress("fe80::77"), 64))
+    host.add_interface("br8")
+    heard = await hear(notices, lambda heard: "br8" in heard.links.values())
+    assert not heard.addressed
+    host.remove_interface("br7")
+    heard = await hear(notices, lambda heard: "br7" in heard.links.values())
+    assert not heard.addressed
+    notices.close()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import tracemalloc
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
 from grpc import aio
 
 from flannelpy.core.errors import RegistryUnavailableError, WatchGapError
-from flannelpy.registry import Put, Snapshot
+from flannelpy.registry import Deleted, Put, Snapshot
 from flannelpy.registry.etcd import listing, watch, wire
 from flannelpy.registry.etcd.registry import EtcdRegistry
 from flannelpy.registry.etcd.stream import Pace, Stream
@@ -60,7 +62,7 @@ def bytes_heard(registry: EtcdRegistry, monkeypatch: pytest.MonkeyPatch) -> list
 
 async def test_a_hundred_megabytes_of_junk_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with Etcd() as etcd:
-        here = EtcdPlace(etcd, "/p")
+        here = EtcdPlace(etcd, "/p", timeout_s=15.0)
         registry = here.registry()
         assert isinstance(registry, EtcdRegistry)
         lease = await registry.create(A, attrs())
@@ -84,7 +86,7 @@ async def test_a_hundred_megabytes_of_junk_cost_nothing(monkeypatch: pytest.Monk
 
 async def test_a_hundred_thousand_stray_keys_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     with Etcd() as etcd:
-        here = EtcdPlace(etcd, "/p")
+        here = EtcdPlace(etcd, "/p", timeout_s=15.0)
         registry = here.registry()
         lease = await registry.create(A, attrs())
         await here.fill([(f"/p/subnets/stray{number:06}", "x") for number in range(100_000)])
@@ -93,6 +95,73 @@ async def test_a_hundred_thousand_stray_keys_are_listed(monkeypatch: pytest.Monk
         assert snapshot.leases == (lease,)
         assert len(snapshot.malformed) == 100_000
         await here.close()
+
+
+async def test_names_without_end_are_listed_by_their_beginnings_and_few_bytes_are_kept() -> None:
+    """Keys of 1.4 MB, which are four letters a byte where they are escaped, and short strays before and behind them."""
+    with Etcd() as etcd:
+        here = EtcdPlace(etcd, "/p", timeout_s=15.0)
+        registry = here.registry()
+        lease = await registry.create(A, attrs())
+        for number in range(40):
+            request = rpc.PutRequest(key=f"/p/subnets/{number}".encode() + b"\x1b" * 1_400_000, value=b"x")
+            await registry._link.ask(lambda wire, request=request, **how: wire.kv.Put(request, **how))  # type: ignore[attr-defined]
+        await here.fill([(f"/p/subnets/stray{number:06}", "x") for number in range(3_000)])
+        tracemalloc.start()
+        try:
+            snapshot = await registry.snapshot()
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept < 5 * MB
+        assert snapshot.leases == (lease,)
+        assert len({bad.key for bad in snapshot.malformed}) == 3_040
+        assert max(len(bad.key) for bad in snapshot.malformed) < 500
+        async with watching(registry, snapshot.revision + 1) as seen:
+            await registry._link.ask(  # type: ignore[attr-defined]
+                lambda wire, **how: wire.kv.DeleteRange(
+                    rpc.DeleteRangeRequest(key=b"/p/subnets/7\x1b", range_end=b"/p/subnets/8"), **how
+                )
+            )
+            (gone,) = await seen.count(1)
+        assert isinstance(gone, Deleted)
+        assert [gone.key] == [bad.key for bad in snapshot.malformed if bad.key.startswith("7")]  # known by the same name
+        await here.close()
+
+
+async def test_a_listing_that_took_too_long_asks_for_less_the_next_time(here: EtcdPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = here.registry()
+    lease = await registry.create(A, attrs())
+    ask, asked = listing.Listing._ask, list[bool]()
+
+    async def slow(self: listing.Listing, method: str, request: Any) -> Any:
+        asked.append(method == "Txn" or request.keys_only)
+        if not asked[-1]:
+            raise RegistryUnavailableError("no answer in time")
+        return await ask(self, method, request)
+
+    monkeypatch.setattr(listing.Listing, "_ask", slow)
+    with pytest.raises(RegistryUnavailableError):
+        await registry.snapshot()
+    assert (await registry.snapshot()).leases == (lease,)
+    assert asked == [False, True, True]
+    monkeypatch.undo()
+    heard = bytes_heard(registry, monkeypatch)  # type: ignore[arg-type]
+    assert (await registry.snapshot()).leases == (lease,)
+    assert len(heard) == 1  # as ever
+
+
+async def test_after_a_page_that_was_too_large_pages_grow_again(here: EtcdPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MESSAGE_MAX", 1 << 20)
+    registry = here.registry()
+    assert isinstance(registry, EtcdRegistry)
+    registry._listing.careful = True
+    request = rpc.PutRequest(key=f"{here.prefix}/subnets/0".encode() + b"x" * 900_000, value=b"x")
+    await registry._link.ask(lambda wire, **how: wire.kv.Put(request, **how))
+    await here.fill([(f"{here.prefix}/subnets/stray{number:06}", "x") for number in range(12_000)])
+    heard = bytes_heard(registry, monkeypatch)
+    assert len((await registry.snapshot()).malformed) == 12_001
+    assert len(heard) < 20
 
 
 async def test_a_single_value_that_does_not_fit_is_malformed_by_its_key(here: EtcdPlace, monkeypatch: pytest.MonkeyPatch) -> None:

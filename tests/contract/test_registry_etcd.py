@@ -24,6 +24,7 @@ from flannelpy.core.errors import (
     UsageError,
 )
 from flannelpy.core.model import Lease
+from flannelpy.core.secret import Secret
 from flannelpy.registry import Endpoint, Put, Snapshot
 from flannelpy.registry.etcd import channel as etcd_channel
 from flannelpy.registry.etcd import listing
@@ -212,7 +213,7 @@ def guarded_etcd() -> Iterator[Etcd]:
 
 
 async def test_a_good_password_opens_everything(guarded_etcd: Etcd) -> None:
-    async with opened(guarded_etcd.endpoint("/t", username="flannel", password="sesame")) as registry:
+    async with opened(guarded_etcd.endpoint("/t", username="flannel", password=Secret("sesame"))) as registry:
         async with watching(registry, 1) as seen:
             lease = await registry.create(A, attrs())
             renewed = await registry.renew(lease, lease.attrs)
@@ -226,9 +227,9 @@ async def test_a_good_password_opens_everything(guarded_etcd: Etcd) -> None:
 async def test_each_auth_fault_is_a_line_that_says_what_to_do(guarded_etcd: Etcd, tmp_path: Path) -> None:
     url = guarded_etcd.urls[0]
     faults: tuple[tuple[dict[str, str], str], ...] = (
-        ({"username": "flannel", "password": "wrong"}, "user 'flannel' refused"),
+        ({"username": "flannel", "password": Secret("wrong")}, "user 'flannel' refused"),
         ({}, "etcd asks for a user; expected --etcd-username and --etcd-password"),
-        ({"username": "flannel", "password": "sesame", "prefix": "/other"}, "user 'flannel' lacks the role"),
+        ({"username": "flannel", "password": Secret("sesame"), "prefix": "/other"}, "user 'flannel' lacks the role"),
     )
     for changes, expected in faults:
         async with bounded(), opened(guarded_etcd.endpoint(**{"prefix": "/t", **changes})) as registry:
@@ -255,7 +256,7 @@ async def test_the_password_file_is_read_again(guarded_etcd: Etcd, tmp_path: Pat
 
 async def test_a_token_that_expired_is_replaced(guarded_etcd: Etcd) -> None:
     """etcd's simple tokens live in memory: a restart forgets them all."""
-    async with opened(guarded_etcd.endpoint("/t", username="flannel", password="sesame")) as registry:
+    async with opened(guarded_etcd.endpoint("/t", username="flannel", password=Secret("sesame"))) as registry:
         lease = await registry.create(A, attrs())
         async with watching(registry, lease.mod_revision) as seen:
             await seen.count(1)
@@ -267,7 +268,7 @@ async def test_a_token_that_expired_is_replaced(guarded_etcd: Etcd) -> None:
 
 
 async def test_a_token_that_expired_under_a_call_is_replaced(guarded_etcd: Etcd) -> None:
-    async with opened(guarded_etcd.endpoint("/t", username="flannel", password="sesame")) as registry:
+    async with opened(guarded_etcd.endpoint("/t", username="flannel", password=Secret("sesame"))) as registry:
         await registry.config()
         guarded_etcd.restart()
         with contextlib.suppress(RegistryUnavailableError):
@@ -276,7 +277,7 @@ async def test_a_token_that_expired_under_a_call_is_replaced(guarded_etcd: Etcd)
 
 
 async def test_a_user_name_where_auth_is_off_does_no_harm(here: EtcdPlace) -> None:
-    endpoint = here.etcd.endpoint(here.prefix, username="flannel", password="sesame")
+    endpoint = here.etcd.endpoint(here.prefix, username="flannel", password=Secret("sesame"))
     async with opened(endpoint) as registry:
         assert (await registry.config()).text is None
 

@@ -19,7 +19,7 @@ from .etcd_parts import MissingError, learner, member, proxy
 from .registry_place import QUICK, attrs, bounded, net, patiently, watching
 
 A, B = net("10.5.1.0/24"), net("10.5.2.0/24")
-VERSIONS = ("3.4", "3.5", "new")
+VERSIONS = ("3.4", "3.5", "3.6", "3.7")
 PREFIX = "/parts/network"
 
 

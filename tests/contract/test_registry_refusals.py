@@ -12,6 +12,7 @@ import pytest
 from grpc import aio
 
 from flannelpy.core.errors import RegistryAuthError, RegistryError, RegistryRefusedError, RegistryUnavailableError
+from flannelpy.core.secret import Secret
 from flannelpy.registry import Put
 from netns_lab.etcd import Etcd
 
@@ -91,7 +92,7 @@ async def test_refused_writes_leave_no_etcd_lease_behind(prefix: str) -> None:
     """A role that may only read: etcd grants a lease to anybody, and refuses the put."""
     with Etcd() as etcd:
         etcd.enable_auth("sesame", user="flannel", prefix=prefix)
-        here = EtcdPlace(etcd, prefix, username="flannel", password="sesame")
+        here = EtcdPlace(etcd, prefix, username="flannel", password=Secret("sesame"))
         registry = here.registry()
         lease = await registry.create(A, attrs())
         etcd.ctl("role", "revoke-permission", "flannel", "--prefix=true", prefix)

@@ -65,7 +65,7 @@ async def test_every_bad_config_is_one_line_and_the_good_one_is_taken_at_once(la
             log = Log.from_now(one)
             lab.etcd.put(CONFIG, str(value))
         try:
-            line = await until_said(log, "error:", f"config at {CONFIG}", *words, timeout_s=2)
+            line = await until_said(log, "error:", f"config at {CONFIG}", *words)
         except AssertionError as error:
             faults.append(f"{case.id}: {error}")
             continue
@@ -103,7 +103,7 @@ async def test_a_config_that_cannot_be_used_under_a_running_agent_is_a_line_and_
             overlay.etcd.delete(CONFIG)
         else:
             overlay.etcd.put(CONFIG, value)
-        await until_said(log, "config", timeout_s=3)
+        await until_said(log, "config")
         late = Vtep("10.1.77.0/24", "192.168.50.77", "02:00:00:00:00:77")
         put_leased(overlay, late.key, late.value)
         await until_programmed(one, late)
@@ -135,7 +135,7 @@ async def test_a_config_that_changes_is_followed_in_place(overlay: Lab, change: 
         logs = [Log.from_now(host) for host in hosts]
         overlay.etcd.put(CONFIG, text)
         for log in logs:
-            await until_said(log, "the network config has changed, and is followed", timeout_s=10)
+            await until_said(log, "the network config has changed, and is followed")
         for there, back in (("c1", "c2"), ("c2", "c1")):
             await overlay.until(lambda there=there, back=back: pings(overlay, there, back), timeout_s=20)
     assert [(host.agent.pid, host.subnet) for host in hosts] == before

@@ -102,7 +102,7 @@ async def test_no_usable_interface_is_waited_for_and_what_was_looked_at_is_liste
 ) -> None:
     one = lab.host(1)
     agent = one.launch_agent(program=[word for word in one.agent_words(*option) if word != "--iface=eth1"])
-    line = await until_said(Log.of(one), "error:", "no uplink to send from", timeout_s=10)
+    line = await until_said(Log.of(one), "error:", "no uplink to send from")
     for word in words:
         assert word in line
     assert agent.running
@@ -167,7 +167,7 @@ async def test_tls_to_a_plain_port_and_plain_to_a_tls_port(lab: Lab, tmp_path: P
     async with etcd_on_h1(lab, tls) as (one, etcd):
         again = Log.from_now(one)
         one.launch_agent(f"--etcd-endpoints={etcd.urls[0].replace('https:', 'http:')}")
-        line = await until_said(again, "192.168.50.11:2379", timeout_s=8)
+        line = await until_said(again, "192.168.50.11:2379")
         assert "warning" in line or "error" in line
         assert "READY" not in one.agent.said
         await one.agent.stop()
@@ -201,6 +201,7 @@ async def test_a_wrong_password_is_said_and_goes_on_when_it_is_set_right(lab: La
         etcd.enable_auth("right", user="flannel", prefix=PREFIX)
         secret = tmp_path / "password"
         secret.write_text("wrong\n")
+        secret.chmod(0o600)
         one.launch_agent("--etcd-username=flannel", f"--etcd-password-file={secret}")
         line = await waits(one, "refuses us")
         assert "flannel" in line

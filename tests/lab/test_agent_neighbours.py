@@ -160,8 +160,8 @@ async def test_a_hundred_bad_keys_cost_no_peer_anything_and_are_said_once(lab: L
         put_many(lab, bad)
         late = Vtep("10.1.77.0/24", "192.168.50.77", "02:00:00:00:00:77")
         lab.etcd.put(late.key, late.value)
-        await until_programmed(one, late, timeout_s=1)
-        await until_programmed(two, late, timeout_s=1)
+        await until_programmed(one, late)
+        await until_programmed(two, late)
     # Nothing of it has come into the kernel.
     assert sorted(line for line in await routes(one) if late.base not in line) == before
     assert sorted(await neighbours(one)) == sorted([peer.neighbour, late.neighbour])
@@ -208,7 +208,7 @@ async def test_each_bad_key_is_named_once_with_what_was_expected(lab: Lab) -> No
         lab.etcd.put(f"{SUBNETS}{name}", value)
         late = Vtep(f"10.1.{80 + number}.0/24", f"192.168.50.{80 + number}", f"02:00:00:00:00:{80 + number}")
         lab.etcd.put(late.key, late.value)
-        await until_programmed(one, late, timeout_s=1)
+        await until_programmed(one, late)
         assert len(log.lines("warning:") + log.lines("error:")) == 1, log.text
         key = name.strip("/")
         assert key in log.text or key.replace("-", "/") in log.text  # as it is written, or as the subnet that it stands for
@@ -254,7 +254,7 @@ async def test_of_two_leases_that_claim_one_thing_the_older_is_programmed(lab: L
     # The older one goes: the other is what is left.
     await two.agent.stop()
     lab.etcd.delete(peer.key)
-    await until_programmed(one, clone, timeout_s=6)
+    await until_programmed(one, clone)
 
 
 @pytest.mark.topology(hosts=2)
@@ -283,7 +283,7 @@ async def test_ten_hosts_started_at_once_have_ten_subnets_and_all_containers_mee
     peers = [await vtep(host) for host in lab.hosts]
     assert len({peer.mac for peer in peers}) == 10
     for host, own in zip(lab.hosts, peers, strict=True):
-        await until_programmed(host, *(peer for peer in peers if peer is not own), timeout_s=5)
+        await until_programmed(host, *(peer for peer in peers if peer is not own))
     await lab.connect_containers()
     assert [pair for pair, ping in (await lab.matrix()).items() if not ping.ok] == []
     for host in lab.hosts:

@@ -41,7 +41,7 @@ async def test_etcd_that_no_longer_answers_costs_nothing_and_is_said_once(overla
     async with losing_nothing(overlay, "c1", "c2"):
         overlay.etcd.signal(0, signal.SIGSTOP)
         try:
-            await until_said(log, "warning:", "etcd", timeout_s=20)
+            await until_said(log, "warning:", "etcd")
             # Whoever tampers with the kernel meanwhile is answered as ever.
             await one.exec("nft", "delete", "table", "inet", "flannelpy")
 
@@ -52,8 +52,8 @@ async def test_etcd_that_no_longer_answers_costs_nothing_and_is_said_once(overla
         finally:
             overlay.etcd.signal(0, signal.SIGCONT)
         put_leased(overlay, LATE.key, LATE.value)
-        await until_programmed(one, LATE, timeout_s=10)
-        await until_said(log, "resolved: ", "etcd", timeout_s=10)
+        await until_programmed(one, LATE)
+        await until_said(log, "resolved: ", "etcd")
     assert len(log.begun("does not answer")) == 1
     assert await vtep(one) == own
     assert overlay.etcd.get(own.key) == own.value
@@ -68,7 +68,7 @@ async def test_etcd_killed_and_started_again_brings_what_was_missed(overlay: Lab
     log = Log.from_now(one)
     async with losing_nothing(overlay, "c1", "c2"):
         overlay.etcd.kill()
-        await until_said(log, "etcd does not answer", timeout_s=10)
+        await until_said(log, "etcd does not answer")
         # What happens before they can look is part of what they missed.
         for host in overlay.hosts:
             host.agent.signal(signal.SIGSTOP)
@@ -77,9 +77,9 @@ async def test_etcd_killed_and_started_again_brings_what_was_missed(overlay: Lab
         overlay.etcd.delete(GONE.key)
         for host in overlay.hosts:
             host.agent.signal(signal.SIGCONT)
-        await until_programmed(one, LATE, timeout_s=10)
-        await until_gone(one, GONE, timeout_s=5)
-        await until_said(log, "resolved: ", "etcd", timeout_s=5)
+        await until_programmed(one, LATE)
+        await until_gone(one, GONE)
+        await until_said(log, "resolved: ", "etcd")
     assert len(log.begun("does not answer")) == 1
     assert overlay.etcd.get(own.key) == own.value
     assert len(overlay.etcd.keys(SUBNETS)) == 3
@@ -92,7 +92,7 @@ async def test_a_blip_of_a_second_is_no_news(overlay: Lab) -> None:
         overlay.etcd.kill()
         overlay.etcd.restart()
         put_leased(overlay, LATE.key, LATE.value)
-        await until_programmed(one, LATE, timeout_s=5)
+        await until_programmed(one, LATE)
     assert log.lines("warning:") + log.lines("error:") == []
 
 
@@ -112,8 +112,8 @@ async def test_a_cut_cable_to_etcd_and_compaction_meanwhile(overlay: Lab) -> Non
         await until_programmed(overlay.host(2), LATE)
         assert await LATE.traces(one) == []
         await one.exec("nft", "delete", "table", "inet", "cut")
-        await until_programmed(one, LATE, timeout_s=10)
-        await until_gone(one, GONE, timeout_s=5)
+        await until_programmed(one, LATE)
+        await until_gone(one, GONE)
 
 
 @pytest.mark.topology(hosts=2)
@@ -150,10 +150,10 @@ async def test_the_leader_of_three_members_may_go(overlay: Lab) -> None:
     async with losing_nothing(overlay, "c1", "c2"):
         overlay.etcd.kill(leader)
         await put_somewhere(overlay, LATE)
-        await until_programmed(one, LATE, timeout_s=10)
+        await until_programmed(one, LATE)
         overlay.etcd.restart(leader)
         await put_somewhere(overlay, GONE)
-        await until_programmed(one, GONE, timeout_s=5)
+        await until_programmed(one, GONE)
     assert log.begun("error:") == []
     assert log.begun("does not answer") == []
 

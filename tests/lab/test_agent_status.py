@@ -114,7 +114,7 @@ async def test_the_engine_and_the_pump_are_told(overlay: Lab) -> None:
     document = await told(one)
     assert document["backend"]["engine"] == "userspace"
     assert document["backend"]["reason"] in Log.of(one).lines("udp engine: ")[0]
-    assert "the kernel's cannot be had: " in document["backend"]["reason"]
+    assert "kernel unavailable: " in document["backend"]["reason"]
     pump = document["pump"]
     assert pump["device"] == "flannel0"
     assert {"header", "tcp"} <= set(pump["offloads"])
@@ -134,7 +134,7 @@ async def test_the_engine_and_the_pump_are_told(overlay: Lab) -> None:
         assert "backends.udp.worker" in await one.exec("cat", f"/proc/{worker['pid']}/cmdline")
     assert document["network"]["Backend"] == {"Type": "udp", "Workers": 2}
     shown = (await status(one)).stdout
-    assert "userspace; the kernel's cannot be had: " in shown
+    assert "userspace; kernel unavailable: " in shown
     assert "replaced once" in shown
     assert re.search(r"^inbound +\d+ packets, \d+ bytes *$", shown, re.MULTILINE)  # what was not counted is not worth a word
     await one.exec("ip", "link", "del", "flannel0")  # the pump is opened anew

@@ -1,6 +1,6 @@
 """Does subnet.env stay what it is, whoever touches it?
 
-c1 - h1 ==== vxlan ==== h2 - c2         h1's subnet.env is removed, emptied, written over, and a directory stands in its place
+c1 - h1 ==== vxlan ==== h2 - c2         h1's subnet.env is removed, emptied, written over, and becomes a directory
 """
 
 from __future__ import annotations
@@ -46,15 +46,14 @@ async def test_whatever_becomes_of_the_subnet_file_it_is_put_back(overlay: Lab) 
 
 
 @pytest.mark.topology(hosts=2)
-async def test_a_directory_in_place_of_the_subnet_file_is_a_condition_until_it_goes(overlay: Lab) -> None:
+async def test_a_directory_in_place_of_the_subnet_file_is_set_aside_with_what_is_in_it(overlay: Lab) -> None:
+    """Docker makes one where a container is to be given a file that is not there yet."""
     one = overlay.host(1)
-    text = one.subnet_file.read_bytes()
+    text, log = one.subnet_file.read_bytes(), Log.from_now(one)
     make_directory(one.subnet_file)
-
-    async def told() -> bool:
-        return any(each["code"] == "subnet-file" for each in (await one.status()).get("conditions", ()))
-
-    await until(told, WITHIN_S, "a condition", lambda: Log.of(one).text)
-    one.subnet_file.rmdir()
+    (one.subnet_file / "kept").write_text("somebody's")
     await until(lambda: one.subnet_file.is_file() and one.subnet_file.read_bytes() == text, WITHIN_S, "put back")
+    aside = one.subnet_file.with_name("subnet.env.corrupt")
+    assert (aside / "kept").read_text() == "somebody's"
+    assert len(log.lines("was a directory, set aside as subnet.env.corrupt; written anew")) == 1
     await until_nothing_is_wrong(one)

@@ -257,12 +257,14 @@ def foreign(request: pytest.FixtureRequest, lab_name: str) -> Iterator[str]:
 @pytest.mark.parametrize("foreign", ["foreign"], indirect=True)
 async def test_everything_is_removed_and_foreign_namespaces_stay(lab_name: str, foreign: str) -> None:
     pids: list[int] = []
+    strays: list[asyncio.subprocess.Process] = []
 
     async def fail_inside() -> None:
         async with Lab.up(Topology(hosts=2), name=lab_name) as lab:
             await stand_in(lab, 1)
             # Started by hand inside a host; the lab knows nothing of it.
             stray = await asyncio.create_subprocess_exec(*lab.host(2).namespace.command("sleep", "600"))
+            strays.append(stray)
             pids.extend((stray.pid, lab.host(1).agent.pid, *lab.etcd.pids.values()))
             assert len(namespaces(lab_name)) == 9
             raise ZeroDivisionError
@@ -271,6 +273,8 @@ async def test_everything_is_removed_and_foreign_namespaces_stay(lab_name: str, 
         await fail_inside()
     assert namespaces(lab_name) == {foreign}
     assert not (ROOT / lab_name).exists()
+    async with asyncio.timeout(30):  # it is our child: gone only once it was waited for
+        assert await strays[0].wait() < 0
     assert [start_time(pid) for pid in pids] == [0, 0, 0]
 
 

@@ -148,14 +148,11 @@ async def test_the_unit_as_an_operator_sees_it(lab: Lab, booted: Booted) -> None
     assert re.search(rf'Status: "{one.subnet} by udp, MTU 1472, 1 peer"', status), status
     assert (await booted.attempt("systemctl", "reload", UNIT)).code != 0  # it has none; a restart is as good
 
-    # The agent is confined; its workers are nobody, may do nothing, and are replaced when they die.
+    # The agent is confined; its workers may do nothing, and are replaced when they die.
     ((worker, user),) = await workers(booted)
-    assert user == 65534
-    rights = (booted.root / f"proc/{worker}/status").read_text()
-    assert re.findall(r"^(Cap(?:Prm|Eff|Inh)|NoNewPrivs):\s+0*(\w+)$", rights, re.MULTILINE) == [
-        *((name, "0") for name in ("CapInh", "CapPrm", "CapEff")),
-        ("NoNewPrivs", "1"),
-    ]
+    assert user == int(await booted.exec("id", "-u", "flannelpy"))
+    assert await rights(booted, await main_pid(booted)) == {**dict.fromkeys(SETS, "1000"), "NoNewPrivs": "1", "Seccomp": "2"}
+    assert await rights(booted, worker) == {**dict.fromkeys(SETS, "0"), "CapBnd": "1000", "NoNewPrivs": "1", "Seccomp": "2"}
     await booted.exec("kill", "-KILL", str(worker))
 
     async def replaced() -> bool:
@@ -182,6 +179,15 @@ async def test_the_unit_as_an_operator_sees_it(lab: Lab, booted: Booted) -> None
     assert await until_pinged(lab)
 
 
+async def rights(systemd: Booted, process: int) -> dict[str, str]:
+    """Capability sets (CAP_NET_ADMIN is 1000), and what it cannot get or call any more."""
+    status = await systemd.exec("cat", f"/proc/{process}/status")
+    return dict(re.findall(r"^(Cap\w+|NoNewPrivs|Seccomp):\s+0*(\w+)$", status, re.MULTILINE))
+
+
+SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+
+
 async def all_well(systemd: Booted) -> bool:
     """Has the agent nothing to complain of, such as a kernel object that it is not permitted?"""
     status = json.loads(await systemd.exec("flannelpy", "status", "--json"))
@@ -198,6 +204,49 @@ async def until_pinged(lab: Lab) -> list[str]:
         return (await lab.ping("c1", "c2", wait_s=0.3)).ok
 
     return await until(answered, 5, "a ping")
+
+
+@PUMP
+async def test_a_worker_or_an_agent_that_stands_still_is_replaced(lab: Lab, booted: Booted) -> None:
+    """SIGSTOP, which nobody can catch: the agent ends the worker, and systemd the agent."""
+    ((worker, _),) = await workers(booted)
+    await booted.exec("kill", "-STOP", str(worker))
+
+    async def moves() -> bool:
+        return worker not in [each for each, _ in await workers(booted)] and (await lab.ping("c1", "c2", wait_s=0.3)).ok
+
+    await until(moves, 15, "another worker")
+    assert len(await messages(booted, f"process {worker} stands still for 5 s: killed")) == 1
+    assert len(await messages(booted, "udp worker was killed by signal 9; a new one starts now")) == 1
+
+    drop_in = booted.root / "run/systemd/system/flannelpy.service.d/watchdog.conf"
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text("[Service]\nWatchdogSec=2\n")
+    await booted.exec("systemctl", "daemon-reload")
+    await restart(booted)
+    agent = await main_pid(booted)
+    await booted.exec("kill", "-STOP", str(agent))
+
+    async def lives() -> bool:
+        told = await booted.show(UNIT, "MainPID", "ActiveState")
+        return told["ActiveState"] == "active" and told["MainPID"] not in ("0", str(agent))
+
+    await until(lives, 15, "another agent")
+    assert (await booted.show(UNIT, "NRestarts"))["NRestarts"] == "1"
+    await until_pinged(lab)
+
+
+@PUMP
+async def test_a_hang_up_never_ends_the_agent(lab: Lab, booted: Booted) -> None:
+    """Not the whole service either, which is what systemctl kill means where nothing else is said."""
+    agent, (worker, *_) = await main_pid(booted), await workers(booted)
+    route = await routes(lab.host(1), "proto 102")
+    for whom in ("main", "all"):
+        await booted.exec("systemctl", "kill", "--signal=HUP", f"--kill-whom={whom}", UNIT)
+        await until(lambda: messages(booted, "looking at everything anew"), 5, "an audit")
+        assert (await lab.ping("c1", "c2")).ok
+    assert (await main_pid(booted), await workers(booted)) == (agent, [worker])
+    assert await routes(lab.host(1), "proto 102") == route
 
 
 @PUMP

@@ -12,6 +12,7 @@ from netaddr import IPAddress
 
 from flannelpy.agent.agent import Agent
 from flannelpy.agent.context import Context, Timeouts
+from flannelpy.agent.lock import Claimant, Claims
 from flannelpy.agent.report import Reporter
 from flannelpy.agent.systemd import Notifier
 from flannelpy.core.backend import FdStore, NoFdStore
@@ -28,9 +29,10 @@ WITHIN_S = 60.0
 TIMEOUTS = Timeouts(departure_s=0.02, reset_s=0.2, offline_s=0.02)
 
 
-def vxlan_value(at: str, mac: str) -> str:
-    """What a real node writes."""
-    return json.dumps({"PublicIP": at, "PublicIPv6": None, "BackendType": "vxlan", "BackendData": {"VNI": 1, "VtepMAC": mac}})
+def vxlan_value(at: str, mac: str, vni: int | None = 1) -> str:
+    """What a real node writes; an older flannel names no VNI."""
+    data = {"VtepMAC": mac} if vni is None else {"VNI": vni, "VtepMAC": mac}
+    return json.dumps({"PublicIP": at, "PublicIPv6": None, "BackendType": "vxlan", "BackendData": data})
 
 
 async def until(fact: Callable[[], object]) -> None:
@@ -66,10 +68,12 @@ class HostInMemory:
             iface=("eth1",),
             subnet_file=folder / f"{number}" / "subnet.env",
             state_dir=folder / f"{number}" / "state",
+            resolver_file=folder / "resolv.conf",
             **settings,  # type: ignore[arg-type]
         )
         self.notes = Notes()
         self.fd_store: FdStore = NoFdStore()
+        self.claims = Claims(Claimant(), folder / f"{number}" / "claims")
         self.timeouts = TIMEOUTS
         self.agent: Agent | None = None
         self._life: asyncio.Task[None] | None = None
@@ -94,7 +98,8 @@ class HostInMemory:
         """The agent, for the time of the block."""
 
         self.notes = Notes()  # each life is a process of its own
-        agent = self.agent = Agent(self.settings, self.registry, self.kernel, self.notes, self.fd_store, self.timeouts)
+        parts = (self.settings, self.registry, self.kernel, self.notes, self.fd_store, self.timeouts, self.claims)
+        agent = self.agent = Agent(*parts)
 
         async def live() -> None:
             await agent.live()
@@ -109,6 +114,7 @@ class HostInMemory:
         finally:
             life.cancel()
             await asyncio.gather(life, return_exceptions=True)
+            self.claims.close()
 
     def published(self) -> dict[str, str]:
         """Where each lease in the registry says that its host is, by key."""
@@ -140,7 +146,7 @@ class HostInMemory:
     def settled(self) -> bool:
         """True where nothing is left to be done."""
         network = self.agent._network if self.agent is not None else None
-        if network is None or not network.reconciler.settled or network.reconciler.dirty.pending:
+        if network is None or not network.reconciler.settled or network.reconciler.dirty.pending or network.cluster.departures.kept:
             return False
         return len(self.programmed()) == len(network.reconciler.desired.state)
 

@@ -45,7 +45,7 @@ def mac_of(number: int) -> str:
 
 def peer(number: int, *, at: str | None = None, mac: str | None = None, age: int | None = None) -> Lease:
     """The lease of 10.5.NUMBER.0/24; ``age`` is its create revision."""
-    data = {"VNI": 1, "VtepMAC": mac or mac_of(number)}
+    data = {"VtepMAC": mac or mac_of(number)}  # of an older flannel, that is of any VNI
     attrs = LeaseAttrs(IPAddress(at or f"192.0.2.{number}"), None, "vxlan", data)
     return Lease(IPNetwork(f"10.5.{number}.0/24"), attrs, etcd_lease=7, create_revision=number if age is None else age)
 

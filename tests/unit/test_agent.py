@@ -11,8 +11,9 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.agent.sync import audit
-from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.errors import FlannelpyError, RegistryError, RegistryRefusedError, RegistryUnavailableError
 from flannelpy.core.objects import FdbEntry, Key, Neighbour, Route, Sysctl
+from flannelpy.registry import Snapshot
 from flannelpy.registry.memory import MemoryStore
 from tests.unit.agents import PREFIX, VXLAN, HostInMemory, until, vxlan_value
 
@@ -109,7 +110,7 @@ async def test_two_peers_with_one_mac_the_older_is_programmed(host: HostInMemory
     host.put_peer("10.5.10.0-24", vxlan_value("192.0.2.10", MAC))
     async with host.run():
         await until(lambda: host.holds(PEER))
-        assert "peer-conflict 10.5.10.0-24" in host.conditions()
+        assert "peer-unusable 10.5.10.0-24" in host.conditions()
         host.delete("10.5.9.0-24")
         await until(lambda: host.holds(f"fdb {MAC} dst 192.0.2.10 dev flannel.1 self permanent"))
         assert host.conditions() == {}
@@ -213,6 +214,40 @@ async def test_a_host_that_starts_without_etcd_comes_up_from_what_it_kept(host: 
         await until(lambda: not host.holds(PEER))
         await until(lambda: host.conditions() == {})
         assert host.lease == lease
+
+
+@pytest.mark.parametrize(
+    "error", [RegistryRefusedError("no"), RegistryError("an answer of more than 8 MiB"), RegistryUnavailableError("no"), None]
+)
+async def test_a_listing_that_fails_is_done_without_as_a_silent_etcd(
+    error: RegistryError | None, host: HostInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The config is answered all the time; None: the listing never ends."""
+    host.put_peer("10.5.9.0-24", vxlan_value("192.0.2.9", MAC))
+    async with host.run():
+        await until(lambda: host.holds(PEER))
+    lease, before = host.lease, sorted(host.state())
+    for key in {step.key for step in host.kernel.applied}:
+        if key.kind in ("link", "nft"):
+            host.kernel.take(key)  # a reboot
+    host.settings.subnet_file.unlink()
+
+    async def fail() -> Snapshot:
+        if error is None:
+            await asyncio.Event().wait()
+        assert error is not None
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host.registry, "snapshot", fail)
+        async with host.run():
+            assert host.lease == lease
+            await until(lambda: sorted(host.state()) == before)
+            assert "view-stale" in host.conditions()
+            if error is not None:
+                patch.undo()
+                await until(lambda: host.conditions() == {})
+                assert host.lease == lease
 
 
 async def test_etcd_that_lost_its_data_takes_nobody_away_before_they_had_time_to_return(host: HostInMemory) -> None:

@@ -58,6 +58,21 @@ def test_vxlan_peer_is_three_entries_and_its_route_comes_last() -> None:
     ]
 
 
+@pytest.mark.parametrize("vni", [7, "1", 0, -1, 1.5, True, [1], {}, 10**4000])
+def test_a_vxlan_peer_of_another_vni_is_left_out(vni: object) -> None:
+    backend, local = situation()
+    with pytest.raises(MalformedError, match=r"^BackendData\.VNI .{1,60}: expected ours, 1$"):
+        backend.peer(peer(data={"VNI": vni, "VtepMAC": B_MAC}), local)
+
+
+@pytest.mark.parametrize("data", [{}, {"VNI": None}, {"VNI": 1}, {"vni": 1}])
+def test_a_vxlan_peer_of_an_older_flannel_names_no_vni(data: dict[str, object]) -> None:
+    backend, local = situation()
+    assert len(backend.peer(peer(data={**data, "VtepMAC": B_MAC}), local)) == 3
+    other, local = situation('{"Type": "vxlan", "VNI": 5}')
+    assert len(other.peer(peer(data={**data, "VNI": 5, "VtepMAC": B_MAC}), local)) == 3
+
+
 def test_vxlan_every_option_reaches_the_device() -> None:
     options = '{"type": "VXLAN", "vni": 7, "Port": 4789, "MTU": 1400, "GBP": true, "Learning": true}'
     backend, local = situation(options)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
+import resource
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+import uvloop
 
-from flannelpy import __version__, cli, options
+from flannelpy import __version__, cli, logs, options
 from flannelpy.commands import run
+from flannelpy.core.errors import FlannelpyError
 from netns_lab.etcd import Etcd
 
 CONFIG = "/coreos.com/network/config"
@@ -146,6 +152,35 @@ def test_what_counts_is_the_capability_in_effect(status: str, may: bool) -> None
     assert run.may_configure_networks(status) is may
 
 
+INFINITY = resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "set_to"),
+    [
+        (1024, 4096, 4096),
+        (1024, 1 << 20, run.FILES),
+        (1024, INFINITY, run.FILES),
+        (1 << 20, 1 << 20, None),
+        (INFINITY, INFINITY, None),
+        (64, 64, None),
+    ],
+)
+def test_as_many_files_are_opened_as_may_be(soft: int, hard: int, set_to: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
+    run.provide_files()
+    assert asked == ([] if set_to is None else [(set_to, hard)])
+
+
+@pytest.mark.parametrize("most", [1, 16, 63])
+def test_too_few_files_are_one_line(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (most, most))
+    with pytest.raises(FlannelpyError, match=f"^at most {most} open files .*: expected 64 or more$"):
+        run.provide_files()
+
+
 def test_without_the_capability_the_agent_says_so(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "may_configure_networks", lambda status: False)
     said = person.types("--iface=eth1")
@@ -156,6 +191,31 @@ def test_without_the_capability_the_agent_says_so(person: Person, monkeypatch: p
 def test_wrong_settings_are_told_before_missing_privileges(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "may_configure_networks", lambda status: False)
     assert person.types("--healthz-port=x").code == 2
+
+
+def test_a_hang_up_does_not_end_an_agent_that_is_still_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[object] = []
+
+    def live(agent: Coroutine[object, object, int]) -> int:
+        agent.close()
+        heard.append(signal.getsignal(signal.SIGHUP))
+        return 0
+
+    def end(code: int) -> NoReturn:
+        raise SystemExit(code)
+
+    before = signal.getsignal(signal.SIGHUP)
+    monkeypatch.setattr(run, "may_configure_networks", lambda status: True)
+    monkeypatch.setattr(uvloop, "run", live)
+    monkeypatch.setattr(logs, "set_up", lambda *how: None)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
+    monkeypatch.setattr(os, "_exit", end)
+    try:
+        with pytest.raises(SystemExit, match=r"^0$"):
+            run.run_agent({})
+        assert heard == [signal.SIG_IGN]
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_version_and_help_load_nothing_but_the_command_line() -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import random
+import tracemalloc
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannelpy.core.conditions import CHANGED_S, CHANGES, CONDITIONS, Health
+from flannelpy.core import health as health_module
+from flannelpy.core.conditions import CONDITIONS
+from flannelpy.core.health import CHANGED_S, CHANGES, SUBJECTS, Health
 
 
 def reported(health: Health, now: float) -> list[str]:
@@ -141,3 +147,95 @@ def test_the_table_is_whole() -> None:
         assert "{detail}" in condition.text
         assert condition.remedy
         assert set(condition.hides) <= CONDITIONS.keys()
+
+
+# ------------------------------------------------------------------------------------------------------ many subjects
+
+
+MALFORMED = "lease-malformed"
+
+
+def rest(health: Health) -> list[str]:
+    """What is said of the subjects that are only counted."""
+    return [active.detail for active in health if active.detail.endswith("others like these")]
+
+
+def test_of_many_subjects_the_first_are_known_and_the_others_counted() -> None:
+    health = Health()
+    health.set(MALFORMED, 0.0, {f"junk{number}": "bad" for number in range(71_500)})
+    assert len(list(health)) == SUBJECTS + 1
+    assert rest(health) == ["71,400 others like these"]
+    news = health.news(0.0)[0]
+    assert sum(item.count for item in news) == 71_500
+    for number in range(71_500):
+        health.end(MALFORMED, 1.0, f"junk{number}")
+    assert held(health) == []
+    gone = health.news(5.0)[0]
+    assert all(item.resolved for item in gone)
+    assert sum(item.count for item in gone) == 71_500
+    assert health.news(5.0) == ([], None)
+    assert not health.holds(MALFORMED)
+
+
+def test_what_is_only_counted_holds_and_hides_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health_module, "SUBJECTS", 1)
+    health = Health()
+    health.begin("config-unusable", 0.0, "missing", "a")
+    health.begin("config-unusable", 0.0, "missing", "b")
+    health.end("config-unusable", 0.0, "a")
+    assert health.holds("config-unusable")
+    assert health.blocks_ready
+    health.end("config-unusable", 0.0, "b")
+    assert not health.blocks_ready
+
+
+def test_who_is_only_counted_waits_for_its_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health_module, "SUBJECTS", 1)
+    health = Health()
+    health.set("kernel-refused", 0.0, dict.fromkeys("abc", "no"))
+    news, due = health.news(0.4)
+    assert (news, due) == ([], 0.5)
+    assert [(item.active.text, item.count) for item in health.news(0.5)[0]] == [("no", 1), ("2 others like these", 2)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_comes_and_goes_the_count_is_right_and_what_is_kept_bounded(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health_module, "SUBJECTS", 5)
+    dice, health, there, told, now = random.Random(seed), Health(), set[str](), 0, 0.0
+    names: Sequence[str] = [*map(str, range(20)), *("x" * length for length in range(299, 310))]
+    for _ in range(400):
+        now += dice.uniform(0.0, 0.7)
+        if dice.random() < 0.05:
+            there = set(dice.sample(names, dice.randint(0, len(names))))
+            health.set(MALFORMED, now, dict.fromkeys(there, "bad"))
+        elif dice.random() < 0.6:
+            there.add(name := dice.choice(names))
+            health.begin(MALFORMED, now, "bad", name)
+        else:
+            there.discard(name := dice.choice(names))
+            health.end(MALFORMED, now, name)
+        told += sum(-item.count if item.resolved else item.count for item in health.news(now)[0])
+        counted = sum(int(text.split()[0]) for text in rest(health))
+        single = len(list(health)) - len(rest(health))
+        assert single <= 5
+        assert single + counted == len(there)
+        assert health.holds(MALFORMED) == bool(there)
+    health.set(MALFORMED, now, {})
+    told += sum(-item.count if item.resolved else item.count for item in health.news(now + 9)[0])
+    assert (told, held(health), health.news(now + 9)) == (0, [], ([], None))
+
+
+def test_a_million_names_of_a_megabyte_are_few_bytes() -> None:
+    health = Health()
+    long = "\x1b" * 1_000_000
+    tracemalloc.start()
+    try:
+        for number in range(300):
+            health.begin(MALFORMED, 0.0, f"{number}{long}", f"{number}{long}")
+        for number in range(200_000):
+            health.begin(MALFORMED, 0.0, "bad", f"junk{number}")
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 20_000_000
+    assert rest(health) == ["more than 100,000 others like these"]

@@ -11,14 +11,18 @@ from random import Random
 import pytest
 from netaddr import IPAddress, IPNetwork
 
+from backends.host_gw import HostGw
 from flannelpy.agent.cluster import Cluster
+from flannelpy.agent.departures import AT_ONCE, FATES, Departures
 from flannelpy.core import lease_events as ev
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.leasing import Leasing
 from flannelpy.core.model import LEASE_TTL_S, NO_ADDRESS, Lease, LeaseAttrs
+from flannelpy.core.underlay import Underlay
 from flannelpy.registry import Batch
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
 from tests.unit.agents import PREFIX, TIMEOUTS, VXLAN, HostInMemory, until, vxlan_value
+from tests.unit.virtual_time import run as run_virtually
 
 
 @pytest.fixture
@@ -152,7 +156,7 @@ class Unaware(MemoryRegistry):
 async def test_a_watch_of_before_a_reset_is_not_trusted(host: HostInMemory) -> None:
     registry = Unaware(host.store)
     cluster = Cluster(host.context(registry), wake=lambda: None)
-    cluster.configure(NetworkConfig.parse('{"Network": "10.5.0.0/16"}'), None, None)
+    cluster.configure(NetworkConfig.parse('{"Network": "10.5.0.0/16"}'), HostGw(), None, Underlay())
     for _ in range(5):
         put_leased(host, 9)
     following = asyncio.create_task(cluster.follow())
@@ -212,3 +216,96 @@ def test_our_subnet_of_before_is_taken_up_although_its_key_is_defaced_and_no_oth
         (create,) = stranger.step(0.1, ev.Listed((), 9, defaced))
         assert isinstance(create, ev.Create)
         assert create.subnet not in (before, other)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_however_many_depart_each_goes_at_its_time_and_once(seed: int) -> None:
+    """Keys that go, come back and go again, with etcd leases that have ended or not; and questions are few at a time."""
+    dice = Random(seed)
+    keys = [Lease(IPNetwork((0x0A050000 + 16 * number, 28)), LeaseAttrs(NO_ADDRESS), etcd_lease=1) for number in range(500)]
+    timeouts = replace(TIMEOUTS, departure_s=3.0, expired_s=10.0)
+    most = asking = 0
+
+    class Asked:
+        async def outlives_key(self, lease: Lease) -> bool:
+            nonlocal most, asking
+            asking += 1
+            most = max(most, asking)
+            await asyncio.sleep(0.01)
+            asking -= 1
+            return lease.subnet.value % 32 == 0
+
+    async def play() -> None:
+        loop = asyncio.get_running_loop()
+        went: dict[str, float] = {}
+        left: dict[str, float] = {}
+
+        def gone(key: str) -> None:
+            assert key not in went
+            went[key] = loop.time()
+
+        departures = Departures(Asked(), timeouts, gone)  # type: ignore[arg-type]
+        task = asyncio.create_task(departures.run())
+        for _ in range(2_000):
+            lease = dice.choice(keys)
+            if lease.key in left and lease.key not in went and dice.random() < 0.5:
+                departures.returned(lease.key)
+                del left[lease.key]
+            elif lease.key not in left:
+                departures.depart(lease)
+                left[lease.key] = loop.time()
+            await asyncio.sleep(dice.choice([0.0, 0.0, 0.005]))
+        await asyncio.sleep(14.0)
+        task.cancel()
+        assert left.keys() == went.keys()
+        assert departures.kept == {}
+        for lease in keys:
+            if lease.key in left:
+                wait_s = 3.0 if lease.subnet.value % 32 == 0 else 13.0
+                assert wait_s <= went[lease.key] - left[lease.key] < wait_s + 0.2
+
+    run_virtually(play())
+    assert 0 < most <= AT_ONCE
+
+
+def test_fates_that_nobody_asks_for_are_forgotten() -> None:
+    async def play() -> int:
+        departures = Departures(None, replace(TIMEOUTS, departure_s=0.001, reset_s=0.001), lambda _: None)  # type: ignore[arg-type]
+        task = asyncio.create_task(departures.run())
+        for number in range(FATES + 500):
+            departures.depart(Lease(IPNetwork((number << 4, 28)), LeaseAttrs(NO_ADDRESS)), reset=True)
+        await asyncio.sleep(10.0)
+        task.cancel()
+        return len(departures.fates)
+
+    assert run_virtually(play()) == FATES
+
+
+def test_who_was_to_be_decided_on_when_something_failed_goes_all_the_same() -> None:
+    async def play() -> list[str]:
+        went: list[str] = []
+        fails = True
+
+        def gone(key: str) -> None:
+            if fails:
+                raise RuntimeError("a bug")
+            went.append(key)
+
+        class Asked:
+            async def outlives_key(self, lease: Lease) -> bool:
+                if fails:
+                    raise RuntimeError("a bug")
+                return True
+
+        departures = Departures(Asked(), replace(TIMEOUTS, departure_s=1.0), gone)  # type: ignore[arg-type]
+        for number in range(5):
+            departures.depart(Lease(IPNetwork((number << 4, 28)), LeaseAttrs(NO_ADDRESS)))
+        with pytest.raises(RuntimeError):
+            await departures.run()
+        fails = False
+        task = asyncio.create_task(departures.run())
+        await asyncio.sleep(1.5)
+        task.cancel()
+        return went
+
+    assert len(run_virtually(play())) == 5

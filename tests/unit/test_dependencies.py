@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +41,28 @@ def resolved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_the_ranges_resolve_on_todays_registry(resolved: dict[str, str]) -> None:
-    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    for requirement in asked:
+    for requirement in PROJECT["dependencies"]:
         name = requirement.partition("=")[0].rstrip("<>!~").lower()
         assert name in resolved, f"{requirement}: not in {sorted(resolved)}"
+
+
+def test_a_release_installs_what_is_pinned_with_hashes_and_fits_the_ranges() -> None:
+    """packaging/requirements.txt, which `make pins` writes."""
+    asked = {Requirement(text).name: Requirement(text) for text in PROJECT["dependencies"]}
+    pins: dict[str, list[str]] = {}
+    for entry in re.split(
+        r"\n(?=\S)", re.sub(r"^ *#.*\n", "", (ROOT / "packaging/requirements.txt").read_text(), flags=re.MULTILINE)
+    ):
+        pinned, *hashes = entry.replace("\\\n", " ").split(" --hash=sha256:")
+        requirement = Requirement(pinned)
+        (exact,) = requirement.specifier
+        assert exact.operator == "==", entry
+        assert hashes, entry
+        assert all(re.fullmatch(r"[0-9a-f]{64}\s*", text) for text in hashes), entry
+        pins.setdefault(requirement.name, []).append(exact.version)
+    assert set(asked) <= set(pins)
+    for name, requirement in asked.items():
+        assert all(version in requirement.specifier for version in pins[name]), name
 
 
 def test_they_resolve_to_a_protobuf_that_etcd3_alone_could_not_load(resolved: dict[str, str]) -> None:

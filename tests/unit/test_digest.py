@@ -83,15 +83,15 @@ def test_an_interface_that_may_have_had_routes_takes_them_along(digest: Digest) 
 
 def test_addresses_of_others_name_their_interface(digest: Digest) -> None:
     told(digest, link(VETH))
-    assert told(digest, address(VETH, "198.51.100.1/24")) == Notice(links={VETH: "veth9"})
+    assert told(digest, address(VETH, "198.51.100.1/24")) == Notice(links={VETH: "veth9"}, addressed=True)
     gone = told(digest, address(VETH, "198.51.100.1/24", kind=messages.RTM_DELADDR))
-    assert gone == Notice(links={VETH: "veth9"}, routed=frozenset({4}))
+    assert gone == Notice(links={VETH: "veth9"}, routed=frozenset({4}), addressed=True)
 
 
 def test_the_uplink_is_told_and_everything_is_observed_where_it_takes_something_along(digest: Digest) -> None:
-    assert told(digest, address(UPLINK, "192.0.2.55/24")) == Notice(links={UPLINK: "eth1"})
+    assert told(digest, address(UPLINK, "192.0.2.55/24")) == Notice(links={UPLINK: "eth1"}, addressed=True)
     swapped = told(digest, address(UPLINK, "192.0.2.1/24", kind=messages.RTM_DELADDR), address(UPLINK, "192.0.2.55/24"))
-    assert swapped == Notice(resync=True, links={UPLINK: "eth1"}, routed=frozenset({4}))
+    assert swapped == Notice(resync=True, links={UPLINK: "eth1"}, routed=frozenset({4}), addressed=True)
     assert told(digest, link(UPLINK, up=False)) == Notice(resync=True, links={UPLINK: "eth1"}, routed=frozenset({4, 6}))
 
 

@@ -17,9 +17,9 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.agent.api import answering
 from flannelpy.agent.events import LOGGED, MOST, MOST_BYTES, PeerEvents, Ring
 from flannelpy.commands import events as command
-from flannelpy.core.conditions import Health
 from flannelpy.core.errors import MalformedError, UsageError
 from flannelpy.core.foreign import FIELD
+from flannelpy.core.health import Health
 from flannelpy.core.model import Lease, LeaseAttrs
 from flannelpy.explain.events import BEGAN, CONFIG, JOINED, LEFT, MOVED, RESOLVED, STARTED, Event, Events, from_json, to_json
 from flannelpy.explain.status import SOCKET
@@ -91,6 +91,25 @@ def test_a_cluster_in_motion_does_not_push_out_what_happened_to_this_host(ring: 
         ring.keep(JOINED, str(number), "a peer joined")
     assert ring.read().events[0].kind == CONFIG
     assert ring.read().forgotten == 4 * MOST
+
+
+def test_a_condition_that_flaps_does_not_push_out_what_happened_to_this_host(ring: Ring, wall: Wall) -> None:
+    ring.keep("uplink", "eth1", "the uplink is another one")
+    health = Health()
+    for number in range(5_000):
+        health.begin("lease-malformed", number, "word", "key")
+        ring.conditions(health.news(number)[0])
+        health.end("lease-malformed", number, "key")
+        ring.conditions(health.news(number)[0])
+        wall.now += 0.01
+    kept = ring.read().events
+    assert kept[0].text == "the uplink is another one"
+    assert len(kept) < 100
+    wall.now += 60
+    ring.conditions([])
+    counted = sum(int(event.text.split()[1].replace(",", "")) for event in ring.read().events if "more of the kind" in event.text)
+    single = sum(event.kind in (BEGAN, RESOLVED) and "more of" not in event.text for event in ring.read().events)
+    assert counted + single == 10_000
 
 
 async def test_who_waits_hears_of_the_next_event_and_no_later_than_asked(ring: Ring) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import socket
 import stat
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.host import files
 from flannelpy.host.disk import Disk
-from flannelpy.host.files import RefusedError, directory, read_file, set_aside, write_file
+from flannelpy.host.files import AGENT, RefusedError, directory, read_file, set_aside, write_file
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else")
@@ -271,3 +272,29 @@ async def test_who_does_not_wait_any_more_leaves_the_work_to_end() -> None:
     gate.set()
     await disk.drain()
     assert done == [True]
+
+
+@as_root
+def test_what_the_user_of_the_unit_owns_root_reads_and_nobody_else_reads_what_others_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`flannelpy docker-opts` is root's, and reads what an agent that is the user flannelpy has written."""
+    place = tmp_path / "run"
+    place.mkdir()
+    (place / "subnet.env").write_text("x")
+    os.chown(place, 4242, 4242)
+    with pytest.raises(RefusedError, match="belongs to user 4242"):
+        read_file(place / "subnet.env", 10)
+
+    def look_up(name: str) -> pwd.struct_passwd:
+        assert name == AGENT
+        return pwd.struct_passwd((name, "x", 4242, 4242, "", "/", "/usr/sbin/nologin"))
+
+    monkeypatch.setattr(pwd, "getpwnam", look_up)
+    assert read_file(place / "subnet.env", 10) == b"x"
+    place.chmod(0o777)
+    with pytest.raises(RefusedError, match="may be written by others"):
+        read_file(place / "subnet.env", 10)
+    os.chown(place, 4243, 4243)
+    with pytest.raises(RefusedError, match="belongs to user 4243"):
+        read_file(place / "subnet.env", 10)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import resource
+import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -173,14 +178,109 @@ async def test_a_client_that_goes_away_early_is_no_news(server: HttpServer, capl
     assert caplog.text == ""
 
 
-async def test_too_many_connections_are_told_so(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "CONNECTIONS", 1)
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
-    assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-    assert (await say(server, get("/healthz"))).startswith("HTTP/1.1 503 ")
-    writer.close()
-    await writer.wait_closed()
+async def connect(server: HttpServer, source: str = "127.0.0.1", says: bytes = b"") -> socket.socket:
+    """A connection from an address of this host that says this, and nothing more."""
+    made = socket.socket()
+    made.setblocking(False)
+    made.bind((source, 0))
+    await asyncio.get_running_loop().sock_connect(made, ("127.0.0.1", server.port))
+    made.send(says)
+    return made
+
+
+async def ask_from(server: HttpServer, source: str) -> str:
+    """What /healthz answers to somebody at an address of this host."""
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, local_addr=(source, 0))
+        try:
+            writer.write(get("/healthz"))
+            return (await reader.read()).decode()
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+
+@pytest.mark.parametrize("noise", [b"", b"GET /hea", b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n"])
+async def test_a_thousand_slow_connections_leave_everybody_served(server: HttpServer, noise: bytes) -> None:
+    """Of one address; the others are answered, and so is whoever asks from the same. Not two shares are ever open."""
+    with contextlib.ExitStack() as slow:
+        for number in range(1_000):
+            slow.enter_context(await connect(server, "127.0.0.2", noise))
+            if number % 50 == 49:
+                for source in ("127.0.0.1", "127.0.0.2", f"127.0.1.{number // 50 + 1}"):
+                    assert (await ask_from(server, source)).startswith("HTTP/1.1 200 ")
+                assert len(server.tasks) <= 2 * http.SHARE
+
+
+async def test_many_addresses_leave_everybody_served(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "CONNECTIONS", 40)
+    with contextlib.ExitStack() as slow:
+        for number in range(300):
+            slow.enter_context(await connect(server, f"127.0.2.{number % 60 + 1}"))
+        for number in range(20):
+            assert (await ask_from(server, f"127.0.3.{number + 1}")).startswith("HTTP/1.1 200 ")
+        assert len(server.tasks) <= 42
+
+
+async def test_those_who_take_no_answer_leave_everybody_served(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "CONNECTIONS", 8)
+    big = "x" * 2_000_000
+    server.pages = {**server.pages, "/big": lambda: (200, http.TEXT, big)}
+    with contextlib.ExitStack() as rude:
+        for number in range(24):
+            rude.enter_context(await connect(server, f"127.0.4.{number + 1}", b"GET /big HTTP/1.1\r\nHost: h\r\n\r\n" * 3))
+            assert (await ask_from(server, f"127.0.5.{number + 1}")).startswith("HTTP/1.1 200 ")
+
+
+async def test_where_all_have_asked_one_more_is_told_so(server: HttpServer) -> None:
+    server.share = 3
+    with contextlib.ExitStack() as asking:
+        for _ in range(3):
+            asking.enter_context(await connect(server, says=b"GET /silent HTTP/1.1\r\nHost: h\r\n\r\n"))
+        async with asyncio.timeout(10):
+            while sum(not each.waits for each in server._open) < 3:  # noqa: ASYNC110 - the server's own doing
+                await asyncio.sleep(0)
+        fourth = asking.enter_context(await connect(server))  # what it asks does not matter, and would only race the answer
+        async with asyncio.timeout(10):
+            assert (await asyncio.get_running_loop().sock_recv(fourth, 1000)).startswith(b"HTTP/1.1 503 ")
+        assert (await ask_from(server, "127.0.0.2")).startswith("HTTP/1.1 200 ")
+
+
+async def test_connections_leave_descriptors_for_the_agents_own_work(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for soft, most in ((64, 16), (3, 1), (1 << 20, http.CONNECTIONS), (resource.RLIM_INFINITY, http.CONNECTIONS)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _which, soft=soft: (soft, soft))
+        assert http.most_connections() == most
+
+
+async def test_no_descriptor_for_a_connection_is_waited_out(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, fails = asyncio.get_running_loop(), 3
+    accept = loop.sock_accept
+
+    async def full(listener: socket.socket) -> tuple[socket.socket, Any]:
+        nonlocal fails
+        if fails:
+            fails -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return await accept(listener)
+
+    monkeypatch.setattr(loop, "sock_accept", full)
+    monkeypatch.setattr(http, "FULL_S", 0.001)
+    await ask_from(server, "127.0.0.1")  # the accept that was under way
+    assert (await ask_from(server, "127.0.0.1")).startswith("HTTP/1.1 200 ")
+    assert fails == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "source"),
+    [
+        (("192.0.2.1", 5), "192.0.2.1"),
+        (("2001:db8::1:2:3:4", 5, 0, 0), "2001:db8::/64"),
+        (("fe80::1%eth0", 5, 0, 2), "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_who_a_connection_is_of(address: object, source: str) -> None:
+    assert http._source(address) == source
 
 
 async def test_close_ends_what_is_open(server: HttpServer) -> None:

@@ -2,7 +2,7 @@
 
     core -> backends
     core -> explain -> agent
-    core -> registry, kernel, host -> agent -> commands -> cli
+    core -> host -> registry, kernel -> agent -> commands -> cli
 
 Nobody in flannelpy imports ``backends``: they are found by entry point, as anybody else's would be. Between udp's two processes is
 a wall: ``protocol`` and ``counters`` are all that both import.
@@ -21,12 +21,12 @@ SOURCES = sorted([*ROOT.glob("flannelpy/**/*.py"), *ROOT.glob("backends/**/*.py"
 
 ROOMS = {
     "flannelpy.core": {"flannelpy.core"},
-    "flannelpy.registry": {"flannelpy.core", "flannelpy.registry"},
+    "flannelpy.registry": {"flannelpy.core", "flannelpy.host.files", "flannelpy.registry"},
     "flannelpy.kernel": {"flannelpy.core", "flannelpy.kernel"},
     "flannelpy.host": {"flannelpy.core", "flannelpy.host"},
     "flannelpy.plugins": {"flannelpy.core"},
     "flannelpy.options": {"flannelpy.core", "flannelpy.options"},
-    "flannelpy.settings": {"flannelpy.core", "flannelpy.registry", "flannelpy.options"},
+    "flannelpy.settings": {"flannelpy.core", "flannelpy.host.files", "flannelpy.registry", "flannelpy.options"},
     "flannelpy.logs": {"flannelpy.core"},
     "flannelpy.explain": {"flannelpy.core", "flannelpy.explain"},
     "flannelpy.commands.run": {"flannelpy.core", "flannelpy.options", "flannelpy.settings", "flannelpy.logs", "flannelpy.agent"},

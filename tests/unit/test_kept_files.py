@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -47,6 +48,24 @@ def test_what_is_kept_is_read_back_and_is_the_owners_alone(tmp_path: Path) -> No
     assert view_file.read(tmp_path, PREFIX) == VIEW
     assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("state.json", "cluster.json")] == [0o600, 0o600]
     assert (state_file.read(tmp_path, "/other"), view_file.read(tmp_path, "/other")) == (State(), None)
+
+
+@pytest.mark.parametrize("room", [900, 1_500, 5_000, 100_000])
+def test_of_more_leases_than_can_be_read_again_the_first_are_kept(
+    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view_file, "LARGEST", room)
+    (lease, *_) = VIEW.leases
+    data = {"x": "\u202e" * 100}  # six letters each in the file
+    others = [
+        replace(lease, subnet=IPNetwork((number << 8, 24)), attrs=replace(lease.attrs, backend_data=data)) for number in range(50)
+    ]
+    view_file.write(tmp_path, replace(VIEW, leases=(lease, *others)))
+    assert (tmp_path / view_file.FILE).stat().st_size <= room
+    kept = view_file.read(tmp_path, PREFIX)
+    assert kept is not None
+    assert kept.leases == (lease, *others)[: len(kept.leases)]
+    assert len(kept.leases) == 51 or (tmp_path / view_file.FILE).stat().st_size > room - 1_000
 
 
 def test_a_state_of_the_first_format_is_read(tmp_path: Path) -> None:

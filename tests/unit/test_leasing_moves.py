@@ -48,6 +48,39 @@ def rules(at: IPAddress, *, config: NetworkConfig = CONFIG, kept: Lease | None =
     return Leasing(config, attrs(at, mac), Random(1), kept=kept, ttl_s=TTL_S, renew_margin_s=MARGIN_S)
 
 
+@pytest.mark.parametrize("writes", [1, 2, 5])
+def test_a_life_that_ended_before_it_could_keep_what_it_had_written_is_known_by_its_mac(writes: int) -> None:
+    """Its address was written ``writes`` times since it was kept, and is yet another one now."""
+    store = Store()
+    kept = now = store.put(IPNetwork("10.5.69.0/24"), None, attrs(OLD), TTL_S)
+    for number in range(writes):
+        store.perform(ev.Renew(now, attrs(OTHER + number), TTL_S), now.public_ip)
+        now = store.leases[kept.key]
+    us = rules(NEW, kept=kept)
+    asked = live(store, us)
+    assert asked == [ev.List(), ev.Renew(now, attrs(NEW), TTL_S)]
+    assert us.held is not None
+    assert us.held.subnet == kept.subnet
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_another_host_in_the_kept_key_is_no_life_of_ours(anew: bool) -> None:
+    """By another MAC; or by our MAC in a key that was made anew."""
+    store = Store()
+    kept = store.put(IPNetwork("10.5.69.0/24"), None, attrs(OLD), TTL_S)
+    if anew:
+        store.perform(ev.Release(kept), OLD)
+        theirs = store.put(IPNetwork("10.5.69.0/24"), None, attrs(OTHER), TTL_S)
+    else:
+        store.perform(ev.Renew(kept, attrs(OTHER, "bb:bb:bb:bb:bb:bb"), TTL_S), OLD)
+        theirs = store.leases[kept.key]
+    us = rules(NEW, kept=kept)
+    live(store, us)
+    assert us.held is not None
+    assert us.held.key != kept.key
+    assert store.leases[kept.key] == theirs
+
+
 def test_a_host_that_comes_back_with_another_address_takes_its_own_lease_over() -> None:
     store = Store()
     before = store.put(IPNetwork("10.5.69.0/24"), None, attrs(OLD), TTL_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,3 +49,11 @@ def test_what_is_remembered_is_bounded() -> None:
     for kind in range(1000):
         rate.allows(kind, 0.0)
     assert len(rate._windows) == 10
+
+
+@pytest.mark.parametrize("back_s", [1.0, 1e9])
+def test_a_clock_that_is_set_back_holds_nothing_for_ever(back_s: float) -> None:
+    rate = LineRate[str](most=2)
+    assert [rate.allows("a", 1e9) for _ in range(4)] == [True, True, False, False]
+    assert rate.take_held(1e9 - back_s) == {"a": 2}
+    assert rate.allows("a", 1e9 - back_s)

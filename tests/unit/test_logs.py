@@ -123,3 +123,34 @@ def test_a_traceback_is_set_in_and_harmless(formatter: type[logging.Formatter]) 
     assert "\\x1b[2J" in told
     assert obeyed(told.replace("\n", "")) == []
     assert not any(line.startswith("2026-01-01") for line in told.splitlines())
+
+
+def test_one_kind_of_line_fills_no_disk_and_none_is_lost_without_a_count(stream: io.StringIO) -> None:
+    logs.set_up("info", "text", stream)
+    (handler,) = logging.getLogger().handlers
+    handler.removeFilter(handler.filters[-1])
+    now = 0.0
+    handler.addFilter(logs.Rate(handler, lambda: now))
+    for number in range(200_000):
+        now = number / 1000  # 200 s
+        log.warning("the config is another one: %s", f"{number} \x1b" + "x" * 1_000)
+        if number % 20_000 == 0:
+            log.info("something else %d", number)
+    now += 60
+    log.info("at last")
+    lines = [line[24:] for line in stream.getvalue().splitlines()]
+    assert len(stream.getvalue()) < 1_000_000
+    single = [line for line in lines if line.startswith("warning: the config")]
+    counted = [int(line.split()[1].replace(",", "")) for line in lines if "more lines like: the config is another one: " in line]
+    assert len(single) == 4 * logs.MOST
+    assert len(single) + sum(counted) == 200_000
+    assert sum(line.startswith("something else") for line in lines) == 10
+    assert lines[-1] == "at last"
+    assert not obeyed("".join(lines))
+
+
+def test_debug_lines_are_asked_for(stream: io.StringIO) -> None:
+    logs.set_up("debug", "text", stream)
+    for number in range(logs.MOST + 100):
+        log.debug("round %d", number)
+    assert len(stream.getvalue().splitlines()) == logs.MOST + 100

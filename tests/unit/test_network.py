@@ -139,7 +139,7 @@ async def test_the_hosts_own_network_is_not_leased_by_it_and_that_is_told(host: 
     async with host.run():
         assert IPNetwork(host.lease.replace("-", "/")) != IPNetwork("192.0.2.0/24")
         assert host.conditions()["network-overlap"] == (
-            "Network overlaps this host's own networks: 192.0.0.0/21 and 192.0.2.0/24 on eth1"
+            "Network overlaps what this host needs outside of it: 192.0.0.0/21 and 192.0.2.0/24 on eth1"
         )
 
 
@@ -211,15 +211,15 @@ async def test_a_copied_state_directory_is_not_used(host: HostInMemory, tmp_path
     "backend", [{"Type": "vxlan", "MTU": 1400}, {"Type": "vxlan", "VNI": 5}, {"Type": "vxlan", "Port": 4789}, {"Type": "host-gw"}]
 )
 async def test_a_config_is_followed_in_the_same_lease(host: HostInMemory, backend: dict[str, object]) -> None:
-    def value(kind: str) -> str:
+    def value(kind: str, vni: object = 1) -> str:
         found = json.loads(vxlan_value("192.0.2.9", MAC))
-        return json.dumps({**found, "BackendType": kind})
+        return json.dumps({**found, "BackendType": kind, "BackendData": {**found["BackendData"], "VNI": vni}})
 
     async with host.run():
         await until(lambda: host.holds(PEER))
         lease, record = host.lease, host.record(host.lease)
         host.put_config({**VXLAN, "Backend": backend})
-        host.put_peer("10.5.9.0-24", value(str(backend["Type"])))
+        host.put_peer("10.5.9.0-24", value(str(backend["Type"]), backend.get("VNI", 1)))
         await until(lambda: any("10.5.9.0/24" in line for line in host.state() if line.startswith("route")))
         if backend["Type"] == "host-gw":
             await until(lambda: host.kernel.get(Key("link", "flannel.1")) is None)
@@ -314,7 +314,7 @@ async def test_failures_at_any_moment_end_nothing_and_leave_nothing(tmp_path: Pa
 
     def peer_comes_or_changes() -> None:
         number, version = random.randrange(10, 20), random.randrange(4)
-        there[f"10.5.{number}.0-24"] = vxlan_value(f"192.0.2.{number}", f"02:00:00:00:0{version}:{number}")
+        there[f"10.5.{number}.0-24"] = vxlan_value(f"192.0.2.{number}", f"02:00:00:00:0{version}:{number}", None)
         host.put_peer(f"10.5.{number}.0-24", there[f"10.5.{number}.0-24"])
 
     def peer_goes() -> None:

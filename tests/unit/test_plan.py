@@ -311,3 +311,23 @@ def test_the_part_for_some_keys_is_the_plan_for_them(desired: HostState, observe
     whole = {str(step) for step in plan(desired, observed, SCOPE)}
     parts = {str(step) for key in keys for step in plan(desired.only([key]), observed.only([key]), SCOPE)}
     assert whole == parts
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["bridge", "veth", "dummy", "macvlan", "vlan", "bond", "", "wlan", "vxlan", "ipip", "tun"]), st.booleans())
+def test_a_device_of_a_kind_that_no_backend_makes_is_somebody_elses(kind: str, wanted: bool) -> None:
+    """Whatever a state file says of its name; and so is what lives on it. One that stands where ours has to be is made anew."""
+    there = Link("flannel.2", kind, 1500)
+    on_it = (
+        Address(IPNetwork("10.5.0.1/32"), "flannel.2"),
+        Neighbour(PEER, MACS[1], "flannel.2"),
+        Route(IPNetwork("10.5.7.0/24"), dev="flannel.2"),
+    )
+    steps = plan(HostState.of(vxlan("flannel.2")) if wanted else HostState(), HostState.of(there, *on_it), SCOPE)
+    removed = {step.key for step in steps if step.op == "remove"}
+    if wanted:
+        assert [step.op for step in steps if step.key == there.key] == ["remake"]
+    elif kind in ("vxlan", "ipip", "tun"):
+        assert removed == {there.key}  # what lives on it goes with it
+    else:
+        assert steps == ()

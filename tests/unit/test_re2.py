@@ -7,7 +7,7 @@ import warnings
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flannelpy.core.re2 import compile_re2
@@ -77,6 +77,7 @@ PIECES = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(PIECES, max_size=12).map("".join) | st.text(max_size=30))
 def test_whatever_is_written_it_is_a_pattern_or_a_value_error(pattern: str) -> None:
     with suppress(ValueError):

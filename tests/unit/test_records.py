@@ -44,6 +44,28 @@ def test_the_range_of_leases_holds_nothing_beside_them(junk: str) -> None:
     assert keys.subnets <= keys.lease("255.255.255.0-24&ffff::-64") < keys.end
 
 
+@given(st.binary(min_size=301, max_size=400), st.binary(min_size=301, max_size=400))
+def test_a_name_without_end_is_known_by_a_short_one_of_its_own(one: bytes, other: bytes) -> None:
+    keys = Keys.under("/p")
+    names = [keys.name(keys.subnets + name) for name in (one, other)]
+    assert (names[0] == names[1]) == (one == other)
+    for name in names:
+        assert len(name) < 500
+        assert isinstance(decode(name, b"{}"), Malformed)
+        assert decode_delete(name, 3) == Deleted(name, 3)
+
+
+@pytest.mark.parametrize(("room", "fits"), [(64 << 10, True), ((64 << 10) + 1, False)])
+def test_a_value_without_end_is_no_lease(room: int, fits: bool) -> None:
+    text = '{"PublicIP":"192.0.2.1","BackendData":"%s"}'
+    value = (text % ("x" * (room - len(text) + 2))).encode()
+    assert len(value) == room
+    read = decode("10.5.1.0-24", value)
+    assert isinstance(read, Put) == fits
+    if isinstance(read, Malformed):
+        assert read.why == "value of '10.5.1.0-24': 65,537 bytes; expected at most 65,536"
+
+
 def test_a_key_and_a_value_are_a_lease() -> None:
     attrs = LeaseAttrs(IPAddress("192.0.2.1"), backend_type="host-gw")
     lease = Lease(IPNetwork("10.5.1.0/24"), attrs, None, etcd_lease=7, create_revision=3, mod_revision=9)

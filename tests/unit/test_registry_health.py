@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flannelpy.core.conditions import CONDITIONS, Health
+from flannelpy.core.conditions import CONDITIONS
 from flannelpy.core.errors import (
     ConflictError,
     RegistryAuthError,
@@ -18,6 +18,7 @@ from flannelpy.core.errors import (
     RegistryTlsError,
     RegistryUnavailableError,
 )
+from flannelpy.core.health import Health
 from flannelpy.registry.health import CODES, Kind, RegistryHealth
 from flannelpy.registry.memory import MemoryRegistry
 from flannelpy.registry.monitored import Monitored

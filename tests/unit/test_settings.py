@@ -39,7 +39,7 @@ def test_conformance_defaults_are_flannels() -> None:
         renew_margin_s=3600.0,
         forward_rules=True,
         masq_fully_random=True,
-        healthz_ip=IPAddress("0.0.0.0"),
+        healthz_ip=IPAddress("127.0.0.1"),
     )
     assert settings().endpoint.urls == ("http://127.0.0.1:4001", "http://127.0.0.1:2379")
     assert settings().endpoint.prefix == "/coreos.com/network"
@@ -174,12 +174,13 @@ def test_conformance_the_prefix_is_cleaned_like_a_path(written: str, used: str) 
 def test_files_must_be_readable(tmp_path: Path) -> None:
     missing = str(tmp_path / "ca.pem")
     assert refusal(f"--etcd-cafile={missing}") == f"--etcd-cafile {missing!r}: expected a readable file: No such file or directory"
-    assert refusal(f"--etcd-cafile={tmp_path}") == f"--etcd-cafile {str(tmp_path)!r}: expected a readable file: Is a directory"
+    assert refusal(f"--etcd-cafile={tmp_path}") == f"--etcd-cafile {str(tmp_path)!r}: expected a readable file: it is a directory"
 
 
 def test_certificate_and_key_come_together(tmp_path: Path) -> None:
     file = tmp_path / "x.pem"
     file.write_text("x")
+    file.chmod(0o600)
     assert refusal(f"--etcd-certfile={file}") == f"--etcd-certfile {str(file)!r}: expected --etcd-keyfile with it"
     assert refusal(FLANNELD_ETCD_KEYFILE=str(file)) == f"FLANNELD_ETCD_KEYFILE {str(file)!r}: expected --etcd-certfile with it"
     both = settings("--etcd-endpoints=https://a:1", f"--etcd-certfile={file}", f"--etcd-keyfile={file}")
@@ -195,11 +196,12 @@ def test_tls_files_without_https_are_worth_a_note(tmp_path: Path) -> None:
 def test_user_and_password_come_together_and_the_password_is_never_shown(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("hunter2\n")
+    file.chmod(0o600)
     assert refusal("--etcd-password=hunter2") == "--etcd-password: expected --etcd-username with it"
     assert refusal("--etcd-username=u").startswith("--etcd-username 'u': expected --etcd-password-file")
     assert "only one" in refusal("--etcd-username=u", "--etcd-password=hunter2", f"--etcd-password-file={file}")
     got = settings("--etcd-username=u", "--etcd-password=hunter2")
-    assert got.endpoint.password == "hunter2"
+    assert got.endpoint.password.reveal() == "hunter2"
     assert "hunter2" not in repr(got)
     assert got.notes == ("--etcd-password can be read by everybody on this host; --etcd-password-file cannot",)
     assert settings("--etcd-username=u", f"--etcd-password-file={file}").endpoint.password_file == str(file)

@@ -10,7 +10,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from flannelpy.commands.status_table import peers_table, table
 from flannelpy.core.backend import DatapathStatus, WorkerStatus
 from flannelpy.core.errors import MalformedError
 from flannelpy.core.objects import Key, Route
+from flannelpy.core.secret import Secret
 from flannelpy.explain import http
 from flannelpy.explain.status import (
     SOCKET,
@@ -41,6 +42,7 @@ from flannelpy.explain.status import (
     from_json,
     to_json,
 )
+from flannelpy.host import view_file
 from flannelpy.registry.memory import MemoryStore
 
 from .agents import PREFIX, VXLAN, HostInMemory, until, vxlan_value
@@ -80,7 +82,7 @@ WHOLE = Status(
         1472,
         ("flannel0 mtu 1472 up type tun",),
         "pump",
-        "udp engine: pump; the kernel's cannot be had: fou add port 8285 ipproto 4: this kernel has no FOU",
+        "udp engine: pump; kernel unavailable: fou add port 8285 ipproto 4: this kernel has no FOU",
     ),
     pump=DatapathStatus(
         "flannel0",
@@ -200,7 +202,7 @@ def test_everything_is_told_on_a_wide_terminal() -> None:
         " registry-unreachable, see below, since 2026-11-21 11:59:18 (42 s)",
         "IPv4 network  10.1.0.0/16, subnets of /24, 10.1.1.0 to 10.1.255.0",
         'backend       udp {"Port": 8285}, MTU 1472',
-        "engine        pump; the kernel's cannot be had: fou add port 8285 ipproto 4: this kernel has no FOU",
+        "engine        pump; kernel unavailable: fou add port 8285 ipproto 4: this kernel has no FOU",
         "device        flannel0 mtu 1472 up type tun",
         "offloads      header, checksum, tcp; not here: udp, gather",
         "worker        process 7040",
@@ -355,6 +357,12 @@ async def test_etcd_behind_a_link_that_is_down_is_not_said_to_answer(host: HostI
         await until(lambda: told(host).etcd.reachable and host.conditions() == {})
 
 
+def kept_lease(host: HostInMemory) -> bool:
+    """Does the next life begin with a lease, whatever etcd says?"""
+    view = view_file.read(host.settings.state_dir, PREFIX)
+    return view is not None and view.own is not None
+
+
 async def test_without_etcd_it_waits_or_goes_on_with_what_it_kept(host: HostInMemory) -> None:
     host.registry.down = True
     async with host.run(ready=False):
@@ -366,6 +374,7 @@ async def test_without_etcd_it_waits_or_goes_on_with_what_it_kept(host: HostInMe
         host.registry.down = False
         await until(lambda: told(host).ready)
         assert told(host).etcd.unreachable_since is None
+        await until(lambda: kept_lease(host))  # a thread writes it, after the agent is ready
     host.registry.down = True
     async with host.run():
         status = told(host)
@@ -407,7 +416,7 @@ async def test_each_peer_says_how_it_stands(host: HostInMemory) -> None:
         state, why = now["10.5.4.0-24"]
         assert state == "excluded"
         assert why is not None
-        assert "claims fdb 02:00:00:00:00:03 dev flannel.1" in why
+        assert "has the identity 02:00:00:00:00:03 of the older lease 10.5.3.0/24" in why
         assert now["10.9.6.0-24"] == ("excluded", "lies outside the network 10.5.0.0/16")
         assert now["10.5.7.0-24"][0] == "excluded"
         assert now["10.5.8.0-24"] == ("excluded", "a reservation that waits for its host")
@@ -447,7 +456,7 @@ async def test_a_reservation_does_not_end(host: HostInMemory) -> None:
 async def test_secrets_are_not_told(tmp_path: Path) -> None:
     host = HostInMemory(MemoryStore(), tmp_path)
     host.put_config({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": 3, "PSK": "hunter2", "apiToken": "hunter2"}})
-    settings = replace(host.settings.endpoint, username="u", password="hunter2", keyfile="/k", password_file="/p")
+    settings = replace(host.settings.endpoint, username="u", password=Secret("hunter2"), keyfile="/k", password_file="/p")
     host.settings = replace(host.settings, endpoint=settings)
     async with host.run():
         assert host.agent is not None
@@ -519,20 +528,17 @@ async def test_a_rude_client_does_not_hold_up_the_stop(tmp_path: Path) -> None:
             assert await asyncio.to_thread(rude.recv, 10)
 
 
-async def test_more_connections_than_anybody_needs_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "CONNECTIONS", 2)
+async def test_of_more_connections_than_anybody_needs_the_oldest_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "CONNECTIONS", 4)
     async with answering(tmp_path, lambda: YOUNG):
-        held = []
-        for _ in range(4):
-            sock = socket.socket(socket.AF_UNIX)
-            sock.connect(str(tmp_path / SOCKET))
-            held.append(sock)
-        fifth = socket.socket(socket.AF_UNIX)
-        fifth.settimeout(5)
-        fifth.connect(str(tmp_path / SOCKET))
-        assert await asyncio.to_thread(fifth.recv, 10) == b""
-        for sock in (*held, fifth):
-            sock.close()
+        with ExitStack() as held:
+            silent = [held.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(5)]
+            for each in silent:
+                each.settimeout(5)
+                each.connect(str(tmp_path / SOCKET))
+            assert await asyncio.to_thread(silent[0].recv, 10) == b""
+            silent[-1].send(b"GET /status HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert (await asyncio.to_thread(silent[-1].recv, 100)).startswith(b"HTTP/1.1 200")
 
 
 # ------------------------------------------------------------------------------------------------------------ the command

@@ -89,13 +89,13 @@ def test_the_hosts_word_comes_first() -> None:
     ("asked", "refusal", "engine", "reason", "refused"),
     [
         ("auto", "", "kernel", "udp engine: kernel", ""),
-        ("auto", REFUSAL, "userspace", f"udp engine: userspace; the kernel's cannot be had: {REFUSAL}", ""),
+        ("auto", REFUSAL, "userspace", f"udp engine: userspace; kernel unavailable: {REFUSAL}", ""),
         ("kernel", "", "kernel", "udp engine: kernel, as asked for", ""),
         (
             "kernel",
             REFUSAL,
             "userspace",
-            f"udp engine: userspace; the kernel's cannot be had: {REFUSAL}",
+            f"udp engine: userspace; kernel unavailable: {REFUSAL}",
             f"udp's engine kernel: {REFUSAL}; userspace carries the packets",
         ),
         ("userspace", "", "userspace", "udp engine: userspace, as asked for", ""),

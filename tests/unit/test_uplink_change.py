@@ -13,7 +13,7 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.core.backend import Uplink
 from flannelpy.core.re2 import compile_re2
 from flannelpy.core.uplink import HostFacts, Interface, InterfaceAddress, Wish, choose
-from flannelpy.core.uplink_change import concerns, describe_change, host_networks, query
+from flannelpy.core.uplink_change import concerns, describe_change, query
 
 ETH1 = Uplink("eth1", 3, 1500, IPAddress("192.168.90.1"), public_ip=IPAddress("192.168.90.1"))
 BY_NAME, BY_DEFAULT = Wish(iface=("eth1",)), Wish()
@@ -102,21 +102,6 @@ def test_another_name_of_an_interface_is_one() -> None:
     facts = HostFacts((replace(nic("eth1", 3, "192.168.90.1/24"), altnames=("enp0s3",)),))
     assert pick(facts, Wish(iface=("enp0s3",))) == "eth1 192.168.90.1"
     assert pick(facts, Wish(iface_regex=("^enp",))) == "eth1 192.168.90.1"
-
-
-def test_the_hosts_networks_are_all_but_ours() -> None:
-    nics = (nic("lo", 1, "127.0.0.1/8"), nic("eth1", 2, "192.168.90.1/24"), nic("docker0", 3, "10.5.9.1/24"))
-    facts = HostFacts((*nics, nic("flannel.1", 4, "10.5.9.0/32")))
-    found = host_networks(facts, frozenset({"flannel.1"}), [IPNetwork("10.5.9.0/24")])
-    assert [(str(net), name) for net, name in found] == [("192.168.90.0/24", "eth1")]
-    assert ("10.5.9.0/24", "docker0") in [(str(net), name) for net, name in host_networks(facts, frozenset())]
-
-
-@pytest.mark.parametrize("subnet", ["192.168.90.0/24", "192.168.0.0/16"])
-def test_the_uplink_is_no_bridge_of_a_subnet(subnet: str) -> None:
-    facts = HostFacts((nic("eth1", 2, "192.168.90.1/24"), nic("docker0", 3, "192.168.90.129/25")))
-    found = host_networks(facts, frozenset(), [IPNetwork(subnet)], "eth1")
-    assert [(str(net), name) for net, name in found] == [("192.168.90.0/24", "eth1")]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import errno
 import gc
 import os
@@ -25,6 +24,7 @@ import uvloop
 from backends.udp import protocol
 from backends.udp.counters import HEARTBEAT, Counters, Counts
 from backends.udp.protocol import DEVICE_GONE, GUARDS, READY, Offload, Order, Setting, unpack
+from backends.udp.worker.confine import close_all_but, die_with_parent, refuse_calls, shed_privileges
 from backends.udp.worker.forward import Forwarder
 from backends.udp.worker.ingress import IngressFilter
 from backends.udp.worker.peers import PeerTable
@@ -170,37 +170,16 @@ class Worker:
         return False
 
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NO_NEW_PRIVS = 38
-_NOBODY = 65534
-_CAPABILITY_VERSION_3 = 0x20080522
-
-
-def shed_privileges() -> None:
-    """Become nobody without capabilities: open descriptors are all that packets need. What is not permitted is left as it is."""
-    libc = ctypes.CDLL(None)
-    with contextlib.suppress(OSError):
-        os.setgroups([])
-        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-    libc.capset((ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)())
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel end us when ``parent`` dies, also while we are busy. A change of user clears it: call it after."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit("the agent is gone")
-
-
 def main() -> int:
     """The process: 0 when told to end, DEVICE_GONE, or a traceback and 1."""
     setting = Setting.parse(sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the agent decides when packets stop
+    close_all_but({0, 1, 2, setting.tun, setting.socket, setting.control, setting.counters})
+    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and a hang-up go to the whole group: the agent decides what they mean
+        signal.signal(number, signal.SIG_IGN)
     worker = Worker(setting)  # with all that is imported: nobody may not be able to read where Python is installed
     shed_privileges()
     die_with_parent(setting.parent)
+    refuse_calls()
     gc.collect()
     gc.freeze()
     try:

@@ -7,6 +7,10 @@ from collections.abc import Iterable
 
 from flannelpy.core.objects import Key
 
+ROUNDS, ROUNDS_PER_S = 50, 50.0
+"""So many rounds follow each other at once; then so many a second. A round costs something of its own, however little it looks at:
+thousands of changes a second, one by one, would take all the time that reading them needs."""
+
 
 class Dirty:
     """What the next round must look at: keys, or everything."""
@@ -15,6 +19,7 @@ class Dirty:
         self._keys: set[Key] = set()
         self._everything = False
         self._event = asyncio.Event()
+        self._left, self._left_at = float(ROUNDS), 0.0
 
     def add(self, keys: Iterable[Key]) -> None:
         """Look at these."""
@@ -44,7 +49,16 @@ class Dirty:
             async with asyncio.timeout(at_most_s):
                 await self._event.wait()
         except TimeoutError:
-            pass
+            return
+        await self._gather()
+
+    async def _gather(self) -> None:
+        """Where one round has chased the other for long, wait for company."""
+        now = asyncio.get_running_loop().time()
+        self._left = min(ROUNDS, self._left + (now - self._left_at) * ROUNDS_PER_S) - 1.0
+        self._left_at = now
+        if self._left < 0.0:
+            await asyncio.sleep(-self._left / ROUNDS_PER_S)
 
     @property
     def pending(self) -> bool:

@@ -1,6 +1,10 @@
-"""What does this host's firewall hold? The one nft table, and the blackhole, by what the operator and the backend asked for."""
+"""What does this host's firewall hold? Our nft table, our rules in the host's own chains, the blackhole: by what was asked for."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from netaddr import IPNetwork
 
 from flannelpy.core.backend import Backend, Guard, Guarded
 from flannelpy.core.config import NetworkConfig
@@ -14,11 +18,18 @@ LAST_METRIC = 2**32 - 1
 """Every other route to our own subnet wins over the blackhole: a bridge's comes after us, and is the one that containers need."""
 
 
-class Firewall:
-    """The table named ``table`` for a host that holds ``lease``, and the blackhole where it was asked for."""
+ForwardRules = Callable[[Iterable[IPNetwork], str], HostState]
+"""Makes the rules of the host's own chains that let these networks through, marked with a name."""
 
-    def __init__(self, settings: Settings, config: NetworkConfig, backend: Backend, table: str, lease: Lease) -> None:
+
+class Firewall:
+    """The table named ``table`` for a host that holds ``lease``, the rules beside it, and the blackhole where it was asked for."""
+
+    def __init__(
+        self, settings: Settings, config: NetworkConfig, backend: Backend, table: str, lease: Lease, forward: ForwardRules
+    ) -> None:
         self._settings = settings
+        self._forward = forward
         self._table = table
         self._guard: Guard | None = backend.guarded if isinstance(backend, Guarded) else None
         self._sides = [Side(config.v4.network, lease.subnet, config.v4.length)] if config.v4 and lease.subnet.prefixlen else []
@@ -34,6 +45,8 @@ class Firewall:
         state = firewall(self._table, [(side.network, side.own) for side in self._sides], options, chains)
         if self._guard is not None:
             state |= guard_sets(self._guard, self._table, self._guarded)
+        if settings.forward_rules:
+            state |= self._forward([side.network for side in self._sides], self._table)
         if settings.blackhole_route:
             state |= HostState.of(*(Route(side.own, kind="blackhole", metric=LAST_METRIC) for side in self._sides))
         return state

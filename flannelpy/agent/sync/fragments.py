@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from heapq import nsmallest
 from typing import Protocol
 
 from netaddr import IPAddress
@@ -12,9 +14,10 @@ from netaddr import IPAddress
 from flannelpy.agent.report import Reporter
 from flannelpy.core.backend import Backend, Local
 from flannelpy.core.desired import Desired
-from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.errors import FlannelpyError, MalformedError
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import HostState, Key, Scope
+from flannelpy.core.underlay import Shield
 
 log = logging.getLogger(__name__)
 
@@ -22,15 +25,22 @@ HOST, FIREWALL = "host", "firewall"
 """Owners of the fragments that are not a peer's (a lease key never looks like this)."""
 
 
+AT_ONCE = 1000
+"""Peers whose change is taken up in one round; what waits is one change each, however often they change."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What this host is to be; a value, swapped whole. ``firewall`` makes the firewall's part, ``admit`` a peer's share in it."""
+    """What this host is to be; a value, swapped whole. ``firewall`` makes the firewall's part, ``admit`` a peer's share in it; no
+    route may cover what ``shield`` keeps out of the overlay.
+    """
 
     backend: Backend
     local: Local
     scope: Scope
     firewall: Callable[[], HostState]
     admit: Callable[[Lease], HostState] = lambda _lease: HostState()
+    shield: Shield = Shield()  # noqa: RUF009 - never changed in place
 
 
 class Peers(Protocol):
@@ -63,9 +73,11 @@ class Fragments:
         self._made: Target | None = None  # what the fragments were made for
         self._members: dict[str, Lease] = {}
         self._pending: dict[str, Lease | None] = {}
+        self._turns = Counter[str]()  # how often each was made since all that waited were made
         self._on_link: dict[IPAddress, str] = {}
         self._moved: set[int] = set()
         self._unreadable: dict[str, str] = {}
+        self._firewall_changed = False
         self.broken: dict[str, str] = {}
         """HOST and FIREWALL, where they could not be made: why."""
 
@@ -103,6 +115,10 @@ class Fragments:
         """The host is to be this."""
         self._target = target
 
+    def change_firewall(self) -> None:
+        """What the firewall's part is made from is another one now."""
+        self._firewall_changed = True
+
     def reroute(self, families: Collection[int]) -> bool:
         """Routes of these IP versions have changed; True where that means anything here."""
         if self._target is None or not self._target.backend.wants_on_link:
@@ -115,15 +131,17 @@ class Fragments:
         target = self.target
         anew = self._made is not target
         self._pending.update(self._peers.take())
-        changed = {**self._members, **self._pending} if anew else dict(self._pending)
+        taken = dict(self._pending) if anew else self._next()
+        changed = {**self._members, **taken} if anew else dict(taken)
         if target.backend.wants_on_link:
             changed |= await self._look_up(changed, anew=anew)
         local = replace(target.local, on_link=dict(self._on_link)) if target.backend.wants_on_link else target.local
         touched = self._set_own(HOST, lambda: target.backend.host(local)) if anew or HOST in self.broken else set()
         for owner, lease in changed.items():
             touched |= self._set_peer(owner, lease, target, local)
-        self._pending.clear()
-        if anew or FIREWALL in self.broken:
+        self._took(taken.keys())
+        if anew or self._firewall_changed or FIREWALL in self.broken:
+            self._firewall_changed = False
             touched |= self._set_own(FIREWALL, target.firewall)
         self._made = target
         self._reporter.set("backend-failed", {owner: f"{owner}: {why}" for owner, why in self.broken.items()})
@@ -133,10 +151,31 @@ class Fragments:
             self._reporter.set("peer-conflict", self._conflicts())
         return touched
 
+    @property
+    def waiting(self) -> bool:
+        """True where peers have changed that the next refresh takes."""
+        return bool(self._pending)
+
+    def _next(self) -> dict[str, Lease | None]:
+        """Those that changed; of more than AT_ONCE the ones that have changed least of late, so that whoever changes all the time
+        keeps nobody else away, and has in one step what he did meanwhile.
+        """
+        if len(self._pending) <= AT_ONCE:
+            return dict(self._pending)
+        return {owner: self._pending[owner] for owner in nsmallest(AT_ONCE, self._pending, key=self._turns.__getitem__)}
+
+    def _took(self, owners: Collection[str]) -> None:
+        for owner in owners:
+            del self._pending[owner]
+        if self._pending:
+            self._turns.update(owners)
+        else:
+            self._turns.clear()
+
     def _set_own(self, owner: str, make: Callable[[], HostState]) -> set[Key]:
         """What the host itself needs, from a plugin that may raise anything: then what there is stays."""
         try:
-            state = make()
+            state = self.target.shield.carved(make())
         except Exception as error:
             if not isinstance(error, FlannelpyError):
                 log.debug("%s: its fragment cannot be made", owner, exc_info=error)
@@ -153,12 +192,19 @@ class Fragments:
         self._members[owner] = lease
         try:
             state = target.backend.peer(lease, local) | target.admit(lease)
+            for route, words in target.shield.crossing(state):
+                raise MalformedError(f"{route} would take {words} into the overlay")
         except Exception as error:
             if not isinstance(error, FlannelpyError):
                 log.debug("%s: its fragment cannot be made", lease, exc_info=error)
             self._unreadable[owner] = str(error) if isinstance(error, FlannelpyError) else f"{type(error).__name__}: {error}"
             return self.desired.drop(owner)
         return self.desired.put(owner, state, rank=lease.create_revision)
+
+    def _reached(self) -> tuple[Lease, ...]:
+        """The peers that are not left out."""
+        left_out = self.left_out
+        return tuple(lease for owner, lease in self._members.items() if owner not in left_out)
 
     def _conflicts(self) -> dict[str, str]:
         found = {}

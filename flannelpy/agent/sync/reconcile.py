@@ -141,7 +141,7 @@ class Reconciler:
             self.heartbeat = self._clock()
             await self.dirty.wait(self._until_due())
             self.dirty.add(self._due())
-            if self.dirty.pending:
+            if self.dirty.pending or self.fragments.waiting:
                 await self._before_round()
                 await self.round()
 
@@ -168,7 +168,7 @@ class Reconciler:
     def _until_due(self) -> float:
         """Seconds until something waits no longer; never so long that the heartbeat would seem to stand still."""
         times = [when for when in (self.retries.next_due, self.repairs.next_due) if when is not None]
-        return max(0.0, min([self._clock() + SILENT_S, *times]) - self._clock())
+        return 0.0 if self.fragments.waiting else max(0.0, min([self._clock() + SILENT_S, *times]) - self._clock())
 
     # ------------------------------------------------------------------------------------------------------ a round
 
@@ -271,7 +271,7 @@ class Reconciler:
             left = [step for step in drift if step.op == "remove"]
             drift = [step for step in drift if step.op != "remove"]
             more = f", and {len(left) - 1} more" if len(left) > 1 else ""
-            log.info("left over from before, nobody needs it now: %s%s", left[0], more)
+            log.info("removing what an earlier run has left: %s%s", left[0], more)
         self._state.first_sweep = self._state.first_sweep and not self._state.may_sweep
         if not self._state.settled:
             return steps

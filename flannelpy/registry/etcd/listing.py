@@ -7,13 +7,13 @@ until they fit. A single value that does not fit is reported as malformed, like 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flannelpy.core.errors import MalformedError, RegistryError
+from flannelpy.core.errors import MalformedError, RegistryError, RegistryUnavailableError
 from flannelpy.core.model import Lease, parse_subnet_key
-from flannelpy.registry import Malformed, Snapshot
+from flannelpy.registry import Malformed, Put, Snapshot
 from flannelpy.registry.etcd.channel import Link, rpc
 from flannelpy.registry.etcd.records import Keys, decode_put, malformed
 from flannelpy.registry.etcd.wire import MESSAGE_MAX
@@ -24,6 +24,9 @@ PAGE = 5_000
 
 NAMES = 20_000
 """Names in one range read."""
+
+STRAYS = 110_000
+"""Keys that are no subnet's of which a listing tells; more than a condition counts (core/health)."""
 
 RANGES = 100
 """Range reads in one transaction; etcd takes 128 (--max-txn-ops)."""
@@ -48,6 +51,9 @@ class Listing:
                 if self.careful:
                     raise
                 self.careful = True
+            except RegistryUnavailableError:
+                self.careful = True  # it may be the size that takes so long; names alone are soon read
+                raise
             except RegistryError as error:
                 if _COMPACTED not in str(error):
                     raise
@@ -62,8 +68,9 @@ class Listing:
                 found.take(kvs)
         return found.snapshot()
 
-    async def _pages(self, found: Found, limit: int, *, keys_only: bool) -> Any:
-        key, more = self.keys.subnets, True
+    async def _pages(self, found: Found, most: int, *, keys_only: bool) -> Any:
+        """Pages of at most so many keys; of names fewer where they are long, and again more where they are not."""
+        key, more, limit = self.keys.subnets, True, most
         while more:
             request = rpc.RangeRequest(key=key, range_end=self.keys.end, limit=limit, revision=found.revision, keys_only=keys_only)
             try:
@@ -75,19 +82,19 @@ class Listing:
                 continue
             found.revision = found.revision or answer.header.revision
             yield answer.kvs
-            more = answer.more
+            more, limit = answer.more, min(most, 2 * limit)
             key = answer.kvs[-1].key + b"\0" if more else key
 
     async def _read_carefully(self, found: Found) -> None:
-        names: list[Any] = []
-        leases: list[Any] = []
+        runs, count = Runs(), 0
         async for kvs in self._pages(found, NAMES, keys_only=True):
-            names += kvs
-            leases += [kv for kv in kvs if found.is_lease(kv)]
+            count += len(kvs)
+            for kv in kvs:
+                runs.add(kv if found.is_lease(kv) else None)
         whole = True
-        for runs in _groups(_runs(names, leases)):
-            whole = await self._fetch(found, runs) and whole
-        self.careful = not (whole and len(leases) == len(names))
+        for group in _groups(runs.all):
+            whole = await self._fetch(found, group) and whole
+        self.careful = not (whole and sum(map(len, runs.all)) == count)
 
     async def _fetch(self, found: Found, runs: Sequence[Run]) -> bool:
         """Read the values of some runs of keys in one transaction; in halves where they do not fit. True where they did."""
@@ -116,21 +123,23 @@ Run = Sequence[Any]
 """Keys that stand side by side in etcd."""
 
 
-def _runs(names: Sequence[Any], wanted: Sequence[Any]) -> Iterator[Run]:
-    """The wanted keys in runs with nothing else in between, each of at most PAGE."""
-    left, run = {kv.key for kv in wanted}, list[Any]()
-    for kv in names:
-        if kv.key in left and len(run) < PAGE:
-            run.append(kv)
-            continue
-        if run:
-            yield run
-        run = [kv] if kv.key in left else []
-    if run:
-        yield run
+@dataclass(slots=True)
+class Runs:
+    """The wanted keys in runs with nothing else in between, each of at most PAGE; of the others nothing is kept."""
+
+    all: list[list[Any]] = field(default_factory=list)
+    _broken: bool = True
+
+    def add(self, kv: Any | None) -> None:
+        """The next key; None for one that is not wanted."""
+        if kv is not None and (self._broken or len(self.all[-1]) >= PAGE):
+            self.all.append([])
+        if kv is not None:
+            self.all[-1].append(kv)
+        self._broken = kv is None
 
 
-def _groups(runs: Iterator[Run]) -> Iterator[Sequence[Run]]:
+def _groups(runs: Iterable[Run]) -> Iterator[Sequence[Run]]:
     """Runs together, as many as one transaction reads and one page holds."""
     group, size = list[Run](), 0
     for run in runs:
@@ -159,18 +168,25 @@ class Found:
     revision: int = 0
     leases: list[Lease] = field(default_factory=list)
     malformed: list[Malformed] = field(default_factory=list)
+    strays: int = 0
 
     def is_lease(self, kv: Any) -> bool:
         """True for a lease's name; any other is malformed, whatever its value."""
         try:
             parse_subnet_key(self.keys.name(kv.key))
         except MalformedError as error:
-            self.refuse(kv, str(error))
+            self._stray(malformed(self.keys.name(kv.key), str(error), kv.mod_revision))
             return False
         return True
 
+    def _stray(self, bad: Malformed) -> None:
+        """A key that is no lease's and no subnet's: beyond STRAYS nobody would count them."""
+        self.strays += 1
+        if self.strays <= STRAYS:
+            self.malformed.append(bad)
+
     def refuse(self, kv: Any, why: str) -> None:
-        """A key that is not a lease."""
+        """A subnet's key whose value is not a lease."""
         self.malformed.append(malformed(self.keys.name(kv.key), why, kv.mod_revision))
 
     def take(self, kvs: Sequence[Any]) -> None:
@@ -183,10 +199,10 @@ class Found:
                 create_revision=kv.create_revision,
                 mod_revision=kv.mod_revision,
             )
-            if isinstance(read, Malformed):
-                self.malformed.append(read)
-            else:
+            if isinstance(read, Put):
                 self.leases.append(read.lease)
+            elif self.is_lease(kv):
+                self.malformed.append(read)
 
     def snapshot(self) -> Snapshot:
         """All of it, in key order."""

@@ -6,6 +6,7 @@ Source: flannel-compat 4.1 (keys), 4.4 (values). The texts themselves are ``core
 from __future__ import annotations
 
 import posixpath
+import zlib
 from dataclasses import dataclass
 
 from flannelpy.core.errors import MalformedError
@@ -14,6 +15,12 @@ from flannelpy.registry import Deleted, Malformed, Put
 
 WHY_MAX = 300
 """Characters of what is said about a key."""
+
+NAME_MAX, NAME_SHOWN = 300, 100
+"""Bytes of a key's last part that are kept whole, more than any lease's; and of one that is longer."""
+
+VALUE_MAX = 64 << 10
+"""Bytes of a lease's value that is read: flannel's are some 200. What each host keeps of each other has an end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +46,11 @@ class Keys:
         return self.subnets + name.encode()
 
     def name(self, key: bytes) -> str:
-        """The last part of a lease's etcd key, readable whatever somebody wrote there."""
-        return key[len(self.subnets) :].decode(errors="backslashreplace")
+        """The last part of a lease's etcd key, readable whatever somebody wrote there; of one without end the beginning."""
+        name = key[len(self.subnets) :]
+        if len(name) <= NAME_MAX:
+            return name.decode(errors="backslashreplace")
+        return f"{name[:NAME_SHOWN].decode(errors='backslashreplace')}... ({len(name):,} bytes, {zlib.crc32(name):08x})"
 
 
 def _join(prefix: str, name: str) -> str:
@@ -55,6 +65,8 @@ def decode_put(name: str, value: bytes, *, etcd_lease: int, create_revision: int
         subnet, subnet6 = parse_subnet_key(name)
     except MalformedError as error:
         return malformed(name, str(error), mod_revision)
+    if len(value) > VALUE_MAX:
+        return malformed(name, f"value of {name!r}: {len(value):,} bytes; expected at most {VALUE_MAX:,}", mod_revision)
     try:
         attrs = LeaseAttrs.from_json(value)
     except MalformedError as error:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import ConflictError, RegistryError, RegistryUnavailableError, TakenError
 from flannelpy.core.model import LEASE_TTL_S, Lease, LeaseAttrs, subnet_key
@@ -21,6 +21,7 @@ from flannelpy.registry import Batch, Endpoint, Snapshot, StoredConfig
 from flannelpy.registry.etcd.backoff import Backoff
 from flannelpy.registry.etcd.channel import Call, Link
 from flannelpy.registry.etcd.listing import Listing
+from flannelpy.registry.etcd.names import resolve
 from flannelpy.registry.etcd.records import Keys
 from flannelpy.registry.etcd.stream import Pace
 from flannelpy.registry.etcd.watch import Watch
@@ -44,6 +45,7 @@ class EtcdRegistry:
         self._listing = Listing(self._link, self._keys)
         self._owed: deque[int] = deque(maxlen=OWED)
         """Etcd leases of ours that nothing needs, to be given back when etcd answers again."""
+        self._resolved: dict[str, frozenset[IPAddress]] = {}  # by the host of an endpoint
         self._undecided: dict[str, deque[int]] = {}
         """Etcd leases on one of which a key hangs, nobody knows on which: the next write of it that succeeds decides."""
 
@@ -253,6 +255,13 @@ class EtcdRegistry:
     def endpoint(self) -> str:
         """Who is spoken to now, or tried next."""
         return str(self._link.address)
+
+    async def addresses(self) -> frozenset[IPAddress]:
+        """See ``Registry.addresses``: of a name that nobody resolves now, what it was before."""
+        hosts = list(dict.fromkeys(address.host for address in self._link.addresses))
+        found = await asyncio.gather(*map(resolve, hosts))
+        self._resolved |= {host: addresses for host, addresses in zip(hosts, found, strict=True) if addresses}
+        return frozenset().union(*self._resolved.values())
 
     def reconnect(self) -> None:
         """Connections from an address that is gone lead nowhere: have new ones. What is under way fails, and is repeated."""

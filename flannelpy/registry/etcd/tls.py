@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from flannelpy.core.errors import RegistryTlsError
+from flannelpy.host.files import read_given
 from flannelpy.registry import Endpoint
 from flannelpy.registry.etcd.endpoints import Address
 from flannelpy.registry.etcd.grpc_text import plain
@@ -57,9 +58,9 @@ def _read_pem(flag: str, path: str, address: Address) -> bytes | None:
     if not path:
         return None
     try:
-        text = Path(path).read_bytes()
+        text = read_given(Path(path))
     except OSError as error:
-        raise RegistryTlsError(f"{address}: {flag} {path!r}: {os.strerror(error.errno or 0)}; expected a PEM file") from None
+        raise RegistryTlsError(f"{address}: {flag} {path!r}: {error.strerror}; expected a PEM file") from None
     if b"-----BEGIN " not in text:
         raise RegistryTlsError(f"{address}: {flag} {path!r}: no PEM block in it; expected one that starts with -----BEGIN")
     return text
@@ -70,7 +71,7 @@ def _system_roots() -> bytes | None:
     for path in (os.environ.get("SSL_CERT_FILE", ""), *_SYSTEM_ROOTS):
         with contextlib.suppress(OSError):
             if path:
-                return Path(path).read_bytes()
+                return read_given(Path(path))
     return None
 
 
@@ -124,8 +125,17 @@ def _fault(certificate: Validity | None) -> str:
 
 def _file(path: str) -> Validity | None:
     with contextlib.suppress(OSError):
-        return of_pem(Path(path).read_bytes())
+        return of_pem(read_given(Path(path)))
     return None
+
+
+def _load(context: ssl.SSLContext, endpoint: Endpoint) -> None:
+    """load_cert_chain, which takes names only and waits for what a FIFO may say. Raises OSError."""
+    chain, key = (read_given(Path(path)) for path in (endpoint.certfile, endpoint.keyfile))
+    with os.fdopen(os.memfd_create("certificate", os.MFD_CLOEXEC), "wb") as both:
+        both.write(chain + b"\n" + key)
+        both.flush()
+        context.load_cert_chain(f"/proc/self/fd/{both.fileno()}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +158,7 @@ async def _greet(address: Address, endpoint: Endpoint) -> Greeting:
     seen = Greeting()
     try:
         if endpoint.certfile and address.tls:
-            context.load_cert_chain(endpoint.certfile, endpoint.keyfile)
+            _load(context, endpoint)
         async with asyncio.timeout(GREET_S):
             reader, writer = await asyncio.open_connection(address.host, address.port, ssl=context)
             shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)

@@ -8,9 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flannelpy.core.errors import RegistryAuthError
+from flannelpy.host.files import read_given
 from flannelpy.registry import Endpoint
 from flannelpy.registry.etcd.wire import CallError, Wire, rpc
 from flannelpy.registry.etcd.words import explain, is_heard
+
+PASSWORD_BYTES = 4096
+"""A file that has more is another file."""
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -65,9 +69,9 @@ def watch_metadata(token: str | None) -> Metadata:
 def read_password(endpoint: Endpoint) -> str:
     """Read anew each time: the file may have been replaced since. Raises RegistryAuthError."""
     if not endpoint.password_file:
-        return endpoint.password
+        return endpoint.password.reveal()
     try:
-        return Path(endpoint.password_file).read_text().rstrip("\r\n")
+        return read_given(Path(endpoint.password_file), PASSWORD_BYTES).decode().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not text"
         raise RegistryAuthError(f"--etcd-password-file {endpoint.password_file!r}: {why}; expected the password in it") from None

@@ -1,0 +1,50 @@
+"""Does the host's own firewall forward the overlay? Looked at now and then: the kernel tells of iptables' chains to nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from netaddr import IPNetwork
+
+from flannelpy.agent.report import Reporter
+from flannelpy.agent.sync.reconcile import SILENT_S
+from flannelpy.core.errors import KernelError
+from flannelpy.core.forwarding import Hindrance, forward_rules
+from flannelpy.core.objects import HostState
+from flannelpy.kernel import Kernel
+
+log = logging.getLogger("flannelpy")
+
+
+class Forwarding:
+    """The chains that are in the way, as they were last seen; ``changed`` is called where they are others."""
+
+    def __init__(self, kernel: Kernel, reporter: Reporter, changed: Callable[[], None]) -> None:
+        self._kernel = kernel
+        self._reporter = reporter
+        self._changed = changed
+        self._found: tuple[Hindrance, ...] = ()
+        self._unseen = ""
+
+    async def run(self) -> None:
+        """Look, for ever. What cannot be looked at is as it was: an agent that is not root may not ask iptables-legacy."""
+        while True:
+            try:
+                found, unseen = tuple(await self._kernel.hindrances()), ""
+            except KernelError as error:
+                found, unseen = self._found, str(error)
+            if unseen and unseen != self._unseen:
+                log.warning("whether this host forwards the overlay cannot be seen: %s; all else goes on", unseen)
+            self._unseen = unseen
+            if found != self._found:
+                self._found = found
+                self._changed()
+            await asyncio.sleep(SILENT_S)
+
+    def rules(self, networks: Iterable[IPNetwork], owner: str) -> HostState:
+        """The rules by which this host forwards ``networks``; what no rule of ours can mend is a condition."""
+        state, blocked = forward_rules(self._found, networks, owner)
+        self._reporter.set("forward-blocked", {"": blocked} if blocked else {})
+        return state

@@ -1,0 +1,443 @@
+"""The contract of a kernel whose host has a firewall of its own: rules of ours in iptables' FORWARD chains, and what is in the way.
+
+On the real one, by iptables-nft and by iptables-legacy, in a namespace of its own; an operator's commands see and take them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+import uvloop
+from netaddr import IPNetwork
+
+from flannelpy.core.errors import KernelError
+from flannelpy.core.forward_accept import ForwardAccept, Tool
+from flannelpy.core.forwarding import Hindrance, forward_rules
+from flannelpy.core.objects import HostState, Key, Scope
+from flannelpy.core.plan import plan
+from flannelpy.kernel import Kernel
+from flannelpy.kernel.fake import FakeKernel
+from flannelpy.kernel.netlink import NetlinkKernel
+from flannelpy.kernel.nft import Nft
+
+from .kernel_support import NETWORK, NETWORK6, fresh_namespace, ip, real_only, shell
+
+SCOPE = Scope(table="flannelpy")
+FORWARD = Key("forward", "")
+BOTH = (NETWORK, NETWORK6)
+
+
+class Firewall(Protocol):
+    """A host whose iptables is ``tool``, and the hands of its operator."""
+
+    tool: Tool
+    kernel: Kernel
+
+    def drop(self, version: int) -> None: ...
+    def run_docker(self) -> None: ...
+    def flush(self, version: int) -> None: ...
+
+
+class FakeFirewall:
+    def __init__(self, tool: Tool) -> None:
+        self.tool = tool
+        self.kernel = self.fake = FakeKernel()
+
+    def drop(self, version: int) -> None:
+        self._add(Hindrance(version, "filter", "FORWARD", "policy drop", self.tool))
+
+    def run_docker(self) -> None:
+        self._add(Hindrance(4, "filter", "FORWARD", "", self.tool, docker=True))
+
+    def flush(self, version: int) -> None:
+        self.fake.flush_forward()
+
+    def _add(self, one: Hindrance) -> None:
+        self.fake.firewall = (*self.fake.firewall, one)
+
+
+class RealFirewall:
+    """Made inside the namespace it stands for."""
+
+    def __init__(self, tool: Tool) -> None:
+        self.tool = tool
+        self.kernel: Kernel = NetlinkKernel()
+
+    def iptables(self, words: str, version: int = 4) -> str:
+        return shell(f"{'iptables' if version == 4 else 'ip6tables'}-{self.tool} {words}")
+
+    def drop(self, version: int) -> None:
+        self.iptables("-P FORWARD DROP", version)
+
+    def run_docker(self) -> None:
+        for words in ("-N DOCKER-USER", "-I FORWARD -j DOCKER-USER", "-A FORWARD -o docker0 ! -i docker0 -j DROP"):
+            self.iptables(words)
+
+    def flush(self, version: int) -> None:
+        self.iptables("-F FORWARD", version)
+
+
+def legacy_missing() -> str:
+    """Why there is no iptables-legacy here; empty where there is."""
+    with fresh_namespace():
+        tried = subprocess.run(["iptables-legacy", "-S", "FORWARD"], capture_output=True, text=True, check=False)
+    return tried.stderr.strip() if tried.returncode else ""
+
+
+@pytest.fixture(
+    params=["fake-nft", "fake-legacy", pytest.param("real-nft", marks=real_only), pytest.param("real-legacy", marks=real_only)]
+)
+def firewall(request: pytest.FixtureRequest) -> Iterator[Firewall]:
+    kind, tool = request.param.split("-")
+    if kind == "fake":
+        yield FakeFirewall(tool)
+        return
+    if tool == "legacy" and (why := legacy_missing()):
+        pytest.skip(why)
+    yield from real_firewall(tool)
+
+
+def real_firewall(tool: Tool) -> Iterator[RealFirewall]:
+    with fresh_namespace():
+        found = RealFirewall(tool)
+        yield found
+        uvloop.run(found.kernel.close())
+
+
+async def wanted(kernel: Kernel, *networks: IPNetwork, owner: str = "flannelpy") -> HostState:
+    rules, _words = forward_rules(await kernel.hindrances(), networks or BOTH, owner)
+    return rules
+
+
+async def reach(kernel: Kernel, desired: HostState) -> None:
+    results = await kernel.apply(plan(desired, await kernel.observe(SCOPE, [FORWARD]), SCOPE))
+    assert [str(one.error) for one in results if one.error] == []
+    assert (await kernel.observe(SCOPE, [FORWARD])).objects == desired.objects
+
+
+def run(test: object) -> None:
+    """On uvloop, as the agent; in the thread that is in the namespace."""
+    uvloop.run(test)  # type: ignore[arg-type]
+
+
+def test_a_host_that_forwards_has_nothing_in_the_way(firewall: Firewall) -> None:
+    async def test() -> None:
+        assert tuple(await firewall.kernel.hindrances()) == ()
+        assert len(await firewall.kernel.observe(SCOPE)) == 0
+
+    run(test())
+
+
+def test_where_forward_drops_rules_of_ours_come_stay_and_go(firewall: Firewall) -> None:
+    firewall.drop(4)
+    firewall.drop(6)
+
+    async def test() -> None:
+        desired = await wanted(firewall.kernel)
+        assert len(desired) == 4
+        await reach(firewall.kernel, desired)
+        assert await wanted(firewall.kernel) == desired, "what is ours is in nobody's way, and does not hide what is"
+        await reach(firewall.kernel, HostState())
+
+    run(test())
+
+
+def test_another_network_takes_the_place_of_the_old_one(firewall: Firewall) -> None:
+    firewall.drop(4)
+
+    async def test() -> None:
+        await reach(firewall.kernel, await wanted(firewall.kernel, NETWORK))
+        await reach(firewall.kernel, await wanted(firewall.kernel, IPNetwork("10.6.0.0/20")))
+
+    run(test())
+
+
+def test_what_is_flushed_is_seen_at_the_next_look_and_comes_back(firewall: Firewall) -> None:
+    firewall.drop(4)
+
+    async def test() -> None:
+        desired = await wanted(firewall.kernel, NETWORK)
+        await reach(firewall.kernel, desired)
+        firewall.flush(4)
+        assert len(await firewall.kernel.observe(SCOPE, list(desired.objects))) == 0
+        await reach(firewall.kernel, desired)
+
+    run(test())
+
+
+def test_dockers_chain_is_used_where_docker_runs(firewall: Firewall) -> None:
+    firewall.run_docker()
+
+    async def test() -> None:
+        desired = await wanted(firewall.kernel, NETWORK)
+        assert [(rule.chain, rule.not_in) for rule in desired if isinstance(rule, ForwardAccept)] == [("DOCKER-USER", "docker0")]
+        await reach(firewall.kernel, desired)
+
+    run(test())
+
+
+def test_agents_of_several_networks_know_their_own(firewall: Firewall) -> None:
+    firewall.drop(4)
+
+    async def test() -> None:
+        kernel = firewall.kernel
+        ours, theirs = await wanted(kernel, NETWORK), await wanted(kernel, NETWORK, owner="flannelpy-blue")
+        await reach(kernel, ours)
+        assert [one.error for one in await kernel.apply(plan(theirs, HostState()))] == [None, None]
+        await reach(kernel, HostState())
+        other = Scope(table="flannelpy-blue")
+        assert (await kernel.observe(other, [FORWARD])).objects == theirs.objects
+
+    run(test())
+
+
+def test_no_such_chain_is_said(firewall: Firewall) -> None:
+    firewall.drop(4)
+    rule = ForwardAccept(firewall.tool, "DOCKER-USER", "flannelpy", NETWORK, NETWORK)
+
+    async def test() -> None:
+        results = await firewall.kernel.apply(plan(HostState.of(rule), HostState()))
+        assert results[0].error is not None
+        results = await firewall.kernel.apply(plan(HostState(), HostState.of(rule)))
+        assert [one.error for one in results] == [None], "what is not there is gone"
+
+    run(test())
+
+
+# ------------------------------------------------------------------------------------------------------ the real one alone
+
+
+@pytest.fixture
+def real() -> Iterator[RealFirewall]:
+    yield from real_firewall("nft")
+
+
+@real_only
+def test_an_operator_sees_them_and_rules_of_others_stay(real: RealFirewall) -> None:
+    real.drop(4)
+    real.iptables("-A FORWARD -s 192.0.2.0/24 -j ACCEPT")
+    real.iptables("-A FORWARD -s 10.5.0.0/16 -m comment --comment theirs -j ACCEPT")
+    before = real.iptables("-S FORWARD")
+
+    async def test() -> None:
+        await reach(real.kernel, await wanted(real.kernel, NETWORK, IPNetwork("10.64.0.0/12")))
+        assert real.iptables("-S FORWARD").splitlines()[1:5] == [
+            "-A FORWARD -d 10.64.0.0/12 -m comment --comment flannelpy -j ACCEPT",
+            "-A FORWARD -s 10.64.0.0/12 -m comment --comment flannelpy -j ACCEPT",
+            "-A FORWARD -d 10.5.0.0/16 -m comment --comment flannelpy -j ACCEPT",
+            "-A FORWARD -s 10.5.0.0/16 -m comment --comment flannelpy -j ACCEPT",
+        ]
+        real.iptables("-D FORWARD -s 10.5.0.0/16 -m comment --comment flannelpy -j ACCEPT")
+        assert len(await real.kernel.observe(SCOPE, [FORWARD])) == 3
+        await reach(real.kernel, HostState())
+        assert real.iptables("-S FORWARD") == before
+
+    run(test())
+
+
+@real_only
+def test_one_that_is_there_twice_goes_whole(real: RealFirewall) -> None:
+    real.drop(4)
+
+    async def test() -> None:
+        desired = await wanted(real.kernel, NETWORK)
+        for _ in range(2):
+            await real.kernel.apply(plan(desired, HostState()))
+        assert real.iptables("-S FORWARD").count("flannelpy") == 4
+        await reach(real.kernel, HostState())
+
+    run(test())
+
+
+@real_only
+@pytest.mark.parametrize("tool", ["nft", "legacy"])
+def test_what_has_our_comment_and_another_form_goes_and_never_becomes_many(tool: Tool) -> None:
+    if tool == "legacy" and (why := legacy_missing()):
+        pytest.skip(why)
+    for real in real_firewall(tool):
+        real.drop(4)
+        if tool == "nft":
+            shell("nft -f -", 'insert rule ip filter FORWARD ip saddr 10.5.0.0/16 meta mark 7 counter accept comment "flannelpy"')
+        else:
+            real.iptables("-I FORWARD -s 10.5.0.0/16 -m mark --mark 7 -m comment --comment flannelpy -j ACCEPT")
+        uvloop.run(_lets_through(real.kernel))
+        assert real.iptables("-S FORWARD").count("flannelpy") == 2
+
+
+@real_only
+def test_where_rules_cannot_be_listed_they_are_put_there_once(real: RealFirewall, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of others may hold what an old nft does not know."""
+    real.drop(4)
+    desired = uvloop.run(wanted(real.kernel, NETWORK))
+    ask = Nft.ask
+
+    async def blind(nft: Nft, commands: str, *, handles: bool = False) -> str:
+        if handles:
+            raise KernelError("unknown expression", 0)
+        return await ask(nft, commands, handles=handles)
+
+    run(reach(real.kernel, desired))
+    monkeypatch.setattr(Nft, "ask", blind)
+    run(reach(real.kernel, desired))
+    assert real.iptables("-S FORWARD").count("flannelpy") == 2
+
+
+@real_only
+@pytest.mark.parametrize(
+    "words",
+    ["-A FORWARD -j REJECT", "-A FORWARD -j DROP", "-N LOGDROP; -A LOGDROP -j LOG; -A LOGDROP -j DROP; -A FORWARD -j LOGDROP"],
+)
+def test_a_last_rule_that_drops_is_as_good_as_a_policy(real: RealFirewall, words: str) -> None:
+    real.iptables("-A FORWARD -m conntrack --ctstate INVALID -j DROP")
+    assert not uvloop.run(real.kernel.hindrances())
+    for line in words.split("; "):
+        real.iptables(line)
+    run(_lets_through(real.kernel))
+
+
+async def _lets_through(kernel: Kernel) -> None:
+    desired = await wanted(kernel, NETWORK)
+    assert len(desired) == 2
+    await reach(kernel, desired)
+
+
+FOREIGN = "add table inet filter; add chain inet filter forward {{ type filter hook forward priority 0; policy {policy}; }}"
+
+
+@real_only
+def test_a_table_of_somebody_else_is_said_until_it_has_rules_for_us(real: RealFirewall) -> None:
+    shell("nft -f -", FOREIGN.format(policy="drop"))
+
+    async def test() -> None:
+        rules, words = forward_rules(await real.kernel.hindrances(), [NETWORK], "flannelpy")
+        assert len(rules) == 0
+        assert words.startswith("chain forward of nft table inet filter (policy drop) has no rule for 10.5.0.0/16: nft insert rule")
+        shell(words.partition(": ")[2])
+        assert forward_rules(await real.kernel.hindrances(), [NETWORK], "flannelpy")[1] == ""
+
+    run(test())
+
+
+@real_only
+@pytest.mark.parametrize(
+    ("rules", "why"),
+    [
+        ("reject with icmpx admin-prohibited", "it ends in: reject with icmpx admin-prohibited"),
+        ("counter drop", "it ends in: counter drop"),
+        ("ip saddr 10.5.0.0/16 drop; add rule inet filter forward drop", "it ends in: drop"),
+        ("ct state invalid drop", ""),
+        ('iifname "flannel.1" accept; add rule inet filter forward drop', ""),
+        ("ip saddr { 10.0.0.0/8, 192.0.2.0/24 } accept; add rule inet filter forward drop", ""),
+    ],
+)
+def test_what_a_foreign_chain_comes_to(real: RealFirewall, rules: str, why: str) -> None:
+    shell("nft -f -", f"{FOREIGN.format(policy='accept')}; add rule inet filter forward {rules}")
+
+    async def test() -> None:
+        words = forward_rules(await real.kernel.hindrances(), [NETWORK], "flannelpy")[1]
+        assert (f"({why})" in words) if why else words == ""
+
+    run(test())
+
+
+@real_only
+def test_where_the_old_tables_are_not_in_use_nobody_brings_them_there(real: RealFirewall) -> None:
+    async def test() -> None:
+        await real.kernel.hindrances()
+        await real.kernel.observe(SCOPE)
+
+    run(test())
+    names = Path("/proc/thread-self/net/ip_tables_names")
+    assert not names.exists() or names.read_text() == ""
+
+
+@real_only
+def test_without_netfilter_there_is_nothing_in_the_way() -> None:
+    """Neither nft as a library nor as a command."""
+    from flannelpy.kernel.forward import Forward
+
+    async def test() -> None:
+        forward = Forward(Nft(library=None, command=None))
+        assert (await forward.hindrances(), await forward.observe("flannelpy")) == ((), [])
+
+    with fresh_namespace():
+        run(test())
+
+
+@real_only
+def test_ten_thousand_rules_of_others_do_not_stop_the_loop(real: RealFirewall) -> None:
+    """A listing that was long is asked for in a thread from then on: others on the loop get their turns."""
+    chains = "".join(f"-N SVC-{number}\n-A SVC-{number} -s 192.0.2.1/32 -j ACCEPT\n" for number in range(5000))
+    shell("iptables-nft-restore --noflush", f"*filter\n{chains}COMMIT\n")
+    real.drop(4)
+
+    async def test() -> None:
+        await reach(real.kernel, await wanted(real.kernel, NETWORK))
+        turns, looking = 0, asyncio.create_task(real.kernel.hindrances())  # type: ignore[arg-type]
+        while not looking.done():
+            turns += 1
+            await asyncio.sleep(0)
+        assert turns > 5
+        assert [one.why for one in looking.result()] == ["policy drop"]
+
+    run(test())
+
+
+@real_only
+@pytest.mark.parametrize("tool", ["nft", "legacy"])
+def test_packets_pass(tool: Tool) -> None:
+    """
+    10.5.1.2 ---- eth1 10.5.1.1 [ host ] 10.5.2.1 eth2 ---- 10.5.2.2         the host's FORWARD drops
+    """
+    if tool == "legacy" and (why := legacy_missing()):
+        pytest.skip(why)
+    sides = {"eth1": 1, "eth2": 2}
+    with fresh_namespace():
+        holders = {}
+        try:
+            for side, number in sides.items():
+                holders[side] = subprocess.Popen(["unshare", "-n", "sleep", "120"])
+                _until_apart(holders[side].pid)
+                ip(
+                    f"link add {side} type veth peer name eth0 netns {holders[side].pid}",
+                    f"link set {side} up",
+                    f"addr add 10.5.{number}.1/24 dev {side}",
+                )
+                inside = f"nsenter -n -t {holders[side].pid} ip"
+                shell(f"{inside} addr add 10.5.{number}.2/24 dev eth0 && {inside} link set eth0 up")
+                shell(f"{inside} route add default via 10.5.{number}.1")
+            Path("/proc/thread-self/root/proc/sys/net/ipv4/ip_forward").write_text("1")
+            ping = ["nsenter", "-n", "-t", str(holders["eth1"].pid), "ping", "-c1", "-W1", "10.5.2.2"]
+            firewall = RealFirewall(tool)
+            firewall.drop(4)
+            assert subprocess.run(ping, stdout=subprocess.DEVNULL, check=False).returncode == 1
+            uvloop.run(_lets_through(firewall.kernel))
+            assert subprocess.run(ping, stdout=subprocess.DEVNULL, check=False).returncode == 0
+            uvloop.run(reach(firewall.kernel, HostState()))
+            assert subprocess.run(ping, stdout=subprocess.DEVNULL, check=False).returncode == 1
+            uvloop.run(firewall.kernel.close())
+        finally:
+            for holder in holders.values():
+                holder.kill()
+                holder.wait()
+
+
+def _until_apart(pid: int) -> None:
+    """Return when the process is in a namespace of its own."""
+    ours = Path("/proc/thread-self/ns/net").readlink()
+    for _ in range(100_000):
+        if Path(f"/proc/{pid}/ns/net").readlink() != ours:
+            return
+    raise AssertionError("unshare did not begin")
+
+
+def test_an_error_names_what_is_missing() -> None:
+    rule = ForwardAccept("nft", "DOCKER-USER", "flannelpy", NETWORK, NETWORK)
+    results = uvloop.run(FakeKernel().apply(plan(HostState.of(rule), HostState())))
+    assert [one.error.code if one.error else 0 for one in results] == [errno.ENOENT]

@@ -1,0 +1,183 @@
+"""Does the agent stay well, small and quiet whatever is written into etcd? And does it see what comes after?
+
+flood --> etcd ----> h1: a peer h2, a good lease before, another after
+          etcd apart; a full disk is etcd's own matter, so its quota is raised
+
+Of each flood is held: the good peer's state never goes, the agent holds less than MEMORY_MB and writes less than LOG_BYTES, and a
+lease that comes after it is programmed with less than SEEN_S of the processor, which is how soon it is on a machine that has
+nothing else to do. FLOOD=10 makes the floods so many times as large (make flood).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from netns_lab.host import Host
+from netns_lab.lab import Lab
+from tests.lab.agent_support import Log, Vtep, lab_name, no_traceback, put_leased, until  # noqa: F401
+from tests.lab.host_support import conditions, told, until_condition, until_nothing_is_wrong
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMES = int(os.environ.get("FLOOD", "1"))
+MEMORY_MB = 300
+LOG_BYTES = 1_000_000
+SEEN_S, SEEN_FLAPPING_S = 5.0, 15.0
+"""Behind 10,000 leases that were deleted at the end their 30,000 kernel objects are taken away first."""
+RATE = int(os.environ.get("FLOOD_RATE", "1500"))
+GOOD = Vtep("10.66.1.0/24", "192.168.50.91", "02:00:00:00:00:91")
+LATE = Vtep("10.66.2.0/24", "192.168.50.92", "02:00:00:00:00:92")
+
+pytestmark = [pytest.mark.topology(hosts=1, network="10.64.0.0/10"), pytest.mark.timeout(300 * TIMES)]
+
+
+async def flood(lab: Lab, kind: str, *words: str) -> None:
+    """Write it, beside etcd; its own figures are printed."""
+    command = (sys.executable, "-m", "netns_lab.flood", lab.etcd.urls[0], kind, *words)
+    print(await lab.box("etcd").exec("env", f"PYTHONPATH={ROOT}:{ROOT}/netns-lab", *command, timeout_s=200))
+
+
+def memory_mb(host: Host) -> float:
+    """The most that the agent has ever held."""
+    status = Path(f"/proc/{host.agent.pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1000
+
+
+def processor_s(host: Host) -> float:
+    fields = Path(f"/proc/{host.agent.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def there(host: Host, peer: Vtep) -> bool:
+    """Asked one by one: a dump of a table that thousands of entries join and leave may miss any of them (ip: "Dump was
+    interrupted and may be inconsistent").
+    """
+    asked = (
+        f"ip route get fibmatch {peer.base}; ip neigh get {peer.base} dev flannel.1; bridge fdb get {peer.mac} dev flannel.1 self"
+    )
+    seen = await host.attempt("sh", "-c", asked)
+    return all(word in seen.stdout for word in (f"{peer.subnet} via", f"lladdr {peer.mac}", f"dst {peer.address}"))
+
+
+class Watched:
+    """Was the good peer's route ever gone?"""
+
+    def __init__(self, host: Host) -> None:
+        self.looks = self.gaps = 0
+        self.over = False
+        self._host = host
+
+    async def run(self) -> None:
+        while not self.over:
+            self.looks += 1
+            self.gaps += not await there(self._host, GOOD)
+            await asyncio.sleep(0.2)
+
+
+@asynccontextmanager
+async def held(lab: Lab, what: str, within_s: float = SEEN_S) -> AsyncIterator[None]:
+    """What has to hold while the block goes on, and after it."""
+    host, log = lab.host(1), Log.from_now(lab.host(1))
+    watched = Watched(host)
+    task = asyncio.create_task(watched.run())
+    started = processor_s(host)
+    try:
+        yield
+        put_leased(lab, LATE.key, LATE.value)
+        began, spent = time.monotonic(), processor_s(host)
+        await until(lambda: there(host, LATE), 60, "the late peer", lambda: log.text[-2000:])
+    finally:
+        watched.over = True
+        await task
+    seen_s, most_mb, written = time.monotonic() - began, memory_mb(host), len(log.text.encode())
+    spent_s = processor_s(host) - spent
+    figures = (
+        f"{what}: seen after {seen_s:.2f} s, {spent_s:.2f} s of processor, at most {most_mb:.0f} MB, {written:,} bytes of log, "
+        f"{processor_s(host) - started:.1f} s of processor in all, the good peer looked at {watched.looks} times"
+    )
+    print(figures)
+    assert watched.looks > 0
+    assert watched.gaps == 0, figures
+    assert most_mb < MEMORY_MB, figures
+    assert written < LOG_BYTES, figures
+    assert spent_s < within_s, figures
+    assert (await told(host))["ready"] is True
+    put_leased(lab, LATE.key, LATE.value.replace("192.168.50.92", "192.168.50.93"))  # and goes on seeing
+    began = time.monotonic()
+    moved = Vtep(LATE.subnet, "192.168.50.93", LATE.mac)
+    await until(lambda: there(host, moved), 30, "the late peer's move", lambda: log.text[-2000:])
+
+
+@pytest.fixture
+async def one(lab: Lab) -> Host:
+    host = lab.host(1)
+    put_leased(lab, GOOD.key, GOOD.value)
+    await lab.start_agents()
+    await until(lambda: there(host, GOOD), 10, "the good peer")
+    return host
+
+
+async def test_ten_thousand_leases_that_flap(lab: Lab, one: Host) -> None:
+    async with held(lab, "10,000 leases that flap", SEEN_FLAPPING_S * TIMES):
+        await flood(lab, "flap", "--keys=10000", f"--seconds={15 * TIMES}", f"--rate={RATE}")
+
+
+async def test_a_hundred_thousand_stray_keys(lab: Lab, one: Host) -> None:
+    async with held(lab, "100,000 stray keys"):
+        await flood(lab, "strays", f"--keys={100_000 * TIMES}")
+    async with held(lab, "a listing of 100,000 stray keys"):
+        one.agent.signal(signal.SIGHUP)
+        await asyncio.sleep(1)
+    seen = (await told(one))["conditions"]
+    assert 1 < len(seen) < 1000
+    assert "lease-malformed" in await conditions(one)
+    for number in range(10 * TIMES):  # of 100,000 in one deletion etcd itself sends the watch one part in 13 s
+        lab.etcd.ctl("del", "--prefix", f"/coreos.com/network/subnets/stray{number:03}")
+    await until_nothing_is_wrong(one)
+
+
+async def test_a_backlog_of_a_hundred_megabytes(lab: Lab, one: Host) -> None:
+    async with held(lab, "a backlog of 100 MB"):
+        await one.unplug()
+        await until_condition(one, "registry-unreachable")
+        await flood(lab, "backlog", f"--megabytes={100 * TIMES}")
+        await one.plug()
+        await until_nothing_is_wrong_but_strays(one)
+
+
+async def until_nothing_is_wrong_but_strays(host: Host) -> None:
+    async def well() -> bool:
+        document = await told(host)
+        return bool(document.get("ready")) and {each["code"] for each in document["conditions"]} <= {"lease-malformed"}
+
+    await until(well, 60, "well", lambda: Log.of(host).text[-2000:])
+
+
+@pytest.mark.parametrize("kind", ["junk", "names"])
+async def test_a_hundred_megabytes_of_junk_at_the_start(kind: str, lab: Lab, one: Host) -> None:
+    """In values, and in the names of keys."""
+    await one.agent.stop()
+    await flood(lab, kind, f"--megabytes={100 * TIMES}")
+    one.launch_agent()
+    began = time.monotonic()
+    await one.agent.ready(60)
+    print(f"ready after {time.monotonic() - began:.1f} s")
+    async with held(lab, f"100 MB of {kind} at the start"):
+        pass
+    assert "lease-malformed" in await conditions(one)
+    lab.etcd.ctl("del", "--prefix", "/coreos.com/network/subnets/junk")
+
+
+async def test_a_thousand_broken_configs(lab: Lab, one: Host) -> None:
+    right = lab.etcd.get("/coreos.com/network/config")
+    async with held(lab, "1,000 broken configs"):
+        await flood(lab, "config", f"--keys={1000 * TIMES}", f"--config={right}", "--at-once=1")
+    await until_nothing_is_wrong(one)
