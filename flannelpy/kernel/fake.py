@@ -19,8 +19,6 @@ from flannelpy.core.errors import KernelError
 from flannelpy.core.forward_accept import ForwardAccept
 from flannelpy.core.forwarding import FORWARD, Hindrance
 from flannelpy.core.objects import (
-    BOOT_PROTOCOL,
-    ROUTE_PROTOCOL,
     Address,
     FdbEntry,
     Fou,
@@ -41,8 +39,7 @@ from flannelpy.core.uplink import EVERYTHING, DefaultRoute, FactsQuery, HostFact
 from flannelpy.kernel import Result
 from flannelpy.kernel.channel import error
 from flannelpy.kernel.fake_notices import FakeNotices, News
-
-KERNEL_PROTOCOL = 2
+from flannelpy.kernel.fake_scope import is_seen
 
 UNSET = "1"
 """What a setting holds that nobody wrote: accept_ra's default, the one the agent changes."""
@@ -121,7 +118,7 @@ class FakeKernel:
         present = [item for item in unset if not self._sysctl_missing(item)]
         everything = (*self._links.values(), *self._objects.values(), *self._routes.values(), *present)
         return HostState.from_iterable(
-            item for item in everything if (kinds is None or item.key.kind in kinds) and self._is_seen(item, scope)
+            item for item in everything if (kinds is None or item.key.kind in kinds) and is_seen(item, scope)
         )
 
     async def apply(self, steps: Sequence[Step]) -> Sequence[Result]:
@@ -150,7 +147,7 @@ class FakeKernel:
 
     def notices(self, scope: Scope) -> FakeNotices:
         self._called("notices")
-        found = FakeNotices(scope, self._is_seen, self._fault)
+        found = FakeNotices(scope, is_seen, self._fault)
         self._subscriptions.add(found)
         return found
 
@@ -463,38 +460,6 @@ class FakeKernel:
     def _tell(self, news: News) -> None:
         for subscription in self._subscriptions:
             subscription.tell(news)
-
-    def _is_seen(self, item: Object, scope: Scope) -> bool:
-        """True where an observation of ``scope`` holds ``item``."""
-        match item:
-            case Fou():
-                return item.port in scope.fou_ports
-            case Link():
-                return item.name in scope.links
-            case Address():
-                return item.dev in scope.links and (
-                    not item.net.ip.is_link_local() if item.net.version == 6 else scope.covers(IPNetwork(str(item.net.ip)))
-                )
-            case Neighbour() | FdbEntry():
-                return item.dev in scope.links
-            case Sysctl():
-                return item.name in scope.sysctls
-            case ForwardAccept():
-                return item.owner == scope.table
-            case NftTable():
-                return item.name == scope.table
-            case NftSet() | NftElement():
-                return item.table == scope.table
-        if item.proto == ROUTE_PROTOCOL:
-            return item.dev in scope.links or scope.covers(item.dst)
-        if item.dev in scope.links:
-            return item.kind == "unicast" and item.proto != KERNEL_PROTOCOL
-        return (
-            item.kind == "unicast"
-            and item.proto == BOOT_PROTOCOL
-            and item.dev == scope.uplink is not None
-            and scope.covers(item.dst)
-        )
 
     def _has_ipv4(self, dev: str) -> bool:
         return any(isinstance(item, Address) and item.dev == dev and item.net.version == 4 for item in self._objects.values())
