@@ -14,6 +14,7 @@ import os
 import re
 import stat
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -32,6 +33,9 @@ CLAIMS_DIR = Path("/run/flannelpy-claims")
 
 CLAIMS_VARIABLE = "FLANNELPY_CLAIMS_DIR"
 """An environment variable that names another, for hosts that share a /run and are several all the same."""
+
+ANONYMOUS_LOOKS, ANONYMOUS_S = 10, 0.002
+"""A lock whose holder cannot be read is looked at so often: it may be one that has not signed yet, or that only takes it away."""
 
 _LOCK = "lock"
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
@@ -133,6 +137,7 @@ class Claims:
         self._us = us
         self.directory = directory or Path(os.environ.get(CLAIMS_VARIABLE) or CLAIMS_DIR)
         self._held: dict[str, int] = {}
+        self._swept = False
         self.without = ""
         """Why claims cannot be made here at all, in a line; empty where they can. Nothing keeps other agents off then."""
 
@@ -173,11 +178,19 @@ class Claims:
         """The locked file of a claim. Raises OSError, RefusedError."""
         parent = open_directory(self.directory, 0o700)
         try:
+            if not self._swept:
+                self._swept = True
+                _sweep(parent)
+            left = ANONYMOUS_LOOKS
             while True:
                 descriptor = os.open(_file_of(name), _OPEN, 0o600, dir_fd=parent)
                 try:
                     if not _lock(descriptor):
-                        return Held(name, _claimant(descriptor))
+                        if (other := _claimant(descriptor)).pid or left <= 0:
+                            return Held(name, other)
+                        left -= 1
+                        time.sleep(ANONYMOUS_S)
+                        continue
                     if _is_still(descriptor, name, parent):
                         _sign(descriptor, self._us, self.directory)
                         kept, descriptor = descriptor, -1
@@ -198,6 +211,18 @@ class Claims:
             os.close(parent)
         for descriptor in claims.values():
             os.close(descriptor)
+
+
+def _sweep(parent: int) -> None:
+    """Take away the files of those who were killed: what can be locked is nobody's, and who waits at it looks again."""
+    for entry in os.listdir(parent):
+        with suppress(OSError):
+            descriptor = os.open(entry, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                if stat.S_ISREG(os.fstat(descriptor).st_mode) and _lock(descriptor):
+                    os.unlink(entry, dir_fd=parent)
+            finally:
+                os.close(descriptor)
 
 
 def _file_of(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -33,6 +34,8 @@ class Ownership:
         self._wanted: frozenset[str] = frozenset()
         self._refused: tuple[frozenset[str], float] | None = None
         self._told = ""
+        self._again: asyncio.TimerHandle | None = None
+        self._swept: tuple[object, ...] = ()  # what was swept for last
 
     def scope(self, carriage: Carriage | None) -> Scope:
         """Where in the kernel what is ours may be."""
@@ -63,6 +66,12 @@ class Ownership:
         self._leave_to_others()
         return True
 
+    def ask_again(self, wake: Callable[[], None]) -> None:
+        """Call ``wake`` when it is time to try again; one timer, however often this is asked."""
+        if self._again is not None:
+            self._again.cancel()
+        self._again = asyncio.get_running_loop().call_later(CLAIM_AGAIN_S, wake)
+
     def _leave_to_others(self) -> None:
         """What an earlier life left is not ours to remove where another agent has it now."""
         devices = tuple(device for device in self.state.devices if self._is_free(*_devices([device])))
@@ -86,7 +95,11 @@ class Ownership:
 
     def swept(self, carriage: Carriage, lease: Lease, uplink_mac: str) -> None:
         """The kernel holds what is wanted and nothing else of ours: what was in use before is ours no longer."""
+        now = (carriage, lease, uplink_mac, self._wanted, self.state)
+        if len(now) == len(self._swept) and all(one is other for one, other in zip(now, self._swept, strict=True)):
+            return  # this is called after every round
         self.own(carriage, lease, uplink_mac, State())
+        self._swept = (carriage, lease, uplink_mac, self._wanted, self.state)
         self._context.claims.release(self._context.claims.names - self._wanted)
 
 

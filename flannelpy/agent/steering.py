@@ -22,7 +22,7 @@ from flannelpy.agent.forwarding import Forwarding
 from flannelpy.agent.identity import without_copies
 from flannelpy.agent.kept import Kept
 from flannelpy.agent.lease import Keeper
-from flannelpy.agent.ownership import CLAIM_AGAIN_S, Ownership
+from flannelpy.agent.ownership import Ownership
 from flannelpy.agent.phase import Phase
 from flannelpy.agent.publish import Publisher
 from flannelpy.agent.surroundings import Surroundings
@@ -145,7 +145,7 @@ class Steering:
         reporter.set("config-changed", {})
         if not self._ownership.claim(carriage):
             self._text = None
-            asyncio.get_running_loop().call_later(CLAIM_AGAIN_S, self.changed.set)
+            self._ownership.ask_again(self.changed.set)
             return
         reporter.set("mtu-clamped", {"": words} if (words := clamped(carriage)) else {})
         if before is None:

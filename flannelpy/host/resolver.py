@@ -6,14 +6,15 @@ from pathlib import Path
 
 from netaddr import AddrFormatError, IPAddress
 
+from flannelpy.host.files import read_given
+
 MOST_BYTES = 65_536
 
 
 def nameservers(path: Path) -> tuple[IPAddress, ...]:
     """The addresses after ``nameserver``; none where the file cannot be read."""
     try:
-        with path.open("rb") as file:
-            text = file.read(MOST_BYTES).decode(errors="replace")
+        text = read_given(path, MOST_BYTES).decode(errors="replace")
     except OSError:
         return ()
     found = []

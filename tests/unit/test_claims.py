@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from flannelpy.agent import ownership
-from flannelpy.agent.lock import Claimant, Claims
+from flannelpy.agent.lock import Claimant, Claims, Held
 from flannelpy.core.objects import Key
 from flannelpy.registry.memory import MemoryStore
 
@@ -103,3 +104,26 @@ async def test_an_agent_that_is_restarted_finds_what_it_left(
         monkeypatch.setattr(ownership, "LEFT_ALONE_S", 0.0)
         other.close()
         await until(lambda: host.ready and host.conditions() == {})
+
+
+async def test_however_often_it_is_asked_one_timer_tries_again(
+    host: HostInMemory, other: Claims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others' news have it look meanwhile; that makes no more looks of its own."""
+    monkeypatch.setattr(ownership, "CLAIM_AGAIN_S", 0.1)
+    assert other.claim(["device flannel.1"]) is None
+    claim, asked = host.claims.claim, [0]
+
+    def counted(names: Iterable[str]) -> Held | None:
+        asked[0] += 1
+        return claim(names)
+
+    monkeypatch.setattr(host.claims, "claim", counted)
+    async with host.run(ready=False):
+        for turn in range(30):
+            assert host.agent is not None
+            host.agent.audit()
+            await until(lambda turn=turn: asked[0] > turn)
+        before, began = asked[0], asyncio.get_running_loop().time()
+        await until(lambda: asked[0] >= before + 10)
+        assert asyncio.get_running_loop().time() - began >= 5 * 0.1  # some of the ten may be answers to the last news

@@ -92,6 +92,21 @@ def test_whoever_dies_has_nothing_any_more(tmp_path: Path, elsewhere: list[subpr
     assert claims.claim(["device flannel.1"]) is None
 
 
+@pytest.mark.parametrize("left", [1, 50])
+def test_what_the_killed_have_left_goes_with_the_next_claim_and_what_is_held_stays(tmp_path: Path, left: int) -> None:
+    theirs = Claims(OTHER, tmp_path)
+    assert theirs.claim(["held"]) is None
+    kept = {path.name for path in tmp_path.iterdir()}
+    for number in range(left):
+        (tmp_path / f"4026531840-device_20flannel.{number}").write_text("{}")
+    (tmp_path / "directory").mkdir()
+    ours = Claims(US, tmp_path)
+    assert ours.claim(["mine"]) is None
+    assert ours.claim(["held"]) == Held("held", OTHER)
+    ours.close()
+    assert {path.name for path in tmp_path.iterdir()} == kept | {"directory"}
+
+
 def test_a_child_that_lives_on_keeps_nothing(tmp_path: Path, elsewhere: list[subprocess.Popen[str]]) -> None:
     """As a packet worker whose agent was killed."""
     code = f"{CLAIM}; import subprocess; subprocess.Popen(['sleep', '20'], close_fds=False, stdin=subprocess.DEVNULL, stdout=2)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,8 @@ def test_the_nameservers_of_resolv_conf(text: bytes, found: list[str], tmp_path:
 def test_where_there_is_no_file_there_is_no_resolver(tmp_path: Path) -> None:
     assert nameservers(tmp_path / "nothing") == ()
     assert nameservers(tmp_path) == ()
+    os.mkfifo(tmp_path / "fifo")
+    assert nameservers(tmp_path / "fifo") == ()  # nobody writes into it: it is not waited for
 
 
 async def test_an_address_is_one_and_a_name_is_what_it_resolves_to(monkeypatch: pytest.MonkeyPatch) -> None:
