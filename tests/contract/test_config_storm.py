@@ -8,6 +8,7 @@ import re
 import urllib.request
 from pathlib import Path
 from random import Random
+from unittest.mock import AsyncMock
 
 from netaddr import IPAddress, IPNetwork
 
@@ -43,7 +44,7 @@ def keeper_of(number: int, config: NetworkConfig, context: Context, listed: Snap
 
     subnet = IPNetwork((int(IPAddress("10.4.0.0")) + (number << 8), 24), version=4)
     machine = Leasing(config, attrs_of(number, 1), context.random, previous=[subnet])
-    return Keeper(context, refresh, machine, lambda: None)
+    return Keeper(context, refresh, machine, lambda: None, promise=AsyncMock())
 
 
 def transactions(etcd: Etcd) -> int:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from math import inf
 from pathlib import Path
 from random import Random
+from unittest.mock import AsyncMock
 
 import pytest
 from netaddr import IPAddress, IPNetwork
@@ -76,7 +77,7 @@ async def waiting(registry: MemoryRegistry, tmp_path: Path = Path("/nonexistent"
     machine = Leasing(CONFIG, LeaseAttrs(IPAddress("192.0.2.99")), Random(1))
     context = HostInMemory(registry.store, tmp_path).context(registry)
     reporter = context.reporter
-    keeper = Keeper(context, registry.snapshot, machine, wake=lambda: None)
+    keeper = Keeper(context, registry.snapshot, machine, wake=lambda: None, promise=AsyncMock())
     task = asyncio.create_task(keeper.run())
     try:
         yield keeper, reporter
