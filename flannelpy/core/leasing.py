@@ -84,7 +84,8 @@ class Leasing:
 
     ``attrs`` say who we are and what we publish. ``previous`` are subnets that were ours before, of any family, the best first;
     ``kept`` is the lease that this very machine held last, as it wrote it, and ``promised`` the same as it was going to be written:
-    where one of them still stands in the registry word for word, it is taken over, whatever our address is now. ``avoid`` are the host's own networks, which are not to be leased.
+    where one of them still stands in the registry word for word, it is taken over, whatever our address is now. ``avoid`` are the
+    host's own networks, which are not to be leased.
     ``renew_margin_s`` is how long before the end of its time the value is written anew, although it is kept alive: real flannel
     nodes heal only on a put.
     """
