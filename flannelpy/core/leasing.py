@@ -430,9 +430,7 @@ class Leasing:
         """True where a lease carries our address, or what we published in the held lease, or is the one of our last life."""
         held = self._held
         return (
-            same_host(lease.attrs, self._attrs)
-            or self._is_kept(lease)
-            or (held is not None and same_host(lease.attrs, held.attrs))
+            same_host(lease.attrs, self._attrs) or self._is_kept(lease) or (held is not None and same_host(lease.attrs, held.attrs))
         )
 
     # ----------------------------------------------------------------------------------------------------- deciding
