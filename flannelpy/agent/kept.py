@@ -85,7 +85,7 @@ def recall(context: Context) -> Kept:
             previous += parse_subnet_key(state.lease_key)
         except MalformedError as error:
             log.warning("%s: %s", settings.state_dir, error)
-    return Kept(state, view, tuple(net for net in previous if net is not None), promised and promised.own)
+    return Kept(state, view, tuple(net for net in previous if net is not None), None if promised is None else promised.own)
 
 
 def _view(directory: Path, prefix: str, file: str) -> KeptView | None:

@@ -34,7 +34,7 @@ LONGEST_SLEEP_S = 60.0
 
 class Keeper:
     """Our lease, for as long as the agent runs. ``refresh`` lists every lease; ``wake``: ``held`` or ``lost`` are others
-    now; ``promise`` keeps what a lease is going to say, and is awaited before that is written.
+    now; ``promise`` keeps what a lease is going to say, for the next life, and is awaited before that is written.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Keeper:
         refresh: Callable[[], Awaitable[Snapshot]],
         machine: Leasing,
         wake: Callable[[], None],
-        promise: Callable[[Lease], Awaitable[None]],
+        promise: Callable[[Lease], Awaitable[None]] | None = None,
     ) -> None:
         self.held: Lease | None = None
         """The lease, as far as is known; the last one while it is asked for again."""
@@ -172,7 +172,7 @@ class Keeper:
                 except TakenError:
                     return ev.CreateTaken()
             case ev.Renew(lease, attrs, ttl_s):
-                if attrs != lease.attrs:
+                if attrs != lease.attrs and self._promise is not None:
                     await self._promise(replace(lease, attrs=attrs))
                 try:
                     return ev.Renewed(await self._context.registry.renew(lease, attrs, ttl_s=ttl_s))

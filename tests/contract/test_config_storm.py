@@ -8,7 +8,6 @@ import re
 import urllib.request
 from pathlib import Path
 from random import Random
-from unittest.mock import AsyncMock
 
 from netaddr import IPAddress, IPNetwork
 
@@ -44,7 +43,7 @@ def keeper_of(number: int, config: NetworkConfig, context: Context, listed: Snap
 
     subnet = IPNetwork((int(IPAddress("10.4.0.0")) + (number << 8), 24), version=4)
     machine = Leasing(config, attrs_of(number, 1), context.random, previous=[subnet])
-    return Keeper(context, refresh, machine, lambda: None, promise=AsyncMock())
+    return Keeper(context, refresh, machine, lambda: None)
 
 
 def transactions(etcd: Etcd) -> int:

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from math import inf
 from pathlib import Path
 from random import Random
-from unittest.mock import AsyncMock
 
 import pytest
 from netaddr import IPAddress, IPNetwork
@@ -77,7 +76,7 @@ async def waiting(registry: MemoryRegistry, tmp_path: Path = Path("/nonexistent"
     machine = Leasing(CONFIG, LeaseAttrs(IPAddress("192.0.2.99")), Random(1))
     context = HostInMemory(registry.store, tmp_path).context(registry)
     reporter = context.reporter
-    keeper = Keeper(context, registry.snapshot, machine, wake=lambda: None, promise=AsyncMock())
+    keeper = Keeper(context, registry.snapshot, machine, wake=lambda: None)
     task = asyncio.create_task(keeper.run())
     try:
         yield keeper, reporter
