@@ -81,7 +81,7 @@ class Footprint:
 
 
 def descriptors(pid: int) -> str:
-    """What a process holds open, in words: how many of what, with the state of TCP connections (proc(5)). Empty where it is gone."""
+    """What a process holds open: how many of what, with the state of TCP connections (proc(5)). Empty where it is gone."""
     sockets: dict[str, str] = {}
     for kind in ("tcp", "tcp6", "udp", "udp6", "unix", "netlink", "packet"):
         with suppress(OSError):
