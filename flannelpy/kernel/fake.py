@@ -60,6 +60,7 @@ class FakeKernel:
         self.unknown: set[str] = set()
         """Kinds that this kernel was built without: ``fou``, ``ipip``."""
         self.firewall: tuple[Hindrance, ...] = ()
+        self.reintroduced: list[int] = []
         """The host's own FORWARD chains, as far as they are in the way."""
         self.taken_ports: set[int] = set()
         """UDP ports that programs of the host are bound to."""
@@ -106,6 +107,10 @@ class FakeKernel:
     async def route_at(self, dst: IPNetwork) -> Route | None:
         self._called("route_at")
         return self._routes.get(dst)
+
+    async def reintroduce(self, index: int) -> None:
+        self._called("reintroduce")
+        self.reintroduced.append(index)
 
     async def hindrances(self) -> tuple[Hindrance, ...]:
         self._called("hindrances")

@@ -57,6 +57,7 @@ from flannelpy.kernel.messages import AF_BRIDGE, AF_INET, AF_INET6, CREATE, EXCL
 from flannelpy.kernel.modules import Modules
 from flannelpy.kernel.nft import Nft
 from flannelpy.kernel.notices import Notices
+from flannelpy.kernel.reintroduce import reintroduce
 from flannelpy.kernel.sieve import Sieve, as_route
 
 UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
@@ -125,6 +126,9 @@ class NetlinkKernel:
 
         found = await dump_routes(AF_INET if dst.version == 4 else AF_INET6, read)
         return found[0] if found else None
+
+    async def reintroduce(self, index: int) -> None:
+        await reintroduce(index)
 
     async def hindrances(self) -> tuple[Hindrance, ...]:
         """See ``Kernel.hindrances``."""
