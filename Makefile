@@ -29,7 +29,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-registry soak-udp churn chaos flood etcds fuzz dist pins test-lowest clean
+.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn chaos flood etcds fuzz dist pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ bench-agent: $(DEV) ## how fast the agent is
 
 bench-udp: $(DEV) ## how fast udp in user space is, beside a C pump and VXLAN: ROUNDS=5
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab bench_udp --rounds $(ROUNDS)
+
+bench-guard: $(DEV) ## what source validation costs a vxlan host, at 10 and 10,000 peers: ROUNDS=5
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_guard --rounds $(ROUNDS)
 
 soak-udp: $(DEV) ## does udp in user space hold for long: traffic of all kinds for MINUTES=10
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab soak_udp --minutes $(MINUTES)

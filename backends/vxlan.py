@@ -14,7 +14,7 @@ from typing import Any
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.backend import Local, Uplink
+from flannelpy.core.backend import SOURCE_RULES, Guard, GuardedPort, Local, SourceRule, Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError, MalformedError
 from flannelpy.core.foreign import printable
@@ -44,6 +44,7 @@ class VxlanOptions:
     gbp: bool = False
     learning: bool = False
     direct_routing: bool = False
+    guard: SourceRule | None = "default"
 
 
 class VxlanBackend:
@@ -58,6 +59,9 @@ class VxlanBackend:
         self.wants_on_link = options.direct_routing
         self.device = f"flannel.{options.vni}"
         self.device6 = f"flannel-v6.{options.vni}"
+        # UDP 8, VXLAN 8 with the VNI in its bytes 4 to 6, Ethernet 14 with the EtherType in its last two (RFC 7348 section 5)
+        port = GuardedPort("vxlan", options.port, inner=30, ethertype=28, vni=options.vni)
+        self.guarded = None if options.guard is None else Guard(port, options.guard, self.families)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> VxlanBackend:
@@ -70,6 +74,7 @@ class VxlanBackend:
                 gbp=members.boolean("GBP", False),
                 learning=members.boolean("Learning", False),
                 direct_routing=members.boolean("DirectRouting", False),
+                guard=_guard(members),
             )
         )
 
@@ -174,6 +179,16 @@ class VxlanBackend:
 
     def datapath(self, local: Local) -> None:
         return None
+
+
+def _guard(members: Members) -> SourceRule | None:
+    given = members["Guard"] if "Guard" in members else None
+    if given == "off":
+        return None
+    for rule in SOURCE_RULES:
+        if given == rule or (given is None and rule == "default"):
+            return rule
+    raise members.wrong("Guard", f"{', '.join(SOURCE_RULES)} or off")
 
 
 def vtep_mac(data: object) -> str:

@@ -16,6 +16,7 @@ from backends.udp import fou
 from backends.udp.protocol import GUARDS, OVERHEAD, Guard
 from backends.udp.supervisor import Terms, UserspaceDatapath
 from flannelpy.core.backend import Chosen, GuardedPort, Local
+from flannelpy.core.backend import Guard as KernelGuard
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.json_members import Members
@@ -57,7 +58,7 @@ class Udp:
         self.workers = workers
         self.rehearsal = HostState() if engine == "userspace" else fou.rehearsal(port)
         self.fou_ports = frozenset({port})
-        self.guarded = GuardedPort(port, guard) if engine == "kernel" and guard != "off" else None
+        self.guarded = KernelGuard(GuardedPort("udp", port, inner=8), guard) if engine == "kernel" and guard != "off" else None
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Udp:

@@ -26,7 +26,7 @@ from flannelpy.agent.ownership import Ownership
 from flannelpy.agent.phase import Phase
 from flannelpy.agent.publish import Publisher
 from flannelpy.agent.surroundings import Surroundings
-from flannelpy.agent.sync.firewall import compose, speaks_of_peers
+from flannelpy.agent.sync.firewall import Firewall
 from flannelpy.agent.sync.fragments import Target
 from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.agent.view import Cursor
@@ -172,17 +172,18 @@ class Steering:
 
     def _begin(self, carriage: Carriage, where: str) -> None:
         introduce(carriage, where)
-        settings, own = self._context.settings, self._kept.own
+        settings = self._context.settings
         machine = Leasing(
             carriage.config,
             carriage.attrs,
             self._context.random,
             previous=self._kept.previous,
-            kept=own,
+            kept=self._kept.own,
+            promised=self._kept.promised,
             ttl_s=settings.lease_ttl_s,
             renew_margin_s=settings.renew_margin_s,
         )
-        self.keeper = Keeper(self._context, self._parts.cluster.refresh, machine, self.changed.set)
+        self.keeper = Keeper(self._context, self._parts.cluster.refresh, machine, self.changed.set, self._parts.publisher.promise)
         self._parts.cluster.tell = self.keeper.tell
         self._judge(carriage)
         self.known.set()
@@ -287,9 +288,9 @@ class Steering:
         self._parts.datapath.set(Wanted(datapath, carriage.backend, local, clear))
         if not last:
             await self._parts.datapath.tried.wait()
-        firewall = partial(compose, settings, carriage.config, carriage.backend, scope.table, lease, self._parts.forwarding.rules)
+        firewall = Firewall(settings, carriage.config, carriage.backend, scope.table, lease, self._parts.forwarding.rules)
         shield = self._parts.surroundings.shield(carriage.config.networks)
-        reconciler.set_target(Target(carriage.backend, local, scope, firewall, speaks_of_peers(carriage.backend), shield))
+        reconciler.set_target(Target(carriage.backend, local, scope, firewall.host, firewall.peer, shield))
         self._ownership.own(carriage, lease, self._parts.facts.uplink_mac, self._ownership.state)
 
     def swept(self) -> None:

@@ -125,12 +125,39 @@ nobody masquerades. strict: as default, and a source outside the Network is the 
 """
 
 
+SOURCE_RULES: tuple[SourceRule, ...] = ("default", "strict", "peers")
+
+
 @dataclass(frozen=True, slots=True)
 class GuardedPort:
-    """A UDP port where the kernel decapsulates, and that only peers may send to, by this rule."""
+    """A UDP port where the kernel decapsulates. ``name`` says whose packets these are.
 
-    port: int
+    ``inner``: bytes from the UDP header's beginning to the inner IP header; ``ethertype``: to the inner EtherType, where there is
+    one; ``vni``: the VXLAN network that is ours, others at the port are somebody else's.
+    """
+
+    name: str
+    number: int
+    inner: int
+    ethertype: int | None = None
+    vni: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Only peers may send to this port, by this rule. ``families``: the overlay's that come there, each in its own kind."""
+
+    port: GuardedPort
     rule: SourceRule
+    families: tuple[Family, ...] = (4,)
+
+
+@runtime_checkable
+class Guarded(Protocol):
+    """What a backend has besides where the firewall guards for it."""
+
+    guarded: Guard | None
+    """None where nothing is guarded: it was switched off, or the backend's own datapath does it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +182,6 @@ class Engines(Protocol):
     """What the kernel must be able to make; empty where nothing depends on it. Its devices have names that nobody uses."""
     fou_ports: frozenset[int]
     """Ports where the kernel may decapsulate for it, by whichever engine it works now: what another one left is removed."""
-    guarded: GuardedPort | None
-    """What the firewall has to guard for it."""
 
     def choose(self, refusal: str) -> Chosen:
         """The backend to work with; ``refusal`` is what the kernel said to the rehearsal, empty where all went well."""

@@ -1,14 +1,15 @@
 """What does this host want, all told? Desired state as a sum of fragments: the host's, the firewall's, one a peer.
 
 A change recomputes one fragment and says which keys it touched; the rest is not looked at. Where two fragments claim one key (two
-leases with one VTEP MAC) the older rank keeps it and the other fragment is left out whole, until the claim is settled.
+leases with one VTEP MAC) the older rank keeps it and the other fragment is left out whole, until the claim is settled. What is the
+same for whoever asks for it (``core.objects.SHARED``) is no such claim.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 
-from flannelpy.core.objects import HostState, Key, Object
+from flannelpy.core.objects import SHARED, HostState, Key, Object
 
 HOST_RANK = -1
 """Rank of what is not a peer's: it always wins."""
@@ -28,11 +29,18 @@ class Desired:
         old = self._fragments.get(owner)
         if old is not None and old[1] == state and old[0][0] == rank:
             return set()
+        if old is not None and old[1] == state and owner not in self._conflicts and not self._rivals(state):
+            self._fragments[owner] = ((rank, owner), state)  # another rank among nobody else
+            return set()
         touched = self._withdraw(owner)
         self._fragments[owner] = ((rank, owner), state)
         for key in state.objects:
             self._claims.setdefault(key, []).append(owner)
         return self._settle(touched | set(state.objects))
+
+    def _rivals(self, state: HostState) -> bool:
+        """True where others claim one of these keys, too."""
+        return any(len(self._claims[key]) > 1 for key in state.objects if key.kind not in SHARED)
 
     def drop(self, owner: str) -> set[Key]:
         """Take ``owner``'s fragment out. Returns the keys to look at again; empty where there was none."""
@@ -104,11 +112,13 @@ class Desired:
     def _entangled(self, touched: Iterable[Key]) -> set[str]:
         """Who claims one of these keys beside somebody else, or is left out; and whoever shares a key with one of them."""
         claims = self._claims
-        new = {owner for key in touched for owner in claims.get(key, ()) if len(claims[key]) > 1 or owner in self._conflicts}
+        exclusive = [key for key in touched if key.kind not in SHARED]
+        new = {owner for key in exclusive for owner in claims.get(key, ()) if len(claims[key]) > 1 or owner in self._conflicts}
         found = set[str]()
         while new:
             found |= new
-            shared = {other for owner in new for key in self._fragments[owner][1].objects for other in claims[key]}
+            keys = {key for owner in new for key in self._fragments[owner][1].objects if key.kind not in SHARED}
+            shared = {other for key in keys for other in claims[key]}
             new = shared - found
         return found
 
@@ -116,7 +126,7 @@ class Desired:
         """Decide whether ``owner`` is left out: it is where somebody older that is not left out claims one of its keys."""
         rank, state = self._fragments[owner]
         for key in state.objects:
-            for other in self._claims[key]:
+            for other in () if key.kind in SHARED else self._claims[key]:
                 if self._fragments[other][0] < rank and other not in self._conflicts:
                     self._conflicts[owner] = (other, key)
                     return True

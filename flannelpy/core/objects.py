@@ -1,5 +1,7 @@
 """What should the kernel hold? FOU ports, links, addresses, sysctls, neighbours, FDB entries, routes, one nft table.
 
+The table's sets and their elements are objects of their own: a peer that comes is an element more, and the table stays as it is.
+
 Each object has a key (what the kernel would replace: two objects with one key cannot both exist) and a voice (``str``: as an
 operator would type it after ``ip link add``, ``ip route add`` and so on). A ``HostState`` is a set of them.
 The same types say what is desired and what was observed.
@@ -281,7 +283,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class NftTable:
-    """Our one nft table (family inet), replaced as a whole. ``body`` stands between its braces, as ``nft list`` prints it."""
+    """Our one nft table (family inet): its chains and counters, replaced as a whole; its sets stay, which are ``NftSet``.
+
+    ``body`` stands between its braces, as ``nft list`` prints it.
+    """
 
     noun: ClassVar[str] = "nft"
 
@@ -302,7 +307,78 @@ class NftTable:
         return f"table inet {self.name} ({self.body.count(chr(10))} lines)"
 
 
-Object = Fou | Link | Address | Sysctl | Neighbour | FdbEntry | Route | NftTable | ForwardAccept
+@dataclass(frozen=True, slots=True)
+class NftSet:
+    """A set of our table. ``spec``: its lines as ``nft list`` prints them, without elements. A name never has two specs."""
+
+    noun: ClassVar[str] = "set"
+
+    table: str
+    name: str
+    spec: str
+
+    @property
+    def key(self) -> Key:
+        return Key("set", f"{self.table} {self.name}")
+
+    @property
+    def lives_on(self) -> None:
+        return None
+
+    satisfied_by = _equals
+
+    def __str__(self) -> str:
+        spec = self.spec.replace("\n", "; ")
+        return f"inet {self.table} {self.name} {{ {spec} }}"
+
+
+@dataclass(frozen=True, slots=True)
+class NftElement:
+    """An element of a set of ours, as the kernel has it: an address, and behind it the beginning of another, each filled up to
+    words of four bytes. ``last``: the other end of a range, in a set that holds ranges.
+
+    Two peers may ask for one and the same (they share an address behind NAT); it is there as long as one of them is.
+    """
+
+    noun: ClassVar[str] = "element"
+
+    table: str
+    set: str
+    first: bytes
+    last: bytes | None = None
+
+    @property
+    def key(self) -> Key:
+        return Key("element", f"{self.table} {self.set} {self.first.hex()}{'' if self.last is None else '-' + self.last.hex()}")
+
+    @property
+    def lives_on(self) -> None:
+        return None
+
+    satisfied_by = _equals
+
+    def __str__(self) -> str:
+        return f"inet {self.table} {self.set} {{ {self.words} }}"
+
+    @property
+    def words(self) -> str:
+        """The two addresses."""
+        width = 4 if len(self.first) <= 8 else 16
+        start, rest = _dotted(self.first[:width]), self.first[width:]
+        if not rest:
+            return start
+        end = "" if self.last is None else "-" + _dotted(self.last[width:].ljust(width, b"\0"))
+        return f"{start} . {_dotted(rest.ljust(width, bytes(1)))}{end}"
+
+
+def _dotted(address: bytes) -> str:
+    return str(IPAddress(int.from_bytes(address, "big"), 4 if len(address) == 4 else 6))
+
+
+SHARED = frozenset({"element"})
+"""Kinds of objects that several may ask for: what has one key is one and the same."""
+
+Object = Fou | Link | Address | Sysctl | Neighbour | FdbEntry | Route | NftTable | NftSet | NftElement | ForwardAccept
 
 _EMPTY: Mapping[Key, Object] = {}
 
@@ -361,8 +437,8 @@ class Scope:
       the kernel did not make itself (those go with their address);
     - main-table routes with our protocol number whose destination lies inside one of ``networks``;
     - main-table routes inside ``networks`` with protocol boot through ``uplink`` (a flanneld's host-gw routes, to adopt);
-    - the nft table ``table``, the sysctls in ``sysctls``, the FOU ports in ``fou_ports``, and the rules in FORWARD chains that say
-      ``table`` in their comment.
+    - the nft table ``table`` with its sets and their elements, the sysctls in ``sysctls``, the FOU ports in ``fou_ports``, and the
+      rules in FORWARD chains that say ``table`` in their comment.
     """
 
     links: frozenset[str] = frozenset()

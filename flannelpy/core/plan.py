@@ -1,6 +1,7 @@
 """How does the kernel get from observed to desired? Ordered steps, as a value that prints itself.
 
-Order: the firewall, which guards a port, before the port is opened; a FOU port before the device that takes what comes in by it, a
+Order: the sets of the firewall and who is in them before the rules that ask them; the firewall, which guards a port, before the
+port is opened; a FOU port before the device that takes what comes in by it, a
 device before its address, before neighbour and FDB entry, before the route that uses them; additions before removals, so that
 nothing is ever without both; removals the other way round.
 """
@@ -27,7 +28,9 @@ from flannelpy.core.objects import (
 
 Op = Literal["add", "change", "remake", "remove"]
 
-_RANK = {"nft": 0, "forward": 0, "fou": 1, "link": 2, "addr": 3, "sysctl": 4, "neigh": 5, "fdb": 6, "route": 7}
+_KINDS = (("set",), ("element",), ("nft", "forward"), ("fou",), ("link",), ("addr",), ("sysctl",), ("neigh",), ("fdb",), ("route",))
+_RANK = {kind: rank for rank, kinds in enumerate(_KINDS) for kind in kinds}
+_ADDR = _RANK["addr"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +101,8 @@ def plan(desired: HostState, observed: HostState, scope: Scope | None = None, he
 
 def _turn(step: Step) -> int:
     if step.op != "remove":
-        return _rank(step.item) if step.item.noun in ("nft", "forward", "fou", "link", "addr") else 4
-    return 3 if isinstance(step.item, Address) else 5
+        return min(_rank(step.item), _ADDR + 1)
+    return _ADDR if isinstance(step.item, Address) else _ADDR + 2
 
 
 MADE = frozenset({"vxlan", "ipip", "tun"})

@@ -85,8 +85,10 @@ class Channel:
         self._sequence += count
         return first
 
-    def transact(self, requests: Sequence[bytes], first: int) -> dict[int, Failure]:
+    def transact(self, requests: Sequence[bytes], first: int, *, batch: bool = False) -> dict[int, Failure]:
         """Send requests numbered from ``first``; those that failed, by their place. The last one must ask for an ACK.
+
+        ``batch``: they are one transaction of nf_tables; where its beginning is refused, nothing else may be answered.
 
         Raises KernelError where the kernel cannot be asked at all.
         """
@@ -101,7 +103,7 @@ class Channel:
                 code, words = failure(data, head)
                 if code:
                     failed[head.sequence - first] = (code, words)
-                if head.sequence == last:
+                if head.sequence == last or (batch and code and head.sequence == first):
                     return failed
 
     def get(self, request: bytes) -> tuple[bytes, Head]:

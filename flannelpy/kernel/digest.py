@@ -18,6 +18,7 @@ from netaddr import AddrFormatError
 
 from flannelpy.core.objects import ROUTE_PROTOCOL, Address, FdbEntry, Key, Neighbour, Object, Scope
 from flannelpy.kernel import Notice
+from flannelpy.kernel.elements import NFPROTO_INET, decode
 from flannelpy.kernel.messages import (
     AF_BRIDGE,
     AF_INET6,
@@ -46,8 +47,8 @@ from flannelpy.kernel.messages import (
 )
 from flannelpy.kernel.sieve import Sieve
 
-NFPROTO_INET = 1
 SUBSYSTEM_NFTABLES = 10
+DELETE_SET, NEW_ELEMENT, DELETE_ELEMENT = 11, 12, 14  # NFT_MSG_*
 
 MALFORMED = (struct.error, AddrFormatError, ValueError, IndexError, OverflowError)
 """How a message that is not what it says reads. Only the kernel can send one."""
@@ -254,6 +255,21 @@ class Digest:
             if length < 20 or at + length > size:
                 self._lose(draft)
                 return
-            if kind >> 8 == SUBSYSTEM_NFTABLES and data[at + 16] == NFPROTO_INET and not draft.nft_touched:
-                draft.nft_touched = attributes(data, at + 20, at + length).get(1) == wanted
+            if kind >> 8 == SUBSYSTEM_NFTABLES and data[at + 16] == NFPROTO_INET:
+                try:
+                    self._of_table(data, kind & 255, at, length, wanted, draft)
+                except MALFORMED:
+                    self._lose(draft)
             at += (length + 3) & ~3
+
+    def _of_table(self, data: bytes, kind: int, at: int, length: int, wanted: bytes, draft: Draft) -> None:
+        """A message about a table, ours or not. The elements of a set that is deleted go without a word."""
+        if kind not in (NEW_ELEMENT, DELETE_ELEMENT) and draft.nft_touched and kind != DELETE_SET:
+            return
+        if attributes(data, at + 20, at + length).get(1) != wanted:
+            return
+        if kind in (NEW_ELEMENT, DELETE_ELEMENT):
+            draft.objects |= {item.key: item if kind == NEW_ELEMENT else None for item in decode(data, at + 16, at + length)}
+            return
+        draft.nft_touched = True
+        draft.resync = draft.resync or kind == DELETE_SET

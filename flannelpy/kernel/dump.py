@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -38,6 +39,7 @@ async def dump(
     read: Read[T],
     enough: Callable[[bytes, int, int], bool] | None = None,
     pauses_s: tuple[float, ...] = PAUSES_S,
+    protocol: int = socket.NETLINK_ROUTE,
 ) -> Dumped[T]:
     """What ``read`` makes of each message, until one of which ``enough`` is true. Raises KernelError where the kernel refuses.
 
@@ -46,7 +48,7 @@ async def dump(
     for pause_s in (*pauses_s, None):
         found: Dumped[T] = Dumped()
         try:
-            with Channel() as channel:
+            with Channel(protocol) as channel:
                 for data, heads in channel.dump(request(channel.reserve(1))):
                     for head in heads:
                         if enough is not None and enough(data, head.body, head.end):

@@ -19,8 +19,6 @@ from flannelpy.core.errors import KernelError
 from flannelpy.core.forward_accept import ForwardAccept
 from flannelpy.core.forwarding import FORWARD, Hindrance
 from flannelpy.core.objects import (
-    BOOT_PROTOCOL,
-    ROUTE_PROTOCOL,
     Address,
     FdbEntry,
     Fou,
@@ -28,6 +26,8 @@ from flannelpy.core.objects import (
     Key,
     Link,
     Neighbour,
+    NftElement,
+    NftSet,
     NftTable,
     Object,
     Route,
@@ -39,8 +39,7 @@ from flannelpy.core.uplink import EVERYTHING, DefaultRoute, FactsQuery, HostFact
 from flannelpy.kernel import Result
 from flannelpy.kernel.channel import error
 from flannelpy.kernel.fake_notices import FakeNotices, News
-
-KERNEL_PROTOCOL = 2
+from flannelpy.kernel.fake_scope import is_seen
 
 UNSET = "1"
 """What a setting holds that nobody wrote: accept_ra's default, the one the agent changes."""
@@ -61,6 +60,7 @@ class FakeKernel:
         self.unknown: set[str] = set()
         """Kinds that this kernel was built without: ``fou``, ``ipip``."""
         self.firewall: tuple[Hindrance, ...] = ()
+        self.reintroduced: list[int] = []
         """The host's own FORWARD chains, as far as they are in the way."""
         self.taken_ports: set[int] = set()
         """UDP ports that programs of the host are bound to."""
@@ -108,6 +108,10 @@ class FakeKernel:
         self._called("route_at")
         return self._routes.get(dst)
 
+    async def reintroduce(self, index: int) -> None:
+        self._called("reintroduce")
+        self.reintroduced.append(index)
+
     async def hindrances(self) -> tuple[Hindrance, ...]:
         self._called("hindrances")
         return self.firewall
@@ -119,7 +123,7 @@ class FakeKernel:
         present = [item for item in unset if not self._sysctl_missing(item)]
         everything = (*self._links.values(), *self._objects.values(), *self._routes.values(), *present)
         return HostState.from_iterable(
-            item for item in everything if (kinds is None or item.key.kind in kinds) and self._is_seen(item, scope)
+            item for item in everything if (kinds is None or item.key.kind in kinds) and is_seen(item, scope)
         )
 
     async def apply(self, steps: Sequence[Step]) -> Sequence[Result]:
@@ -148,7 +152,7 @@ class FakeKernel:
 
     def notices(self, scope: Scope) -> FakeNotices:
         self._called("notices")
-        found = FakeNotices(scope, self._is_seen, self._fault)
+        found = FakeNotices(scope, is_seen, self._fault)
         self._subscriptions.add(found)
         return found
 
@@ -215,6 +219,8 @@ class FakeKernel:
         """Remove an object by another hand."""
         if key.kind == "link":
             self._delete_link(key.id)
+        elif key.kind == "nft":
+            self._drop_table(key.id)
         elif (item := self._find(key)) is not None:
             self._drop(item)
 
@@ -226,7 +232,7 @@ class FakeKernel:
     def flush_ruleset(self) -> None:
         """``nft flush ruleset``."""
         for item in [item for item in self._objects.values() if isinstance(item, NftTable)]:
-            self._drop(item)
+            self._drop_table(item.name)
 
     def flush_forward(self) -> None:
         """``iptables -F FORWARD``: the kernel tells nobody."""
@@ -283,6 +289,15 @@ class FakeKernel:
                 if not any(one.docker or rule.chain == FORWARD for one in chains):
                     raise KernelError("No such file or directory", errno.ENOENT)
                 self._objects[rule.key] = rule  # without a word, too
+            case NftSet() as made:
+                if (table_key := Key("nft", made.table)) not in self._objects:
+                    self._objects[table_key] = NftTable(made.table, "")
+                if made.key not in self._objects:
+                    self._put(made)
+            case NftElement() as element:
+                if Key("set", f"{element.table} {element.set}") not in self._objects:
+                    raise error((errno.ENOENT, ""))
+                self._put(element)
             case NftTable() as table:
                 if table.body.count("{") != table.body.count("}"):
                     raise KernelError("syntax error, unexpected end of file", 0)
@@ -298,6 +313,10 @@ class FakeKernel:
         elif isinstance(item, Route):
             if self._routes.get(item.dst) == item:
                 self._drop(item)
+        elif isinstance(item, NftTable):
+            self._drop_table(item.name)
+        elif isinstance(item, NftSet) and f" @{item.name} " in getattr(self._find(Key("nft", item.table)), "body", ""):
+            raise error((errno.EBUSY, ""))
         elif not isinstance(item, Sysctl) and item.key in self._objects:
             self._drop(self._objects[item.key])
 
@@ -389,12 +408,24 @@ class FakeKernel:
             del self._routes[item.dst]
         else:
             del self._objects[item.key]
+        if isinstance(item, NftSet):
+            for each in [each for each in self._objects.values() if isinstance(each, NftElement)]:
+                if (each.table, each.set) == (item.table, item.name):
+                    self._drop(each)
         if isinstance(item, Address) and item.net.version == 4:
             if not self._has_ipv4(item.dev):
                 self._disable_ipv4(item.dev)
             self._tell(News(gone=item, took_along=item.dev))
         else:
             self._tell(News(gone=item))
+
+    def _drop_table(self, name: str) -> None:
+        """A table goes with its sets and their elements."""
+        for item in [item for item in self._objects.values() if isinstance(item, NftSet | NftElement) and item.table == name]:
+            del self._objects[item.key]
+            self._tell(News(gone=item))
+        if (table := self._objects.get(Key("nft", name))) is not None:
+            self._drop(table)
 
     def _disable_ipv4(self, dev: str) -> None:
         """The last IPv4 address of a device takes the device's IPv4 routes and neighbours along."""
@@ -434,36 +465,6 @@ class FakeKernel:
     def _tell(self, news: News) -> None:
         for subscription in self._subscriptions:
             subscription.tell(news)
-
-    def _is_seen(self, item: Object, scope: Scope) -> bool:
-        """True where an observation of ``scope`` holds ``item``."""
-        match item:
-            case Fou():
-                return item.port in scope.fou_ports
-            case Link():
-                return item.name in scope.links
-            case Address():
-                return item.dev in scope.links and (
-                    not item.net.ip.is_link_local() if item.net.version == 6 else scope.covers(IPNetwork(str(item.net.ip)))
-                )
-            case Neighbour() | FdbEntry():
-                return item.dev in scope.links
-            case Sysctl():
-                return item.name in scope.sysctls
-            case ForwardAccept():
-                return item.owner == scope.table
-            case NftTable():
-                return item.name == scope.table
-        if item.proto == ROUTE_PROTOCOL:
-            return item.dev in scope.links or scope.covers(item.dst)
-        if item.dev in scope.links:
-            return item.kind == "unicast" and item.proto != KERNEL_PROTOCOL
-        return (
-            item.kind == "unicast"
-            and item.proto == BOOT_PROTOCOL
-            and item.dev == scope.uplink is not None
-            and scope.covers(item.dst)
-        )
 
     def _has_ipv4(self, dev: str) -> bool:
         return any(isinstance(item, Address) and item.dev == dev and item.net.version == 4 for item in self._objects.values())

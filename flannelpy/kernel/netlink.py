@@ -18,7 +18,7 @@ import errno
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,29 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.core.errors import KernelError
 from flannelpy.core.forward_accept import ForwardAccept
 from flannelpy.core.forwarding import Hindrance
-from flannelpy.core.objects import Address, FdbEntry, Fou, HostState, Key, Link, Neighbour, NftTable, Object, Route, Scope, Sysctl
+from flannelpy.core.objects import (
+    Address,
+    FdbEntry,
+    Fou,
+    HostState,
+    Key,
+    Link,
+    Neighbour,
+    NftElement,
+    NftSet,
+    NftTable,
+    Object,
+    Route,
+    Scope,
+    Sysctl,
+)
 from flannelpy.core.plan import Step
 from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer
 from flannelpy.kernel import Result, links, messages
 from flannelpy.kernel.channel import GONE, Channel, Failure, error
 from flannelpy.kernel.devices import Devices, index_of, name_of
 from flannelpy.kernel.dump import Dumped, dump_of_device, dump_routes
+from flannelpy.kernel.elements import AT_ONCE, Elements
 from flannelpy.kernel.facts import read_facts
 from flannelpy.kernel.forward import Forward
 from flannelpy.kernel.fou import FouPorts
@@ -41,6 +57,7 @@ from flannelpy.kernel.messages import AF_BRIDGE, AF_INET, AF_INET6, CREATE, EXCL
 from flannelpy.kernel.modules import Modules
 from flannelpy.kernel.nft import Nft
 from flannelpy.kernel.notices import Notices
+from flannelpy.kernel.reintroduce import reintroduce
 from flannelpy.kernel.sieve import Sieve, as_route
 
 UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
@@ -68,6 +85,7 @@ class NetlinkKernel:
         self._channel: Channel | None = None
         self._nft = Nft()
         self._forward = Forward(self._nft)
+        self._elements = Elements()
         self._fou = FouPorts(self._modules)
         self._devices = Devices(self._ask)
         self._batch = BATCH_MOST
@@ -109,6 +127,9 @@ class NetlinkKernel:
         found = await dump_routes(AF_INET if dst.version == 4 else AF_INET6, read)
         return found[0] if found else None
 
+    async def reintroduce(self, index: int) -> None:
+        await reintroduce(index)
+
     async def hindrances(self) -> tuple[Hindrance, ...]:
         """See ``Kernel.hindrances``."""
         return await self._forward.hindrances()
@@ -149,8 +170,11 @@ class NetlinkKernel:
             dumps += [await _observe_routes(sieve, family) for family in (AF_INET, AF_INET6)]
         if wanted("forward"):
             found += await self._forward.observe(scope.table)
-        if wanted("nft") and (table := await self._nft.list(scope.table)) is not None:
-            found.append(table)
+        if (wanted("nft") or wanted("set") or wanted("element")) and (listed := await self._nft.list(scope.table)) is not None:
+            table, sets = listed
+            found += [table, *sets]
+            if wanted("element"):
+                dumps += [await self._elements.list(scope.table, each.name) for each in sets]
         objects: dict[Key, Object] = {}
         for item in chain(found, *dumps):
             objects.setdefault(item.key, item)  # of two routes to one destination the kernel uses, and dumps, the first
@@ -183,6 +207,9 @@ class NetlinkKernel:
                 while end < len(steps) and end < at + self._batch and isinstance(steps[end].item, Packed):
                     end += 1
                 results += self._apply_packed(steps[at:end])
+            elif isinstance(steps[at].item, NftElement):
+                run = list(takewhile(lambda step: isinstance(step.item, NftElement), steps[at : at + AT_ONCE]))
+                results += [Result(step, error) for step, error in zip(run, self._elements.apply(run), strict=True)]
             else:
                 results.append(await self._apply_single(steps[at]))
             await asyncio.sleep(0)
@@ -246,6 +273,8 @@ class NetlinkKernel:
                     _apply_sysctl(step, step.item)
                 case ForwardAccept():
                     await (self._forward.remove(step.item) if step.op == "remove" else self._forward.add(step.item))
+                case NftSet():
+                    await (self._nft.remove_set(step.item) if step.op == "remove" else self._nft.add_set(step.item))
                 case NftTable():
                     await (self._nft.remove(step.item.name) if step.op == "remove" else self._nft.replace(step.item))
         except KernelError as reason:
@@ -287,6 +316,7 @@ class NetlinkKernel:
         for subscription in list(self._subscriptions):
             subscription.close()
         self._nft.close()
+        self._elements.close()
         self._fou.close()
         self._shut()
 

@@ -203,11 +203,18 @@ class Notices:
         return draft, count < BURST
 
     async def _look_at_table(self, draft: Draft) -> None:
-        key = Key("nft", self._scope.table)
         try:
-            draft.objects[key] = await self._nft.list(self._scope.table)
+            listed = await self._nft.list(self._scope.table)
         except KernelError:
             draft.resync = True  # an observation will say what is wrong
+            return
+        if listed is None:
+            draft.objects[Key("nft", self._scope.table)] = None
+            draft.resync = True  # its sets went with it
+            return
+        table, sets = listed
+        draft.objects[table.key] = table
+        draft.objects |= {item.key: item for item in sets}
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

@@ -6,14 +6,17 @@ import asyncio
 import errno
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import pytest_asyncio
 import uvloop
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.backend import GuardedPort, SourceRule
+from flannelpy.core.backend import Guard, GuardedPort, SourceRule
+from flannelpy.core.guard import Side, guard_chains, guard_elements, guard_sets
 from flannelpy.core.model import Lease, LeaseAttrs
 from flannelpy.core.objects import (
     BOOT_PROTOCOL,
@@ -25,13 +28,14 @@ from flannelpy.core.objects import (
     Key,
     Link,
     Neighbour,
+    NftElement,
     NftTable,
     Route,
     Sysctl,
     Vxlan,
 )
 from flannelpy.core.plan import Step, plan
-from flannelpy.core.rules import EncapsulationGuard, FirewallOptions, firewall
+from flannelpy.core.rules import FirewallOptions, firewall
 from flannelpy.core.uplink import InterfaceAddress
 from flannelpy.kernel import Kernel
 from flannelpy.kernel.netlink import NetlinkKernel
@@ -684,19 +688,75 @@ async def test_a_port_of_another_protocol_is_changed(fou_host: Host) -> None:
     assert list(await fou_host.kernel.observe(TUNNEL_SCOPE)) == [Fou(8285)]
 
 
+WIRE = {
+    "udp": GuardedPort("udp", 8285, inner=8),
+    "vxlan": GuardedPort("vxlan", 8472, inner=30, ethertype=28, vni=1),
+}
+SIDES = [
+    Side(IPNetwork("10.5.0.0/16"), IPNetwork("10.5.0.0/24"), 24),
+    Side(IPNetwork("fd05::/48"), IPNetwork("fd05::/64"), 64),
+]
+
+
+def guard_state(guard: Guard, peers: Iterable[Lease]) -> HostState:
+    sides = [side for side in SIDES if side.version in guard.families]
+    state = guard_sets(guard, "flannelpy", sides) | firewall("flannelpy", [], FirewallOptions(), guard_chains(guard, sides))
+    elements = {item.key: item for lease in peers for item in guard_elements(guard, "flannelpy", sides, lease)}
+    return state | HostState.from_iterable(elements.values())
+
+
+def guarded_peer(number: int, length: int = 24) -> Lease:
+    public6, subnet6 = IPAddress(f"2001:db8::{number:x}"), IPNetwork(f"fd05:0:0:{number:x}::/64")
+    return Lease(IPNetwork(f"10.5.{number}.0/{length}"), LeaseAttrs(IPAddress(f"192.0.2.{number}"), public6), subnet6)
+
+
 @pytest.mark.parametrize("rule", ["default", "strict", "peers"])
+@pytest.mark.parametrize("kind", ["udp", "vxlan"])
 @pytest.mark.parametrize("count", [0, 1, 250])
-async def test_a_guard_is_written_as_nft_prints_it(real: RealHost, rule: SourceRule, count: int) -> None:
-    peers = tuple(
-        Lease(IPNetwork(f"10.5.{number}.0/24"), LeaseAttrs(IPAddress(f"192.0.2.{number}"))) for number in range(1, count + 1)
-    )
-    guard = EncapsulationGuard(GuardedPort(8285, rule), IPNetwork("10.5.0.0/16"), IPNetwork("10.5.0.0/24"), peers)
-    state = firewall("flannelpy", [], FirewallOptions(forward=False), guard)
-    assert await apply(real.kernel, *plan(state, HostState())) == []
-    assert (await real.kernel.observe(SCOPE)) == state
-    if (
-        rule == "strict" or count < 2
-    ):  # nft prints a set of plain addresses in its own order; after a restart it is written once more
+async def test_a_guard_and_who_it_lets_in_come_and_go(host: Host, rule: SourceRule, kind: str, count: int) -> None:
+    guard = Guard(WIRE[kind], rule, (4, 6) if kind == "vxlan" else (4,))
+    state = guard_state(guard, (guarded_peer(number, 24 if number % 10 else 26) for number in range(1, count + 1)))
+    assert await apply(host.kernel, *plan(state, HostState())) == []
+    observed = await host.kernel.observe(SCOPE)
+    assert plan(state, observed) == ()
+    assert observed == state
+    assert await apply(host.kernel, *plan(HostState(), observed)) == []
+    assert len(await host.kernel.observe(SCOPE)) == 0
+
+
+async def test_a_guard_is_written_as_nft_prints_it(real: RealHost) -> None:
+    for kind, rule in (("udp", "default"), ("vxlan", "strict"), ("vxlan", "peers"), ("vxlan", "default")):
+        guard = Guard(WIRE[kind], cast(SourceRule, rule), (4, 6) if kind == "vxlan" else (4,))
+        state = guard_state(guard, [guarded_peer(3), guarded_peer(7, 26)])
+        assert await apply(real.kernel, *plan(state, await real.kernel.observe(SCOPE))) == []
         fresh = NetlinkKernel()
-        assert (await fresh.observe(SCOPE)) == state
+        assert plan(state, await fresh.observe(SCOPE)) == ()
         await fresh.close()
+
+
+async def test_a_table_that_is_written_anew_keeps_who_is_in_its_sets(host: Host) -> None:
+    guard = Guard(WIRE["vxlan"], "default")
+    state = guard_state(guard, [guarded_peer(3)])
+    assert await apply(host.kernel, *plan(state, HostState())) == []
+    bare = firewall("flannelpy", [], FirewallOptions(masquerade=True), guard_chains(guard, SIDES[:1]))
+    (table,) = (item for item in bare if isinstance(item, NftTable))
+    assert await apply(host.kernel, Step("change", table)) == []
+    observed = await host.kernel.observe(SCOPE)
+    assert {item for item in observed if isinstance(item, NftElement)} == {item for item in state if isinstance(item, NftElement)}
+    assert observed.get(table.key) == table
+
+
+async def test_elements_are_heard_of_and_one_that_cannot_be_does_not_keep_the_others_out(host: Host) -> None:
+    guard = Guard(WIRE["vxlan"], "default")
+    assert await apply(host.kernel, *plan(guard_state(guard, []), HostState())) == []
+    notices = host.kernel.notices(SCOPE)
+    good = [item for item in guard_state(guard, [guarded_peer(3)]) if isinstance(item, NftElement)]
+    nowhere = NftElement("flannelpy", "nowhere", bytes(4))
+    results = await host.kernel.apply([Step("add", item) for item in (good[0], nowhere, good[1])])
+    assert [None if result.error is None else result.error.code for result in results] == [None, errno.ENOENT, None]
+    heard = await hear(aiter(notices), lambda notice: all(item.key in notice.objects for item in good))
+    assert [heard.objects[item.key] for item in good] == good
+    assert [one.error for one in await host.kernel.apply([Step("remove", item, item) for item in (*good, *good)])] == [None] * 4
+    heard = await hear(aiter(notices), lambda notice: all(item.key in notice.objects for item in good))
+    assert [heard.objects[item.key] for item in good] == [None, None]
+    notices.close()

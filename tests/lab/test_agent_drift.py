@@ -47,7 +47,7 @@ async def whole(lab: Lab) -> list[str]:
         lab.host(1),
         "ip -4 -br addr show flannel.1; ip -d link show flannel.1 | tail -n +2 | sed 's/gso_max.*//';"
         "ip link show flannel.1 | sed 's/^[0-9]*: //';"
-        "ip route show proto 102; ip neigh show dev flannel.1; bridge fdb show dev flannel.1; nft list table inet flannelpy",
+        "ip route show proto 102; ip neigh show dev flannel.1; bridge fdb show dev flannel.1; nft -s list table inet flannelpy",
     )
 
 
@@ -61,6 +61,9 @@ TAMPERED = {
         ("nft delete table inet flannelpy", TABLE),
         ("ip route replace 10.1.9.0/24 dev flannel.1", ROUTE),
         ("nft flush chain inet flannelpy forward", TABLE),
+        ("nft flush set inet flannelpy hosts4", TABLE),
+        ("nft add element inet flannelpy hosts4 '{ 192.168.50.99 }'", TABLE),
+        ("nft delete element inet flannelpy vxlan4_24 '{ 192.168.50.12 . 0x0a0109 }'", TABLE),
         ("ip route flush dev flannel.1; true", ROUTE),
         ("nft add rule inet flannelpy forward drop", TABLE),
     ],

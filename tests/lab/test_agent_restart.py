@@ -40,7 +40,7 @@ async def kernel_text(host: Host) -> list[str]:
         *await routes(host, "proto 102"),
         *await neighbours(host),
         *await fdb(host),
-        *await shell(host, "nft list table inet flannelpy"),
+        *await shell(host, "nft -s -t list table inet flannelpy"),
     ]
 
 

@@ -66,7 +66,7 @@ def target(backend: Mapping[str, object] | None = None, scope: Scope | None = No
         table="flannelpy",
         sysctls=frozenset(f"net/{name.format(d)}" for d in devices for name in _SYSCTLS) | before.sysctls,
     )
-    return Target(made, local, whole, lambda _peers: HostState.of(NftTable("flannelpy", table)), False)
+    return Target(made, local, whole, lambda: HostState.of(NftTable("flannelpy", table)))
 
 
 class SteppedClock:
@@ -122,6 +122,9 @@ class FailingKernel:
 
     async def facts(self, query: FactsQuery = EVERYTHING) -> HostFacts:
         return await self._ask(self.kernel.facts(query))
+
+    async def reintroduce(self, index: int) -> None:
+        await self._ask(self.kernel.reintroduce(index))
 
     async def route_to(self, address: IPAddress) -> RouteAnswer | None:
         return await self._ask(self.kernel.route_to(address))

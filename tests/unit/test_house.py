@@ -22,6 +22,8 @@ TEXTS = sorted(
 LINES = 400
 LONGER = {
     "flannelpy/core/leasing.py": "the rules of a lease are read together; a tenth is the list of words they use",
+    "flannelpy/core/objects.py": "each kind of kernel object beside the others",
+    "flannelpy/kernel/netlink.py": "the contract of a kernel, kind by kind",
     "flannelpy/kernel/fake.py": "a whole kernel, as far as we use one",
     "flannelpy/kernel/messages.py": "packing and unpacking of each message side by side",
 }

@@ -61,7 +61,7 @@ async def test_a_table_is_declared_deleted_and_defined_at_once(nft: Nft, store: 
     await nft.replace(TABLE)
     assert (store / "told").read_text() == (
         "add table inet flannelpy\n"
-        "delete table inet flannelpy\n"
+        "flush table inet flannelpy\n"
         "table inet flannelpy {\n"
         "\tchain forward {\n"
         "\t}\n"
@@ -75,18 +75,18 @@ async def test_no_table_is_none(nft: Nft, store: Path) -> None:
 
 async def test_a_listing_in_the_words_of_the_table_is_the_table_to_a_fresh_process(nft: Nft, store: Path) -> None:
     (store / "listing").write_text(f"table inet flannelpy {{\n{TABLE.body}}}\n")
-    assert await nft.list("flannelpy") == TABLE
+    assert await nft.list("flannelpy") == (TABLE, ())
 
 
 async def test_other_words_are_the_table_as_long_as_they_stay(nft: Nft, store: Path) -> None:
     (store / "listing").write_text("table inet flannelpy {\n\tchain forward { # in nft's words\n\t}\n}\n")
     await nft.replace(TABLE)
-    assert await nft.list("flannelpy") == TABLE
+    assert await nft.list("flannelpy") == (TABLE, ())
     (store / "listing").write_text("table inet flannelpy {\n\tchain forward { # changed by hand\n\t}\n}\n")
-    assert await nft.list("flannelpy") == NftTable("flannelpy", "\tchain forward { # changed by hand\n\t}\n")
+    assert await nft.list("flannelpy") == (NftTable("flannelpy", "\tchain forward { # changed by hand\n\t}\n"), ())
     await nft.remove("flannelpy")
     (store / "listing").write_text("table inet flannelpy {\n\tchain forward { # in nft's words\n\t}\n}\n")
-    assert await nft.list("flannelpy") != TABLE
+    assert await nft.list("flannelpy") != (TABLE, ())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from typing import Any, cast
 import pytest
 
 from flannelpy.core.backend import Backend
-from flannelpy.core.model import Lease
 from flannelpy.core.objects import HostState, Key, Link
 from tests.unit.syncing import World, peer, target
 
@@ -103,10 +102,10 @@ async def test_what_the_host_needs_and_cannot_be_worked_out_costs_no_peer(world:
 async def test_a_firewall_that_could_not_be_made_is_asked_for_again() -> None:
     world, whole, faults = World(), target(), [RuntimeError("once")]
 
-    def firewall(peers: tuple[Lease, ...]) -> HostState:
+    def firewall() -> HostState:
         if faults:
             raise faults.pop()
-        return whole.firewall(peers)
+        return whole.firewall()
 
     async with world.alive(replace(whole, firewall=firewall)):
         world.reconciler.look_at_silent()

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 
 from netaddr import IPNetwork
 
-from flannelpy.core.backend import Backend, Engines
+from flannelpy.core.backend import Backend, Guard, Guarded
 from flannelpy.core.config import NetworkConfig
+from flannelpy.core.guard import Side, guard_chains, guard_elements, guard_sets
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import HostState, Route
-from flannelpy.core.rules import EncapsulationGuard, FirewallOptions, firewall
+from flannelpy.core.rules import FirewallOptions, firewall
 from flannelpy.settings import Settings
 
 LAST_METRIC = 2**32 - 1
@@ -21,30 +22,37 @@ ForwardRules = Callable[[Iterable[IPNetwork], str], HostState]
 """Makes the rules of the host's own chains that let these networks through, marked with a name."""
 
 
-def compose(
-    settings: Settings,
-    config: NetworkConfig,
-    backend: Backend,
-    table: str,
-    lease: Lease,
-    forward: ForwardRules,
-    peers: tuple[Lease, ...],
-) -> HostState:
+class Firewall:
     """The table named ``table`` for a host that holds ``lease``, the rules beside it, and the blackhole where it was asked for."""
-    pairs = [(config.v4.network, lease.subnet)] if config.v4 else []
-    if config.v6 and lease.subnet6 is not None:
-        pairs.append((config.v6.network, lease.subnet6))
-    options = FirewallOptions(settings.ip_masq, settings.forward_rules, settings.masq_fully_random)
-    guarded = backend.guarded if isinstance(backend, Engines) else None
-    guard = None if guarded is None or config.v4 is None else EncapsulationGuard(guarded, config.v4.network, lease.subnet, peers)
-    state = firewall(table, pairs, options, guard)
-    if settings.forward_rules:
-        state |= forward([network for network, _subnet in pairs], table)
-    if settings.blackhole_route:
-        state |= HostState.of(*(Route(subnet, kind="blackhole", metric=LAST_METRIC) for _network, subnet in pairs))
-    return state
 
+    def __init__(
+        self, settings: Settings, config: NetworkConfig, backend: Backend, table: str, lease: Lease, forward: ForwardRules
+    ) -> None:
+        self._settings = settings
+        self._forward = forward
+        self._table = table
+        self._guard: Guard | None = backend.guarded if isinstance(backend, Guarded) else None
+        self._sides = [Side(config.v4.network, lease.subnet, config.v4.length)] if config.v4 and lease.subnet.prefixlen else []
+        if config.v6 and lease.subnet6 is not None:
+            self._sides.append(Side(config.v6.network, lease.subnet6, config.v6.length))
+        self._guarded = [side for side in self._sides if self._guard is not None and side.version in self._guard.families]
 
-def speaks_of_peers(backend: Backend) -> bool:
-    """True where the table changes with the peers: the port where the kernel decapsulates is guarded."""
-    return isinstance(backend, Engines) and backend.guarded is not None
+    def host(self) -> HostState:
+        """What does not depend on the peers."""
+        settings = self._settings
+        options = FirewallOptions(settings.ip_masq, settings.forward_rules, settings.masq_fully_random)
+        chains = [] if self._guard is None else guard_chains(self._guard, self._guarded)
+        state = firewall(self._table, [(side.network, side.own) for side in self._sides], options, chains)
+        if self._guard is not None:
+            state |= guard_sets(self._guard, self._table, self._guarded)
+        if settings.forward_rules:
+            state |= self._forward([side.network for side in self._sides], self._table)
+        if settings.blackhole_route:
+            state |= HostState.of(*(Route(side.own, kind="blackhole", metric=LAST_METRIC) for side in self._sides))
+        return state
+
+    def peer(self, lease: Lease) -> HostState:
+        """What lets a peer in, where somebody guards."""
+        if self._guard is None:
+            return HostState()
+        return guard_elements(self._guard, self._table, self._guarded, lease)

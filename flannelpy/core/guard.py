@@ -1,0 +1,187 @@
+"""Who may send encapsulated packets to this host, and what may be in them? Source validation, for every backend by one rule.
+
+What flannel carries legitimately must pass by default: where nobody masquerades, a remote host's own address, a client that another
+host routes into the overlay, and what a NodePort forwards are inner sources outside the Network. core.backend.SourceRule.
+
+Raw payload is matched after the outer packet was reassembled (the input hook comes behind that), so no piece slips by; and whatever
+is too short to have an address is dropped, because each rule lets in what fits and the last one drops. Sources that are the host's
+own, and martians, are the kernel's to drop: its device has no accept_local. In a packet that the kernel has aggregated (GRO) the
+headers are those of the first, and all its parts are of one flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from netaddr import IPAddress, IPNetwork
+
+from flannelpy.core.backend import Guard
+from flannelpy.core.model import NO_ADDRESS, Lease
+from flannelpy.core.objects import HostState, NftElement, NftSet
+
+_FAMILY = {4: "ip", 6: "ip6"}
+_ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
+_SOURCE = {4: 12, 6: 8}
+"""Bytes from the beginning of an IP header to its source; the destination follows."""
+_ETHERTYPE = {4: 0x800, 6: 0x86DD}
+_ARP = 0x806
+
+COUNTERS = ("outer_source", "inner_protocol", "inner_destination", "inner_source")
+"""Why a packet was dropped, in the order in which it is looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One family of the overlay on this host: the whole ``network``, our ``own`` subnet, the ``length`` that subnets have."""
+
+    network: IPNetwork
+    own: IPNetwork
+    length: int
+
+    @property
+    def version(self) -> int:
+        return int(self.network.version)
+
+    @property
+    def exact(self) -> int | None:
+        """Bits of a subnet that are looked up in an exact set; None where they are no whole bytes, which raw payload is read in."""
+        return None if self.length % 8 else self.length
+
+
+class Sets:
+    """What the sets of a guard are called, in the table ``table``. A name says what is in it: one of two kinds is two sets."""
+
+    def __init__(self, guard: Guard, table: str) -> None:
+        self._guard = guard
+        self._table = table
+
+    def hosts(self, version: int) -> str:
+        """Outer sources of peers."""
+        return f"hosts{version}"
+
+    def pairs(self, version: int, length: int) -> str:
+        """A peer's address with the first ``length`` bits of what it may send as."""
+        return f"{self._guard.port.name}{version}_{length}"
+
+    def ranges(self, version: int) -> str:
+        """A peer's address with the range of addresses that it may send as, where it is no subnet of the usual length."""
+        return f"{self._guard.port.name}{version}"
+
+    def made(self, sides: list[Side]) -> Iterator[NftSet]:
+        """The sets themselves."""
+        for side in sides:
+            version = side.version
+            yield NftSet(self._table, self.hosts(version), f"type {_ADDRESS[version]}")
+            if self._guard.rule == "peers":
+                continue
+            lengths = {side.exact} if self._guard.rule == "default" else {side.exact, _width(version)}
+            for length in sorted(length for length in lengths if length):
+                yield NftSet(self._table, self.pairs(version, length), f"typeof {_pair(self._guard, version, length)}")
+            ranged = _pair(self._guard, version, _width(version))
+            yield NftSet(self._table, self.ranges(version), f"typeof {ranged}\nflags interval")
+
+
+def guard_sets(guard: Guard, table: str, sides: list[Side]) -> HostState:
+    """The sets that the rules ask."""
+    return HostState.from_iterable(Sets(guard, table).made(sides))
+
+
+def guard_chains(guard: Guard, sides: list[Side]) -> list[str]:
+    """Counters and chains, as nft prints them; each without the line between them."""
+    parts = [f"\tcounter {name} {{\n\t}}\n" for name in COUNTERS]
+    port = guard.port
+    ours = f"udp dport {port.number}" if port.vni is None else f"udp dport {port.number} @th,96,24 0x{port.vni:x}"
+    jumps = [f"meta nfproto ipv{side.version} {ours} jump guard{side.version}" for side in sides]
+    parts.append(chain("guard", ["type filter hook input priority filter - 10; policy accept;", *jumps]))
+    for side in sides:
+        parts.append(chain(f"guard{side.version}", list(_judge(guard, side))))
+        if guard.rule != "peers":
+            parts.append(chain(f"guard{side.version}_source", list(_judge_source(guard, side))))
+    return parts
+
+
+def guard_elements(guard: Guard, table: str, sides: list[Side], lease: Lease) -> HostState:
+    """What lets this peer in."""
+    sets, found = Sets(guard, table), list[NftElement]()
+    for side in sides:
+        version = side.version
+        outer, subnet = (lease.public_ip, lease.subnet) if version == 4 else (lease.attrs.public_ipv6, lease.subnet6)
+        if outer is None or outer == NO_ADDRESS or subnet is None or not subnet.prefixlen:
+            continue
+        host = _packed(outer)
+        found.append(NftElement(table, sets.hosts(version), host))
+        if guard.rule == "peers":
+            continue
+        first, last = (IPAddress(value, subnet.version) for value in (subnet.first, subnet.last))
+        if subnet.prefixlen == side.exact:
+            name, size = sets.pairs(version, side.exact), side.exact // 8
+            found.append(NftElement(table, name, host + _padded(_packed(first)[:size])))
+        else:
+            found.append(NftElement(table, sets.ranges(version), host + _packed(first), host + _packed(last)))
+        if guard.rule == "strict" and outer not in side.network:
+            found.append(NftElement(table, sets.pairs(version, _width(version)), host + host))
+    return HostState.from_iterable({item.key: item for item in found}.values())
+
+
+def _judge(guard: Guard, side: Side) -> Iterator[str]:
+    version, port = side.version, guard.port
+    at = port.inner + _SOURCE[version] + _width(version) // 8
+    if guard.rule != "peers" and side.exact:  # what most packets are costs one look-up
+        frame = "" if port.ethertype is None else f"@th,{8 * port.ethertype},16 0x{_ETHERTYPE[version]:x} "
+        pairs = Sets(guard, "").pairs(version, side.exact)
+        yield f"{frame}{_inside(at, side.own)} {_pair(guard, version, side.exact)} @{pairs} return"
+    yield f"{_FAMILY[version]} saddr != @{Sets(guard, '').hosts(version)} {_drop('outer_source')}"
+    if guard.rule == "peers":
+        return
+    if port.ethertype is not None:
+        if version == 4:
+            yield f"@th,{8 * port.ethertype},16 0x{_ARP:x} return"
+        yield f"@th,{8 * port.ethertype},16 != 0x{_ETHERTYPE[version]:x} {_drop('inner_protocol')}"
+    yield f"{_inside(at, side.own)} goto guard{version}_source"
+    if version == 6 and port.ethertype is not None:  # a neighbour solicitation or advertisement is IPv6's ARP
+        yield f"@th,{8 * (port.inner + 6)},8 0x3a @th,{8 * (port.inner + 40)},8 0x87-0x88 return"
+    yield _drop("inner_destination")
+
+
+def _judge_source(guard: Guard, side: Side) -> Iterator[str]:
+    version, sets = side.version, Sets(guard, "")
+    if guard.rule == "default":
+        yield f"{_inside(guard.port.inner + _SOURCE[version], side.network, '!= ')} return"
+    else:
+        yield f"{_pair(guard, version, _width(version))} @{sets.pairs(version, _width(version))} return"
+    yield f"{_pair(guard, version, _width(version))} @{sets.ranges(version)} return"
+    yield _drop("inner_source")
+
+
+def _drop(reason: str) -> str:
+    return f'counter name "{reason}" drop'
+
+
+def _pair(guard: Guard, version: int, length: int) -> str:
+    return f"{_FAMILY[version]} saddr . @th,{8 * (guard.port.inner + _SOURCE[version])},{length}"
+
+
+def _inside(at: int, net: IPNetwork, sign: str = "") -> str:
+    """An address ``at`` so many bytes behind the UDP header's beginning lies in ``net``; as nft prints it."""
+    if net.prefixlen and not net.prefixlen % 8:
+        return f"@th,{8 * at},{net.prefixlen} {sign}0x{net.first >> (_width(net.version) - net.prefixlen):x}"
+    return f"@th,{8 * at},{_width(net.version)} {sign}0x{net.first:x}-0x{net.last:x}"
+
+
+def _width(version: int) -> int:
+    return 32 if version == 4 else 128
+
+
+def _packed(address: IPAddress) -> bytes:
+    return int(address).to_bytes(_width(address.version) // 8, "big")
+
+
+def _padded(value: bytes) -> bytes:
+    """In words of four bytes, as the kernel keeps a part of a key."""
+    return value + bytes(-len(value) % 4)
+
+
+def chain(name: str, lines: list[str]) -> str:
+    """A chain as nft prints it."""
+    return "\n".join([f"\tchain {name} {{", *(f"\t\t{line}" for line in lines), "\t}"]) + "\n"

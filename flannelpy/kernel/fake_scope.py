@@ -1,0 +1,54 @@
+"""What does the kernel in memory show whoever asks for a scope? What the real one's observation finds (``core.objects.Scope``)."""
+
+from __future__ import annotations
+
+from netaddr import IPNetwork
+
+from flannelpy.core.forward_accept import ForwardAccept
+from flannelpy.core.objects import (
+    BOOT_PROTOCOL,
+    ROUTE_PROTOCOL,
+    Address,
+    FdbEntry,
+    Fou,
+    Link,
+    Neighbour,
+    NftElement,
+    NftSet,
+    NftTable,
+    Object,
+    Scope,
+    Sysctl,
+)
+
+KERNEL_PROTOCOL = 2
+
+
+def is_seen(item: Object, scope: Scope) -> bool:
+    """True where an observation of ``scope`` holds ``item``."""
+    match item:
+        case Fou():
+            return item.port in scope.fou_ports
+        case Link():
+            return item.name in scope.links
+        case Address():
+            return item.dev in scope.links and (
+                not item.net.ip.is_link_local() if item.net.version == 6 else scope.covers(IPNetwork(str(item.net.ip)))
+            )
+        case Neighbour() | FdbEntry():
+            return item.dev in scope.links
+        case Sysctl():
+            return item.name in scope.sysctls
+        case ForwardAccept():
+            return item.owner == scope.table
+        case NftTable():
+            return item.name == scope.table
+        case NftSet() | NftElement():
+            return item.table == scope.table
+    if item.proto == ROUTE_PROTOCOL:
+        return item.dev in scope.links or scope.covers(item.dst)
+    if item.dev in scope.links:
+        return item.kind == "unicast" and item.proto != KERNEL_PROTOCOL
+    return (
+        item.kind == "unicast" and item.proto == BOOT_PROTOCOL and item.dev == scope.uplink is not None and scope.covers(item.dst)
+    )

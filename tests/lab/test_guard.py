@@ -1,0 +1,133 @@
+"""Who gets packets into the overlay? A stranger on the underlay, a peer's address that the stranger takes, and whoever may.
+
+c1 10.1.1.2 - h1 192.168.50.11 ==+== 192.168.50.12 h2 - c2 10.1.2.2        the stranger x 192.168.50.66 is on the same link;
+                                 x
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import struct
+
+import pytest
+
+from netns_lab.host import Box, Host
+from netns_lab.lab import Lab
+from tests.lab.agent_support import lab_name, no_traceback, settled_overlay, shell  # noqa: F401
+
+COUNT = 100
+"""Forged packets of each kind."""
+
+SENDER = """
+import socket, sys
+port, raw, target, data = int(sys.argv[1]), sys.argv[2], sys.argv[3], bytes.fromhex(sys.argv[4])
+kind = (socket.SOCK_RAW, socket.IPPROTO_RAW) if raw else (socket.SOCK_DGRAM, 0)
+sock = socket.socket(socket.AF_INET, *kind)
+for _ in range(100):
+    sock.sendto(data, (target, port))
+"""
+"""Sends 100 of one datagram; ``raw``: the data is the whole IP packet."""
+
+
+def checksum(data: bytes) -> int:
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total >> 16) + (total & 0xFFFF)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+def ip_packet(source: str, target: str, payload: bytes) -> bytes:
+    head = (
+        struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 1, 0, 64, 17, 0) + socket.inet_aton(source) + socket.inet_aton(target)
+    )
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
+
+
+def datagram(port: int, payload: bytes) -> bytes:
+    return struct.pack("!HHHH", 4444, port, 8 + len(payload), 0) + payload
+
+
+def vxlan(mac: str, inner: bytes) -> bytes:
+    frame = bytes.fromhex(mac.replace(":", "")) + bytes.fromhex("020000000099") + b"\x08\x00" + inner
+    return struct.pack("!II", 0x08000000, 1 << 8) + frame
+
+
+INNER = {
+    "another peer's container": "10.1.3.2",
+    "a free address": "10.1.77.2",
+    "one of its own subnet": "10.1.2.9",
+    "an outside address": "8.8.8.8",
+    "its own": "192.168.50.66",
+    "that very peer's": "10.1.1.2",
+}
+
+
+async def accepted(sender: Box, lab: Lab, outer: str, source: str, target: str) -> int:
+    """Of 100 VXLAN packets to h2, how many its device takes out for the target."""
+    two = lab.host(2)
+    mac = re.search(r"link/ether (\S+)", await two.exec("ip", "link", "show", "flannel.1"))
+    assert mac is not None
+    data = vxlan(mac[1], ip_packet(source, target, datagram(9999, b"forged..")))
+    if outer:
+        data = ip_packet(outer, "192.168.50.12", datagram(8472, data))
+    before = await received(two)
+    await sender.exec("python3", "-c", SENDER, "0" if outer else "8472", outer, "192.168.50.12", data.hex())
+    return await received(two) - before
+
+
+async def received(host: Host) -> int:
+    """What the host's overlay device has taken out of datagrams, once that stands still."""
+
+    async def now() -> int:
+        (link,) = json.loads(await host.exec("ip", "-s", "-j", "link", "show", "flannel.1"))
+        return int(link["stats64"]["rx"]["packets"])
+
+    seen = await now()
+    while (more := await now()) != seen:
+        seen = more
+    return seen
+
+
+TARGETS = ("10.1.2.2", "192.168.50.12", "10.0.2.99")
+"""A container of h2's, h2 itself, and what h2 would forward to on another network."""
+
+
+async def make_stranger(lab: Lab) -> Host:
+    """h3 without its agent, at an address that no lease names."""
+    stranger = lab.host(3)
+    await stranger.agent.stop()
+    await shell(stranger, "ip link del flannel.1; ip addr flush dev eth1; ip addr add 192.168.50.66/24 dev eth1")
+    return stranger
+
+
+@pytest.mark.topology(hosts=3, agent_options=())
+async def test_what_a_stranger_forges_is_not_let_in_and_what_flannel_carries_is(overlay: Lab) -> None:
+    lab, stranger = overlay, await make_stranger(overlay)
+    outside = ("8.8.8.8", "192.168.50.66")  # as a peer it may speak for whomever it routes (core.backend.SourceRule)
+    for outer in ("", "192.168.50.11"):
+        for name, source in INNER.items():
+            for target in TARGETS:
+                may = bool(outer) and target == "10.1.2.2" and source in ("10.1.1.2", *outside)
+                assert await accepted(stranger, lab, outer, source, target) == (COUNT if may else 0), (outer, name, target)
+    for way in (("c1", "c2"), ("h1", "c2"), ("c2", "h1")):
+        assert (await lab.ping(*way)).ok, way
+    await lab.host(1).exec("ping", "-n", "-c1", "-W2", "-I", "192.168.50.11", "10.1.2.2")  # without masquerading, its own address
+    text = await lab.host(2).exec("nft", "list", "counters", "table", "inet", "flannelpy")
+    assert [int(count) > 0 for count in re.findall(r"packets (\d+)", text)] == [True, False, True, True]
+
+
+@pytest.mark.topology(hosts=2, agent_options=())
+async def test_an_ordinary_socket_in_a_container_gets_nothing_in(overlay: Lab) -> None:
+    """Nothing masquerades here: the container's own address is the outer source, and no peer's."""
+    for name, source in INNER.items():
+        for target in TARGETS:
+            assert await accepted(overlay.box("c1"), overlay, "", source, target) == 0, (name, target)
+
+
+@pytest.mark.topology(hosts=3, config={"Backend": {"Type": "vxlan", "Guard": "off"}})
+async def test_without_a_guard_a_stranger_gets_everything_in(overlay: Lab) -> None:
+    """What is forged above is what the kernel takes."""
+    stranger = await make_stranger(overlay)
+    assert "guard" not in await overlay.host(2).exec("nft", "list", "table", "inet", "flannelpy")
+    assert [await accepted(stranger, overlay, "", "10.1.3.2", target) for target in TARGETS] == [COUNT] * 3

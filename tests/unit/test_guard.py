@@ -1,0 +1,153 @@
+"""Source validation as text and as sets' elements, family by family. With a kernel: tests/contract, with packets: tests/lab."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from netaddr import IPAddress, IPNetwork
+
+from flannelpy.core.backend import Guard, GuardedPort, SourceRule
+from flannelpy.core.desired import Desired
+from flannelpy.core.guard import Side, guard_chains, guard_elements, guard_sets
+from flannelpy.core.model import NO_ADDRESS, Lease, LeaseAttrs
+from flannelpy.core.objects import HostState, NftElement, NftSet
+from flannelpy.core.plan import plan, text
+
+V4 = Side(IPNetwork("10.5.0.0/16"), IPNetwork("10.5.72.0/24"), 24)
+V6 = Side(IPNetwork("fd05::/48"), IPNetwork("fd05:0:0:72::/64"), 64)
+VXLAN = GuardedPort("vxlan", 8472, inner=30, ethertype=28, vni=1)
+UDP = GuardedPort("udp", 8285, inner=8)
+
+
+def lease(subnet: str, public_ip: str, subnet6: str | None = None, public_ipv6: str | None = None) -> Lease:
+    v6 = None if public_ipv6 is None else IPAddress(public_ipv6)
+    return Lease(IPNetwork(subnet), LeaseAttrs(IPAddress(public_ip), v6), None if subnet6 is None else IPNetwork(subnet6))
+
+
+def rules(guard: Guard, side: Side = V4) -> list[str]:
+    chains = "\n".join(part for part in guard_chains(guard, [side]) if part.startswith("\tchain"))
+    return [line.strip() for line in chains.splitlines() if line.strip() not in ("", "}")]
+
+
+def elements(guard: Guard, one: Lease, *sides: Side) -> list[str]:
+    found = guard_elements(guard, "flannelpy", list(sides or (V4,)), one)
+    return [f"{item.set} {{ {item.words} }}" for item in found if isinstance(item, NftElement)]
+
+
+def test_vxlan_by_default_binds_each_peer_to_its_subnet_inside_the_network() -> None:
+    assert rules(Guard(VXLAN, "default")) == [
+        "chain guard {",
+        "type filter hook input priority filter - 10; policy accept;",
+        "meta nfproto ipv4 udp dport 8472 @th,96,24 0x1 jump guard4",
+        "chain guard4 {",
+        "@th,224,16 0x800 @th,368,24 0xa0548 ip saddr . @th,336,24 @vxlan4_24 return",
+        'ip saddr != @hosts4 counter name "outer_source" drop',
+        "@th,224,16 0x806 return",
+        '@th,224,16 != 0x800 counter name "inner_protocol" drop',
+        "@th,368,24 0xa0548 goto guard4_source",
+        'counter name "inner_destination" drop',
+        "chain guard4_source {",
+        "@th,336,16 != 0xa05 return",
+        "ip saddr . @th,336,32 @vxlan4 return",
+        'counter name "inner_source" drop',
+    ]
+
+
+def test_vxlan_over_ipv6_lets_neighbour_discovery_pass_as_it_does_arp() -> None:
+    assert rules(Guard(VXLAN, "default", (4, 6)), V6)[3:] == [
+        "chain guard6 {",
+        "@th,224,16 0x86dd @th,432,64 0xfd05000000000072 ip6 saddr . @th,304,64 @vxlan6_64 return",
+        'ip6 saddr != @hosts6 counter name "outer_source" drop',
+        '@th,224,16 != 0x86dd counter name "inner_protocol" drop',
+        "@th,432,64 0xfd05000000000072 goto guard6_source",
+        "@th,288,8 0x3a @th,560,8 0x87-0x88 return",
+        'counter name "inner_destination" drop',
+        "chain guard6_source {",
+        "@th,304,48 != 0xfd0500000000 return",
+        "ip6 saddr . @th,304,128 @vxlan6 return",
+        'counter name "inner_source" drop',
+    ]
+
+
+def test_udp_has_no_frame_inside() -> None:
+    assert rules(Guard(UDP, "default"))[3:] == [
+        "chain guard4 {",
+        "@th,192,24 0xa0548 ip saddr . @th,160,24 @udp4_24 return",
+        'ip saddr != @hosts4 counter name "outer_source" drop',
+        "@th,192,24 0xa0548 goto guard4_source",
+        'counter name "inner_destination" drop',
+        "chain guard4_source {",
+        "@th,160,16 != 0xa05 return",
+        "ip saddr . @th,160,32 @udp4 return",
+        'counter name "inner_source" drop',
+    ]
+
+
+def test_strict_has_no_outside_but_the_peers_own_address() -> None:
+    guard = Guard(VXLAN, "strict")
+    assert rules(guard)[-4:] == [
+        "chain guard4_source {",
+        "ip saddr . @th,336,32 @vxlan4_32 return",
+        "ip saddr . @th,336,32 @vxlan4 return",
+        'counter name "inner_source" drop',
+    ]
+    assert elements(guard, lease("10.5.9.0/24", "192.0.2.9")) == [
+        "hosts4 { 192.0.2.9 }",
+        "vxlan4_24 { 192.0.2.9 . 10.5.9.0 }",
+        "vxlan4_32 { 192.0.2.9 . 192.0.2.9 }",
+    ]
+    inside = lease("10.5.4.0/24", "10.5.9.77")  # an address of the network is a subnet's, and no more
+    assert elements(guard, inside) == ["hosts4 { 10.5.9.77 }", "vxlan4_24 { 10.5.9.77 . 10.5.4.0 }"]
+
+
+def test_peers_looks_at_the_outer_source_only() -> None:
+    guard = Guard(VXLAN, "peers")
+    assert rules(guard)[3:] == ["chain guard4 {", 'ip saddr != @hosts4 counter name "outer_source" drop']
+    assert elements(guard, lease("10.5.9.0/24", "192.0.2.9")) == ["hosts4 { 192.0.2.9 }"]
+    assert [item.name for item in guard_sets(guard, "flannelpy", [V4]) if isinstance(item, NftSet)] == ["hosts4"]
+
+
+def test_a_subnet_of_another_length_is_a_range_and_one_of_none_is_nothing() -> None:
+    guard = Guard(VXLAN, "default", (4, 6))
+    assert elements(guard, lease("10.5.9.64/26", "192.0.2.9"))[1:] == ["vxlan4 { 192.0.2.9 . 10.5.9.64-10.5.9.127 }"]
+    odd = Side(V4.network, IPNetwork("10.5.8.0/22"), 22)
+    assert elements(guard, lease("10.5.12.0/22", "192.0.2.9"), odd)[1:] == ["vxlan4 { 192.0.2.9 . 10.5.12.0-10.5.15.255 }"]
+    assert elements(guard, Lease(IPNetwork("0.0.0.0/0"), LeaseAttrs(NO_ADDRESS))) == []
+    both = lease("10.5.9.0/24", "192.0.2.9", "fd05:0:0:9::/64", "2001:db8::9")
+    assert elements(guard, both, V4, V6)[2:] == ["hosts6 { 2001:db8::9 }", "vxlan6_64 { 2001:db8::9 . fd05:0:0:9:: }"]
+
+
+@pytest.mark.parametrize("rule", ["default", "strict", "peers"])
+@pytest.mark.parametrize("port", [VXLAN, UDP])
+def test_the_last_word_on_what_fits_nothing_is_no(rule: SourceRule, port: GuardedPort) -> None:
+    """What is too short to have an address matches no rule: only an unconditional drop at the end meets it."""
+    for part in guard_chains(Guard(port, rule), [V4])[6 if rule != "peers" else 99 :]:
+        assert part.splitlines()[-2].strip().startswith("counter name")
+
+
+def test_a_peer_that_joins_is_its_elements_and_no_more_before_its_route() -> None:
+    guard = Guard(VXLAN, "default")
+    host = guard_sets(guard, "flannelpy", [V4])
+    steps = plan(host | guard_elements(guard, "flannelpy", [V4], lease("10.5.9.0/24", "192.0.2.9")), host)
+    assert text(steps).splitlines() == [
+        "element add inet flannelpy hosts4 { 192.0.2.9 }",
+        "element add inet flannelpy vxlan4_24 { 192.0.2.9 . 10.5.9.0 }",
+    ]
+
+
+def test_an_address_that_peers_share_stays_until_the_last_of_them_goes() -> None:
+    """Any order of comings and goings: what is desired is the union, and nobody is left out for it."""
+    random, guard, desired = Random(7), Guard(VXLAN, "default"), Desired()
+    pool = [lease(f"10.5.{number}.0/24", f"192.0.2.{number % 3}") for number in range(9)]
+    there: dict[str, HostState] = {}
+    for _ in range(400):
+        one = random.choice(pool)
+        if one.key in there:
+            del there[one.key]
+            desired.drop(one.key)
+        else:
+            there[one.key] = guard_elements(guard, "flannelpy", [V4], one)
+            desired.put(one.key, there[one.key], rank=random.randrange(100))
+        assert set(desired.state) == {item for state in there.values() for item in state}
+        assert not desired.conflicts
