@@ -15,6 +15,7 @@ ETCD    ?= 1
 ROUNDS  ?= 5
 MINUTES ?= 10
 FLOOD   ?= 10
+FLANNEL ?= v0.28.10
 
 # What the lab, the tests and the agent use on a Debian machine: the command that shows it is there, and its package.
 NEEDED  := ip:iproute2 ping:iputils-ping nft:nftables tcpdump:tcpdump iperf3:iperf3 ethtool:ethtool ps:procps modprobe:kmod \
@@ -29,7 +30,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn chaos flood etcds fuzz dist pins test-lowest clean
+.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn chaos flood etcds flanneld fuzz dist pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -96,6 +97,11 @@ etcds: $(DEV) ## etcd 3.6 and 3.7 for the contract tests, built with Go 1.26 int
 		work=$$(mktemp -d) && mkdir -p $$into && cd $$work && go mod init etcds && go get -tool go.etcd.io/etcd/server/v3@v$$version \
 			&& go build -o $$into/etcd go.etcd.io/etcd/server/v3 || exit 1; cd / && rm -rf $$work; \
 	done
+
+flanneld: $(DEV) ## real flanneld for the tests of mixed clusters, built with Go into $(VENV)/cache (some minutes)
+	@into=$(CURDIR)/$(VENV)/cache; [ -x $$into/flanneld ] && exit; \
+	work=$$(mktemp -d) && mkdir -p $$into && cd $$work && go mod init flanneld && go get github.com/flannel-io/flannel@$(FLANNEL) \
+		&& go build -o $$into/flanneld github.com/flannel-io/flannel && cd / && rm -rf $$work
 
 bench-registry: $(DEV) ## how big a cluster the agent follows
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab bench_registry

@@ -21,11 +21,12 @@ from flannelpy.agent.fd_store import SystemdFdStore
 from flannelpy.agent.lock import Claimant, Claims, hold_lock
 from flannelpy.agent.network import Network
 from flannelpy.agent.report import Reporter
-from flannelpy.agent.status import document, why_not
+from flannelpy.agent.status import document, why_not, with_drops
 from flannelpy.agent.systemd import Notifier, feed_watchdog, inherited, keep_posted, status_line, watchdog_s
 from flannelpy.core.backend import FdStore, NoFdStore
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.health import Health
+from flannelpy.core.objects import Scope
 from flannelpy.core.uplink import Wish
 from flannelpy.explain.status import Status
 from flannelpy.explain.wall_clock import wall_clock
@@ -129,7 +130,7 @@ class Agent:
         for note in context.settings.notes:
             log.info("%s", note)
         with closing(context.claims), hold_lock(context.settings.run_dir, context.settings.endpoint.prefix) as held:
-            socket = answering(context.settings.run_dir, self.status, context.events) if held else nullcontext()
+            socket = answering(context.settings.run_dir, self.status, context.events, self._with_drops) if held else nullcontext()
             async with self._health_pages(), socket, self._known_to_systemd():
                 await self.live()
 
@@ -207,6 +208,10 @@ class Agent:
     def status(self) -> Status:
         """For ``flannelpy status``."""
         return document(self._context, self._network, self.ready, self._born, wall_clock())
+
+    async def _with_drops(self, status: Status) -> Status:
+        table = Scope().table if self._network is None else self._network.steering.scope.table
+        return await with_drops(status, self._context.kernel, table)
 
     @property
     def _what_stays(self) -> str:

@@ -19,13 +19,20 @@ MOST_DIGITS = 15
 JSON, TEXT = "application/json", "text/plain; charset=utf-8"
 
 
+Complete = Callable[[Status], Awaitable[Status]]
+"""Adds what only the kernel knows."""
+
+
 @asynccontextmanager
-async def answering(run_dir: Path, make: Callable[[], Status], ring: Ring | None = None) -> AsyncIterator[None]:
+async def answering(
+    run_dir: Path, make: Callable[[], Status], ring: Ring | None = None, complete: Complete | None = None
+) -> AsyncIterator[None]:
     """Answer ``flannelpy status`` and ``events`` for the time of the block; where no socket can be had, say so and do without."""
     from flannelpy.explain.http import bound, serve_on
 
-    def page() -> tuple[int, str, str]:
-        return 200, JSON, documents.to_json(make())
+    async def page(_query: Mapping[str, str]) -> tuple[int, str, str]:
+        status = make()
+        return 200, JSON, documents.to_json(status if complete is None else await complete(status))
 
     path = run_dir / SOCKET
     with ExitStack() as stack:

@@ -15,7 +15,10 @@ from flannelpy.agent.context import Context
 from flannelpy.agent.network import Network
 from flannelpy.agent.sync.fragments import HOST
 from flannelpy.agent.sync.reconcile import Reconciler
+from flannelpy.core.backend import Guarded
 from flannelpy.core.claims import EVERYTHING
+from flannelpy.core.errors import KernelError
+from flannelpy.core.guard import COUNTERS
 from flannelpy.core.health import Active, Health
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Link
@@ -23,6 +26,7 @@ from flannelpy.core.secret import shown
 from flannelpy.explain import status as documents
 from flannelpy.explain.status import Status
 from flannelpy.explain.wall_clock import Calendar
+from flannelpy.kernel import Kernel
 from flannelpy.settings import Settings
 
 UNREACHABLE, REGISTRY = "registry-unreachable", "registry-"
@@ -64,6 +68,7 @@ def document(context: Context, network: Network | None, ready: bool, born: float
         network=_network(carriage, context.settings),
         backend=_backend(carriage, network.reconciler),
         pump=network.datapath.status(),
+        guard=_guard(carriage),
         uplink=_uplink(carriage),
         lease=None if lease is None else _lease(network, lease, health, clock),
         peers=tuple(_peer(row) for row in peers.rows(network.cluster, network.reconciler)),
@@ -117,6 +122,23 @@ def _backend(carriage: Carriage, reconciler: Reconciler) -> documents.BackendSta
         None if engine is None else engine.engine,
         None if engine is None else engine.reason,
     )
+
+
+def _guard(carriage: Carriage) -> documents.GuardStatus | None:
+    guard = carriage.backend.guarded if isinstance(carriage.backend, Guarded) else None
+    return None if guard is None else documents.GuardStatus(guard.rule)
+
+
+async def with_drops(status: Status, kernel: Kernel, table: str) -> Status:
+    """The document with what the kernel's guard has dropped; unknown where the kernel does not say."""
+    if status.guard is None:
+        return status
+    try:
+        counted = await kernel.counted(table)
+    except KernelError:
+        return status
+    dropped = {name: counted[name] for name in COUNTERS if name in counted}
+    return replace(status, guard=replace(status.guard, dropped=dropped or None))
 
 
 def _uplink(carriage: Carriage) -> documents.UplinkStatus:

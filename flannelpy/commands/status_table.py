@@ -15,7 +15,16 @@ from flannelpy.commands import terminal
 from flannelpy.core.backend import DatapathStatus
 from flannelpy.core.duration import span
 from flannelpy.core.foreign import printable
-from flannelpy.explain.status import BackendStatus, ConditionStatus, KernelStatus, LeaseStatus, PeerStatus, Status, UplinkStatus
+from flannelpy.explain.status import (
+    BackendStatus,
+    ConditionStatus,
+    GuardStatus,
+    KernelStatus,
+    LeaseStatus,
+    PeerStatus,
+    Status,
+    UplinkStatus,
+)
 
 Line = tuple[str, Text | str]
 """A heading, empty where it is the one above, and what there is to say."""
@@ -85,6 +94,8 @@ def _lines(status: Status, now: datetime) -> Iterator[Line]:
         yield from _backend(status.backend, dict(status.network or {}).get("Backend"))
     if status.pump is not None:
         yield from _pump(status.pump)
+    if status.guard is not None:
+        yield "guard", _guard(status.guard)
     if status.uplink is not None:
         yield from _uplink(status.uplink)
     if status.lease is not None:
@@ -130,6 +141,13 @@ def _pump(pump: DatapathStatus) -> Iterator[Line]:
         who = "not running" if worker.pid is None else f"process {worker.pid}"
         yield "worker", who + (f", replaced {_times(worker.restarts)}" if worker.restarts else "")
     yield from _counters({name: count for name, count in pump.counters.items() if count})
+
+
+def _guard(guard: GuardStatus) -> str:
+    if guard.dropped is None:
+        return f"{guard.rule}, drops unknown"
+    told = [f"{count:,} {name.replace('_', ' ')}" for name, count in guard.dropped.items() if count]
+    return f"{guard.rule}, dropped {', '.join(told) or 'nothing yet'}"
 
 
 def _counters(counted: Mapping[str, int]) -> Iterator[Line]:

@@ -137,6 +137,16 @@ class KernelStatus:
     retries: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class GuardStatus:
+    """What the kernel's guard lets in, by ``rule``. ``dropped``: packets by reason since the rules were last written; None where
+    the kernel did not say.
+    """
+
+    rule: str
+    dropped: Mapping[str, int] | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """One agent at one moment. ``why_not`` is empty where it is ready; ``network`` is the config as derived."""
@@ -151,6 +161,7 @@ class Status:
     network: Mapping[str, Any] | None = None
     backend: BackendStatus | None = None
     pump: DatapathStatus | None = None
+    guard: GuardStatus | None = None
     uplink: UplinkStatus | None = None
     lease: LeaseStatus | None = None
     subnet_file: SubnetFileStatus

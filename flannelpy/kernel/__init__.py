@@ -88,6 +88,13 @@ class Kernel(Protocol):
         """
         ...
 
+    async def counted(self, table: str) -> Mapping[str, int]:
+        """Packets by the name of the counter in our nft table, since its rules were last written. Raises KernelError.
+
+        Cheap: one netlink dump.
+        """
+        ...
+
     async def observe(self, scope: Scope, keys: Iterable[Key] | None = None) -> HostState:
         """What is there of what may be ours. With ``keys`` at least those are looked at; what is not there is left out.
 

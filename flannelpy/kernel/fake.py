@@ -61,6 +61,7 @@ class FakeKernel:
         """Kinds that this kernel was built without: ``fou``, ``ipip``."""
         self.firewall: tuple[Hindrance, ...] = ()
         self.reintroduced: list[int] = []
+        self.counters: dict[str, dict[str, int]] = {}
         """The host's own FORWARD chains, as far as they are in the way."""
         self.taken_ports: set[int] = set()
         """UDP ports that programs of the host are bound to."""
@@ -111,6 +112,10 @@ class FakeKernel:
     async def reintroduce(self, index: int) -> None:
         self._called("reintroduce")
         self.reintroduced.append(index)
+
+    async def counted(self, table: str) -> dict[str, int]:
+        self._called("counted")
+        return dict(self.counters.get(table, {}))
 
     async def hindrances(self) -> tuple[Hindrance, ...]:
         self._called("hindrances")

@@ -47,6 +47,7 @@ from flannelpy.core.plan import Step
 from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer
 from flannelpy.kernel import Result, links, messages
 from flannelpy.kernel.channel import GONE, Channel, Failure, error
+from flannelpy.kernel.counters import counted
 from flannelpy.kernel.devices import Devices, index_of, name_of
 from flannelpy.kernel.dump import Dumped, dump_of_device, dump_routes
 from flannelpy.kernel.elements import AT_ONCE, Elements
@@ -133,6 +134,10 @@ class NetlinkKernel:
     async def hindrances(self) -> tuple[Hindrance, ...]:
         """See ``Kernel.hindrances``."""
         return await self._forward.hindrances()
+
+    async def counted(self, table: str) -> dict[str, int]:
+        """See ``Kernel.counted``."""
+        return await counted(table)
 
     # ----------------------------------------------------------------------------------------------- observation
 

@@ -79,7 +79,7 @@ async def test_a_lease_is_taken_followed_renewed_kept_and_released(url: str) -> 
 async def test_silence_is_no_reason_to_connect_anew(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty questions are answered; the part is not harmed by them, nor the watch cut."""
     answers = 0
-    async with opened(url, pace=Pace(silence_s=0.02, answer_s=2.0)) as registry:
+    async with opened(url, pace=Pace(silence_s=0.02, answer_s=30.0)) as registry:
         heard = registry._link.heard
 
         def count() -> None:

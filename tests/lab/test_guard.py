@@ -16,6 +16,7 @@ import pytest
 from netns_lab.host import Box, Host
 from netns_lab.lab import Lab
 from tests.lab.agent_support import lab_name, no_traceback, settled_overlay, shell  # noqa: F401
+from tests.lab.test_agent_status import status
 
 COUNT = 100
 """Forged packets of each kind."""
@@ -115,6 +116,12 @@ async def test_what_a_stranger_forges_is_not_let_in_and_what_flannel_carries_is(
     await lab.host(1).exec("ping", "-n", "-c1", "-W2", "-I", "192.168.50.11", "10.1.2.2")  # without masquerading, its own address
     text = await lab.host(2).exec("nft", "list", "counters", "table", "inet", "flannelpy")
     assert [int(count) > 0 for count in re.findall(r"packets (\d+)", text)] == [True, False, True, True]
+    told = await status(lab.host(2), "--json")
+    assert json.loads(told.stdout)["guard"] == {
+        "rule": "default",
+        "dropped": {name: int(count) for name, count in re.findall(r"counter (\w+) \{\s+packets (\d+)", text)},
+    }
+    assert re.search(r"^guard +default, dropped [\d,]+ outer source", (await status(lab.host(2))).stdout, re.MULTILINE)
 
 
 @pytest.mark.topology(hosts=2, agent_options=())

@@ -211,7 +211,7 @@ class Link:
     def _discard(self, wire: Wire) -> None:
         """Close it in the background; a second time does no harm."""
         self._wires.discard(wire)
-        task = asyncio.get_running_loop().create_task(wire.channel.close(), name=f"close {wire.address}")
+        task = asyncio.get_running_loop().create_task(wire.close(), name=f"close {wire.address}")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -229,7 +229,7 @@ class Link:
             self._connecting.cancel()
             await asyncio.wait([self._connecting])
         wires, self._wires, self._wire = self._wires, set(), None
-        await asyncio.gather(*(wire.channel.close() for wire in wires), *self._closing)
+        await asyncio.gather(*(wire.close() for wire in wires), *self._closing)
 
     # ------------------------------------------------------------------------------------------------ liveness
 

@@ -92,6 +92,7 @@ class Race:
     async def _stop(self) -> None:
         """End the others; one that stood in the same moment comes too late."""
         others = list(self._under_way)
+        self._under_way.clear()  # or the race would hold on to their channels
         for task in others:
             task.cancel()
         for ended in await asyncio.gather(*others, return_exceptions=True):

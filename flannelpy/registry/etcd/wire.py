@@ -83,7 +83,18 @@ class Wire:
     @property
     def stands(self) -> bool:
         """False once the connection is known to be lost."""
-        return self.channel.get_state() is grpc.ChannelConnectivity.READY
+        return self.channel is not None and self.channel.get_state() is grpc.ChannelConnectivity.READY
+
+    async def close(self) -> None:
+        """Close the channel; calls on it end as cancelled. A second time does no harm.
+
+        gRPC gives a channel up only when nothing names it any more: one that was closed while it had no connection makes one as soon
+        as it can, and keeps it. An error's traceback names the frames that it came through, and so the call and us.
+        """
+        if self.channel is not None:
+            await self.channel.close()
+        if not self.users:
+            self.channel = self.kv = self.lease = self.watch = self.auth = None
 
     async def stand(self) -> Any:
         """Connect; None once the connection stands (TCP, TLS, and HTTP/2's settings of the server), else the CallError why not."""
@@ -98,5 +109,6 @@ class Wire:
             # The state does not say why; a call does, and fails at once on a channel that does not stand.
             await self.kv.Range(rpc.RangeRequest(key=b"\0", count_only=True), timeout=1)
         except CallError as error:
+            error.with_traceback(None)  # it names gRPC's call, which names the channel
             return error if error.code() in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED) else None
         return None

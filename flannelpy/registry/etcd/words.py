@@ -44,7 +44,8 @@ LEASE_EXISTS, LEASE_UNKNOWN = "lease already exists", "requested lease not found
 
 
 async def explain(error: Any, where: Address, endpoint: Endpoint) -> RegistryError:
-    """A gRPC error as one of ours."""
+    """A gRPC error as one of ours; what is kept of it names no call, and so no channel (``Wire.close``)."""
+    error.with_traceback(None)
     code, details = error.code(), error.details() or ""
     if code is Code.DEADLINE_EXCEEDED:
         return no_answer(where, endpoint)
