@@ -19,6 +19,7 @@ from flannelpy.core.errors import MalformedError, RegistryError, WatchGapError
 from flannelpy.core.membership import Changes, Membership
 from flannelpy.core.model import Lease, parse_subnet_key
 from flannelpy.core.underlay import Underlay
+from flannelpy.plugins import Published
 from flannelpy.registry import ConfigChanged, Deleted, Event, Malformed, Put, Snapshot
 
 log = logging.getLogger("flannelpy")
@@ -76,7 +77,7 @@ class Cluster:
     def configure(self, config: NetworkConfig, backend: Backend, address: IPAddress | None, underlay: Underlay) -> None:
         """Judge the leases as a host of this network, that speaks this backend, publishes this address and has this around it."""
         self._config = config
-        self._note(self._membership.configure(config, backend.accepts, address, underlay, backend.published_macs))
+        self._note(self._membership.configure(config, backend.accepts, address, underlay, Published(backend)))
 
     def set_own(self, lease: Lease) -> None:
         """Our lease is this now."""
