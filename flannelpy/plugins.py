@@ -6,13 +6,13 @@ A third party's package that declares one needs no change here.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 
 from flannelpy.core.backend import NO_HOST_OPTIONS, Backend, HostOptions
 from flannelpy.core.config import NetworkConfig
-from flannelpy.core.errors import BackendError, ConfigError
-from flannelpy.core.model import Family
+from flannelpy.core.errors import BackendError, ConfigError, FlannelpyError, MalformedError
+from flannelpy.core.model import Family, LeaseAttrs
 from flannelpy.core.secret import hide, reveal
 
 GROUP = "flannelpy.backends"
@@ -42,6 +42,22 @@ def lease_only(config: NetworkConfig, backend: Backend) -> Mapping[Family, str]:
     if not any(family in backend.families for family in config.families):
         return {}
     return {family: words[family] for family in config.families if family in words}
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """``published_macs`` of a backend that may be anybody's: what it raises for a value of others is one kind of error."""
+
+    backend: Backend
+
+    def __call__(self, attrs: LeaseAttrs) -> Mapping[str, str]:
+        """Raises FlannelpyError."""
+        try:
+            return dict(self.backend.published_macs(attrs))
+        except FlannelpyError:
+            raise
+        except Exception as error:
+            raise MalformedError(f"its value cannot be read: {type(error).__name__}: {error}") from error
 
 
 def parse(text: str | bytes | None, host_options: HostOptions = NO_HOST_OPTIONS) -> tuple[NetworkConfig, Backend]:

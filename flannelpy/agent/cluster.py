@@ -19,11 +19,14 @@ from flannelpy.core.errors import MalformedError, RegistryError, WatchGapError
 from flannelpy.core.membership import Changes, Membership
 from flannelpy.core.model import Lease, parse_subnet_key
 from flannelpy.core.underlay import Underlay
+from flannelpy.plugins import Published
 from flannelpy.registry import ConfigChanged, Deleted, Event, Malformed, Put, Snapshot
 
 log = logging.getLogger("flannelpy")
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 2.0
+STEADY_S = 10.0
+"""A watch that stood for so long was well."""
 
 
 def _ignore(_event: ev.Event) -> None:
@@ -74,7 +77,7 @@ class Cluster:
     def configure(self, config: NetworkConfig, backend: Backend, address: IPAddress | None, underlay: Underlay) -> None:
         """Judge the leases as a host of this network, that speaks this backend, publishes this address and has this around it."""
         self._config = config
-        self._note(self._membership.configure(config, backend.accepts, address, underlay, backend.published_macs))
+        self._note(self._membership.configure(config, backend.accepts, address, underlay, Published(backend)))
 
     def set_own(self, lease: Lease) -> None:
         """Our lease is this now."""
@@ -142,9 +145,10 @@ class Cluster:
     async def follow(self) -> None:
         """List, and watch for ever; list anew after a gap."""
         await self._list_until_done()
-        connected = False
+        connected, delay, loop = False, 0.0, asyncio.get_running_loop()
         while True:
             self._rewound = False
+            began = loop.time()
             try:
                 async with aclosing(self._context.registry.watch(self.revision + 1)) as batches:  # type: ignore[type-var]
                     async for batch in batches:
@@ -160,6 +164,10 @@ class Cluster:
             except WatchGapError as gap:
                 log.info("the watch has a gap (%s): listing anew", gap)
                 await self._pause()
+                # The first is listed at once; where each watch has one, listing is all that would be done.
+                delay = 0.0 if loop.time() - began > STEADY_S else delay
+                await asyncio.sleep(self._context.random.uniform(delay / 2, delay))
+                delay = min(max(delay * 2, FIRST_RETRY_S), LAST_RETRY_S)
                 self._overhear(await self._list_until_done())
             except RegistryError:
                 await asyncio.sleep(self._context.random.uniform(0.5, 1.0))

@@ -27,9 +27,10 @@ from flannelpy.explain import status as documents
 from flannelpy.explain.status import Status
 from flannelpy.explain.wall_clock import Calendar
 from flannelpy.kernel import Kernel
+from flannelpy.registry.health import AUTH, REFUSED, TLS, UNREACHABLE
 from flannelpy.settings import Settings
 
-UNREACHABLE, REGISTRY = "registry-unreachable", "registry-"
+REGISTRY = "registry-"
 """What the codes of conditions begin with under which the registry is not as it should be."""
 
 
@@ -81,6 +82,8 @@ def why_not(network: Network | None, health: Health) -> tuple[str, ...]:
     wrong = tuple(active.text for active in health if active.condition.unready and active.ended is None)
     if wrong:
         return wrong
+    if refused := tuple(active.text for active in health if active.condition.code in (TLS, AUTH, REFUSED) and active.ended is None):
+        return refused  # it answers, and waiting for it would mend nothing
     if any(active.condition.code.startswith(REGISTRY) for active in health):
         return ("waiting for etcd",)
     if network is None or network.steering.carriage is None:

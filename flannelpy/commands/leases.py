@@ -26,7 +26,7 @@ from flannelpy.core.foreign import printable
 from flannelpy.core.membership import Membership
 from flannelpy.core.model import NO_ADDRESS, Lease, compact_json
 from flannelpy.core.pool import free_runs, overlap
-from flannelpy.plugins import parse
+from flannelpy.plugins import Published, parse
 from flannelpy.registry import Malformed, Registry, Snapshot
 
 if TYPE_CHECKING:  # rich costs 60 ms; it is imported where something is shown
@@ -164,7 +164,7 @@ def _faults(leases: Sequence[Lease], config: NetworkConfig | None, backend: Back
         if backend is None:
             membership.configure(config, None, None)
         else:
-            membership.configure(config, backend.accepts, None, identity=backend.published_macs)
+            membership.configure(config, backend.accepts, None, identity=Published(backend))
         for key, why in membership.replace(leases).refused.items():
             if why:
                 wrong[key].append(why)

@@ -147,7 +147,7 @@ _ALL = (
     Condition(
         "kernel-contested",
         Severity.ERROR,
-        "somebody else changes {detail} again and again; it is repaired with growing pauses",
+        "somebody else changes {detail} again and again; it is repaired with pauses",
         "ip monitor shows the changes; look for a second agent for the same device, a network manager, a script",
     ),
     Condition(

@@ -14,13 +14,15 @@ from types import MappingProxyType
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.config import NetworkConfig
+from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.foreign import printable
 from flannelpy.core.model import NO_ADDRESS, Lease, LeaseAttrs
 from flannelpy.core.ownership import Block, Claim, Ownership
 from flannelpy.core.underlay import Shield, Underlay
 
 Identity = Callable[[LeaseAttrs], Mapping[str, str]]
-"""What of a lease's value only one host may have, by what it is of: the MACs of its devices (``Backend.published_macs``)."""
+"""What of a lease's value only one host may have, by what it is of: the MACs of its devices (``Backend.published_macs``).
+Raises FlannelpyError where that cannot be told."""
 
 
 def _no_identity(_attrs: LeaseAttrs) -> Mapping[str, str]:
@@ -144,7 +146,13 @@ class Membership:
         ``changed`` ones are told as a change even where their verdict stays.
         """
         faults = {key: self._fault(lease) for key in keys if (lease := self._leases.get(key)) is not None}
-        claims = {key: self._claim(self._leases[key]) if faults.get(key, "") is None else None for key in keys}
+        claims: dict[str, Claim | None] = dict.fromkeys(keys)
+        for key in [key for key, why in faults.items() if why is None]:
+            lease = self._leases[key]
+            try:
+                claims[key] = self._claim(lease)
+            except FlannelpyError as error:
+                faults[key] = f"{lease}: {error}"
         verdicts: dict[str, str | None] = {key: why for key, why in faults.items() if why is not None}
         for key, older in self._ownership.change(claims).items():
             verdicts[key] = None if older is None else self._rivalry(self._leases[key], self._leases[older])

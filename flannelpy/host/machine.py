@@ -17,6 +17,8 @@ SOURCES = (Path("/etc/machine-id"), Path("/sys/class/dmi/id/product_uuid"))
 _ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NOBODY = frozenset("0f-")
 """What firmware says that was never given a number is made of these."""
+NO_HARDWARE = frozenset({"", "00:00:00:00:00:00"})
+"""Addresses of interfaces that are no network cards, lo among them: they tell nothing."""
 
 
 def machine(sources: tuple[Path, ...] = SOURCES) -> str:
@@ -42,7 +44,8 @@ def foreign(state: State, here: str, uplink_mac: str, address: str) -> str:
         return "" if state.address in ("", address) else f"it was written for {state.address}, this host has {address}"
     if here and state.machine != here:
         return f"it was written by the machine {state.machine}"
-    if state.address == address or not (state.uplink_mac and uplink_mac) or state.uplink_mac == uplink_mac:
+    tells = {state.uplink_mac, uplink_mac}.isdisjoint(NO_HARDWARE)
+    if state.address == address or not tells or state.uplink_mac == uplink_mac:
         return ""
     before, now = f"{state.address} behind {state.uplink_mac}", f"{address} behind {uplink_mac}"
     return f"it was written for {before}, this host has {now}: a cloned image"

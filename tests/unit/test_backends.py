@@ -175,6 +175,19 @@ def test_alloc_publishes_an_address_and_touches_nothing() -> None:
     assert backend.mtu(local) == 1500
 
 
+@pytest.mark.parametrize("kind", ["alloc", "ALLOC"])
+def test_alloc_leases_both_halves_of_a_dual_stack_network(kind: str) -> None:
+    dual = f'{{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48", "Backend": {{"Type": "{kind}"}}}}'
+    config, backend = plugins.parse(dual)
+    assert config.families == (4, 6)
+    uplink = Uplink("eth1", 3, 1500, IPAddress("192.0.2.1"), IPAddress("2001:db8::1"), IPAddress("192.0.2.1"))
+    own = Lease(IPNetwork("10.5.72.0/24"), LeaseAttrs(IPAddress("192.0.2.1")), IPNetwork("fd00:5:0:72::/64"))
+    local = Local(config, uplink, own)
+    assert backend.attrs(local).to_json() == '{"PublicIP":"192.0.2.1","PublicIPv6":null}'
+    assert lines(backend.host(local)) == []
+    assert backend.mtu(local) == 1500
+
+
 def test_udp_publishes_no_type_and_takes_the_whole_network() -> None:
     backend, local = situation('{"Type": "udp"}')
     assert backend.attrs(local).to_json() == '{"PublicIP":"192.0.2.1","PublicIPv6":null}'

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
+
 from flannelpy.agent.cluster import Cluster
-from flannelpy.registry import Deleted, Malformed
-from flannelpy.registry.memory import MemoryStore
-from tests.unit.agents import PREFIX, VXLAN, HostInMemory
+from flannelpy.core.errors import WatchGapError
+from flannelpy.registry import Batch, ConfigChanged, Deleted, Malformed, Snapshot
+from flannelpy.registry.memory import MemoryRegistry, MemoryStore
+from tests.unit.agents import PREFIX, VXLAN, HostInMemory, vxlan_value
+from tests.unit.virtual_time import run as run_virtually
 
 
 async def test_a_malformed_key_that_is_gone_by_the_listing_is_no_condition(tmp_path: Path) -> None:
@@ -28,3 +34,43 @@ async def test_a_malformed_key_that_is_gone_by_the_listing_is_no_condition(tmp_p
     assert context.reporter.health.holds("lease-malformed")
     cluster._take(Deleted("junk", store.revision + 2))
     assert list(context.reporter.health) == []
+
+
+class Gappy(MemoryRegistry):
+    """Every watch has a gap soon: etcd is compacted all the time. ``stands`` is for how long each stands before, or None where it
+    does not even say that it stands. Counts the listings.
+    """
+
+    def __init__(self, store: MemoryStore, stands: float | None) -> None:
+        super().__init__(store)
+        self.stands = stands
+        self.listings = 0
+
+    async def snapshot(self) -> Snapshot:
+        self.listings += 1
+        return await super().snapshot()
+
+    async def watch(self, from_revision: int) -> AsyncIterator[Batch]:
+        if self.stands is not None:
+            yield Batch((), from_revision, connected=True)
+            yield Batch((ConfigChanged(str(self.listings)),), from_revision)
+            await asyncio.sleep(self.stands)
+        raise WatchGapError(f"revision {from_revision} has been compacted")
+
+
+@pytest.mark.parametrize("stands", [None, 0.0, 0.1])
+@pytest.mark.parametrize("peers", [0, 3, 1000])
+def test_where_each_watch_has_a_gap_listings_have_pauses(tmp_path: Path, peers: int, stands: float | None) -> None:
+    async def follow() -> int:
+        host = HostInMemory(MemoryStore(), tmp_path)
+        for number in range(peers):
+            host.put_peer(f"10.{5 + number // 256}.{number % 256}.0-24", vxlan_value("192.0.2.9", "02:00:00:00:00:09"))
+        registry = Gappy(host.store, stands)
+        cluster = Cluster(host.context(registry), lambda: None)
+        task = asyncio.create_task(cluster.follow())
+        await asyncio.sleep(60.0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return registry.listings
+
+    assert 5 <= run_virtually(follow()) <= 70, "one a second, but for the first few"

@@ -51,7 +51,7 @@ def test_who_has_our_mac_and_is_older_makes_us_draw_a_new_one(other: Lease, copy
     assert found == ({"flannel.1": other} if copy else {})
 
 
-HERE, MAC_A, MAC_B = "b0f1", "52:54:00:00:00:0a", "52:54:00:00:00:0b"
+HERE, MAC_A, MAC_B, LO = "b0f1", "52:54:00:00:00:0a", "52:54:00:00:00:0b", "00:00:00:00:00:00"
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,9 @@ HERE, MAC_A, MAC_B = "b0f1", "52:54:00:00:00:0a", "52:54:00:00:00:0b"
         (State("/p", machine=HERE, uplink_mac=MAC_A, address="192.0.2.1"), HERE, MAC_B, "192.0.2.1", True),  # another card
         (State("/p", machine=HERE, uplink_mac=MAC_A, address="192.0.2.1"), HERE, MAC_B, "192.0.2.9", False),  # a cloned image
         (State("/p", machine="c0de", uplink_mac=MAC_A, address="192.0.2.1"), HERE, MAC_A, "192.0.2.1", False),  # a copied directory
+        (State("/p", machine=HERE, uplink_mac=MAC_A, address="192.0.2.1"), HERE, LO, "10.77.0.1", True),  # by way of lo now
+        (State("/p", machine=HERE, uplink_mac=LO, address="10.77.0.1"), HERE, MAC_A, "192.0.2.1", True),  # and back
+        (State("/p", machine="c0de", uplink_mac=LO, address="10.77.0.1"), HERE, LO, "10.77.0.1", False),
         (State("/p"), HERE, MAC_A, "192.0.2.1", True),  # an older version's, which said nothing
         (State("/p", address="192.0.2.1"), HERE, MAC_A, "192.0.2.9", False),
     ],

@@ -88,8 +88,8 @@ class Wire:
     async def close(self) -> None:
         """Close the channel; calls on it end as cancelled. A second time does no harm.
 
-        gRPC gives a channel up only when nothing names it any more: one that was closed while it had no connection makes one as soon
-        as it can, and keeps it. An error's traceback names the frames that it came through, and so the call and us.
+        gRPC gives a channel up only when nothing names it any more: one that was closed while it had no connection makes one as
+        soon as it can, and keeps it. An error's traceback names the frames that it came through, and so the call and us.
         """
         if self.channel is not None:
             await self.channel.close()

@@ -1,0 +1,206 @@
+"""Does what the loop says of the kernel begin when it is so, and end when it is not? Each of its conditions, and each alone."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any, cast
+from unittest.mock import patch
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from netaddr import IPAddress, IPNetwork
+
+from flannelpy.agent.sync import reconcile
+from flannelpy.agent.sync.drift import AT_ONCE, EVERY_S
+from flannelpy.agent.sync.kernel_errors import PROTOCOLS, explain
+from flannelpy.core.backend import Backend, Local
+from flannelpy.core.errors import KernelError
+from flannelpy.core.model import Lease
+from flannelpy.core.objects import HostState, Key, Route, Sysctl
+from flannelpy.core.plan import Step
+from flannelpy.kernel.fake import FakeKernel
+from tests.unit.syncing import World, mac_of, peer
+
+ACCEPT_RA = Sysctl("net/ipv6/conf/flannel.1/accept_ra", "0")
+
+
+class Odd:
+    """A backend that raises whatever it likes for some peers."""
+
+    def __init__(self, whole: Any, faults: dict[str, Exception]) -> None:
+        self._whole = whole
+        self._faults = faults
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
+
+    def peer(self, lease: Lease, local: Local) -> HostState:
+        if lease.key in self._faults:
+            raise self._faults[lease.key]
+        found: HostState = self._whole.peer(lease, local)
+        return found
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    made = World()
+    async with made.alive():
+        made.join(peer(2))
+        await made.quiet()
+        yield made
+
+
+def route(number: int) -> Key:
+    return Key("route", f"10.5.{number}.0/24")
+
+
+async def has_route(world: World, number: int) -> bool:
+    return f"route 10.5.{number}.0/24 via 10.5.{number}.0 dev flannel.1 onlink" in await world.held()
+
+
+async def a_moment_later(world: World) -> None:
+    """What is over is over for good: it has not come back for as long as it would take to tell of it."""
+    world.clock.now += 1.0
+    world.reconciler.look_at_silent()
+    await world.quiet()
+
+
+# ------------------------------------------------------------------------------------------------------ contested
+
+
+async def test_what_is_contested_is_told_until_it_was_left_alone(world: World) -> None:
+    for _ in range(AT_ONCE + 1):
+        world.kernel.take(route(2))
+        await world.quiet()
+    assert world.conditions() == {
+        f"kernel-contested {route(2)}": f"somebody else changes {route(2)} again and again; it is repaired with pauses"
+    }
+    assert not await has_route(world, 2)
+    await world.later(EVERY_S)
+    assert await has_route(world, 2)
+    world.reconciler.look_at_silent()
+    assert world.conditions() != {}, "it was repaired, and not yet left alone"
+    world.clock.now += (AT_ONCE + 1) * EVERY_S
+    world.reconciler.look_at_silent()
+    assert world.conditions() == {}
+
+
+# -------------------------------------------------------------------------------------------------------- refused
+
+
+async def test_of_two_kinds_of_refusals_each_ends_by_itself(world: World) -> None:
+    world.kernel.plant(Route(IPNetwork("10.5.3.0/24"), dev="eth1", proto=4))
+    world.kernel.fail(route(4), errno.ENETUNREACH, times=2)
+    world.join(peer(3), peer(4))
+    await world.quiet()
+    refused = {f"kernel-refused route {errno.EEXIST}", f"kernel-refused route {errno.ENETUNREACH}"}
+    assert set(world.conditions()) == refused
+    await world.later(5.0)
+    await world.later(5.0)
+    await a_moment_later(world)
+    assert await has_route(world, 4)
+    assert set(world.conditions()) == {f"kernel-refused route {errno.EEXIST}"}
+    world.kernel.take(route(3))
+    await world.quiet()
+    assert await has_route(world, 3)
+    await a_moment_later(world)
+    assert world.conditions() == {}
+
+
+async def test_a_setting_that_the_operator_makes_himself_is_no_refusal_any_more() -> None:
+    """The remedy takes no step of ours: that it is so now has to be seen."""
+    world = World()
+    world.kernel.fail(ACCEPT_RA.key, errno.EROFS, times=1_000)
+    async with world.alive():
+        assert set(world.conditions()) == {f"kernel-refused sysctl {errno.EROFS}"}
+        await a_moment_later(world)
+        assert set(world.conditions()) == {f"kernel-refused sysctl {errno.EROFS}"}
+        world.kernel.plant(ACCEPT_RA)
+        world.reconciler.look_at_silent()
+        await world.quiet()
+        await a_moment_later(world)
+        assert world.conditions() == {}
+        assert not len(world.reconciler.retries)
+
+
+@pytest.mark.parametrize(("number", "word"), [*PROTOCOLS.items(), (77, "77")])
+async def test_who_is_in_the_way_is_said_as_ip_says_it_and_how_to_make_room(number: int, word: str) -> None:
+    kernel, ours = FakeKernel(), Route(IPNetwork("10.5.9.0/24"), IPAddress("192.0.2.2"), "eth1")
+    kernel.plant(Route(IPNetwork("10.5.9.0/24"), dev="eth1", proto=number))
+    words = f"10.5.9.0/24 dev eth1 proto {word}"
+    said = await explain(kernel, Step("add", ours), KernelError("File exists", errno.EEXIST))
+    assert said == f"{words} is there and is not ours (to make room: ip route del {words})"
+
+
+# ----------------------------------------------------------------------------------------------------- unreadable
+
+
+async def test_a_kernel_that_cannot_be_read_is_told_until_it_can(world: World) -> None:
+    with patch.object(reconcile, "UNREADABLE_S", 0.0):
+        world.failing.fails = lambda: True
+        world.failing.failed = 0
+        world.reconciler.resync()
+        await world.round()
+        assert world.conditions() == {
+            "kernel-unreadable": "the kernel's state cannot be read: netlink: Too many open files; trying again"
+        }
+        world.failing.fails = lambda: False
+        await world.quiet()
+        assert world.conditions() == {}
+
+
+# ---------------------------------------------------------------------------------------------------------- peers
+
+
+async def test_of_two_leases_that_claim_one_thing_the_younger_is_told_until_the_older_goes(world: World) -> None:
+    world.join(peer(3, mac=mac_of(2)))
+    await world.quiet()
+    (said,) = world.conditions().items()
+    assert said[0] == "peer-conflict 10.5.3.0-24"
+    assert "10.5.3.0/24 at 192.0.2.3 claims fdb " in said[1]
+    assert "which is held by 10.5.2.0/24 at 192.0.2.2" in said[1]
+    assert not await has_route(world, 3)
+    world.leave(peer(2))
+    await world.quiet()
+    assert await has_route(world, 3)
+    assert world.conditions() == {}
+
+
+FAULTS: list[Exception] = [ValueError("odd"), KeyError("VtepMAC"), ZeroDivisionError(), RecursionError("deep"), KernelError("no")]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.dictionaries(st.integers(2, 9), st.sampled_from(FAULTS), max_size=4))
+async def test_whatever_a_backend_raises_for_a_peer_costs_that_peer_alone(faulty: dict[int, Exception]) -> None:
+    world = World()
+    faults = {f"10.5.{number}.0-24": fault for number, fault in faulty.items()}
+    whole = world.target
+    async with world.alive(replace(whole, backend=cast(Backend, Odd(whole.backend, faults)))):
+        world.join(*map(peer, range(2, 10)))
+        await world.quiet()
+        assert [number for number in range(2, 10) if not await has_route(world, number)] == sorted(faulty)
+        assert set(world.conditions()) == {f"peer-unreadable {key}" for key in faults}
+        for number, fault in faulty.items():
+            words = world.conditions()[f"peer-unreadable 10.5.{number}.0-24"]
+            assert f"10.5.{number}.0/24 at 192.0.2.{number}: " in words
+            assert str(fault) in words
+        assert not world.reconciler.standing.host_failed
+        world.retarget(whole)
+        await world.quiet()
+        assert world.conditions() == {}
+
+
+async def test_one_peer_that_cannot_be_read_is_said_in_a_line(world: World) -> None:
+    lease = peer(3)
+    world.join(replace(lease, attrs=replace(lease.attrs, backend_data=json.loads('{"VtepMAC": "x\\u001b[2J\\ny"}'))))
+    await world.quiet()
+    (text,) = world.conditions().values()
+    assert text.startswith("a peer's lease does not say how to reach it: 10.5.3.0/24 at 192.0.2.3: BackendData.VtepMAC ")
+    assert text.isprintable()
+    world.join(lease)
+    await world.quiet()
+    assert world.conditions() == {}
