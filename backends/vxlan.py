@@ -140,7 +140,7 @@ class VxlanBackend:
                 "vxlan",
                 mtu=self._device_mtu(local.uplink, version),
                 mac=local.macs[device],
-                vxlan=Vxlan(options.vni, local.uplink.name, local_address, options.port, options.learning, options.gbp),
+                detail=Vxlan(options.vni, local.uplink.name, local_address, options.port, options.learning, options.gbp),
             ),
             Address(IPNetwork((subnet.first, whole), version=version), device),
             Sysctl(f"net/ipv6/conf/{device}/accept_ra", "0"),

@@ -38,6 +38,8 @@ class Vxlan:
     ``port`` is the UDP destination port, always explicit (the kernel's own default is 8472).
     """
 
+    kind: ClassVar[str] = "vxlan"
+
     vni: int
     dev: str
     local: IPAddress
@@ -66,12 +68,23 @@ class Ipip:
     the outer DF bit is always set (the kernel refuses ``nopmtudisc`` with it), so nothing is ever fragmented outside.
     """
 
+    kind: ClassVar[str] = "ipip"
+
     local: IPAddress
     port: int
     ttl: int = 64
 
+    @property
+    def fixed(self) -> Ipip:
+        """All of it."""
+        return self
+
     def __str__(self) -> str:
         return f"local {self.local} remote any ttl {self.ttl} encap fou encap-sport {self.port} encap-dport {self.port}"
+
+
+Detail = Vxlan | Ipip
+"""What is a device's kind's own: ``kind`` is the kernel's link kind, ``fixed`` what no kernel changes in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +112,10 @@ class Fou:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network device that is ours. ``kind`` is the kernel's link kind; a ``tun`` is opened by its pump, only configured here."""
+    """A network device that is ours. ``kind`` is the kernel's link kind; a ``tun`` is opened by its pump, only configured here.
+
+    ``detail`` None: the kind has none, or it was observed and our words cannot say it.
+    """
 
     noun: ClassVar[str] = "link"
 
@@ -108,8 +124,7 @@ class Link:
     mtu: int
     mac: str | None = None
     up: bool = True
-    vxlan: Vxlan | None = None
-    ipip: Ipip | None = None
+    detail: Detail | None = None
 
     @property
     def key(self) -> Key:
@@ -124,18 +139,15 @@ class Link:
 
     def must_be_remade(self, observed: Link) -> bool:
         """True where no kernel can change ``observed`` into this one in place."""
-        return (self.kind, self.ipip, self.vxlan and self.vxlan.fixed) != (
-            observed.kind,
-            observed.ipip,
-            observed.vxlan and observed.vxlan.fixed,
-        )
+        return (self.kind, self.detail and self.detail.fixed) != (observed.kind, observed.detail and observed.detail.fixed)
 
     def __str__(self) -> str:
         words = [self.name]
         if self.mac:
             words.append(f"address {self.mac}")
         words.append(f"mtu {self.mtu} {'up' if self.up else 'down'} type {self.kind}")
-        words += [str(detail) for detail in (self.vxlan, self.ipip) if detail]
+        if self.detail is not None:
+            words.append(str(self.detail))
         return " ".join(words)
 
 
