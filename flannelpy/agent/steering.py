@@ -9,26 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from flannelpy import plugins
 from flannelpy.agent.carriage import Carriage, clamped, introduce, resolve
-from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.context import Context
-from flannelpy.agent.datapath import DatapathSupervisor, Wanted, make_way
-from flannelpy.agent.facts import Facts
-from flannelpy.agent.forwarding import Forwarding
+from flannelpy.agent.datapath import Wanted, make_way
 from flannelpy.agent.identity import without_copies
 from flannelpy.agent.kept import Kept
 from flannelpy.agent.lease import Keeper
 from flannelpy.agent.ownership import Ownership
+from flannelpy.agent.parts import Parts
 from flannelpy.agent.phase import Phase
-from flannelpy.agent.publish import Publisher
-from flannelpy.agent.surroundings import Surroundings
 from flannelpy.agent.sync.firewall import Firewall
 from flannelpy.agent.sync.fragments import Target
-from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.agent.view import Cursor
 from flannelpy.core.config import differences
 from flannelpy.core.errors import ConfigError
@@ -41,19 +36,6 @@ from flannelpy.host.machine import machine
 from flannelpy.host.view_file import KeptView
 
 log = logging.getLogger("flannelpy")
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What is steered."""
-
-    facts: Facts
-    surroundings: Surroundings
-    cluster: Cluster
-    reconciler: Reconciler
-    datapath: DatapathSupervisor
-    publisher: Publisher
-    forwarding: Forwarding
 
 
 class Steering:
@@ -134,8 +116,13 @@ class Steering:
                 return
             if before is None:
                 self._disown()
+            prepared = self._parts.preparation.of(asked[1])
+            if prepared is None:
+                self._text = None  # it goes on from here when it is done
+                return
             found = (facts.uplink, facts.reasons)
             carriage = await resolve(self._context, text or "", asked, found, self._ownership.state.macs, before)
+            carriage = replace(carriage, prepared=prepared.text)
         except ConfigError as error:
             words = f"at {where} {error}" if text is None else f"at {where}: {error}"
             reporter.set("config-unusable", {"": words} if before is None else {})
