@@ -134,8 +134,9 @@ SOURCE_RULES: tuple[SourceRule, ...] = ("default", "strict", "peers")
 class GuardedPort:
     """A UDP port where the kernel decapsulates. ``name`` says whose packets these are.
 
-    ``inner``: bytes from the UDP header's beginning to the inner IP header; ``ethertype``: to the inner EtherType, where there is
-    one; ``vni``: the VXLAN network that is ours, others at the port are somebody else's.
+    ``datagram`` False: it is no port, but the number of an IP protocol, whose packets have no header of their own.
+    ``inner``: bytes from behind the outer IP header (where the UDP header begins) to the inner IP header; ``ethertype``: to the
+    inner EtherType, where there is one; ``vni``: the VXLAN network that is ours, others at the port are somebody else's.
     """
 
     name: str
@@ -143,6 +144,7 @@ class GuardedPort:
     inner: int
     ethertype: int | None = None
     vni: int | None = None
+    datagram: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,16 +62,18 @@ class Vxlan:
 
 @dataclass(frozen=True, slots=True)
 class Ipip:
-    """The fixed properties of an ipip device that sends each packet in a UDP datagram (FOU), to whichever address the route says.
+    """The fixed properties of an ipip device, which sends each packet to whichever address the route says.
 
-    ``local`` is the outer source; ``port`` the UDP port, source and destination alike. ``ttl`` is the outer one: with a fixed one
-    the outer DF bit is always set (the kernel refuses ``nopmtudisc`` with it), so nothing is ever fragmented outside.
+    ``local`` is the outer source. ``port`` 0: a packet is in nothing but an IP header. Else it is in a UDP datagram (FOU), and
+    this is source and destination port alike. ``ttl`` is the outer one: with a fixed one the outer DF bit is always set (the
+    kernel refuses ``nopmtudisc`` with it), so nothing is ever fragmented outside; with 0, flannel's, TTL and DF are those of the
+    packet inside.
     """
 
     kind: ClassVar[str] = "ipip"
 
     local: IPAddress
-    port: int
+    port: int = 0
     ttl: int = 64
 
     @property
@@ -80,7 +82,8 @@ class Ipip:
         return self
 
     def __str__(self) -> str:
-        return f"local {self.local} remote any ttl {self.ttl} encap fou encap-sport {self.port} encap-dport {self.port}"
+        ends = f"local {self.local} remote any ttl {self.ttl if self.ttl else 'inherit nopmtudisc'}"
+        return f"{ends} encap fou encap-sport {self.port} encap-dport {self.port}" if self.port else ends
 
 
 Detail = Vxlan | Ipip

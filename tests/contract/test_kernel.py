@@ -676,6 +676,22 @@ async def test_a_port_its_device_and_what_hangs_on_it_come_and_go(fou_host: Host
     assert len(await kernel.observe(TUNNEL_SCOPE)) == 0
 
 
+async def test_a_tunnel_without_a_port_is_one_of_its_own(fou_host: Host) -> None:
+    """Plain ipip, made, observed, made anew where its address or encapsulation is another, and removed."""
+    kernel = fou_host.kernel
+    plain = Link("flannel.ipip", "ipip", 1480, detail=Ipip(IPAddress("192.0.2.1"), ttl=0))
+    scope = replace(TUNNEL_SCOPE, links=frozenset({plain.name}))
+    route = Route(IPNetwork("10.5.9.0/24"), IPAddress("192.0.2.9"), plain.name, onlink=True)
+    wanted = HostState.of(plain, Address(IPNetwork("10.5.72.0/32"), plain.name), route)
+    for before in (None, Ipip(IPAddress("192.0.2.7"), ttl=0), Ipip(IPAddress("192.0.2.1")), Ipip(IPAddress("192.0.2.1"), 8285)):
+        if before is not None:
+            assert await apply(kernel, Step("remake", replace(plain, detail=before))) == []
+        assert await apply(kernel, *plan(wanted, await kernel.observe(scope), scope)) == []
+        assert await kernel.observe(scope) == wanted
+    assert await apply(kernel, *plan(HostState(), wanted, scope)) == []
+    assert len(await kernel.observe(scope)) == 0
+
+
 async def test_a_port_is_exclusive_and_its_removal_is_not(fou_host: Host) -> None:
     port = Fou(8285)
     assert await apply(fou_host.kernel, Step("add", port)) == []
@@ -690,6 +706,7 @@ async def test_a_port_of_another_protocol_is_changed(fou_host: Host) -> None:
 
 WIRE = {
     "udp": GuardedPort("udp", 8285, inner=8),
+    "ipip": GuardedPort("ipip", 4, inner=0, datagram=False),
     "vxlan": GuardedPort("vxlan", 8472, inner=30, ethertype=28, vni=1),
 }
 SIDES = [
@@ -711,7 +728,7 @@ def guarded_peer(number: int, length: int = 24) -> Lease:
 
 
 @pytest.mark.parametrize("rule", ["default", "strict", "peers"])
-@pytest.mark.parametrize("kind", ["udp", "vxlan"])
+@pytest.mark.parametrize("kind", ["udp", "ipip", "vxlan"])
 @pytest.mark.parametrize("count", [0, 1, 250])
 async def test_a_guard_and_who_it_lets_in_come_and_go(host: Host, rule: SourceRule, kind: str, count: int) -> None:
     guard = Guard(WIRE[kind], rule, (4, 6) if kind == "vxlan" else (4,))
@@ -725,7 +742,8 @@ async def test_a_guard_and_who_it_lets_in_come_and_go(host: Host, rule: SourceRu
 
 
 async def test_a_guard_is_written_as_nft_prints_it(real: RealHost) -> None:
-    for kind, rule in (("udp", "default"), ("vxlan", "strict"), ("vxlan", "peers"), ("vxlan", "default")):
+    plain, framed = [(kind, rule) for kind in ("udp", "ipip") for rule in ("default", "strict")], ("strict", "peers", "default")
+    for kind, rule in (*plain, *(("vxlan", rule) for rule in framed)):
         guard = Guard(WIRE[kind], cast(SourceRule, rule), (4, 6) if kind == "vxlan" else (4,))
         state = guard_state(guard, [guarded_peer(3), guarded_peer(7, 26)])
         assert await apply(real.kernel, *plan(state, await real.kernel.observe(SCOPE))) == []
