@@ -465,6 +465,33 @@ async def test_the_agent_waits_for_what_is_to_be_published(
         await until(lambda: '"BackendData":"others"}' in host.value(host.lease))
 
 
+async def test_a_command_that_hangs_before_the_lease_holds_up_no_other_config(programs: Programs, tmp_path: Path) -> None:
+    """At the start, and under a lease: what is carried by stays until the new one is prepared."""
+    host, hang = HostInMemory(MemoryStore(), tmp_path), programs.make("hang", "note $$; sleep 1000")
+    host.put_config(extension(PreStartupCommand=hang))
+    async with host.run(ready=False):
+        await until(lambda: len(programs.noted) == 1)
+        host.put_config(extension(PreStartupCommand=programs.make("pre", "echo ours")))
+        await until(lambda: host.ready)
+        assert gone(programs.noted[0])
+        lease = host.lease
+        host.put_config(extension(PreStartupCommand=hang))
+        await until(lambda: len(programs.noted) == 2)
+        host.put_peer("10.5.9.0-24", VALUE)
+        await until(lambda: host.agent is not None and [row.state for row in host.agent.status().peers] == ["in-sync"])
+        assert host.ready
+        assert '"BackendData":"ours"}' in host.value(lease)
+    assert gone(programs.noted[1])
+
+
+async def test_at_the_end_packets_are_said_to_flow_on(tmp_path: Path) -> None:
+    host = HostInMemory(MemoryStore(), tmp_path)
+    host.put_config(extension())
+    async with host.run():
+        assert host.agent is not None
+        assert host.agent._what_stays == "the lease and what is programmed stay, so that packets keep flowing"
+
+
 async def test_a_peer_whose_command_fails_is_a_condition_of_its_own(programs: Programs, tmp_path: Path) -> None:
     host = HostInMemory(MemoryStore(), tmp_path)
     add = programs.make("add", "case $SUBNET in 10.5.9.*) exit 1;; esac; note $SUBNET")
