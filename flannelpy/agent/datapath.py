@@ -78,6 +78,12 @@ class DatapathSupervisor:
         """True where no packet flows without it."""
         return self._datapath is not None and not isinstance(self._datapath, LeavesBehind)
 
+    @property
+    def may_publish(self) -> bool:
+        """False while what others set up for us is not set up yet; whether a device of ours is there the reconciler knows."""
+        wanted = None if self._wanted is None else self._wanted.datapath
+        return self._open or not isinstance(wanted, LeavesBehind)
+
     def status(self) -> DatapathStatus | None:
         """What the datapath says of itself; None where there is none, or it says nothing."""
         return self._datapath.status() if isinstance(self._datapath, HasStatus) else None

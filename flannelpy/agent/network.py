@@ -186,7 +186,7 @@ class Network:
             carriage, lease = steering.carriage, steering.lease
             if carriage is None or lease is None or not reconciler.settled:
                 continue
-            if steering.phase.may_publish and not reconciler.standing.host_failed:
+            if steering.phase.may_publish and self.datapath.may_publish and not reconciler.standing.host_failed:
                 self.publisher.publish(lease, carriage, reconciler.fragments.peer_count)
             if steering.phase.may_sweep:
                 steering.swept()

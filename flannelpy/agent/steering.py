@@ -25,6 +25,7 @@ from flannelpy.agent.phase import Phase
 from flannelpy.agent.sync.firewall import Firewall
 from flannelpy.agent.sync.fragments import Target
 from flannelpy.agent.view import Cursor
+from flannelpy.core.backend import LeavesBehind
 from flannelpy.core.config import differences
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.leasing import Leasing
@@ -267,13 +268,14 @@ class Steering:
         local, scope, settings = carriage.local(lease), self.scope, self._context.settings
         reconciler = self._parts.reconciler
         datapath, wanted = carriage.backend.datapath(local), carriage.backend.host(local)
-        # A userspace datapath makes its device before addresses and routes go onto it; one that another carrier takes the place of
-        # moves packets until that one is made, unless both want the same port.
+        # A userspace datapath makes its device before addresses and routes go onto it. Nothing of ours goes onto what commands
+        # make, so these may take their time. One that another carrier takes the place of moves packets until that one is made,
+        # unless both want the same port.
         last = datapath is None and self._parts.datapath.has_datapath and not any(isinstance(item, Fou) for item in wanted)
         in_the_way = None if datapath is None else wanted
         clear = reconciler.after_round if last else partial(make_way, self._context.kernel, scope, in_the_way)
         self._parts.datapath.set(Wanted(datapath, carriage.backend, local, clear))
-        if not last:
+        if not last and not isinstance(datapath, LeavesBehind):
             await self._parts.datapath.tried.wait()
         firewall = Firewall(settings, carriage.config, carriage.backend, scope.table, lease, self._parts.forwarding.rules)
         shield = self._parts.surroundings.shield(carriage.config.networks)

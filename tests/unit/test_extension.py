@@ -484,6 +484,28 @@ async def test_a_command_that_hangs_before_the_lease_holds_up_no_other_config(pr
     assert gone(programs.noted[1])
 
 
+async def test_a_command_that_hangs_under_the_lease_holds_up_no_other_config(programs: Programs, tmp_path: Path) -> None:
+    """No subnet file before PostStartupCommand has done its work; and a config that wants another backend is followed meanwhile."""
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    host = HostInMemory(MemoryStore(), tmp_path)
+    host.put_config(extension(PostStartupCommand=programs.make("post", f"note $$; read x < {go}")))
+    async with host.run(ready=False):
+        await until(lambda: len(programs.noted) == 1)
+        await until(lambda: host.published() and host.settled)
+        host.put_peer("10.5.9.0-24", VALUE)
+        await until(lambda: host.agent is not None and len(host.agent.status().peers) == 1)
+        assert not host.ready
+        assert not host.settings.subnet_file.exists()
+        await asyncio.to_thread(go.write_text, "x\n")
+        await until(lambda: host.ready)
+        host.put_config(extension(PostStartupCommand=programs.make("post2", "note $$; sleep 1000")))
+        await until(lambda: len(programs.noted) == 2)
+        host.put_config({**extension(), "Backend": {"Type": "host-gw"}})
+        await until(lambda: '"BackendType":"host-gw"' in host.value(host.lease))
+        await until(lambda: gone(programs.noted[1]))
+
+
 async def test_at_the_end_packets_are_said_to_flow_on(tmp_path: Path) -> None:
     host = HostInMemory(MemoryStore(), tmp_path)
     host.put_config(extension())
