@@ -9,10 +9,11 @@ import asyncio
 import os
 import signal
 import stat
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from netaddr import IPAddress, IPNetwork
 
 from backends.extension import Extension, datapath
-from backends.extension.command import MOST_OUTPUT, Command
+from backends.extension.command import MOST_OUTPUT, Command, Commands, Output
 from backends.extension.datapath import CommandDatapath
 from backends.extension.words import expand, trimmed, words
 from flannelpy import plugins
@@ -406,6 +407,61 @@ async def test_a_removal_that_always_fails_is_given_up(programs: Programs, quick
         assert not refused
     assert 1 <= len(programs.noted) <= datapath.REMOVALS
     assert "given up after" in caplog.text
+
+
+class Recorded:
+    """A command that takes some turns of the loop and may fail; ``runs``: who is at work on which subnet."""
+
+    def __init__(self, name: str, fates: Iterator[bool], done: dict[str, str], runs: set[str]) -> None:
+        self.name, self._fates, self._done, self._runs = name, fates, done, runs
+
+    async def run(self, variables: Mapping[str, str], data: str = "") -> Output:
+        subnet = variables["SUBNET"]
+        assert subnet not in self._runs, "two commands for one peer at a time"
+        self._runs.add(subnet)
+        await asyncio.sleep(0)
+        self._runs.remove(subnet)
+        if not next(self._fates, True):
+            raise BackendError(f"{self.name} failed")
+        if self.name == "add":
+            self._done[subnet] = variables["PUBLIC_IP"]
+        else:
+            self._done.pop(subnet, None)
+        return Output("", True)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.sampled_from([None, "192.0.2.50", "192.0.2.51"]), st.integers(0, 4)), max_size=30),
+    st.lists(st.booleans(), max_size=4),
+)
+def test_whatever_comes_goes_and_fails_the_end_is_what_was_said_last(
+    said: list[tuple[int, str | None, int]], fates: list[bool]
+) -> None:
+    async def tried() -> None:
+        done: dict[str, str] = {}
+        left, runs = iter(fates), set[str]()
+        commands = [cast(Command, Recorded(name, left, done, runs)) for name in ("add", "remove")]
+        made = CommandDatapath(Local(V4, UPLINK, OWN), Commands(None, None, *commands))
+        life = asyncio.create_task(made.run())
+        wanted: dict[str, str] = {}
+        for number, at, turns in said:
+            lease = None if at is None else peer(number, at=at)
+            made.update({f"10.5.{number}.0-24": lease})
+            if at is None:
+                wanted.pop(f"10.5.{number}.0/24", None)
+            else:
+                wanted[f"10.5.{number}.0/24"] = at
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        await until(lambda: not made._due and all(each.settled and not each.busy for each in made._peers.values()))
+        assert done == wanted
+        assert len(made._peers) == len(wanted)
+        assert made._refused == {}
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+
+    with patch.object(datapath, "FIRST_RETRY_S", 0.0):
+        asyncio.run(tried())
 
 
 async def test_the_mtu_of_the_uplink_is_followed_and_another_command_is_not() -> None:
