@@ -14,13 +14,14 @@ from typing import Any
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.backend import SOURCE_RULES, Guard, GuardedPort, Local, SourceRule, Uplink
+from flannelpy.core.backend import Guard, GuardedPort, Local, SourceRule, Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError, MalformedError
 from flannelpy.core.foreign import printable
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, FdbEntry, HostState, Link, Neighbour, Object, Route, Sysctl, Vxlan
+from flannelpy.core.shared_options import direct_route, source_rule
 
 OUTER_IPV4 = 50
 """Bytes that VXLAN over IPv4 adds: inner Ethernet 14, VXLAN 8, UDP 8, IPv4 20 (RFC 7348 section 5). Over IPv6: 20 more."""
@@ -74,7 +75,7 @@ class VxlanBackend:
                 gbp=members.boolean("GBP", False),
                 learning=members.boolean("Learning", False),
                 direct_routing=members.boolean("DirectRouting", False),
-                guard=_guard(members),
+                guard=source_rule(members),
             )
         )
 
@@ -140,7 +141,7 @@ class VxlanBackend:
                 "vxlan",
                 mtu=self._device_mtu(local.uplink, version),
                 mac=local.macs[device],
-                vxlan=Vxlan(options.vni, local.uplink.name, local_address, options.port, options.learning, options.gbp),
+                detail=Vxlan(options.vni, local.uplink.name, local_address, options.port, options.learning, options.gbp),
             ),
             Address(IPNetwork((subnet.first, whole), version=version), device),
             Sysctl(f"net/ipv6/conf/{device}/accept_ra", "0"),
@@ -161,8 +162,8 @@ class VxlanBackend:
         self._demand_vni(data)
         if mac == local.macs.get(device):
             raise MalformedError(f"BackendData.VtepMAC {mac} is our own device's: two hosts cannot share it")
-        if self.options.direct_routing and outer in local.on_link:
-            return [Route(subnet, via=outer, dev=local.on_link[outer])]
+        if self.options.direct_routing and (direct := direct_route(subnet, outer, local)):
+            return [direct]
         gateway = IPAddress(subnet.first, subnet.version)  # nobody's address: a handle for the peer's VTEP
         return [
             Neighbour(gateway, mac, device),  # gateway -> inner MAC, so that no ARP is sent
@@ -179,16 +180,6 @@ class VxlanBackend:
 
     def datapath(self, local: Local) -> None:
         return None
-
-
-def _guard(members: Members) -> SourceRule | None:
-    given = members["Guard"] if "Guard" in members else None
-    if given == "off":
-        return None
-    for rule in SOURCE_RULES:
-        if given == rule or (given is None and rule == "default"):
-            return rule
-    raise members.wrong("Guard", f"{', '.join(SOURCE_RULES)} or off")
 
 
 def vtep_mac(data: object) -> str:

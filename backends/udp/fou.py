@@ -21,7 +21,7 @@ TRIAL_LOCAL = IPAddress("127.255.255.254")
 
 def rehearsal(port: int) -> HostState:
     """What the kernel must be able to make to be the engine."""
-    return HostState.of(Fou(port), Link(TRIAL_DEVICE, "ipip", 1472, up=False, ipip=Ipip(TRIAL_LOCAL, port)))
+    return HostState.of(Fou(port), Link(TRIAL_DEVICE, "ipip", 1472, up=False, detail=Ipip(TRIAL_LOCAL, port)))
 
 
 def host(local: Local, device: str, mtu: int, port: int) -> HostState:
@@ -30,7 +30,7 @@ def host(local: Local, device: str, mtu: int, port: int) -> HostState:
         raise ConfigError(f"interface {local.uplink.name} has no IPv4 address: expected one, for udp")
     return HostState.of(
         Fou(port),
-        Link(device, "ipip", mtu, ipip=Ipip(local.uplink.address, port)),
+        Link(device, "ipip", mtu, detail=Ipip(local.uplink.address, port)),
         Address(IPNetwork((local.own.subnet.first, 32), version=4), device),
         *(Route(network, kind="unreachable") for network in local.config.networks if network.version == 4),
     )

@@ -217,7 +217,7 @@ class Agent:
     def _what_stays(self) -> str:
         if self._context.settings.release_on_exit:
             return "the lease is given back"
-        if self._network is not None and self._network.datapath.has_datapath:
+        if self._network is not None and self._network.datapath.moves_packets:
             if isinstance(self._context.fd_store, NoFdStore):
                 return "the lease stays; packets are cut off until the next start, which brings the pump back"
             return "the lease stays; at a restart by systemd packets wait, after a stop they are cut off"

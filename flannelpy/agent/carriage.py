@@ -23,7 +23,7 @@ log = logging.getLogger("flannelpy")
 @dataclass(frozen=True, slots=True)
 class Carriage:
     """``text`` is the config as stored; ``mtu`` the overlay's, in bytes; ``macs`` by device; ``engine``: how the backend works
-    here, where it has several ways.
+    here, where it has several ways; ``prepared``: what it found out before there was a lease.
     """
 
     text: str
@@ -34,10 +34,11 @@ class Carriage:
     macs: Mapping[str, str]
     uplink_reasons: tuple[str, ...] = ()
     engine: Chosen | None = None
+    prepared: str | None = None
 
     def local(self, lease: Lease | None = None) -> Local:
         """What the backend may ask of its host."""
-        return Local(self.config, self.uplink, lease, self.macs)
+        return Local(self.config, self.uplink, lease, self.macs, prepared=self.prepared)
 
     @property
     def attrs(self) -> LeaseAttrs:
@@ -61,7 +62,7 @@ class Carriage:
     @property
     def _essence(self) -> tuple[object, ...]:
         engine = None if self.engine is None else self.engine.engine
-        return self.config, engine, self.uplink, self.mtu, dict(self.macs)
+        return self.config, engine, self.uplink, self.mtu, dict(self.macs), self.prepared
 
 
 async def resolve(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from flannelpy.agent.report import Reporter
 from flannelpy.agent.view import Cursor
-from flannelpy.core.backend import Backend, Datapath, DatapathStatus, FdStore, HasStatus, Local
+from flannelpy.core.backend import Backend, Datapath, DatapathStatus, FdStore, HasStatus, LeavesBehind, Local, RefusesPeers
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.objects import Fou, HostState, Key, Link, Scope
 from flannelpy.core.plan import Step
@@ -57,6 +57,8 @@ class DatapathSupervisor:
     def __init__(self, reporter: Reporter, fd_store: FdStore, peers: Cursor, on_open: Callable[[], None]) -> None:
         self.tried = asyncio.Event()
         """Set while the last one that was wanted has been tried, whatever came of it, or none is wanted."""
+        self.refused: Mapping[str, str] = {}
+        """The peers that it fails for, by lease key, and how."""
         self._reporter = reporter
         self._fd_store = fd_store
         self._peers = peers
@@ -68,8 +70,19 @@ class DatapathSupervisor:
 
     @property
     def has_datapath(self) -> bool:
-        """True where the backend moves packets itself."""
+        """True where the backend has running code."""
         return self._datapath is not None
+
+    @property
+    def moves_packets(self) -> bool:
+        """True where no packet flows without it."""
+        return self._datapath is not None and not isinstance(self._datapath, LeavesBehind)
+
+    @property
+    def may_publish(self) -> bool:
+        """False while what others set up for us is not set up yet; whether a device of ours is there the reconciler knows."""
+        wanted = None if self._wanted is None else self._wanted.datapath
+        return self._open or not isinstance(wanted, LeavesBehind)
 
     def status(self) -> DatapathStatus | None:
         """What the datapath says of itself; None where there is none, or it says nothing."""
@@ -82,6 +95,10 @@ class DatapathSupervisor:
             return
         self.tried.clear()
         self._changed.set()
+
+    def _refuse(self, refused: Mapping[str, str]) -> None:
+        self.refused = dict(refused)
+        self._reporter.set("peer-failed", self.refused)
 
     def _adopt(self, before: Wanted, wanted: Wanted) -> bool:
         """True where what runs can go on, and does."""
@@ -105,6 +122,7 @@ class DatapathSupervisor:
                 await self._fd_store.drop(*self._fd_store.names)  # another carrier's, and in the way
                 self._datapath = None
                 self._reporter.set("datapath-failed", {})
+                self._refuse({})
                 self.tried.set()
                 continue
             self._datapath = wanted.datapath
@@ -127,6 +145,9 @@ class DatapathSupervisor:
     async def _serve(self, datapath: Datapath, wanted: Wanted) -> None:
         """One datapath, opened again and again."""
         delay, loop = FIRST_RETRY_S, asyncio.get_running_loop()
+        self._refuse({})
+        if isinstance(datapath, RefusesPeers):
+            datapath.listen(self._refuse)
         while True:
             began = loop.time()
             try:

@@ -21,9 +21,11 @@ from flannelpy.agent.forwarding import Forwarding
 from flannelpy.agent.guarded import guarded
 from flannelpy.agent.introduction import introduce
 from flannelpy.agent.kept import recall
+from flannelpy.agent.parts import Parts
 from flannelpy.agent.phase import Phase
+from flannelpy.agent.preparation import Preparation
 from flannelpy.agent.publish import Publisher
-from flannelpy.agent.steering import Parts, Steering
+from flannelpy.agent.steering import Steering
 from flannelpy.agent.surroundings import Surroundings
 from flannelpy.agent.sync.audit import audit
 from flannelpy.agent.sync.reconcile import Reconciler
@@ -65,7 +67,9 @@ class Network:
         self.reconciler.repairs.listener = lambda step: context.events.keep(REPAIRED, str(step.key), str(step))
         forwarding = Forwarding(context.kernel, context.reporter, self._change_firewall)
         surroundings = Surroundings(context, self.facts, wake=lambda: self.steering.changed.set())
-        self._parts = Parts(self.facts, surroundings, self.cluster, self.reconciler, self.datapath, self.publisher, forwarding)
+        preparation = Preparation(context.reporter, wake=lambda: self.steering.changed.set())
+        running = (self.cluster, self.reconciler, self.datapath, self.publisher, forwarding, preparation)
+        self._parts = Parts(self.facts, surroundings, *running)
         self.steering = Steering(context, kept, self._parts)
         self._notices: Notices | None = None
         self._scope = Scope()
@@ -96,6 +100,7 @@ class Network:
         yield "relist", self.cluster.relist
         yield "departures", self.cluster.departures.run
         yield "lease", self._keep_lease
+        yield "preparation", self._parts.preparation.run
         yield "datapath", self.datapath.run
         yield "reconcile", self.reconciler.run
         yield "audit", partial(audit, self.reconciler)
@@ -181,7 +186,7 @@ class Network:
             carriage, lease = steering.carriage, steering.lease
             if carriage is None or lease is None or not reconciler.settled:
                 continue
-            if steering.phase.may_publish and not reconciler.standing.host_failed:
+            if steering.phase.may_publish and self.datapath.may_publish and not reconciler.standing.host_failed:
                 self.publisher.publish(lease, carriage, reconciler.fragments.peer_count)
             if steering.phase.may_sweep:
                 steering.swept()

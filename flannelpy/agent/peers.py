@@ -31,16 +31,16 @@ class Peer:
     seconds_left: float | None = None
 
 
-def rows(cluster: Cluster, reconciler: Reconciler) -> Iterator[Peer]:
-    """Every lease but our own, in the order of their addresses."""
+def rows(cluster: Cluster, reconciler: Reconciler, failed: Mapping[str, str]) -> Iterator[Peer]:
+    """Every lease but our own, in the order of their addresses; ``failed``: those that the datapath fails for, and how."""
     view, left_out = cluster.view, reconciler.fragments.left_out
     own = None if view.own is None else view.own.key
     for lease in sorted(view.leases.values(), key=_place):
         if lease.key != own:
-            yield _row(lease, cluster, reconciler, left_out)
+            yield _row(lease, cluster, reconciler, left_out, failed.get(lease.key))
 
 
-def _row(lease: Lease, cluster: Cluster, reconciler: Reconciler, left_out: Mapping[str, str]) -> Peer:
+def _row(lease: Lease, cluster: Cluster, reconciler: Reconciler, left_out: Mapping[str, str], failed: str | None) -> Peer:
     key = lease.key
     why = cluster.refused.get(key, left_out.get(key))
     if why is not None:
@@ -48,7 +48,7 @@ def _row(lease: Lease, cluster: Cluster, reconciler: Reconciler, left_out: Mappi
     departure = cluster.departures.kept.get(key)
     if departure is not None:
         return Peer(lease, STALE, _GONE[departure.state], cluster.departures.until(key))
-    error = reconciler.standing.why_not(key)
+    error = failed or reconciler.standing.why_not(key)
     return Peer(lease, REFUSED, error) if error else Peer(lease, IN_SYNC if error is None else PENDING)
 
 

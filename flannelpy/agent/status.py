@@ -72,7 +72,7 @@ def document(context: Context, network: Network | None, ready: bool, born: float
         guard=_guard(carriage),
         uplink=_uplink(carriage),
         lease=None if lease is None else _lease(network, lease, health, clock),
-        peers=tuple(_peer(row) for row in peers.rows(network.cluster, network.reconciler)),
+        peers=tuple(_peer(row) for row in peers.rows(network.cluster, network.reconciler, network.datapath.refused)),
         kernel=_kernel(network.reconciler, calendar),
     )
 

@@ -9,27 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from flannelpy import plugins
 from flannelpy.agent.carriage import Carriage, clamped, introduce, resolve
-from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.context import Context
-from flannelpy.agent.datapath import DatapathSupervisor, Wanted, make_way
-from flannelpy.agent.facts import Facts
-from flannelpy.agent.forwarding import Forwarding
+from flannelpy.agent.datapath import Wanted, make_way
 from flannelpy.agent.identity import without_copies
 from flannelpy.agent.kept import Kept
 from flannelpy.agent.lease import Keeper
 from flannelpy.agent.ownership import Ownership
+from flannelpy.agent.parts import Parts
 from flannelpy.agent.phase import Phase
-from flannelpy.agent.publish import Publisher
-from flannelpy.agent.surroundings import Surroundings
 from flannelpy.agent.sync.firewall import Firewall
 from flannelpy.agent.sync.fragments import Target
-from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.agent.view import Cursor
+from flannelpy.core.backend import LeavesBehind
 from flannelpy.core.config import differences
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.leasing import Leasing
@@ -41,19 +37,6 @@ from flannelpy.host.machine import machine
 from flannelpy.host.view_file import KeptView
 
 log = logging.getLogger("flannelpy")
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What is steered."""
-
-    facts: Facts
-    surroundings: Surroundings
-    cluster: Cluster
-    reconciler: Reconciler
-    datapath: DatapathSupervisor
-    publisher: Publisher
-    forwarding: Forwarding
 
 
 class Steering:
@@ -134,8 +117,13 @@ class Steering:
                 return
             if before is None:
                 self._disown()
+            prepared = self._parts.preparation.of(asked[1])
+            if prepared is None:
+                self._text = None  # it goes on from here when it is done
+                return
             found = (facts.uplink, facts.reasons)
             carriage = await resolve(self._context, text or "", asked, found, self._ownership.state.macs, before)
+            carriage = replace(carriage, prepared=prepared.text)
         except ConfigError as error:
             words = f"at {where} {error}" if text is None else f"at {where}: {error}"
             reporter.set("config-unusable", {"": words} if before is None else {})
@@ -280,13 +268,14 @@ class Steering:
         local, scope, settings = carriage.local(lease), self.scope, self._context.settings
         reconciler = self._parts.reconciler
         datapath, wanted = carriage.backend.datapath(local), carriage.backend.host(local)
-        # A userspace datapath makes its device before addresses and routes go onto it; one that another carrier takes the place of
-        # moves packets until that one is made, unless both want the same port.
+        # A userspace datapath makes its device before addresses and routes go onto it. Nothing of ours goes onto what commands
+        # make, so these may take their time. One that another carrier takes the place of moves packets until that one is made,
+        # unless both want the same port.
         last = datapath is None and self._parts.datapath.has_datapath and not any(isinstance(item, Fou) for item in wanted)
         in_the_way = None if datapath is None else wanted
         clear = reconciler.after_round if last else partial(make_way, self._context.kernel, scope, in_the_way)
         self._parts.datapath.set(Wanted(datapath, carriage.backend, local, clear))
-        if not last:
+        if not last and not isinstance(datapath, LeavesBehind):
             await self._parts.datapath.tried.wait()
         firewall = Firewall(settings, carriage.config, carriage.backend, scope.table, lease, self._parts.forwarding.rules)
         shield = self._parts.surroundings.shield(carriage.config.networks)

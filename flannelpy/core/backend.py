@@ -6,7 +6,7 @@ is found by entry point (``flannelpy.plugins``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -45,7 +45,8 @@ class Local:
     """What a backend may ask of its host, as data. ``lease`` is None only while the attributes of the first lease are made.
 
     ``macs``: the stable MAC of each of the backend's devices that has one. ``on_link``: peers' addresses that the host reaches
-    without a gateway, and through which device; filled in only for a backend whose ``wants_on_link`` is true.
+    without a gateway, and through which device; filled in only for a backend whose ``wants_on_link`` is true. ``prepared``: what
+    came of the backend's preparation (``Prepares``), None for any other.
     """
 
     config: NetworkConfig
@@ -53,6 +54,7 @@ class Local:
     lease: Lease | None = None
     macs: Mapping[str, str] = field(default_factory=dict)
     on_link: Mapping[IPAddress, str] = field(default_factory=dict)
+    prepared: str | None = None
 
     @property
     def own(self) -> Lease:
@@ -132,8 +134,9 @@ SOURCE_RULES: tuple[SourceRule, ...] = ("default", "strict", "peers")
 class GuardedPort:
     """A UDP port where the kernel decapsulates. ``name`` says whose packets these are.
 
-    ``inner``: bytes from the UDP header's beginning to the inner IP header; ``ethertype``: to the inner EtherType, where there is
-    one; ``vni``: the VXLAN network that is ours, others at the port are somebody else's.
+    ``datagram`` False: it is no port, but the number of an IP protocol, whose packets have no header of their own.
+    ``inner``: bytes from behind the outer IP header (where the UDP header begins) to the inner IP header; ``ethertype``: to the
+    inner EtherType, where there is one; ``vni``: the VXLAN network that is ours, others at the port are somebody else's.
     """
 
     name: str
@@ -141,6 +144,7 @@ class GuardedPort:
     inner: int
     ethertype: int | None = None
     vni: int | None = None
+    datagram: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +189,18 @@ class Engines(Protocol):
 
     def choose(self, refusal: str) -> Chosen:
         """The backend to work with; ``refusal`` is what the kernel said to the rehearsal, empty where all went well."""
+        ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """What a backend has besides where something must be found out before there is a lease (extension's PreStartupCommand)."""
+
+    preparation: str
+    """What it depends on: it is not done again while this is the same."""
+
+    async def prepare(self) -> str | None:
+        """Find it out, for ``Local.prepared``. Not pure: it is called once, and again after a BackendError or OSError."""
         ...
 
 
@@ -258,6 +274,23 @@ class Datapath(Protocol):
     async def close(self) -> None:
         """Give back device and socket. May be called twice."""
         ...
+
+
+@runtime_checkable
+class RefusesPeers(Protocol):
+    """What a datapath has besides where it may fail for one peer and not for another."""
+
+    def listen(self, listener: Callable[[Mapping[str, str]], None]) -> None:
+        """Call this whenever they are others: the peers that it fails for by lease key, and how."""
+        ...
+
+
+@runtime_checkable
+class LeavesBehind(Protocol):
+    """What a datapath has besides where packets go on when it is closed: it had somebody else move them."""
+
+    leaves_behind: bool
+    """Always true."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,6 +190,18 @@ _ALL = (
         unready=True,
     ),
     Condition(
+        "preparation-failed",
+        Severity.ERROR,
+        "the backend cannot find out what it has to publish: {detail}; trying again",
+        "run PreStartupCommand by hand on this host, with nothing of a login's environment: env -i PATH=$PATH COMMAND",
+    ),
+    Condition(
+        "peer-failed",
+        Severity.ERROR,
+        "a peer cannot be set up: {detail}; the others are not affected",
+        "run that command by hand on this host, with the variables of that peer; the agent tries again by itself",
+    ),
+    Condition(
         "claimed",
         Severity.ERROR,
         "another agent of this host has what this network needs: {detail}; it is left alone, and tried again",

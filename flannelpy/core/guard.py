@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.backend import Guard
+from flannelpy.core.backend import Guard, GuardedPort
 from flannelpy.core.model import NO_ADDRESS, Lease
 from flannelpy.core.objects import HostState, NftElement, NftSet
 
@@ -91,14 +91,21 @@ def guard_chains(guard: Guard, sides: list[Side]) -> list[str]:
     """Counters and chains, as nft prints them; each without the line between them."""
     parts = [f"\tcounter {name} {{\n\t}}\n" for name in COUNTERS]
     port = guard.port
-    ours = f"udp dport {port.number}" if port.vni is None else f"udp dport {port.number} @th,96,24 0x{port.vni:x}"
-    jumps = [f"meta nfproto ipv{side.version} {ours} jump guard{side.version}" for side in sides]
+    jumps = [f"{_arrives(port, side.version)} jump guard{side.version}" for side in sides]
     parts.append(chain("guard", ["type filter hook input priority filter - 10; policy accept;", *jumps]))
     for side in sides:
         parts.append(chain(f"guard{side.version}", list(_judge(guard, side))))
         if guard.rule != "peers":
             parts.append(chain(f"guard{side.version}_source", list(_judge_source(guard, side))))
     return parts
+
+
+def _arrives(port: GuardedPort, version: int) -> str:
+    """What is meant for this port; as nft prints it, with numbers of protocols instead of names."""
+    if not port.datagram:
+        return f"{_FAMILY[version]} {'protocol' if version == 4 else 'nexthdr'} {port.number}"
+    vni = "" if port.vni is None else f" @th,96,24 0x{port.vni:x}"
+    return f"meta nfproto ipv{version} udp dport {port.number}{vni}"
 
 
 def guard_elements(guard: Guard, table: str, sides: list[Side], lease: Lease) -> HostState:
@@ -163,7 +170,7 @@ def _pair(guard: Guard, version: int, length: int) -> str:
 
 
 def _inside(at: int, net: IPNetwork, sign: str = "") -> str:
-    """An address ``at`` so many bytes behind the UDP header's beginning lies in ``net``; as nft prints it."""
+    """An address ``at`` so many bytes behind the outer IP header lies in ``net``; as nft prints it."""
     if net.prefixlen and not net.prefixlen % 8:
         return f"@th,{8 * at},{net.prefixlen} {sign}0x{net.first >> (_width(net.version) - net.prefixlen):x}"
     return f"@th,{8 * at},{_width(net.version)} {sign}0x{net.first:x}-0x{net.last:x}"

@@ -38,6 +38,8 @@ class Vxlan:
     ``port`` is the UDP destination port, always explicit (the kernel's own default is 8472).
     """
 
+    kind: ClassVar[str] = "vxlan"
+
     vni: int
     dev: str
     local: IPAddress
@@ -60,18 +62,32 @@ class Vxlan:
 
 @dataclass(frozen=True, slots=True)
 class Ipip:
-    """The fixed properties of an ipip device that sends each packet in a UDP datagram (FOU), to whichever address the route says.
+    """The fixed properties of an ipip device, which sends each packet to whichever address the route says.
 
-    ``local`` is the outer source; ``port`` the UDP port, source and destination alike. ``ttl`` is the outer one: with a fixed one
-    the outer DF bit is always set (the kernel refuses ``nopmtudisc`` with it), so nothing is ever fragmented outside.
+    ``local`` is the outer source. ``port`` 0: a packet is in nothing but an IP header. Else it is in a UDP datagram (FOU), and
+    this is source and destination port alike. ``ttl`` is the outer one: with a fixed one the outer DF bit is always set (the
+    kernel refuses ``nopmtudisc`` with it), so nothing is ever fragmented outside; with 0, flannel's, TTL and DF are those of the
+    packet inside.
     """
 
+    kind: ClassVar[str] = "ipip"
+
     local: IPAddress
-    port: int
+    port: int = 0
     ttl: int = 64
 
+    @property
+    def fixed(self) -> Ipip:
+        """All of it."""
+        return self
+
     def __str__(self) -> str:
-        return f"local {self.local} remote any ttl {self.ttl} encap fou encap-sport {self.port} encap-dport {self.port}"
+        ends = f"local {self.local} remote any ttl {self.ttl if self.ttl else 'inherit nopmtudisc'}"
+        return f"{ends} encap fou encap-sport {self.port} encap-dport {self.port}" if self.port else ends
+
+
+Detail = Vxlan | Ipip
+"""What is a device's kind's own: ``kind`` is the kernel's link kind, ``fixed`` what no kernel changes in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +115,10 @@ class Fou:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network device that is ours. ``kind`` is the kernel's link kind; a ``tun`` is opened by its pump, only configured here."""
+    """A network device that is ours. ``kind`` is the kernel's link kind; a ``tun`` is opened by its pump, only configured here.
+
+    ``detail`` None: the kind has none, or it was observed and our words cannot say it.
+    """
 
     noun: ClassVar[str] = "link"
 
@@ -108,8 +127,7 @@ class Link:
     mtu: int
     mac: str | None = None
     up: bool = True
-    vxlan: Vxlan | None = None
-    ipip: Ipip | None = None
+    detail: Detail | None = None
 
     @property
     def key(self) -> Key:
@@ -124,18 +142,15 @@ class Link:
 
     def must_be_remade(self, observed: Link) -> bool:
         """True where no kernel can change ``observed`` into this one in place."""
-        return (self.kind, self.ipip, self.vxlan and self.vxlan.fixed) != (
-            observed.kind,
-            observed.ipip,
-            observed.vxlan and observed.vxlan.fixed,
-        )
+        return (self.kind, self.detail and self.detail.fixed) != (observed.kind, observed.detail and observed.detail.fixed)
 
     def __str__(self) -> str:
         words = [self.name]
         if self.mac:
             words.append(f"address {self.mac}")
         words.append(f"mtu {self.mtu} {'up' if self.up else 'down'} type {self.kind}")
-        words += [str(detail) for detail in (self.vxlan, self.ipip) if detail]
+        if self.detail is not None:
+            words.append(str(self.detail))
         return " ".join(words)
 
 

@@ -14,10 +14,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from flannelpy.core.errors import KernelError
-from flannelpy.core.objects import Link, Vxlan
+from flannelpy.core.objects import Detail, Link
 from flannelpy.core.plan import Step
 from flannelpy.kernel import links, messages
 from flannelpy.kernel.channel import Channel, error
+from flannelpy.kernel.drivers import driver_of, read_detail
+from flannelpy.kernel.drivers.driver import Port
 
 FIXED = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
 """How the kernel says that something cannot be changed in place."""
@@ -60,11 +62,11 @@ class Devices:
     def _change(self, link: Link, before: Link | None, index: int) -> None:
         if not index:
             raise error((errno.ENODEV, ""))
-        vxlan = link.vxlan
-        if vxlan is not None and (before is None or before.vxlan != vxlan):
-            parent = self._parent(vxlan)
+        detail = link.detail
+        if detail is not None and (before is None or before.detail != detail):
+            driver, lower = driver_of(detail), self._lower(detail)
             try:
-                self._ask(lambda sequence: links.change_vxlan(sequence, vxlan, parent, index))
+                self._ask(lambda sequence: driver.change(sequence, detail, lower, index))
             except KernelError as reason:
                 if reason.code not in FIXED:
                     raise
@@ -82,79 +84,65 @@ class Devices:
         self._ask(lambda sequence: messages.delete_link(sequence, index))
 
     def _create(self, link: Link) -> None:
-        parent = self._parent(link.vxlan) if link.vxlan is not None else 0
+        lower = 0 if link.detail is None else self._lower(link.detail)
         try:
-            self._ask(lambda sequence: links.create(sequence, link, parent))
+            self._ask(lambda sequence: links.create(sequence, link, lower))
         except KernelError as reason:
-            if reason.code == errno.EOPNOTSUPP and (link.vxlan or link.ipip) is not None:
+            if reason.code == errno.EOPNOTSUPP and link.detail is not None:
                 raise KernelError(f"this kernel has no {link.kind} devices: load the module {link.kind}", reason.code) from None
             raise
 
-    def _parent(self, vxlan: Vxlan) -> int:
-        parent = self.remember(vxlan.dev)
-        if not parent:
-            raise KernelError(f"the underlay device {vxlan.dev} is not there", errno.ENODEV)
-        return parent
+    def _lower(self, detail: Detail) -> int:
+        """The index of the lower device, 0 where none is needed."""
+        name = driver_of(detail).lower(detail)
+        index = 0 if name is None else self.remember(name)
+        if name is not None and not index:
+            raise KernelError(f"the underlay device {name} is not there", errno.ENODEV)
+        return index
 
     def _demand_room(self, link: Link, index: int) -> None:
         """Raise KernelError where the successor of a device could not be made, as far as that can be known beforehand."""
-        if link.vxlan is None and link.ipip is None:
+        detail = link.detail
+        if detail is None:
             links.create(0, link, 0)  # says why such a device is not made here
-        if link.vxlan is not None:
-            self._parent(link.vxlan)
-        for other in _tunnels():
-            if other.device != index and _clashes(link, other):
-                raise KernelError(f"{other.name} is a device of the same kind with the same {_what(link)}", errno.EEXIST)
+            return
+        self._lower(detail)
+        for other, found in _like(detail):
+            if other.device != index and (what := driver_of(detail).clash(detail, found)):
+                raise KernelError(f"{other.name} is a device of the same kind with the same {what}", errno.EEXIST)
         self._demand_port(link)
 
     def _demand_port(self, link: Link) -> None:
-        """Raise KernelError where somebody's socket has the port of a vxlan device; other such devices share it.
+        """Raise KernelError where somebody's socket has the port that a device needs; others of its kind share it.
 
         The kernel finds that out when the device is brought up, and takes it away again, with a word to everybody for each.
         """
-        vxlan = link.vxlan
-        if vxlan is None or not link.up or not _is_taken(vxlan):
+        detail = link.detail
+        port = driver_of(detail).port(detail) if detail is not None and link.up else None
+        if detail is None or port is None or not _is_taken(port):
             return
-        family = vxlan.local.version
-        shared = (found for other in _tunnels() if other.up and (found := _vxlan(other)) and found.local.version == family)
-        if not any(found.port == vxlan.port for found in shared):
-            raise KernelError(f"UDP port {vxlan.port}, which {link.name} needs, is taken by another program", errno.EADDRINUSE)
+        if not any(other.up and driver_of(found).port(found) == port for other, found in _like(detail)):
+            raise KernelError(f"UDP port {port.number}, which {link.name} needs, is taken by another program", errno.EADDRINUSE)
 
 
-def _tunnels() -> list[messages.LinkInfo]:
-    found = []
+def _like(detail: Detail) -> list[tuple[messages.LinkInfo, Detail]]:
+    """The devices of the same kind, and what is their kind's own."""
+    found: list[messages.LinkInfo] = []
     with Channel() as channel, suppress(InterruptedError):  # a dump that the table moved below will do
         for data, heads in channel.dump(messages.dump_links(channel.reserve(1))):
-            infos = (messages.read_link(data, head.body, head.end) for head in heads)
-            found += [info for info in infos if info.vxlan is not None or info.ipip is not None]
-    return found
+            found += [messages.read_link(data, head.body, head.end) for head in heads]
+    same = [info for info in found if info.kind == detail.kind]
+    return [(info, other) for info in same if (other := read_detail(info.kind, info.data, name_of)) is not None]
 
 
-def _clashes(link: Link, other: messages.LinkInfo) -> bool:
-    """True where the kernel would not have both."""
-    if link.vxlan is not None:
-        found = _vxlan(other)
-        return found is not None and found.fixed == link.vxlan.fixed
-    ipip = None if other.ipip is None else messages.ipip_of(other.ipip)
-    return link.ipip is not None and ipip is not None and ipip.local == link.ipip.local
-
-
-def _vxlan(info: messages.LinkInfo) -> Vxlan | None:
-    return None if info.vxlan is None else messages.vxlan_of(info.vxlan, "")
-
-
-def _what(link: Link) -> str:
-    return f"VNI {link.vxlan.vni} and port {link.vxlan.port}" if link.vxlan is not None else "local address"
-
-
-def _is_taken(vxlan: Vxlan) -> bool:
+def _is_taken(port: Port) -> bool:
     """True where a socket is bound to the port, in the kernel or in a program."""
-    version6 = vxlan.local.version == 6
+    version6 = port.version == 6
     try:
         with socket.socket(socket.AF_INET6 if version6 else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as trial:
             if version6:
                 trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            trial.bind(("::" if version6 else "0.0.0.0", vxlan.port))
+            trial.bind(("::" if version6 else "0.0.0.0", port.number))
     except OSError as reason:
         return reason.errno == errno.EADDRINUSE
     return False

@@ -38,6 +38,7 @@ from flannelpy.core.plan import Step
 from flannelpy.core.uplink import EVERYTHING, DefaultRoute, FactsQuery, HostFacts, Interface, InterfaceAddress, RouteAnswer
 from flannelpy.kernel import Result
 from flannelpy.kernel.channel import error
+from flannelpy.kernel.drivers import driver_of
 from flannelpy.kernel.fake_notices import FakeNotices, News
 from flannelpy.kernel.fake_scope import is_seen
 
@@ -197,8 +198,9 @@ class FakeKernel:
     def take_interface(self, name: str) -> None:
         """An interface of the host's own went."""
         gone = self.interfaces.pop(name)
-        for link in [link for link in self._links.values() if link.vxlan is not None and link.vxlan.dev == name]:
-            self._delete_link(link.name)
+        for link in list(self._links.values()):
+            if link.detail is not None and driver_of(link.detail).lower(link.detail) == name:
+                self._delete_link(link.name)
         self._routes = {dst: route for dst, route in self._routes.items() if route.dev != name}
         self._tell(
             News(links={gone.index: name}, took_along=name, routed=frozenset({4, 6}), addressed=bool(_known_elsewhere(gone)))
@@ -330,9 +332,8 @@ class FakeKernel:
             if link.name not in self._links:
                 raise error((errno.ENODEV, ""))
             before = self._links[link.name]
-            if link.vxlan is not None and before.vxlan is not None:
-                self._demand_parent(link)
-            changed = replace(before, mtu=link.mtu, up=link.up, mac=link.mac or before.mac, vxlan=link.vxlan)
+            self._demand_lower(link)
+            changed = replace(before, mtu=link.mtu, up=link.up, mac=link.mac or before.mac, detail=link.detail)
             self._put(changed)
             if changed.mac != before.mac:  # neighbours are resolved anew from the new address; permanent ones go, too
                 for item in [item for item in self._objects.values() if isinstance(item, Neighbour) and item.dev == link.name]:
@@ -346,9 +347,10 @@ class FakeKernel:
         self._indices[link.name] = self._take_index()
         self._put(link)
 
-    def _demand_parent(self, link: Link) -> None:
-        if link.vxlan is not None and self._index_of(link.vxlan.dev) == 0:
-            raise KernelError(f"the underlay device {link.vxlan.dev} is not there", errno.ENODEV)
+    def _demand_lower(self, link: Link) -> None:
+        lower = None if link.detail is None else driver_of(link.detail).lower(link.detail)
+        if lower is not None and self._index_of(lower) == 0:
+            raise KernelError(f"the underlay device {lower} is not there", errno.ENODEV)
 
     def _demand_room(self, link: Link) -> None:
         """What a device needs, before one of its name is deleted. Raises KernelError."""
@@ -356,19 +358,19 @@ class FakeKernel:
             raise KernelError(f"{link.name} is opened by its pump, which has not made it yet", errno.ENODEV)
         if link.kind in self.unknown:
             raise KernelError(f"this kernel has no {link.kind} devices: load the module {link.kind}", errno.EOPNOTSUPP)
-        if link.vxlan is None and link.ipip is None:
+        detail = link.detail
+        if detail is None:
             raise KernelError(f"a device of type {link.kind} is not made here", errno.EOPNOTSUPP)
-        self._demand_parent(link)
+        self._demand_lower(link)
+        driver = driver_of(detail)
         for other in self._links.values():
-            if other.name == link.name:
+            if other.name == link.name or type(other.detail) is not type(detail):
                 continue
-            if link.ipip is not None and other.ipip is not None and other.ipip.local == link.ipip.local:
-                raise KernelError(f"{other.name} is a device of the same kind with the same local address", errno.EEXIST)
-            if link.vxlan is not None and other.vxlan is not None and other.vxlan.fixed == link.vxlan.fixed:
-                same = f"VNI {link.vxlan.vni} and port {link.vxlan.port}"
-                raise KernelError(f"{other.name} is a device of the same kind with the same {same}", errno.EEXIST)
-        if link.up and link.vxlan is not None and link.vxlan.port in self.taken_ports:
-            raise KernelError(f"UDP port {link.vxlan.port}, which {link.name} needs, is taken by another program", errno.EADDRINUSE)
+            if what := driver.clash(detail, other.detail):
+                raise KernelError(f"{other.name} is a device of the same kind with the same {what}", errno.EEXIST)
+        port = driver.port(detail)
+        if link.up and port is not None and port.number in self.taken_ports:
+            raise KernelError(f"UDP port {port.number}, which {link.name} needs, is taken by another program", errno.EADDRINUSE)
 
     def _demand_usable(self, route: Route) -> None:
         """The kernel's own checks of a route. Raises KernelError."""

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.objects import FdbEntry, Ipip, Link, Neighbour, Route, Vxlan
+from flannelpy.core.objects import FdbEntry, Neighbour, Route
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
@@ -44,19 +44,18 @@ PERMANENT, PROBE = 0x80, 0x10  # NUD_PERMANENT, NUD_PROBE
 NTF_SELF, NTF_PROXY = 0x02, 0x08
 
 IFF_UP = 1
-TUNNEL_ENCAP_FOU = 1  # linux/if_tunnel.h
 IFNAMSIZ = 16
 SKIP_STATS = 8  # RTEXT_FILTER_SKIP_STATS: a link without its counters is a third as long
 
 NLMSG = Struct("=IHHII")  # length, type, flags, sequence, port
-_IFINFO = Struct("=BxHiII")  # family, hardware type, index, flags, change
+IFINFO = Struct("=BxHiII")  # family, hardware type, index, flags, change
 _IFADDR = Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _RTMSG = Struct("=BBBBBBBBI")  # family, dst length, src length, tos, table, protocol, scope, type, flags
 _NDMSG = Struct("=BxxxiHBB")  # family, index, state, flags, type
 _RTA = Struct("=HH")
-_RTA_U32 = Struct("=HHI")
-_U16 = Struct("=H")
-_U32 = Struct("=I")
+_RTAU32 = Struct("=HHI")
+U16 = Struct("=H")
+U32 = Struct("=I")
 _S32 = Struct("=i")
 _ALIGN = (b"", b"\0\0\0", b"\0\0", b"\0")
 
@@ -114,13 +113,13 @@ def route(kind: int, flags: int, sequence: int, item: Route, index: int) -> byte
         if via.version == version:
             body += attribute(5, packed(via))
         else:  # an IPv4 route by way of an IPv6 gateway (RTA_VIA, RFC 5549)
-            body += attribute(18, _U16.pack(FAMILY[via.version]) + packed(via))
+            body += attribute(18, U16.pack(FAMILY[via.version]) + packed(via))
     if index:
-        body += _RTA_U32.pack(8, 4, index)
+        body += _RTAU32.pack(8, 4, index)
     if item.metric:
-        body += _RTA_U32.pack(8, 6, item.metric)
+        body += _RTAU32.pack(8, 6, item.metric)
     elif version == 6 and kind == RTM_DELROUTE:
-        body += _RTA_U32.pack(8, 6, METRIC6)
+        body += _RTAU32.pack(8, 6, METRIC6)
     return message(kind, flags, sequence, body)
 
 
@@ -150,42 +149,23 @@ def fdb(kind: int, flags: int, sequence: int, item: FdbEntry, index: int) -> byt
 
 
 def dump_links(sequence: int) -> bytes:
-    return message(RTM_GETLINK, REQUEST | DUMP, sequence, _IFINFO.pack(0, 0, 0, 0, 0) + _RTA_U32.pack(8, 29, SKIP_STATS))
+    return message(RTM_GETLINK, REQUEST | DUMP, sequence, IFINFO.pack(0, 0, 0, 0, 0) + _RTAU32.pack(8, 29, SKIP_STATS))
 
 
 def get_link(sequence: int, index: int) -> bytes:
-    return message(RTM_GETLINK, REQUEST, sequence, _IFINFO.pack(0, 0, index, 0, 0) + _RTA_U32.pack(8, 29, SKIP_STATS))
+    return message(RTM_GETLINK, REQUEST, sequence, IFINFO.pack(0, 0, index, 0, 0) + _RTAU32.pack(8, 29, SKIP_STATS))
 
 
 def get_link_named(sequence: int, name: str) -> bytes:
     """By name or altname: IFLA_IFNAME finds both, and holds 15 letters; IFLA_ALT_IFNAME holds 127 (kernels from 5.5)."""
     text = name.encode("utf-8", "surrogateescape")
     number = 3 if len(text) < IFNAMSIZ else 53
-    body = _IFINFO.pack(0, 0, 0, 0, 0) + attribute(number, text + b"\0") + _RTA_U32.pack(8, 29, SKIP_STATS)
+    body = IFINFO.pack(0, 0, 0, 0, 0) + attribute(number, text + b"\0") + _RTAU32.pack(8, 29, SKIP_STATS)
     return message(RTM_GETLINK, REQUEST, sequence, body)
 
 
-def create_ipip(sequence: int, link: Link, ipip: Ipip) -> bytes:
-    """RTM_NEWLINK as ``ip link add NAME type ipip ... encap fou`` sends it, and with the MTU, up or down.
-
-    The kernel refuses a fixed ttl without path MTU discovery (IFLA_IPTUN_PMTUDISC).
-    """
-    port = ipip.port.to_bytes(2, "big")
-    ends = attribute(2, packed(ipip.local)) + attribute(3, bytes(4))  # IFLA_IPTUN_LOCAL, _REMOTE: any
-    fixed = attribute(4, bytes([ipip.ttl])) + attribute(5, b"\0") + attribute(10, b"\1")  # _TTL, _TOS, _PMTUDISC
-    encap = attribute(15, _U16.pack(TUNNEL_ENCAP_FOU)) + attribute(16, _U16.pack(0)) + attribute(17, port) + attribute(18, port)
-    info = attribute(1, b"ipip\0") + attribute(2, ends + fixed + encap)
-    body = (
-        _IFINFO.pack(0, 0, 0, IFF_UP if link.up else 0, IFF_UP)
-        + attribute(3, link.name.encode() + b"\0")
-        + attribute(4, _U32.pack(link.mtu))
-        + attribute(18, info)
-    )
-    return message(RTM_NEWLINK, REQUEST | ACK | CREATE | EXCL, sequence, body)
-
-
 def delete_link(sequence: int, index: int) -> bytes:
-    return message(RTM_DELLINK, REQUEST | ACK, sequence, _IFINFO.pack(0, 0, index, 0, 0))
+    return message(RTM_DELLINK, REQUEST | ACK, sequence, IFINFO.pack(0, 0, index, 0, 0))
 
 
 def dump_addresses(sequence: int, index: int = 0) -> bytes:
@@ -199,7 +179,7 @@ def dump_routes(sequence: int, family: int) -> bytes:
         RTM_GETROUTE,
         REQUEST | DUMP,
         sequence,
-        _RTMSG.pack(family, 0, 0, 0, TABLE_MAIN, 0, 0, 0, 0) + _RTA_U32.pack(8, 15, TABLE_MAIN),
+        _RTMSG.pack(family, 0, 0, 0, TABLE_MAIN, 0, 0, 0, 0) + _RTAU32.pack(8, 15, TABLE_MAIN),
     )
 
 
@@ -211,7 +191,7 @@ def get_route(sequence: int, address: IPAddress) -> bytes:
 
 def dump_neighbours(sequence: int, family: int, index: int) -> bytes:
     """Neighbours of one device (family 0: both), or the FDB of one device (AF_BRIDGE)."""
-    return message(RTM_GETNEIGH, REQUEST | DUMP, sequence, _NDMSG.pack(family, 0, 0, 0, 0) + _RTA_U32.pack(8, 8, index))
+    return message(RTM_GETNEIGH, REQUEST | DUMP, sequence, _NDMSG.pack(family, 0, 0, 0, 0) + _RTAU32.pack(8, 8, index))
 
 
 def packed(address: IPAddress | IPNetwork) -> bytes:
@@ -266,7 +246,7 @@ def failure(data: bytes, head: Head) -> tuple[int, str]:
         return code, ""
     start = head.body + 20  # errno and the header of our message; the rest of it is cut off (NETLINK_CAP_ACK)
     if not head.flags & CAPPED:
-        start = head.body + 4 + ((_U32.unpack_from(data, head.body + 4)[0] + 3) & ~3)
+        start = head.body + 4 + ((U32.unpack_from(data, head.body + 4)[0] + 3) & ~3)
     words = attributes(data, start, head.end).get(1, b"")
     return code, words.rstrip(b"\0").decode("utf-8", "replace")
 
@@ -277,7 +257,7 @@ def dump_failure(data: bytes, head: Head) -> int:
 
 
 class LinkInfo(NamedTuple):
-    """A device as the kernel tells it. ``vxlan`` and ``ipip`` hold its attributes by number; ``parent`` is an index, 0 for none."""
+    """A device as the kernel tells it. ``data``: what is its kind's own (IFLA_INFO_DATA), by number."""
 
     family: int
     device: int
@@ -286,9 +266,7 @@ class LinkInfo(NamedTuple):
     mtu: int
     mac: str | None
     kind: str
-    parent: int
-    vxlan: dict[int, bytes] | None
-    ipip: dict[int, bytes] | None
+    data: dict[int, bytes]
 
     @property
     def up(self) -> bool:
@@ -297,34 +275,27 @@ class LinkInfo(NamedTuple):
 
 def link_index(data: bytes, body: int) -> int:
     """The device that a link, address or neighbour message is about, without decoding it: all three carry it at one place."""
-    index: int = _U32.unpack_from(data, body + 4)[0]
+    index: int = U32.unpack_from(data, body + 4)[0]
     return index
 
 
 def read_link(data: bytes, body: int, end: int) -> LinkInfo:
-    family, _hardware, index, flags, _change = _IFINFO.unpack_from(data, body)
+    family, _hardware, index, flags, _change = IFINFO.unpack_from(data, body)
     found = attributes(data, body + 16, end)
-    kind, vxlan, ipip = "", None, None
+    kind, own = "", b""
     if 18 in found:
         info = attributes(found[18], 0, len(found[18]))
-        kind = _text(info.get(1, b""))
-        inner = info.get(2, b"")
-        if kind == "vxlan":
-            vxlan = attributes(inner, 0, len(inner))
-        elif kind == "ipip":
-            ipip = attributes(inner, 0, len(inner))
+        kind, own = _text(info.get(1, b"")), info.get(2, b"")
     mac = found.get(1)
     return LinkInfo(
         family,
         index,
         _text(found.get(3, b"")),
         flags,
-        _u32(found.get(4)),
+        u32(found.get(4)),
         mac.hex(":") if mac is not None and len(mac) == 6 else None,
         kind,
-        _u32(vxlan.get(3) if vxlan else found.get(5)),
-        vxlan,
-        ipip,
+        attributes(own, 0, len(own)),
     )
 
 
@@ -332,40 +303,6 @@ def read_altnames(data: bytes, body: int, end: int) -> tuple[str, ...]:
     """The other names of a link (IFLA_PROP_LIST, each an IFLA_ALT_IFNAME)."""
     properties = attributes(data, body + 16, end).get(52, b"")
     return tuple(_text(value) for number, value in each_attribute(properties, 0, len(properties)) if number == 53)
-
-
-def ipip_of(found: dict[int, bytes]) -> Ipip | None:
-    """The properties of an ipip device (IFLA_IPTUN_*), or None for one that our words cannot say: it must be remade."""
-    local, remote, ttl, tos, encap = (found.get(number, b"") for number in (2, 3, 4, 5, 15))
-    strange = (
-        any(any(found.get(number, b"")) for number in (1, 16, 20)) or 19 in found
-    )  # LINK, ENCAP_FLAGS, FWMARK, COLLECT_METADATA
-    if strange or len(local) != 4 or any(remote) or any(tos) or not ttl or encap != _U16.pack(TUNNEL_ENCAP_FOU):
-        return None
-    sport, dport = (int.from_bytes(found.get(number, b""), "big") for number in (17, 18))
-    return Ipip(as_address(local), dport, ttl[0]) if sport == dport else None
-
-
-_STRANGE = (2, 16, 11, 12, 13, 14, 25)
-"""GROUP, GROUP6, PROXY, RSC, L2MISS, L3MISS, COLLECT_METADATA: what makes a vxlan device another thing than the one we ask for."""
-
-
-def vxlan_of(found: dict[int, bytes], parent: str) -> Vxlan | None:
-    """The properties of a vxlan device, or None for one that our words cannot say (multicast, external): it must be remade."""
-    if any(any(found.get(number, b"")) for number in _STRANGE):
-        return None
-    if 17 in found and any(found[17]):
-        local = IPAddress(int.from_bytes(found[17], "big"), 6)
-    else:
-        local = IPAddress(int.from_bytes(found.get(4, b""), "big"), 4)
-    return Vxlan(
-        vni=_u32(found.get(1)),
-        dev=parent,
-        local=local,
-        port=int.from_bytes(found.get(15, b""), "big"),
-        learning=any(found.get(7, b"")),
-        gbp=23 in found,
-    )
 
 
 class AddressInfo(NamedTuple):
@@ -386,7 +323,7 @@ def read_address(data: bytes, body: int, end: int) -> AddressInfo | None:
     if value is None or family not in VERSION:
         return None
     if 8 in found:
-        flags = _u32(found[8])
+        flags = u32(found[8])
     return AddressInfo(index, VERSION[family], int.from_bytes(value, "big"), prefixlen, scope, flags)
 
 
@@ -417,7 +354,7 @@ def read_route(data: bytes, body: int, end: int) -> RouteInfo | None:
     if table != TABLE_MAIN or flags & CLONED or family not in VERSION:
         return None
     found = attributes(data, body + 12, end)
-    if 15 in found and _u32(found[15]) != TABLE_MAIN:
+    if 15 in found and u32(found[15]) != TABLE_MAIN:
         return None
     version = VERSION[family]
     via = found.get(5)
@@ -431,9 +368,9 @@ def read_route(data: bytes, body: int, end: int) -> RouteInfo | None:
         scope,
         kind,
         flags,
-        _U32.unpack(found[4])[0] if 4 in found else 0,
+        U32.unpack(found[4])[0] if 4 in found else 0,
         via,
-        _U32.unpack(found[6])[0] if 6 in found else 0,
+        U32.unpack(found[6])[0] if 6 in found else 0,
         9 not in found and not tos and not src_len,
     )
 
@@ -444,7 +381,7 @@ def route_device(data: bytes, body: int, end: int) -> int:
     while at + 4 <= end:
         length, number = _RTA.unpack_from(data, at)
         if number == 4:
-            index: int = _U32.unpack_from(data, at + 4)[0]
+            index: int = U32.unpack_from(data, at + 4)[0]
             return index
         if length < 4:
             break
@@ -459,7 +396,7 @@ def read_answer(data: bytes, body: int, end: int) -> tuple[int, int, IPAddress |
     source, via = found.get(7), found.get(5)
     if via is None and 18 in found:
         via = found[18][2:]
-    return kind, _u32(found.get(4)), as_address(source) if source else None, as_address(via) if via else None
+    return kind, u32(found.get(4)), as_address(source) if source else None, as_address(via) if via else None
 
 
 class NeighbourInfo(NamedTuple):
@@ -484,8 +421,9 @@ def as_address(value: bytes) -> IPAddress:
     return IPAddress(int.from_bytes(value, "big"), 4 if len(value) == 4 else 6)
 
 
-def _u32(value: bytes | None) -> int:
-    return 0 if value is None or len(value) != 4 else _U32.unpack(value)[0]
+def u32(value: bytes | None) -> int:
+    """A number of an attribute, 0 where there is none."""
+    return 0 if value is None or len(value) != 4 else U32.unpack(value)[0]
 
 
 def _text(value: bytes) -> str:

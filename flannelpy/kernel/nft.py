@@ -29,8 +29,12 @@ STATELESS = 1 << 2
 
 TERSE = 1 << 11
 """NFT_CTX_OUTPUT_TERSE, its ``-t``: without the elements of sets."""
+NUMBERS = 1 << 7
+"""NFT_CTX_OUTPUT_NUMERIC_PROTO, its ``-p``: protocols by number. Their names are the host's own (/etc/protocols)."""
 HANDLES = 1 << 3
 """NFT_CTX_OUTPUT_HANDLE, the ``-a``: with what a rule is deleted by."""
+
+PRINTED = STATELESS | TERSE | NUMBERS
 
 NETLINK_NETFILTER = 12
 
@@ -162,10 +166,10 @@ class Nft:
                 self._library = None
         if self._nft is not None:
             # In a thread: before it lists or changes a table the library reads all elements of its sets, 0.3 s for 20,000.
-            return await asyncio.to_thread(self._nft.run, commands, STATELESS | TERSE | (HANDLES if handles else 0))
+            return await asyncio.to_thread(self._nft.run, commands, PRINTED | (HANDLES if handles else 0))
         if self._command is None or shutil.which(self._command) is None:
             raise KernelError(MISSING, errno.ENOPKG)
-        return await run_command([self._command, "-s", "-t", *(["-a"] if handles else []), "-f", "-"], commands)
+        return await run_command([self._command, "-s", "-t", "-p", *(["-a"] if handles else []), "-f", "-"], commands)
 
 
 def _demand_netfilter() -> None:
@@ -205,7 +209,7 @@ class _Library:
         library.nft_ctx_buffer_output(self._context)
         library.nft_ctx_buffer_error(self._context)
 
-    def run(self, commands: str, flags: int = STATELESS | TERSE) -> str:
+    def run(self, commands: str, flags: int = PRINTED) -> str:
         self._library.nft_ctx_output_set_flags(self._context, flags)
         failed = self._library.nft_run_cmd_from_buffer(self._context, commands.encode())
         output: bytes = self._library.nft_ctx_get_output_buffer(self._context)

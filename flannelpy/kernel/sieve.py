@@ -11,6 +11,7 @@ from collections.abc import Callable
 from netaddr import IPNetwork
 
 from flannelpy.core.objects import BOOT_PROTOCOL, ROUTE_PROTOCOL, Address, FdbEntry, Link, Neighbour, Route, Scope
+from flannelpy.kernel.drivers import read_detail
 from flannelpy.kernel.messages import (
     AF_BRIDGE,
     METRIC6,
@@ -26,8 +27,6 @@ from flannelpy.kernel.messages import (
     NeighbourInfo,
     RouteInfo,
     as_address,
-    ipip_of,
-    vxlan_of,
 )
 
 KERNEL_PROTOCOLS = frozenset({2, 9})
@@ -64,10 +63,8 @@ class Sieve:
     def link(self, info: LinkInfo) -> Link | None:
         if info.name not in self.scope.links:
             return None
-        vxlan = None if info.vxlan is None else vxlan_of(info.vxlan, self._name_of(info.parent) if info.parent else "")
         mac = None if info.kind == "tun" else info.mac
-        ipip = None if info.ipip is None else ipip_of(info.ipip)
-        return Link(info.name, info.kind, info.mtu, mac, info.up, vxlan, ipip)
+        return Link(info.name, info.kind, info.mtu, mac, info.up, read_detail(info.kind, info.data, self._name_of))
 
     def address(self, info: AddressInfo) -> Address | None:
         name = self.links.get(info.device)

@@ -34,7 +34,7 @@ NETWORK6 = IPNetwork("fd05::/48")
 ACCEPT_RA = "net/ipv6/conf/flannel.1/accept_ra"
 SCOPE = Scope(frozenset({"flannel.1"}), (NETWORK, NETWORK6), "eth1", "flannelpy", frozenset({ACCEPT_RA}))
 
-LINK = Link("flannel.1", "vxlan", 1450, "02:00:00:00:00:01", vxlan=Vxlan(1, "eth1", IPAddress("192.0.2.1")))
+LINK = Link("flannel.1", "vxlan", 1450, "02:00:00:00:00:01", detail=Vxlan(1, "eth1", IPAddress("192.0.2.1")))
 ADDRESS = Address(IPNetwork("10.5.72.0/32"), "flannel.1")
 SYSCTL = Sysctl(ACCEPT_RA, "0")
 HOST = HostState.of(LINK, ADDRESS, SYSCTL)

@@ -120,7 +120,7 @@ async def test_both_families(host: Host) -> None:
 
 async def test_a_vxlan_device_over_ipv6_with_gbp_and_learning(host: Host) -> None:
     vxlan = Vxlan(7, "eth1", IPAddress("2001:db8::1"), port=4789, learning=True, gbp=True)
-    await reach(host.kernel, HostState.of(replace(LINK, vxlan=vxlan, mtu=1430)))
+    await reach(host.kernel, HostState.of(replace(LINK, detail=vxlan, mtu=1430)))
 
 
 @pytest.mark.parametrize("changed", [replace(LINK, mtu=1400), replace(LINK, mac="02:00:00:00:00:02")])
@@ -152,7 +152,7 @@ async def test_a_device_that_is_down_is_brought_up(host: Host) -> None:
 
 async def test_a_device_with_another_vni_is_made_anew_and_refilled(host: Host) -> None:
     await reach(host.kernel, HOST | peer(9))
-    changed = replace(LINK, vxlan=Vxlan(2, "eth1", IPAddress("192.0.2.1")))
+    changed = replace(LINK, detail=Vxlan(2, "eth1", IPAddress("192.0.2.1")))
     await reach(host.kernel, HostState.of(changed, ADDRESS, SYSCTL) | peer(9))
 
 
@@ -238,7 +238,7 @@ async def test_a_gateway_that_is_not_on_link_is_refused(host: Host) -> None:
 
 
 async def test_a_vxlan_without_its_underlay_device_says_so(host: Host) -> None:
-    link = replace(LINK, vxlan=Vxlan(1, "gone0", IPAddress("192.0.2.1")))
+    link = replace(LINK, detail=Vxlan(1, "gone0", IPAddress("192.0.2.1")))
     results = await host.kernel.apply([Step("add", link)])
     assert (code(results), str(results[0].error)) == (errno.ENODEV, "the underlay device gone0 is not there")
 
@@ -507,7 +507,7 @@ async def test_two_thousand_peers_while_others_get_their_turn(host: Host) -> Non
 async def test_a_kernel_without_vxlan_names_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = NetlinkKernel()
     monkeypatch.setattr(kernel, "_transact", lambda channel, requests, first: {0: (errno.EOPNOTSUPP, "Unknown device type")})
-    results = await kernel.apply([Step("add", replace(LINK, vxlan=Vxlan(1, "lo", IPAddress("192.0.2.1"))))])
+    results = await kernel.apply([Step("add", replace(LINK, detail=Vxlan(1, "lo", IPAddress("192.0.2.1"))))])
     assert str(results[0].error) == "this kernel has no vxlan devices: load the module vxlan"
     await kernel.close()
 
@@ -622,7 +622,7 @@ async def test_without_privilege_the_error_says_what_is_needed(real: RealHost) -
 
 # ---------------------------------------------------------------------------------------------------------------- FOU
 
-TUNNEL = Link("flannel0", "ipip", 1472, ipip=Ipip(IPAddress("192.0.2.1"), 8285))
+TUNNEL = Link("flannel0", "ipip", 1472, detail=Ipip(IPAddress("192.0.2.1"), 8285))
 TUNNEL_SCOPE = replace(SCOPE, links=frozenset({"flannel0"}), sysctls=frozenset(), fou_ports=frozenset({8285}))
 TUNNEL_HOST = HostState.of(
     Fou(8285),
@@ -631,7 +631,7 @@ TUNNEL_HOST = HostState.of(
     Route(IPNetwork("10.5.0.0/16"), kind="unreachable"),
     Route(IPNetwork("10.5.9.0/24"), IPAddress("192.0.2.9"), "flannel0", onlink=True),
 )
-TRIAL = HostState.of(Fou(8285), Link("flannelpy-try", "ipip", 1472, up=False, ipip=Ipip(IPAddress("127.255.255.254"), 8285)))
+TRIAL = HostState.of(Fou(8285), Link("flannelpy-try", "ipip", 1472, up=False, detail=Ipip(IPAddress("127.255.255.254"), 8285)))
 
 
 @pytest_asyncio.fixture
@@ -676,6 +676,22 @@ async def test_a_port_its_device_and_what_hangs_on_it_come_and_go(fou_host: Host
     assert len(await kernel.observe(TUNNEL_SCOPE)) == 0
 
 
+async def test_a_tunnel_without_a_port_is_one_of_its_own(fou_host: Host) -> None:
+    """Plain ipip, made, observed, made anew where its address or encapsulation is another, and removed."""
+    kernel = fou_host.kernel
+    plain = Link("flannel.ipip", "ipip", 1480, detail=Ipip(IPAddress("192.0.2.1"), ttl=0))
+    scope = replace(TUNNEL_SCOPE, links=frozenset({plain.name}))
+    route = Route(IPNetwork("10.5.9.0/24"), IPAddress("192.0.2.9"), plain.name, onlink=True)
+    wanted = HostState.of(plain, Address(IPNetwork("10.5.72.0/32"), plain.name), route)
+    for before in (None, Ipip(IPAddress("192.0.2.7"), ttl=0), Ipip(IPAddress("192.0.2.1")), Ipip(IPAddress("192.0.2.1"), 8285)):
+        if before is not None:
+            assert await apply(kernel, Step("remake", replace(plain, detail=before))) == []
+        assert await apply(kernel, *plan(wanted, await kernel.observe(scope), scope)) == []
+        assert await kernel.observe(scope) == wanted
+    assert await apply(kernel, *plan(HostState(), wanted, scope)) == []
+    assert len(await kernel.observe(scope)) == 0
+
+
 async def test_a_port_is_exclusive_and_its_removal_is_not(fou_host: Host) -> None:
     port = Fou(8285)
     assert await apply(fou_host.kernel, Step("add", port)) == []
@@ -690,6 +706,7 @@ async def test_a_port_of_another_protocol_is_changed(fou_host: Host) -> None:
 
 WIRE = {
     "udp": GuardedPort("udp", 8285, inner=8),
+    "ipip": GuardedPort("ipip", 4, inner=0, datagram=False),
     "vxlan": GuardedPort("vxlan", 8472, inner=30, ethertype=28, vni=1),
 }
 SIDES = [
@@ -711,7 +728,7 @@ def guarded_peer(number: int, length: int = 24) -> Lease:
 
 
 @pytest.mark.parametrize("rule", ["default", "strict", "peers"])
-@pytest.mark.parametrize("kind", ["udp", "vxlan"])
+@pytest.mark.parametrize("kind", ["udp", "ipip", "vxlan"])
 @pytest.mark.parametrize("count", [0, 1, 250])
 async def test_a_guard_and_who_it_lets_in_come_and_go(host: Host, rule: SourceRule, kind: str, count: int) -> None:
     guard = Guard(WIRE[kind], rule, (4, 6) if kind == "vxlan" else (4,))
@@ -725,7 +742,8 @@ async def test_a_guard_and_who_it_lets_in_come_and_go(host: Host, rule: SourceRu
 
 
 async def test_a_guard_is_written_as_nft_prints_it(real: RealHost) -> None:
-    for kind, rule in (("udp", "default"), ("vxlan", "strict"), ("vxlan", "peers"), ("vxlan", "default")):
+    plain, framed = [(kind, rule) for kind in ("udp", "ipip") for rule in ("default", "strict")], ("strict", "peers", "default")
+    for kind, rule in (*plain, *(("vxlan", rule) for rule in framed)):
         guard = Guard(WIRE[kind], cast(SourceRule, rule), (4, 6) if kind == "vxlan" else (4,))
         state = guard_state(guard, [guarded_peer(3), guarded_peer(7, 26)])
         assert await apply(real.kernel, *plan(state, await real.kernel.observe(SCOPE))) == []

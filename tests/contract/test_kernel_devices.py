@@ -24,8 +24,8 @@ async def reach(host: Host, desired: HostState) -> list[str]:
 
 
 def with_link(**changes: object) -> HostState:
-    assert LINK.vxlan is not None
-    return HostState.of(replace(LINK, vxlan=replace(LINK.vxlan, **changes)), ADDRESS, SYSCTL) | peer(9)  # type: ignore[arg-type]
+    assert LINK.detail is not None
+    return HostState.of(replace(LINK, detail=replace(LINK.detail, **changes)), ADDRESS, SYSCTL) | peer(9)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ async def test_a_lower_device_that_is_not_there_costs_nothing(host: Host) -> Non
 
 async def test_a_vni_that_another_device_has_costs_nothing(host: Host) -> None:
     await reach(host, HOST | peer(9))
-    other = Link("other0", "vxlan", 1450, "02:00:00:00:00:77", vxlan=Vxlan(7, "eth1", IPAddress("192.0.2.1")))
+    other = Link("other0", "vxlan", 1450, "02:00:00:00:00:77", detail=Vxlan(7, "eth1", IPAddress("192.0.2.1")))
     assert [result.error for result in await host.kernel.apply([Step("add", other)])] == [None]
     refusal = "other0 is a device of the same kind with the same VNI 7 and port 8472"
     assert await reach(host, with_link(vni=7)) == ["remake", refusal]
@@ -110,16 +110,17 @@ async def test_a_kernel_that_refuses_a_change_in_place_gets_the_device_made_anew
     real: RealHost,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from flannelpy.kernel import links
+    from flannelpy.kernel.drivers.library import new_link
+    from flannelpy.kernel.drivers.vxlan import VxlanDriver
     from flannelpy.kernel.netlink import NetlinkKernel
 
-    def refused(sequence: int, vxlan: Vxlan, parent: int, index: int) -> bytes:
+    def refused(_driver: VxlanDriver, sequence: int, vxlan: Vxlan, _lower: int, index: int) -> bytes:
         data = [("IFLA_VXLAN_ID", vxlan.vni), ("IFLA_VXLAN_PORT", vxlan.port)]  # a port is never changed
         info = {"attrs": [("IFLA_INFO_KIND", "vxlan"), ("IFLA_INFO_DATA", {"attrs": data})]}
-        return links._link(sequence, 5, index, None, [("IFLA_LINKINFO", info)])
+        return new_link(sequence, 5, index, None, [("IFLA_LINKINFO", info)])
 
     await reach(real, HOST | peer(9))
-    monkeypatch.setattr(links, "change_vxlan", refused)
+    monkeypatch.setattr(VxlanDriver, "change", refused)
     assert isinstance(real.kernel, NetlinkKernel)
     wanted = with_link(local=IPAddress("192.0.2.77"))
     results = await real.kernel.apply(plan(wanted, await real.kernel.observe(SCOPE), SCOPE))

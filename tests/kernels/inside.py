@@ -234,12 +234,12 @@ def transfer(sender: Host, receiver: Host) -> None:
     assert digest.digest() == hashlib.sha256(data).digest(), "bytes differ"
 
 
-def socket_in(host: str, kind: socket.SocketKind) -> socket.socket:
+def socket_in(host: str, kind: socket.SocketKind, protocol: int = 0) -> socket.socket:
     """A socket of a host's namespace; a socket stays in the one it was made in."""
     with Path("/proc/self/ns/net").open() as home:
         enter(host)
         try:
-            return socket.socket(socket.AF_INET, kind)
+            return socket.socket(socket.AF_INET, kind, protocol)
         finally:
             ctypes.CDLL(None).setns(home.fileno(), CLONE_NEWNET)
 

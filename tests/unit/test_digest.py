@@ -16,12 +16,12 @@ from flannelpy.kernel.messages import LinkInfo
 
 OURS, UPLINK, VETH, OLD = 7, 2, 9, 5  # indices of devices
 SCOPE = Scope(frozenset({"flannel.1"}), (IPNetwork("10.5.0.0/16"), IPNetwork("fd05::/48")), "eth1")
-LINK = Link("flannel.1", "vxlan", 1450, "02:00:00:00:00:01", vxlan=Vxlan(1, "eth1", IPAddress("192.0.2.1")))
+LINK = Link("flannel.1", "vxlan", 1450, "02:00:00:00:00:01", detail=Vxlan(1, "eth1", IPAddress("192.0.2.1")))
 NAMES = {OURS: "flannel.1", UPLINK: "eth1", VETH: "veth9", OLD: "tun5"}
 
 
 def known(index: int, *, up: bool = True) -> LinkInfo:
-    return LinkInfo(0, index, NAMES[index], int(up), 1500, None, "", 0, None, None)
+    return LinkInfo(0, index, NAMES[index], int(up), 1500, None, "", {})
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def told(digest: Digest, *datagrams: bytes) -> Notice:
 
 
 def link(index: int, *, kind: int = messages.RTM_NEWLINK, up: bool = True, name: str = "", mtu: int = 1500) -> bytes:
-    head = messages._IFINFO.pack(0, 0, index, int(up), 0)
+    head = messages.IFINFO.pack(0, 0, index, int(up), 0)
     text = messages.attribute(3, (name or NAMES[index]).encode() + b"\0")
     return messages.message(kind, 0, 0, head + text + messages.attribute(4, mtu.to_bytes(4, "little")))
 

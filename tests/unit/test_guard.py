@@ -18,6 +18,7 @@ V4 = Side(IPNetwork("10.5.0.0/16"), IPNetwork("10.5.72.0/24"), 24)
 V6 = Side(IPNetwork("fd05::/48"), IPNetwork("fd05:0:0:72::/64"), 64)
 VXLAN = GuardedPort("vxlan", 8472, inner=30, ethertype=28, vni=1)
 UDP = GuardedPort("udp", 8285, inner=8)
+IPIP = GuardedPort("ipip", 4, inner=0, datagram=False)
 
 
 def lease(subnet: str, public_ip: str, subnet6: str | None = None, public_ipv6: str | None = None) -> Lease:
@@ -101,6 +102,22 @@ def test_strict_has_no_outside_but_the_peers_own_address() -> None:
     assert elements(guard, inside) == ["hosts4 { 10.5.9.77 }", "vxlan4_24 { 10.5.9.77 . 10.5.4.0 }"]
 
 
+def test_ipip_has_no_header_between_the_two() -> None:
+    """The source is at byte 12 of the inner header, the destination at byte 16 (RFC 791)."""
+    assert rules(Guard(IPIP, "default"))[2:] == [
+        "ip protocol 4 jump guard4",
+        "chain guard4 {",
+        "@th,128,24 0xa0548 ip saddr . @th,96,24 @ipip4_24 return",
+        'ip saddr != @hosts4 counter name "outer_source" drop',
+        "@th,128,24 0xa0548 goto guard4_source",
+        'counter name "inner_destination" drop',
+        "chain guard4_source {",
+        "@th,96,16 != 0xa05 return",
+        "ip saddr . @th,96,32 @ipip4 return",
+        'counter name "inner_source" drop',
+    ]
+
+
 def test_peers_looks_at_the_outer_source_only() -> None:
     guard = Guard(VXLAN, "peers")
     assert rules(guard)[3:] == ["chain guard4 {", 'ip saddr != @hosts4 counter name "outer_source" drop']
@@ -119,7 +136,7 @@ def test_a_subnet_of_another_length_is_a_range_and_one_of_none_is_nothing() -> N
 
 
 @pytest.mark.parametrize("rule", ["default", "strict"])
-@pytest.mark.parametrize("port", [VXLAN, UDP])
+@pytest.mark.parametrize("port", [VXLAN, UDP, IPIP])
 def test_the_last_word_on_what_fits_nothing_is_no(rule: SourceRule, port: GuardedPort) -> None:
     """What is too short to have an address matches no rule: only an unconditional drop at the end meets it."""
     ends = [part.splitlines()[-2].strip() for part in guard_chains(Guard(port, rule), [V4]) if part.startswith("\tchain guard4")]

@@ -19,6 +19,7 @@ from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import FdbEntry, Link, Neighbour, Route, Scope, Vxlan
 from flannelpy.kernel import links, messages
 from flannelpy.kernel.channel import error
+from flannelpy.kernel.drivers.vxlan import VxlanDriver
 from flannelpy.kernel.messages import CREATE, EXCL, REPLACE, REQUEST
 from flannelpy.kernel.sieve import Sieve
 
@@ -124,7 +125,7 @@ def test_the_last_message_of_a_batch_asks_for_an_acknowledgement() -> None:
 
 
 def test_a_vxlan_device_is_made_with_all_that_flannel_says_of_one() -> None:
-    link = Link("flannel.1", "vxlan", 1450, "02:00:00:00:00:01", vxlan=Vxlan(1, "eth1", IPAddress("192.0.2.1"), gbp=True))
+    link = Link("flannel.1", "vxlan", 1450, "02:00:00:00:00:01", detail=Vxlan(1, "eth1", IPAddress("192.0.2.1"), gbp=True))
     made = ifinfmsg(links.create(SEQUENCE, link, 3))
     made.decode()
     assert (made["index"], made["flags"], made["change"]) == (0, 1, 1)
@@ -263,7 +264,7 @@ def test_the_other_names_of_a_link() -> None:
 
 
 def test_a_vxlan_device_is_changed_by_what_can_change_and_by_nothing_else() -> None:
-    data = links.change_vxlan(SEQUENCE, Vxlan(7, "eth1", IPAddress("192.0.2.1"), 4789, learning=True), 2, DEVICE)
+    data = VxlanDriver().change(SEQUENCE, Vxlan(7, "eth1", IPAddress("192.0.2.1"), 4789, learning=True), 2, DEVICE)
     linkinfo = messages.attributes(data, 32, len(data))[18]
     info = messages.attributes(linkinfo, 0, len(linkinfo))
     inner = messages.attributes(info[2], 0, len(info[2]))

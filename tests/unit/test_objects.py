@@ -10,7 +10,7 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.core.objects import Address, FdbEntry, Fou, HostState, Ipip, Link, Neighbour, NftTable, Object, Route, Sysctl, Vxlan
 
 VXLAN = Vxlan(1, "eth1", IPAddress("192.0.2.1"))
-LINK = Link("flannel.1", "vxlan", 1450, "02:00:00:00:00:01", vxlan=VXLAN)
+LINK = Link("flannel.1", "vxlan", 1450, "02:00:00:00:00:01", detail=VXLAN)
 
 LIVES_ON: list[tuple[Object, str | None]] = [
     (LINK, "flannel.1"),
@@ -51,15 +51,15 @@ def test_an_object_is_satisfied_by_its_like_and_by_no_other(item: Object) -> Non
     ids=str,
 )
 def test_what_of_a_vxlan_device_makes_it_another_one(changes: dict[str, object], anew: bool) -> None:
-    changed = replace(LINK, vxlan=replace(VXLAN, **changes))  # type: ignore[arg-type]
+    changed = replace(LINK, detail=replace(VXLAN, **changes))  # type: ignore[arg-type]
     assert changed.must_be_remade(LINK) is anew
 
 
 def test_a_device_of_another_kind_is_another_one() -> None:
-    ipip = Link("flannel.1", "ipip", 1450, ipip=Ipip(IPAddress("192.0.2.1"), 8285))
-    assert LINK.must_be_remade(replace(LINK, vxlan=None))
+    ipip = Link("flannel.1", "ipip", 1450, detail=Ipip(IPAddress("192.0.2.1"), 8285))
+    assert LINK.must_be_remade(replace(LINK, detail=None))
     assert LINK.must_be_remade(ipip)
-    assert ipip.must_be_remade(replace(ipip, ipip=Ipip(IPAddress("192.0.2.2"), 8285)))
+    assert ipip.must_be_remade(replace(ipip, detail=Ipip(IPAddress("192.0.2.2"), 8285)))
     assert not LINK.must_be_remade(replace(LINK, mtu=1400, mac="02:00:00:00:00:02", up=False))
 
 

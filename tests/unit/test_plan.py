@@ -36,7 +36,7 @@ MACS = ("aa:aa:aa:aa:aa:aa", "bb:bb:bb:bb:bb:bb")
 
 
 def vxlan(name: str = "flannel.1", mtu: int = 1450, port: int = 8472, mac: str = MACS[0]) -> Link:
-    return Link(name, "vxlan", mtu, mac, vxlan=Vxlan(1, UPLINK, US, port))
+    return Link(name, "vxlan", mtu, mac, detail=Vxlan(1, UPLINK, US, port))
 
 
 def peer(third: int, outer: IPAddress, mac: str, dev: str = "flannel.1") -> HostState:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from flannelpy.core.backend import Backend
-from flannelpy.core.objects import HostState, Key, Link
+from flannelpy.core.objects import HostState, Key, Link, Vxlan
 from tests.unit.syncing import World, peer, target
 
 DEVICE = Key("link", "flannel.1")
@@ -73,8 +73,8 @@ async def test_a_peer_comes_while_the_uplink_has_another_name(world: World) -> N
     world.kernel.interfaces["ens3"] = replace(world.kernel.interfaces.pop("eth1"), name="ens3")
     there = world.kernel.get(DEVICE)
     assert isinstance(there, Link)
-    assert there.vxlan is not None
-    world.kernel.plant(replace(there, vxlan=replace(there.vxlan, dev="ens3")))
+    assert isinstance(there.detail, Vxlan)
+    world.kernel.plant(replace(there, detail=replace(there.detail, dev="ens3")))
     await world.quiet()
     world.clock.now += 0.1
     world.join(peer(3))

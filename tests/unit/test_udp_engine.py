@@ -35,7 +35,7 @@ US = IPAddress("192.0.2.1")
 UPLINK = Uplink("eth1", 2, 1500, address=US, public_ip=IPAddress("198.51.100.1"))
 REFUSAL = "this kernel has no fou: load the module fou"
 SEQUENCE = 7
-TUNNEL = Link("flannel0", "ipip", 1472, ipip=Ipip(US, 8285))
+TUNNEL = Link("flannel0", "ipip", 1472, detail=Ipip(US, 8285))
 
 
 def lease(subnet: str, public_ip: str) -> Lease:
@@ -174,7 +174,7 @@ def test_the_userspace_datapath_guards_itself(guard: Any, engine: Any, expected:
 def test_a_device_of_another_engine_is_made_anew(other: Link) -> None:
     assert TUNNEL.must_be_remade(other)
     assert other.must_be_remade(TUNNEL)
-    assert not TUNNEL.must_be_remade(Link("flannel0", "ipip", 1400, up=False, ipip=Ipip(US, 8285)))
+    assert not TUNNEL.must_be_remade(Link("flannel0", "ipip", 1400, up=False, detail=Ipip(US, 8285)))
 
 
 # ------------------------------------------------------------------------------------------------------------- on the wire

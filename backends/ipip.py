@@ -1,0 +1,90 @@
+"""ipip: each packet in one more IPv4 header. flannel-compat 9.3, RFC 2003, ip-link(8).
+
+One device for all peers: the route's gateway is a peer's PublicIP, and becomes the outer destination. No port, no neighbour entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from netaddr import IPNetwork
+
+from flannelpy.core.backend import Guard, GuardedPort, Local, SourceRule
+from flannelpy.core.config import NetworkConfig
+from flannelpy.core.errors import ConfigError
+from flannelpy.core.json_members import Members
+from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
+from flannelpy.core.objects import Address, HostState, Ipip, Link, Route
+from flannelpy.core.shared_options import direct_route, source_rule
+
+DEVICE = "flannel.ipip"
+
+OVERHEAD = 20
+"""Bytes of the outer header."""
+
+SMALLEST_MTU = 68
+"""What every IPv4 link must carry (RFC 791)."""
+
+PROTOCOL = 4
+"""IPv4 in IPv4, in the outer header's protocol field."""
+
+
+class IpipBackend:
+    """The device ``flannel.ipip``."""
+
+    name = "ipip"
+    families: tuple[Family, ...] = (4,)
+    lease_only: Mapping[Family, str] = MappingProxyType({6: "ipip carries IPv4 only: its IPv6 subnets are no more than leased"})
+    accepts: frozenset[str] | None = frozenset({"ipip"})
+
+    def __init__(self, direct_routing: bool = False, guard: SourceRule | None = "default") -> None:
+        self.wants_on_link = direct_routing
+        port = GuardedPort("ipip", PROTOCOL, inner=0, datagram=False)
+        self.guarded = None if guard is None else Guard(port, guard)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> IpipBackend:
+        """DirectRouting (false) and Guard (default), in any letter case; other keys are passed over. Raises ConfigError."""
+        members = Members(options, "Backend.")
+        return cls(members.boolean("DirectRouting", False), source_rule(members))
+
+    def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
+        return {DEVICE: False}
+
+    def overhead(self, underlay: Family) -> int:
+        return OVERHEAD
+
+    def mtu(self, local: Local) -> int:
+        uplink = local.uplink
+        if uplink.mtu < SMALLEST_MTU + OVERHEAD:
+            least = SMALLEST_MTU + OVERHEAD
+            raise ConfigError(f"interface {uplink.name}: MTU {uplink.mtu} is too small for ipip, expected {least} or more")
+        return uplink.mtu - OVERHEAD
+
+    def published_macs(self, attrs: LeaseAttrs) -> Mapping[str, str]:
+        return {}
+
+    def attrs(self, local: Local) -> LeaseAttrs:
+        if local.uplink.public_ip is None:
+            raise ConfigError(f"interface {local.uplink.name} has no IPv4 address: expected one, for ipip")
+        return LeaseAttrs(local.uplink.public_ip, backend_type=self.name)
+
+    def host(self, local: Local) -> HostState:
+        """Device and address. The device's ``local`` is the interface's own address also where another one is advertised."""
+        if local.uplink.address is None:
+            raise ConfigError(f"interface {local.uplink.name} has no IPv4 address: expected one, for ipip")
+        return HostState.of(
+            Link(DEVICE, "ipip", self.mtu(local), detail=Ipip(local.uplink.address, ttl=0)),
+            Address(IPNetwork((local.own.subnet.first, 32), version=4), DEVICE),
+        )
+
+    def peer(self, lease: Lease, local: Local) -> HostState:
+        if lease.public_ip == NO_ADDRESS or not lease.subnet.prefixlen:
+            return HostState()  # an IPv6-only node
+        direct = direct_route(lease.subnet, lease.public_ip, local) if self.wants_on_link else None
+        return HostState.of(direct or Route(lease.subnet, via=lease.public_ip, dev=DEVICE, onlink=True))
+
+    def datapath(self, local: Local) -> None:
+        return None

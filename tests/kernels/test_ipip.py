@@ -1,0 +1,42 @@
+"""ipip, on a kernel that has it: one boot of a guest (guest.py), in which inside_ipip.py does the checks."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from tests.kernels.guest import NoGuestError, boot
+
+pytestmark = pytest.mark.timeout(660)
+
+LIMIT_S = 600.0
+"""A minute on an idle machine; everything in it waits for facts."""
+
+CHECKS = (
+    "contract",
+    "objects",
+    "they meet",
+    "as flannel has it",
+    "guard",
+    "drift",
+    "direct routing",
+    "a restart loses no packet",
+    "devices of others",
+    "another backend",
+)
+
+
+@pytest.fixture(scope="module")
+def console() -> str:
+    """What the guest said."""
+    try:
+        return boot([sys.executable, "-m", "tests.kernels.inside_ipip"], LIMIT_S)
+    except NoGuestError as reason:
+        pytest.skip(f"no guest: {reason}")
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_in_the_guest(console: str, check: str) -> None:
+    assert re.search(rf"^@@ ok {check} \(", console, re.MULTILINE), console
