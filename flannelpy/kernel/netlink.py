@@ -42,8 +42,11 @@ from flannelpy.core.objects import (
     Route,
     Scope,
     Sysctl,
+    WireguardDevice,
+    WireguardPeer,
 )
 from flannelpy.core.plan import Step
+from flannelpy.core.secret import Secret
 from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer
 from flannelpy.kernel import Result, links, messages
 from flannelpy.kernel.channel import GONE, Channel, Failure, error
@@ -58,6 +61,7 @@ from flannelpy.kernel.modules import Modules
 from flannelpy.kernel.nft import Nft
 from flannelpy.kernel.notices import Notices
 from flannelpy.kernel.sieve import Sieve, as_route
+from flannelpy.kernel.wireguard import WireguardDevices
 
 UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
 """How a route look-up says no: no route, unreachable, prohibit, blackhole, or no such family in this kernel."""
@@ -86,6 +90,7 @@ class NetlinkKernel:
         self._forward = Forward(self._nft)
         self._elements = Elements()
         self._fou = FouPorts(self._modules)
+        self._wireguard = WireguardDevices()
         self._devices = Devices(self._ask)
         self._batch = BATCH_MOST
         self._subscriptions: set[Notices] = set()
@@ -158,6 +163,8 @@ class NetlinkKernel:
                 dumps.append(await _observe_neighbours(sieve, index))
             if wanted("fdb"):
                 dumps.append(await _observe_fdb(sieve, index))
+            if wanted("wg") or wanted("wgpeer"):
+                dumps.append(await self._wireguard.observe(sieve.links[index], index))
         if wanted("fou"):
             found += self._fou.observe(scope.fou_ports)
         if wanted("sysctl"):
@@ -206,6 +213,10 @@ class NetlinkKernel:
             elif isinstance(steps[at].item, NftElement):
                 run = list(takewhile(lambda step: isinstance(step.item, NftElement), steps[at : at + AT_ONCE]))
                 results += [Result(step, error) for step, error in zip(run, self._elements.apply(run), strict=True)]
+            elif isinstance(steps[at].item, WireguardPeer):
+                run = _peers_of_one_device(steps[at : at + BATCH_MOST])
+                outcome = self._wireguard.apply_peers(index_of(run[0].item.lives_on or ""), run)
+                results += [Result(step, error) for step, error in zip(run, outcome, strict=True)]
             else:
                 results.append(await self._apply_single(steps[at]))
             await asyncio.sleep(0)
@@ -265,6 +276,9 @@ class NetlinkKernel:
                     await self._apply_fou(step, step.item)
                 case Link():
                     self._devices.apply(step, step.item)
+                case WireguardDevice():
+                    if step.op != "remove":  # it goes with its link
+                        self._wireguard.set_device(index_of(step.item.dev), step.item)
                 case Sysctl():
                     _apply_sysctl(step, step.item)
                 case ForwardAccept():
@@ -300,6 +314,23 @@ class NetlinkKernel:
 
         return await rehearse(partial(NetlinkKernel, modules=self._modules), steps)
 
+    async def public_key(self, private: Secret[bytes]) -> str:
+        """See ``Kernel.public_key``."""
+        from flannelpy.kernel.rehearsal import TRIAL_DEVICE, in_empty_namespace, trial_of_key
+
+        async def derive(kernel: NetlinkKernel, fresh: bool) -> str:
+            trial = trial_of_key(private)
+            try:
+                for result in await kernel.apply(trial):
+                    if result.error is not None:
+                        raise result.error
+                return kernel._wireguard.public_key(TRIAL_DEVICE, index_of(TRIAL_DEVICE))
+            finally:
+                if not fresh:
+                    await kernel.apply([Step("remove", step.item, step.item) for step in reversed(trial)])
+
+        return await in_empty_namespace(partial(NetlinkKernel, modules=self._modules), derive, "a wireguard device")
+
     # --------------------------------------------------------------------------------------------------- sockets
 
     def notices(self, scope: Scope) -> Notices:
@@ -314,6 +345,7 @@ class NetlinkKernel:
         self._nft.close()
         self._elements.close()
         self._fou.close()
+        self._wireguard.close()
         self._shut()
 
     def _open(self) -> Channel:
@@ -363,6 +395,12 @@ def _encode(step: Step, sequence: int, index_of: _Indices) -> bytes:
     assert isinstance(item, Address)
     encode = links.remove_address if remove else links.add_address
     return encode(sequence, item, index_of(item.dev))
+
+
+def _peers_of_one_device(steps: Sequence[Step]) -> list[Step]:
+    """The peers at the beginning, as far as they are of one device."""
+    dev = steps[0].item.lives_on
+    return list(takewhile(lambda step: isinstance(step.item, WireguardPeer) and step.item.dev == dev, steps))
 
 
 def _is_there(result: Result) -> bool:
