@@ -74,7 +74,7 @@ class Cluster:
     def configure(self, config: NetworkConfig, backend: Backend, address: IPAddress | None, underlay: Underlay) -> None:
         """Judge the leases as a host of this network, that speaks this backend, publishes this address and has this around it."""
         self._config = config
-        self._note(self._membership.configure(config, backend.accepts, address, underlay, backend.published_macs))
+        self._note(self._membership.configure(config, backend.accepts, address, underlay, backend.identities))
 
     def set_own(self, lease: Lease) -> None:
         """Our lease is this now."""

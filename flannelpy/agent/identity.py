@@ -38,7 +38,7 @@ def copied(backend: Backend, own: Lease, macs: Mapping[str, str], leases: Iterab
     for lease in leases:
         if lease.key == own.key or lease.departing or not older(lease, own):
             continue
-        for mac in backend.published_macs(lease.attrs).values():
+        for mac in backend.identities(lease.attrs).values():
             if mac in ours:
                 found[ours[mac]] = lease
     return found

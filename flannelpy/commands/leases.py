@@ -164,7 +164,7 @@ def _faults(leases: Sequence[Lease], config: NetworkConfig | None, backend: Back
         if backend is None:
             membership.configure(config, None, None)
         else:
-            membership.configure(config, backend.accepts, None, identity=backend.published_macs)
+            membership.configure(config, backend.accepts, None, identity=backend.identities)
         for key, why in membership.replace(leases).refused.items():
             if why:
                 wrong[key].append(why)

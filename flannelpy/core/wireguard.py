@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from netaddr import IPAddress, IPNetwork
 
+from flannelpy.core.errors import MalformedError
+from flannelpy.core.json_members import Members
 from flannelpy.core.key import Key
 from flannelpy.core.secret import Secret
 
@@ -146,3 +149,24 @@ def key_text(key: bytes) -> str:
 def clamped(key: bytes) -> bytes:
     """A private key from 32 random bytes, as the kernel keeps it (RFC 7748 section 5)."""
     return bytes([key[0] & 248, *key[1:31], key[31] & 127 | 64])
+
+
+# ------------------------------------------------------------------------------------------------------ in a lease
+
+
+def told_key(data: object) -> str:
+    """The public key in a lease's BackendData. Raises MalformedError. All zeros are no host's: nobody could be sure of it."""
+    value = Members(data)["PublicKey"] if isinstance(data, dict) and "PublicKey" in Members(data) else None
+    with suppress(ValueError):
+        if isinstance(value, str) and any(key_bytes(value)):
+            return value
+    raise MalformedError(f"BackendData.PublicKey {value!r:.60}: expected a public key, 32 bytes in base64")
+
+
+def told_port(data: object) -> int:
+    """The port in a lease's BackendData; 0 where there is none: flannel before 0.26.6. Raises MalformedError."""
+    members = Members(data) if isinstance(data, dict) else Members({})
+    port = members["Port"] if "Port" in members else None
+    if port is not None and (type(port) is not int or not 0 <= port < 1 << 16):
+        raise MalformedError(f"BackendData.Port {port!r:.60}: expected a UDP port, 0 to 65535")
+    return port or 0
