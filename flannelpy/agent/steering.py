@@ -21,6 +21,7 @@ from flannelpy.agent.facts import Facts
 from flannelpy.agent.forwarding import Forwarding
 from flannelpy.agent.identity import without_copies
 from flannelpy.agent.kept import Kept
+from flannelpy.agent.keys import HostKeys
 from flannelpy.agent.lease import Keeper
 from flannelpy.agent.ownership import Ownership
 from flannelpy.agent.phase import Phase
@@ -76,6 +77,8 @@ class Steering:
         self._text: str | None = None  # the config that ``carriage`` follows from, or that cannot be used
         self._carried: tuple[Carriage, Lease] | None = None  # what the reconciler was handed
         self._newcomers: Cursor = parts.cluster.cursor(self.changed.set)
+        self._keys = HostKeys(context)
+        self._came: dict[str, Lease] = {}  # leases that were not compared with our identity yet
         self._lock = asyncio.Lock()
 
     @property
@@ -135,7 +138,7 @@ class Steering:
             if before is None:
                 self._disown()
             found = (facts.uplink, facts.reasons)
-            carriage = await resolve(self._context, text or "", asked, found, self._ownership.state.macs, before)
+            carriage = await resolve(self._context, text or "", asked, found, self._ownership.state.macs, self._keys, before)
         except ConfigError as error:
             words = f"at {where} {error}" if text is None else f"at {where}: {error}"
             reporter.set("config-unusable", {"": words} if before is None else {})
@@ -160,7 +163,8 @@ class Steering:
         """Make nothing of what another machine has kept: the state directory was copied, or this machine was cloned."""
         facts, uplink = self._parts.facts, self._parts.facts.uplink
         address = "" if uplink is None else str(uplink.public_ip or uplink.public_ipv6)
-        self._kept = self._kept.own_part(machine(), facts.uplink_mac, address, self._context.settings.state_dir)
+        kept = self._kept.own_part(machine(), facts.uplink_mac, address, self._context.settings.state_dir)
+        self._kept, self._keys.foreign = kept, kept is not self._kept
         self._ownership.state = self._kept.state
         if self._kept.view is None and self.phase in (Phase.RESUMED, Phase.FROM_DISK):
             self.phase = Phase.WAITING
@@ -218,7 +222,7 @@ class Steering:
             self.advance(Phase.CONFIRMED)
         self._parts.cluster.set_own(lease)
         self.lease = lease
-        carriage = self.carriage = self._differ_from_copies(carriage, lease)
+        carriage = self.carriage = await self._differ_from_copies(carriage, lease)
         self._parts.publisher.keep_view(self._view)
         if self._carried is None or not self._carried[0].same(carriage) or not self._carried[1].same_content(lease):
             await self._swap(carriage, lease)
@@ -262,13 +266,16 @@ class Steering:
             return self.keeper.held
         return self._kept.own if self.phase in (Phase.RESUMED, Phase.FROM_DISK) else None
 
-    def _differ_from_copies(self, carriage: Carriage, lease: Lease) -> Carriage:
-        """Draw a new MAC where an older lease of somebody else has ours: the peers go by the older one."""
-        came = [peer for peer in self._newcomers.take().values() if peer is not None]
-        macs = without_copies(carriage.backend, lease, carriage.macs, came)
-        if macs == carriage.macs:
+    async def _differ_from_copies(self, carriage: Carriage, lease: Lease) -> Carriage:
+        """Draw a new MAC or key where an older lease of somebody else has ours: the peers go by the older one."""
+        self._came.update((key, peer) for key, peer in self._newcomers.take().items() if peer is not None)
+        backend, came = carriage.backend, self._came.values()
+        macs = without_copies(backend, lease, carriage.macs, came)
+        keys = carriage.keys and await self._keys.differ(backend, lease, carriage.keys, came)
+        self._came.clear()
+        if (macs, keys) == (carriage.macs, carriage.keys):
             return carriage
-        carriage = replace(carriage, macs=macs)
+        carriage = replace(carriage, macs=macs, keys=keys)
         if self.keeper is not None:
             self.keeper.publish(carriage.attrs)
         return carriage
