@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from flannelpy import plugins
 from flannelpy.agent.carriage import Carriage, clamped, introduce, resolve
 from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.context import Context
+from flannelpy.agent.copies import Copies
 from flannelpy.agent.datapath import DatapathSupervisor, Wanted, make_way
 from flannelpy.agent.facts import Facts
 from flannelpy.agent.forwarding import Forwarding
-from flannelpy.agent.identity import without_copies
 from flannelpy.agent.kept import Kept
 from flannelpy.agent.keys import HostKeys
 from flannelpy.agent.lease import Keeper
@@ -78,7 +78,7 @@ class Steering:
         self._carried: tuple[Carriage, Lease] | None = None  # what the reconciler was handed
         self._newcomers: Cursor = parts.cluster.cursor(self.changed.set)
         self._keys = HostKeys(context)
-        self._came: dict[str, Lease] = {}  # leases that were not compared with our identity yet
+        self._copies = Copies(self._keys)
         self._lock = asyncio.Lock()
 
     @property
@@ -144,6 +144,9 @@ class Steering:
             reporter.set("config-unusable", {"": words} if before is None else {})
             reporter.set("config-changed", {} if before is None else {"": words})
             return
+        except BaseException:
+            self._text = None  # it was not tried to the end
+            raise
         reporter.set("config-unusable", {})
         reporter.set("config-changed", {})
         if not self._ownership.claim(carriage):
@@ -222,7 +225,10 @@ class Steering:
             self.advance(Phase.CONFIRMED)
         self._parts.cluster.set_own(lease)
         self.lease = lease
-        carriage = self.carriage = await self._differ_from_copies(carriage, lease)
+        before, carriage = carriage, await self._copies.differ(carriage, lease, self._newcomers.take())
+        self.carriage = carriage
+        if carriage is not before and self.keeper is not None:
+            self.keeper.publish(carriage.attrs)
         self._parts.publisher.keep_view(self._view)
         if self._carried is None or not self._carried[0].same(carriage) or not self._carried[1].same_content(lease):
             await self._swap(carriage, lease)
@@ -265,20 +271,6 @@ class Steering:
         if self.keeper is not None and self.keeper.held is not None:
             return self.keeper.held
         return self._kept.own if self.phase in (Phase.RESUMED, Phase.FROM_DISK) else None
-
-    async def _differ_from_copies(self, carriage: Carriage, lease: Lease) -> Carriage:
-        """Draw a new MAC or key where an older lease of somebody else has ours: the peers go by the older one."""
-        self._came.update((key, peer) for key, peer in self._newcomers.take().items() if peer is not None)
-        backend, came = carriage.backend, self._came.values()
-        macs = without_copies(backend, lease, carriage.macs, came)
-        keys = carriage.keys and await self._keys.differ(backend, lease, carriage.keys, came)
-        self._came.clear()
-        if (macs, keys) == (carriage.macs, carriage.keys):
-            return carriage
-        carriage = replace(carriage, macs=macs, keys=keys)
-        if self.keeper is not None:
-            self.keeper.publish(carriage.attrs)
-        return carriage
 
     async def _swap(self, carriage: Carriage, lease: Lease) -> None:
         """Everything that follows from carriage and lease is another one now."""

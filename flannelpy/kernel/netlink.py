@@ -316,20 +316,26 @@ class NetlinkKernel:
 
     async def public_key(self, private: Secret[bytes]) -> str:
         """See ``Kernel.public_key``."""
-        from flannelpy.kernel.rehearsal import TRIAL_DEVICE, in_empty_namespace, trial_of_key
+        from flannelpy.kernel.rehearsal import in_empty_namespace
 
         async def derive(kernel: NetlinkKernel, fresh: bool) -> str:
-            trial = trial_of_key(private)
-            try:
-                for result in await kernel.apply(trial):
-                    if result.error is not None:
-                        raise result.error
-                return kernel._wireguard.public_key(TRIAL_DEVICE, index_of(TRIAL_DEVICE))
-            finally:
-                if not fresh:
-                    await kernel.apply([Step("remove", step.item, step.item) for step in reversed(trial)])
+            return await kernel.public_key_here(private, undo=not fresh)
 
         return await in_empty_namespace(partial(NetlinkKernel, modules=self._modules), derive, "a wireguard device")
+
+    async def public_key_here(self, private: Secret[bytes], undo: bool) -> str:
+        """The same in this kernel's namespace; with ``undo``, what is made goes again, and what another try has left before it."""
+        from flannelpy.kernel.rehearsal import TRIAL_DEVICE, trial_of_key
+
+        trial = trial_of_key(private)
+        gone = [Step("remove", trial[0].item, trial[0].item)] if undo else []
+        try:
+            for result in await self.apply([*gone, *trial]):
+                if result.error is not None:
+                    raise result.error
+            return self._wireguard.public_key(TRIAL_DEVICE, index_of(TRIAL_DEVICE))
+        finally:
+            await self.apply(gone)
 
     # --------------------------------------------------------------------------------------------------- sockets
 

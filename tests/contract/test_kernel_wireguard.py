@@ -16,8 +16,10 @@ from flannelpy.core.objects import Address, HostState, Key, Link, Route, Scope, 
 from flannelpy.core.plan import Step, plan
 from flannelpy.core.secret import Secret
 from flannelpy.core.wireguard import clamped, key_text
+from flannelpy.kernel.netlink import NetlinkKernel
+from flannelpy.kernel.rehearsal import TRIAL_DEVICE, trial_of_key
 
-from .kernel_support import Host
+from .kernel_support import Host, RealHost
 
 DEV = "flannel-wg"
 SCOPE = Scope(frozenset({DEV}), (IPNetwork("10.5.0.0/16"), IPNetwork("fd05::/48")), "eth1")
@@ -160,6 +162,19 @@ async def test_the_public_key_is_the_private_ones(wg: Host, seed: int) -> None:
     private = clamped(Random(seed).randbytes(32))
     assert await wg.kernel.public_key(Secret(private)) == by_openssl(private)
     assert len(await wg.kernel.observe(replace(SCOPE, links=frozenset({"flannelpy-wg"})))) == 0
+
+
+async def test_without_a_namespace_of_its_own_the_trial_device_goes_again(real: RealHost) -> None:
+    assert isinstance(real.kernel, NetlinkKernel)
+    scope = replace(SCOPE, links=frozenset({TRIAL_DEVICE}))
+    try:
+        await real.kernel.public_key(PRIVATE)
+    except KernelError as refusal:
+        pytest.skip(f"{refusal}; tests/kernels asks one that has it")
+    left = trial_of_key(Secret(clamped(bytes(32))))[0]
+    assert [result.error for result in await real.kernel.apply([left])] == [None]
+    assert await real.kernel.public_key_here(PRIVATE, undo=True) == by_openssl(PRIVATE.reveal())
+    assert len(await real.kernel.observe(scope)) == 0
 
 
 async def test_without_the_module_it_is_said_which(host: Host) -> None:

@@ -256,6 +256,31 @@ async def test_a_kernel_without_wireguard_is_told_and_gets_no_lease_until_it_has
         await until(lambda: host.holds(line()))
 
 
+async def test_a_config_that_the_kernel_cannot_follow_yet_leaves_everything_as_it_is(host: HostInMemory) -> None:
+    host.put_config({**CONFIG, "Backend": {"Type": "vxlan"}})
+    host.kernel.unknown.add("wireguard")
+    async with host.run():
+        lease = host.lease
+        host.put_config(CONFIG)
+        calls = host.kernel.calls["public_key"]
+        await until(lambda: host.kernel.calls["public_key"] > calls + 2)
+        assert any("load the module wireguard" in text for text in host.conditions().values())
+        assert host.kernel.get(Key("link", "flannel.1")) is not None
+        host.kernel.unknown.clear()
+        await until(lambda: host.holds(line()))
+        await until(lambda: host.kernel.get(Key("link", "flannel.1")) is None)
+        assert host.lease == lease
+
+
+async def test_a_port_that_is_free_again_is_taken_soon(host: HostInMemory) -> None:
+    host.kernel.taken_ports.add(51820)
+    async with host.run(ready=False):
+        await until(lambda: any("UDP port 51820, which flannel-wg needs, is taken" in text for text in host.conditions().values()))
+        host.kernel.taken_ports.clear()
+        await until(lambda: host.ready and host.holds(line()))
+        await until(lambda: host.conditions() == {})
+
+
 async def test_no_secret_is_in_a_log_or_in_a_file_that_others_read(host: HostInMemory, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with host.run():
