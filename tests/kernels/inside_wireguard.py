@@ -176,6 +176,31 @@ def drift(a: Host, b: Host) -> None:
     until(lambda: in_namespace("a").objects == wanted, f"all is as it was, and the thief gone: {list(map(str, peers(a)))}")
 
 
+def roaming(a: Host, b: Host) -> None:
+    """A peer behind NAT is where its packets come from, and that is no drift; what is drift beside it is repaired."""
+    own = [item.public_key for item in peers(b) if item.dev == "flannel-wg"]
+    shell("ip addr add 192.168.90.99/32 dev eth1", "a")
+    shell("nft add table ip nat; nft 'add chain ip nat out { type nat hook postrouting priority 100; }'", "a")
+    shell(
+        "nft add rule ip nat out udp sport 51820 ip saddr 192.168.90.1 snat to 192.168.90.99:40000",
+        "a",
+    )
+
+    def place() -> str:
+        (peer,) = [item for item in peers(b) if item.public_key in own and item.dev == "flannel-wg"]
+        return str(peer)
+
+    shell("ip link set flannel-wg down; ip link set flannel-wg up", "a")  # its socket's flows are new ones
+    until(lambda: pinged("a", a.inside, b.inside) and "endpoint 192.168.90.99:40000 " in place(), f"b follows: {place()}")
+    (other,) = [item for item in peers(b) if item.dev == "flannel-wg-v6"]
+    for _ in range(2):
+        in_namespace("b", [Step("remove", other, other)])
+        until(lambda: other.key in in_namespace("b"), "the other peer is back")
+    assert "endpoint 192.168.90.99:40000 " in place(), place()
+    assert pinged("b", b.inside, a.inside)
+    shell("nft delete table ip nat; ip addr del 192.168.90.99/32 dev eth1", "a")
+
+
 def restart_under_pings(a: Host, b: Host) -> None:
     """With nothing of ours in the path, the agent may go and come, and finds all as it should be."""
     index = shell("cat /sys/class/net/flannel-wg/ifindex", "b")
@@ -243,6 +268,8 @@ def main() -> None:
                 assert secret not in a.log.read_text() + b.log.read_text()
         with check("drift"):
             drift(a, b)
+        with check("roaming"):
+            roaming(a, b)
         with check("a restart loses no packet"):
             restart_under_pings(a, b)
         with check("another key"):

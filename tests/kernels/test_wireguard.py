@@ -19,6 +19,7 @@ CHECKS = (
     "encrypted",
     "key",
     "drift",
+    "roaming",
     "a restart loses no packet",
     "another key",
     "one tunnel for both",

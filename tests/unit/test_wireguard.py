@@ -302,6 +302,34 @@ def test_another_key_of_a_peer_is_in_before_the_old_one_goes() -> None:
     )
 
 
+keys = st.sampled_from(["PublicKey", "publickey", "Port", "x"])
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=50) | st.sampled_from([B, 51820, "A" * 43 + "="])
+)
+anything = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner))
+told = anything | st.fixed_dictionaries({"PublicKey": st.just(B)}, optional={"Port": scalars | st.integers(0, 65_535)})
+
+
+@given(told, told, st.sampled_from(["separate", "auto", "ipv4", "ipv6"]))
+def test_whatever_a_lease_says_is_a_peer_or_one_line(data: object, data6: object, mode: str) -> None:
+    backend, local = situation(V4 | V6, Mode=mode)
+    lease = peer(v6=True, backend_data=data, backend_v6_data=data6)
+    assert set(backend.identities(lease.attrs).values()) <= {B}
+    try:
+        made, said = backend.peer(lease, local), ""
+    except MalformedError as error:
+        made, said = HostState(), str(error)
+    assert said.isprintable()
+    assert len(said) < 200
+    assert said or len(made)
+    for item in made:
+        assert isinstance(item, WireguardPeer)
+        assert item.public_key == B
+        assert item.endpoint is not None
+        assert 0 < item.endpoint[1] < 65_536
+        assert set(item.allowed_ips) <= {lease.subnet, lease.subnet6}
+
+
 @given(st.binary(min_size=32, max_size=32), st.binary(min_size=32, max_size=32).filter(any))
 def test_no_secret_is_in_what_is_printed(private: bytes, psk: bytes) -> None:
     config = NetworkConfig.parse(json.dumps({**V4, "Backend": {"Type": "wireguard", "PSK": key_text(psk)}}))
