@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from flannelpy.agent.carriage import Carriage
 from flannelpy.agent.identity import without_copies
 from flannelpy.agent.keys import HostKeys
+from flannelpy.agent.view import Cursor
 from flannelpy.core.model import Lease
 
 
 class Copies:
-    """The leases that were not compared with our identity yet."""
+    """Compares each lease that comes or changes with our identity."""
 
-    def __init__(self, keys: HostKeys) -> None:
-        self._keys = keys
-        self._came: dict[str, Lease] = {}
+    def __init__(self, keys: HostKeys, newcomers: Cursor) -> None:
+        self.keys = keys
+        """By what the peers know us, where they do by a key."""
+        self._newcomers = newcomers
+        self._came: dict[str, Lease] = {}  # and was not compared yet
 
-    async def differ(self, carriage: Carriage, own: Lease, came: Mapping[str, Lease | None]) -> Carriage:
-        """``carriage`` with an identity that none of those that came or changed has. Raises KernelError; then they are still to be
-        compared."""
-        self._came.update((key, lease) for key, lease in came.items() if lease is not None)
+    async def differ(self, carriage: Carriage, own: Lease) -> Carriage:
+        """``carriage`` with an identity that no older lease has. Raises KernelError; then what came is still to be compared."""
+        self._came.update((key, lease) for key, lease in self._newcomers.take().items() if lease is not None)
         macs = without_copies(carriage.backend, own, carriage.macs, self._came.values())
         keys = carriage.keys
         if keys is not None:
-            keys = await self._keys.differ(carriage.backend, own, keys, self._came.values())
+            keys = await self.keys.differ(carriage.backend, own, keys, self._came.values())
         self._came.clear()
         return carriage if (macs, keys) == (carriage.macs, carriage.keys) else replace(carriage, macs=macs, keys=keys)

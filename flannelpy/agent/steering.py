@@ -30,7 +30,6 @@ from flannelpy.agent.surroundings import Surroundings
 from flannelpy.agent.sync.firewall import Firewall
 from flannelpy.agent.sync.fragments import Target
 from flannelpy.agent.sync.reconcile import Reconciler
-from flannelpy.agent.view import Cursor
 from flannelpy.core.config import differences
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.leasing import Leasing
@@ -76,9 +75,7 @@ class Steering:
         self._ownership = Ownership(context, kept.state, parts.publisher.keep)
         self._text: str | None = None  # the config that ``carriage`` follows from, or that cannot be used
         self._carried: tuple[Carriage, Lease] | None = None  # what the reconciler was handed
-        self._newcomers: Cursor = parts.cluster.cursor(self.changed.set)
-        self._keys = HostKeys(context)
-        self._copies = Copies(self._keys)
+        self._copies = Copies(HostKeys(context), parts.cluster.cursor(self.changed.set))
         self._lock = asyncio.Lock()
 
     @property
@@ -138,7 +135,7 @@ class Steering:
             if before is None:
                 self._disown()
             found = (facts.uplink, facts.reasons)
-            carriage = await resolve(self._context, text or "", asked, found, self._ownership.state.macs, self._keys, before)
+            carriage = await resolve(self._context, text or "", asked, found, self._ownership.state.macs, self._copies.keys, before)
         except ConfigError as error:
             words = f"at {where} {error}" if text is None else f"at {where}: {error}"
             reporter.set("config-unusable", {"": words} if before is None else {})
@@ -167,7 +164,7 @@ class Steering:
         facts, uplink = self._parts.facts, self._parts.facts.uplink
         address = "" if uplink is None else str(uplink.public_ip or uplink.public_ipv6)
         kept = self._kept.own_part(machine(), facts.uplink_mac, address, self._context.settings.state_dir)
-        self._kept, self._keys.foreign = kept, kept is not self._kept
+        self._kept, self._copies.keys.foreign = kept, kept is not self._kept
         self._ownership.state = self._kept.state
         if self._kept.view is None and self.phase in (Phase.RESUMED, Phase.FROM_DISK):
             self.phase = Phase.WAITING
@@ -225,7 +222,7 @@ class Steering:
             self.advance(Phase.CONFIRMED)
         self._parts.cluster.set_own(lease)
         self.lease = lease
-        before, carriage = carriage, await self._copies.differ(carriage, lease, self._newcomers.take())
+        before, carriage = carriage, await self._copies.differ(carriage, lease)
         self.carriage = carriage
         if carriage is not before and self.keeper is not None:
             self.keeper.publish(carriage.attrs)

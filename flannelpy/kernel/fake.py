@@ -44,7 +44,7 @@ from flannelpy.kernel.channel import error
 from flannelpy.kernel.drivers import driver_of
 from flannelpy.kernel.fake_notices import FakeNotices, News
 from flannelpy.kernel.fake_scope import is_seen
-from flannelpy.kernel.fake_wireguard import fresh, public_key, put_peer
+from flannelpy.kernel.fake_wireguard import fresh, public_key, put_peer, set_device
 
 UNSET = "1"
 """What a setting holds that nobody wrote: accept_ra's default, the one the agent changes."""
@@ -289,10 +289,7 @@ class FakeKernel:
                 self._put(route)
             case WireguardDevice() as device:
                 self._index(device.dev)
-                if device.listen_port in self.taken_ports:
-                    words = f"UDP port {device.listen_port}, which {device.dev} needs, is taken by another program"
-                    raise KernelError(words, errno.EADDRINUSE)
-                self._objects[device.key] = device  # without a word
+                set_device(self._objects, device, self.taken_ports)
             case WireguardPeer() as peer:
                 self._index(peer.dev)
                 put_peer(self._objects, peer)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+import errno
+from collections.abc import Container, MutableMapping
 from dataclasses import replace
 
+from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import Key, Object, WireguardDevice, WireguardPeer
 from flannelpy.core.secret import Secret
 from flannelpy.core.wireguard import clamped, key_text
@@ -15,6 +17,14 @@ PRIME = 2**255 - 19
 def fresh(dev: str) -> WireguardDevice:
     """What a device has that nobody has told anything."""
     return WireguardDevice(dev, 34_567, Secret(b""))
+
+
+def set_device(objects: MutableMapping[Key, Object], device: WireguardDevice, taken_ports: Container[int]) -> None:
+    """Set key and port, without a word. Raises KernelError where somebody has the port."""
+    if device.listen_port in taken_ports:
+        words = f"UDP port {device.listen_port}, which {device.dev} needs, is taken by another program"
+        raise KernelError(words, errno.EADDRINUSE)
+    objects[device.key] = device
 
 
 def put_peer(objects: MutableMapping[Key, Object], peer: WireguardPeer) -> None:

@@ -156,6 +156,7 @@ class NetlinkKernel:
         dumps: list[Dumped[Any]] = []
         if wanted("link"):
             found += self._observe_links(sieve)
+        wireguard = {item.name for item in found if isinstance(item, Link) and item.kind == "wireguard"}
         for index in sieve.links:
             if wanted("addr"):
                 found += await _observe_addresses(sieve, index)
@@ -163,8 +164,9 @@ class NetlinkKernel:
                 dumps.append(await _observe_neighbours(sieve, index))
             if wanted("fdb"):
                 dumps.append(await _observe_fdb(sieve, index))
-            if wanted("wg") or wanted("wgpeer"):
-                dumps.append(await self._wireguard.observe(sieve.links[index], index))
+            name = sieve.links[index]
+            if (name in wireguard) if kinds is None else not kinds.isdisjoint(("wg", "wgpeer")):
+                dumps.append(await self._wireguard.observe(name, index))
         if wanted("fou"):
             found += self._fou.observe(scope.fou_ports)
         if wanted("sysctl"):

@@ -164,6 +164,19 @@ async def test_the_public_key_is_the_private_ones(wg: Host, seed: int) -> None:
     assert len(await wg.kernel.observe(replace(SCOPE, links=frozenset({"flannelpy-wg"})))) == 0
 
 
+async def test_of_many_peers_in_a_message_those_that_are_refused_are_told_apart(real: RealHost) -> None:
+    try:
+        await real.kernel.public_key(PRIVATE)
+    except KernelError as refusal:
+        pytest.skip(f"{refusal}; tests/kernels asks one that has it")
+    await reach(real, HOST)
+    peers = [replace(peer(number), preshared_key=Secret(b"short") if number % 3 == 1 else PSK) for number in range(8)]
+    results = await real.kernel.apply([Step("add", each) for each in peers])
+    assert [result.error is None for result in results] == [number % 3 != 1 for number in range(8)]
+    observed = await real.kernel.observe(SCOPE)
+    assert [each for each in peers if each.key in observed] == [each for each in peers if each.preshared_key == PSK]
+
+
 async def test_without_a_namespace_of_its_own_the_trial_device_goes_again(real: RealHost) -> None:
     assert isinstance(real.kernel, NetlinkKernel)
     scope = replace(SCOPE, links=frozenset({TRIAL_DEVICE}))
