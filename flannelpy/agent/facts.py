@@ -4,6 +4,7 @@ have changed, and then only for what it depends on.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Iterable, Mapping
 
 from netaddr import IPAddress, IPNetwork
@@ -34,6 +35,8 @@ class Facts:
         self.down = ""
         """The uplink's name while it is down."""
         self.stale = True
+        self.another_card = asyncio.Event()
+        """The uplink has another hardware address now, or is another interface."""
         self._kernel = kernel
         self._wish = wish
         self._reporter = reporter
@@ -71,7 +74,9 @@ class Facts:
             self.stale = True
             raise
         before, self.uplink, self.reasons, self.missing = self.uplink, choice.uplink, choice.reasons, ""
-        self.uplink_mac = next((one.mac for one in facts.interfaces if one.index == choice.uplink.index), "")
+        mac, self.uplink_mac = self.uplink_mac, next((one.mac for one in facts.interfaces if one.index == choice.uplink.index), "")
+        if before is not None and (before.index, mac) != (self.uplink.index, self.uplink_mac):
+            self.another_card.set()
         down = any(interface.index == choice.uplink.index and not interface.up for interface in facts.interfaces)
         self.down = choice.uplink.name if down else ""
         self._reporter.set("uplink-missing", {})

@@ -25,11 +25,14 @@ log = logging.getLogger("flannelpy")
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """``state`` and ``view`` as they were read; ``previous``: subnets that were ours, the best first."""
+    """``state`` and ``view`` as they were read; ``previous``: subnets that were ours, the best first; ``promised``: our lease as we
+    were going to write it last.
+    """
 
     state: State
     view: KeptView | None
     previous: tuple[IPNetwork, ...]
+    promised: Lease | None = None
 
     @property
     def own(self) -> Lease | None:
@@ -66,15 +69,13 @@ def recall(context: Context) -> Kept:
     """Read everything; what cannot be read is said, and done without."""
     settings = context.settings
     prefix = settings.endpoint.prefix
-    state, view = State(), None
+    state = State()
     try:
         state = state_file.read(settings.state_dir, prefix)
     except FlannelpyError as error:
         context.reporter.begin("state-dir", str(error))
-    try:
-        view = view_file.read(settings.state_dir, prefix)
-    except FlannelpyError as error:
-        log.warning("%s", error)
+    promised = _view(settings.state_dir, prefix, view_file.PROMISED)
+    view = _view(settings.state_dir, prefix, view_file.FILE)
     file = subnet_env.read(settings.subnet_file)
     for reason in file.skipped:
         log.warning("%s", reason)
@@ -84,4 +85,12 @@ def recall(context: Context) -> Kept:
             previous += parse_subnet_key(state.lease_key)
         except MalformedError as error:
             log.warning("%s: %s", settings.state_dir, error)
-    return Kept(state, view, tuple(net for net in previous if net is not None))
+    return Kept(state, view, tuple(net for net in previous if net is not None), None if promised is None else promised.own)
+
+
+def _view(directory: Path, prefix: str, file: str) -> KeptView | None:
+    try:
+        return view_file.read(directory, prefix, file)
+    except FlannelpyError as error:
+        log.warning("%s", error)
+        return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from functools import partial
 
 from netaddr import IPNetwork
@@ -32,10 +33,17 @@ LONGEST_SLEEP_S = 60.0
 
 
 class Keeper:
-    """Our lease, for as long as the agent runs. ``refresh`` lists every lease; ``wake``: ``held`` or ``lost`` are others now."""
+    """Our lease, for as long as the agent runs. ``refresh`` lists every lease; ``wake``: ``held`` or ``lost`` are others
+    now; ``promise`` keeps what a lease is going to say, for the next life, and is awaited before that is written.
+    """
 
     def __init__(
-        self, context: Context, refresh: Callable[[], Awaitable[Snapshot]], machine: Leasing, wake: Callable[[], None]
+        self,
+        context: Context,
+        refresh: Callable[[], Awaitable[Snapshot]],
+        machine: Leasing,
+        wake: Callable[[], None],
+        promise: Callable[[Lease], Awaitable[None]] | None = None,
     ) -> None:
         self.held: Lease | None = None
         """The lease, as far as is known; the last one while it is asked for again."""
@@ -45,6 +53,7 @@ class Keeper:
         self._refresh = refresh
         self._machine = machine
         self._wake = wake
+        self._promise = promise
         self._events: asyncio.Queue[ev.Event] = asyncio.Queue()
         self._alarm: asyncio.TimerHandle | None = None
         self._listed: tuple[Lease, ...] = ()  # while we have no lease: what stands in our way
@@ -163,6 +172,8 @@ class Keeper:
                 except TakenError:
                     return ev.CreateTaken()
             case ev.Renew(lease, attrs, ttl_s):
+                if attrs != lease.attrs and self._promise is not None:
+                    await self._promise(replace(lease, attrs=attrs))
                 try:
                     return ev.Renewed(await self._context.registry.renew(lease, attrs, ttl_s=ttl_s))
                 except ConflictError:

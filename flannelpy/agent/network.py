@@ -19,6 +19,7 @@ from flannelpy.agent.events import PeerEvents
 from flannelpy.agent.facts import Facts
 from flannelpy.agent.forwarding import Forwarding
 from flannelpy.agent.guarded import guarded
+from flannelpy.agent.introduction import introduce
 from flannelpy.agent.kept import recall
 from flannelpy.agent.phase import Phase
 from flannelpy.agent.publish import Publisher
@@ -89,6 +90,7 @@ class Network:
         yield "notices", self._listen
         yield "steering", self.steering.run
         yield "underlay", self._parts.surroundings.run
+        yield "introduction", partial(introduce, self.context.kernel, self.facts)
         yield "registry", self.cluster.follow
         yield "first knowledge", self._begin
         yield "relist", self.cluster.relist

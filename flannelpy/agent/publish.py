@@ -150,8 +150,19 @@ class Publisher:
 
     async def _write_state(self) -> None:
         state, self._state = self._state, None
-        if state is not None and not await self._try(lambda: state_file.write(self._context.settings.state_dir, state)):
-            self._state = self._state or state
+        if state is None:
+            return
+        done = False
+        try:
+            done = await self._try(lambda: state_file.write(self._context.settings.state_dir, state))
+        finally:
+            if not done:  # also where this is cancelled before it began
+                self._state = self._state or state
+
+    async def promise(self, lease: Lease) -> None:
+        """Keep what our lease is about to say, before it is written: a life that ends in between knows it for its own by that."""
+        view = KeptView(self._context.settings.endpoint.prefix, "", lease.key, (lease,), lease.mod_revision)
+        await self._try(lambda: view_file.write(self._context.settings.state_dir, view, view_file.PROMISED))
 
     async def _write_view(self) -> None:
         make, self._view = self._view, None
@@ -159,8 +170,12 @@ class Publisher:
         if view is None:
             return
         self._view_due = asyncio.get_running_loop().time() + LOOK_S
-        if not await self._try(lambda: view_file.write(self._context.settings.state_dir, view)):
-            self._view = self._view or make
+        done = False
+        try:
+            done = await self._try(lambda: view_file.write(self._context.settings.state_dir, view))
+        finally:
+            if not done:
+                self._view = self._view or make
 
     async def _try(self, write: Callable[[], object]) -> bool:
         try:

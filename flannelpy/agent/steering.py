@@ -176,17 +176,18 @@ class Steering:
 
     def _begin(self, carriage: Carriage, where: str) -> None:
         introduce(carriage, where)
-        settings, own = self._context.settings, self._kept.own
+        settings = self._context.settings
         machine = Leasing(
             carriage.config,
             carriage.attrs,
             self._context.random,
             previous=self._kept.previous,
-            kept=own,
+            kept=self._kept.own,
+            promised=self._kept.promised,
             ttl_s=settings.lease_ttl_s,
             renew_margin_s=settings.renew_margin_s,
         )
-        self.keeper = Keeper(self._context, self._parts.cluster.refresh, machine, self.changed.set)
+        self.keeper = Keeper(self._context, self._parts.cluster.refresh, machine, self.changed.set, self._parts.publisher.promise)
         self._parts.cluster.tell = self.keeper.tell
         self._judge(carriage)
         self.known.set()

@@ -29,11 +29,18 @@ class Desired:
         old = self._fragments.get(owner)
         if old is not None and old[1] == state and old[0][0] == rank:
             return set()
+        if old is not None and old[1] == state and owner not in self._conflicts and not self._rivals(state):
+            self._fragments[owner] = ((rank, owner), state)  # another rank among nobody else
+            return set()
         touched = self._withdraw(owner)
         self._fragments[owner] = ((rank, owner), state)
         for key in state.objects:
             self._claims.setdefault(key, []).append(owner)
         return self._settle(touched | set(state.objects))
+
+    def _rivals(self, state: HostState) -> bool:
+        """True where others claim one of these keys, too."""
+        return any(len(self._claims[key]) > 1 for key in state.objects if key.kind not in SHARED)
 
     def drop(self, owner: str) -> set[Key]:
         """Take ``owner``'s fragment out. Returns the keys to look at again; empty where there was none."""

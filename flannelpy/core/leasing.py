@@ -83,8 +83,9 @@ class Leasing:
     """The lease of one host. ``now`` is in seconds of a monotonic clock that also counts sleep (CLOCK_BOOTTIME, clock_gettime(2)).
 
     ``attrs`` say who we are and what we publish. ``previous`` are subnets that were ours before, of any family, the best first;
-    ``kept`` is the lease that this very machine held last, as it wrote it: where it still stands in the registry word for word, it
-    is taken over, whatever our address is now. ``avoid`` are the host's own networks, which are not to be leased.
+    ``kept`` is the lease that this very machine held last, as it wrote it, and ``promised`` the same as it was going to be written:
+    where one of them still stands in the registry word for word, it is taken over, whatever our address is now. ``avoid`` are the
+    host's own networks, which are not to be leased.
     ``renew_margin_s`` is how long before the end of its time the value is written anew, although it is kept alive: real flannel
     nodes heal only on a put.
     """
@@ -97,13 +98,14 @@ class Leasing:
         *,
         previous: Iterable[IPNetwork] = (),
         kept: Lease | None = None,
+        promised: Lease | None = None,
         ttl_s: int = LEASE_TTL_S,
         renew_margin_s: float = 3600.0,
     ) -> None:
         self._config = config
         self._attrs = _as_read(attrs)
         self._random = random
-        self._kept = kept
+        self._kept = (kept, promised)
         self.avoid: tuple[IPNetwork, ...] = ()
         self._ttl_s = ttl_s
         self._renew_every_s = max(ttl_s - renew_margin_s, ttl_s / 2)
@@ -421,13 +423,14 @@ class Leasing:
         if "subnet-conflict" not in told and self._announced:
             self._clear("subnet-conflict")
 
+    def _is_kept(self, lease: Lease) -> bool:
+        return any(is_kept(lease, kept) for kept in self._kept)
+
     def _ours(self, lease: Lease) -> bool:
         """True where a lease carries our address, or what we published in the held lease, or is the one of our last life."""
         held = self._held
         return (
-            same_host(lease.attrs, self._attrs)
-            or is_kept(lease, self._kept)
-            or (held is not None and same_host(lease.attrs, held.attrs))
+            same_host(lease.attrs, self._attrs) or self._is_kept(lease) or (held is not None and same_host(lease.attrs, held.attrs))
         )
 
     # ----------------------------------------------------------------------------------------------------- deciding
@@ -458,7 +461,7 @@ class Leasing:
 
     def _acquire(self, leases: tuple[Lease, ...]) -> None:
         mine = [lease for lease in leases if self._ours(lease)]
-        for lease in sorted(mine, key=lambda lease: (not is_kept(lease, self._kept), not lease.reserved)):  # otherwise in key order
+        for lease in sorted(mine, key=lambda lease: (not self._is_kept(lease), not lease.reserved)):  # otherwise in key order
             if unusable(lease, leases, self._config) is None:
                 return self._ask(Renew(lease, self._attrs, 0 if lease.reserved else self._ttl_s))
             if not lease.reserved:

@@ -15,6 +15,8 @@ from flannelpy.host.state import MODE, NOT_UNDERSTOOD, in_words, text_of
 
 FORMAT = 1
 FILE = "cluster.json"
+PROMISED = "promised.json"
+"""Of the same form, with our lease alone, as it was going to be written."""
 LARGEST = 64 << 20
 """Bytes of a view: 10,000 leases take 3 MB."""
 
@@ -35,12 +37,12 @@ class KeptView:
         return next((lease for lease in self.leases if lease.key == self.own_key), None)
 
 
-def read(directory: Path, prefix: str) -> KeptView | None:
+def read(directory: Path, prefix: str, file: str = FILE) -> KeptView | None:
     """The view that was kept for ``prefix``; None where there is none.
 
     Raises FlannelpyError where it is there and is no use; then it is set aside.
     """
-    path = directory / FILE
+    path = directory / file
     try:
         view = parse(read_file(path, LARGEST))
     except FileNotFoundError:
@@ -76,9 +78,9 @@ def render(view: KeptView) -> str:
     return begin + ",\n".join(rows) + end
 
 
-def write(directory: Path, view: KeptView) -> None:
+def write(directory: Path, view: KeptView, file: str = FILE) -> None:
     """Keep ``view``. Raises FlannelpyError where that cannot be done."""
-    write_file(directory / FILE, render(view), MODE)
+    write_file(directory / file, render(view), MODE)
 
 
 def _lease(row: Any) -> Lease:

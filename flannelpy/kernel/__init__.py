@@ -78,6 +78,10 @@ class Kernel(Protocol):
         """The main table's route to exactly ``dst``, whoever's: to say who is in the way of ours."""
         ...
 
+    async def reintroduce(self, index: int) -> None:
+        """Ask each neighbour that is known on this link for its address, so that it learns ours there. Raises KernelError."""
+        ...
+
     async def hindrances(self) -> Sequence[Hindrance]:
         """Chains of the host's own firewall that drop what is forwarded (``core.forwarding``). Raises KernelError.
 

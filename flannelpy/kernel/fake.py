@@ -44,7 +44,7 @@ from flannelpy.kernel.channel import error
 from flannelpy.kernel.drivers import driver_of
 from flannelpy.kernel.fake_notices import FakeNotices, News
 from flannelpy.kernel.fake_scope import is_seen
-from flannelpy.kernel.fake_wireguard import fresh, public_key, put_peer, set_device
+from flannelpy.kernel.fake_wireguard import fresh, public_key, put
 
 UNSET = "1"
 """What a setting holds that nobody wrote: accept_ra's default, the one the agent changes."""
@@ -65,6 +65,7 @@ class FakeKernel:
         self.unknown: set[str] = set()
         """Kinds that this kernel was built without: ``fou``, ``ipip``."""
         self.firewall: tuple[Hindrance, ...] = ()
+        self.reintroduced: list[int] = []
         """The host's own FORWARD chains, as far as they are in the way."""
         self.taken_ports: set[int] = set()
         """UDP ports that programs of the host are bound to."""
@@ -111,6 +112,10 @@ class FakeKernel:
     async def route_at(self, dst: IPNetwork) -> Route | None:
         self._called("route_at")
         return self._routes.get(dst)
+
+    async def reintroduce(self, index: int) -> None:
+        self._called("reintroduce")
+        self.reintroduced.append(index)
 
     async def hindrances(self) -> tuple[Hindrance, ...]:
         self._called("hindrances")
@@ -287,12 +292,9 @@ class FakeKernel:
                 if step.op == "add" and route.dst in self._routes:
                     raise error((errno.EEXIST, ""))
                 self._put(route)
-            case WireguardDevice() as device:
-                self._index(device.dev)
-                set_device(self._objects, device, self.taken_ports)
-            case WireguardPeer() as peer:
-                self._index(peer.dev)
-                put_peer(self._objects, peer)
+            case WireguardDevice() | WireguardPeer() as told:
+                self._index(told.dev)
+                put(self._objects, told, self.taken_ports)
             case Sysctl() as sysctl:
                 if self._sysctl_missing(sysctl):
                     raise KernelError(f"/proc/sys/{sysctl.name}: No such file or directory", errno.ENOENT)

@@ -19,15 +19,17 @@ def fresh(dev: str) -> WireguardDevice:
     return WireguardDevice(dev, 34_567, Secret(b""))
 
 
-def set_device(objects: MutableMapping[Key, Object], device: WireguardDevice, taken_ports: Container[int]) -> None:
-    """Set key and port, without a word. Raises KernelError where somebody has the port."""
-    if device.listen_port in taken_ports:
-        words = f"UDP port {device.listen_port}, which {device.dev} needs, is taken by another program"
-        raise KernelError(words, errno.EADDRINUSE)
-    objects[device.key] = device
+def put(objects: MutableMapping[Key, Object], item: WireguardDevice | WireguardPeer, taken_ports: Container[int]) -> None:
+    """Set key and port, or a peer, without a word. Raises KernelError where somebody has the port."""
+    if isinstance(item, WireguardPeer):
+        _put_peer(objects, item)
+        return
+    if item.listen_port in taken_ports:
+        raise KernelError(f"UDP port {item.listen_port}, which {item.dev} needs, is taken by another program", errno.EADDRINUSE)
+    objects[item.key] = item
 
 
-def put_peer(objects: MutableMapping[Key, Object], peer: WireguardPeer) -> None:
+def _put_peer(objects: MutableMapping[Key, Object], peer: WireguardPeer) -> None:
     """Set a peer: the addresses that it may send from are no other's of the device now. Without an endpoint it keeps its own."""
     for other in [item for item in objects.values() if isinstance(item, WireguardPeer) and item.dev == peer.dev]:
         if other.key != peer.key and set(other.allowed_ips) & set(peer.allowed_ips):

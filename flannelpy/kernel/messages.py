@@ -40,7 +40,7 @@ METRIC6 = 1024  # what the kernel gives an IPv6 route that is added without a me
 ROUTE_KINDS = {"unicast": 1, "blackhole": 6, "unreachable": 7, "prohibit": 8}
 ROUTE_KIND_NAMES = {number: name for name, number in ROUTE_KINDS.items()}
 
-PERMANENT = 0x80  # NUD_PERMANENT
+PERMANENT, PROBE = 0x80, 0x10  # NUD_PERMANENT, NUD_PROBE
 NTF_SELF, NTF_PROXY = 0x02, 0x08
 
 IFF_UP = 1
@@ -128,6 +128,14 @@ def neighbour(kind: int, flags: int, sequence: int, item: Neighbour, index: int)
     version = item.dst.version
     body = _NDMSG.pack(FAMILY[version], index, PERMANENT, 0, 1) + attribute(1, packed(item.dst)) + attribute(2, mac_bytes(item.mac))
     return message(kind, flags, sequence, body)
+
+
+def probe_neighbour(sequence: int, known: NeighbourInfo) -> bytes:
+    """RTM_NEWNEIGH that has the kernel ask a neighbour, whose address it knows, whether that is still so."""
+    assert known.dst is not None
+    assert known.mac is not None
+    body = _NDMSG.pack(known.family, known.device, PROBE, 0, 1) + attribute(1, known.dst) + attribute(2, known.mac)
+    return message(RTM_NEWNEIGH, REQUEST | ACK | REPLACE, sequence, body)
 
 
 def fdb(kind: int, flags: int, sequence: int, item: FdbEntry, index: int) -> bytes:

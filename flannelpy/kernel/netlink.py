@@ -60,6 +60,7 @@ from flannelpy.kernel.messages import AF_BRIDGE, AF_INET, AF_INET6, CREATE, EXCL
 from flannelpy.kernel.modules import Modules
 from flannelpy.kernel.nft import Nft
 from flannelpy.kernel.notices import Notices
+from flannelpy.kernel.reintroduce import reintroduce
 from flannelpy.kernel.sieve import Sieve, as_route
 from flannelpy.kernel.wireguard import WireguardDevices
 
@@ -130,6 +131,9 @@ class NetlinkKernel:
 
         found = await dump_routes(AF_INET if dst.version == 4 else AF_INET6, read)
         return found[0] if found else None
+
+    async def reintroduce(self, index: int) -> None:
+        await reintroduce(index)
 
     async def hindrances(self) -> tuple[Hindrance, ...]:
         """See ``Kernel.hindrances``."""

@@ -30,7 +30,7 @@ from netns_lab.chaos_faults import Faults
 from netns_lab.chaos_plan import Fault, rounds
 from netns_lab.errors import LabError
 from netns_lab.etcd import EtcdFailedError
-from netns_lab.footprint import Footprint
+from netns_lab.footprint import Footprint, descriptors
 from netns_lab.interrupt import heed_interrupts
 from netns_lab.lab import PREFIX, Lab
 from netns_lab.topology import Topology
@@ -180,7 +180,8 @@ class Chaos:
             first = self._first.setdefault((host.name, host.agent.pid), now).samples[0]
             last = now.samples[0]
             if last.descriptors > first.descriptors + SPARE_DESCRIPTORS:
-                found.append(f"{host.name}: descriptors grew from {first.descriptors} to {last.descriptors}")
+                held = descriptors(host.agent.pid)
+                found.append(f"{host.name}: descriptors grew from {first.descriptors} to {last.descriptors}: {held}")
             if last.threads > first.threads + SPARE_THREADS:
                 found.append(f"{host.name}: threads grew from {first.threads} to {last.threads}")
         return found

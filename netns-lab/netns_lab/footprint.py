@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 WARM_UP_SHARE, WARM_UP_MOST_S = 0.3, 90.0
 """What is taken at the start, when caches fill and pools of threads start, is not judged."""
 LEAST_SAMPLES = 6
+_TCP = {"01": "established", "02": "syn-sent", "04": "fin-wait-1", "05": "fin-wait-2", "08": "close-wait", "0A": "listening"}
 GROWTH_KB = 2048
 """Most that the straight line through the resident memory may rise from the warm-up to the end."""
 
@@ -75,6 +78,25 @@ class Footprint:
         if (growth := self.growth_kb) > GROWTH_KB:
             found.append(f"{self.name}: resident memory grew by {growth / 1024:.1f} MB, at most {GROWTH_KB / 1024:g} are allowed")
         return found
+
+
+def descriptors(pid: int) -> str:
+    """What a process holds open: how many of what, with the state of TCP connections (proc(5)). Empty where it is gone."""
+    sockets: dict[str, str] = {}
+    for kind in ("tcp", "tcp6", "udp", "udp6", "unix", "netlink", "packet"):
+        with suppress(OSError):
+            for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]:
+                fields = line.split()
+                where = 9 if kind[:3] in ("tcp", "udp") else 6 if kind == "unix" else 8 if kind == "packet" else 9
+                state = f" {fields[2]} {_TCP.get(fields[3], fields[3])}" if kind[:3] == "tcp" else ""
+                sockets[f"socket:[{fields[where]}]"] = kind + state
+    found: Counter[str] = Counter()
+    with suppress(OSError):
+        for each in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                target = str(each.readlink())
+                found[sockets.get(target, target.split("[")[0])] += 1
+    return ", ".join(f"{count} {what}" for what, count in found.most_common())
 
 
 def processor_s(pid: int) -> float:

@@ -124,6 +124,9 @@ class FailingKernel:
     async def facts(self, query: FactsQuery = EVERYTHING) -> HostFacts:
         return await self._ask(self.kernel.facts(query))
 
+    async def reintroduce(self, index: int) -> None:
+        await self._ask(self.kernel.reintroduce(index))
+
     async def route_to(self, address: IPAddress) -> RouteAnswer | None:
         return await self._ask(self.kernel.route_to(address))
 

@@ -30,6 +30,14 @@ def test_the_same_fragment_again_touches_nothing() -> None:
     assert desired.put("b", HostState.of(route(9)), rank=3) == set()
 
 
+def test_another_rank_alone_touches_nothing_and_counts_when_somebody_else_comes() -> None:
+    desired, mac = Desired(), "02:00:00:00:00:01"
+    desired.put("left", HostState.of(vtep(mac, "192.0.2.2"), route(9)), rank=3)
+    assert desired.put("left", HostState.of(vtep(mac, "192.0.2.2"), route(9)), rank=100) == set()
+    desired.put("there", HostState.of(vtep(mac, "192.0.2.3"), route(10)), rank=50)
+    assert set(desired.conflicts) == {"left"}
+
+
 def test_a_dropped_fragment_is_gone_and_an_unknown_one_is_no_news() -> None:
     desired = Desired()
     desired.put("b", HostState.of(route(9)))

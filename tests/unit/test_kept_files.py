@@ -46,7 +46,9 @@ def test_what_is_kept_is_read_back_and_is_the_owners_alone(tmp_path: Path) -> No
     view_file.write(tmp_path, VIEW)
     assert state_file.read(tmp_path, PREFIX) == STATE
     assert view_file.read(tmp_path, PREFIX) == VIEW
-    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("state.json", "cluster.json")] == [0o600, 0o600]
+    view_file.write(tmp_path, replace(VIEW, config=""), view_file.PROMISED)
+    assert view_file.read(tmp_path, PREFIX, view_file.PROMISED) == replace(VIEW, config="")
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("state.json", "cluster.json", "promised.json")} == {0o600}
     assert (state_file.read(tmp_path, "/other"), view_file.read(tmp_path, "/other")) == (State(), None)
 
 

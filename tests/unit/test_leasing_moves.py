@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -61,6 +62,22 @@ def test_a_life_that_ended_before_it_could_keep_what_it_had_written_is_known_by_
     assert asked == [ev.List(), ev.Renew(now, attrs(NEW), TTL_S)]
     assert us.held is not None
     assert us.held.subnet == kept.subnet
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_life_that_ended_between_promise_and_keeping_is_known_without_a_mac(written: bool) -> None:
+    """udp and host-gw publish nothing but an address. What was promised may have been written, or not."""
+    store = Store()
+    kept = store.put(IPNetwork("10.5.69.0/24"), None, LeaseAttrs(OLD, backend_type="udp"), TTL_S)
+    promised = replace(kept, attrs=LeaseAttrs(OTHER, backend_type="udp"))
+    if written:
+        store.perform(ev.Renew(kept, promised.attrs, TTL_S), OLD)
+    new = LeaseAttrs(NEW, backend_type="udp")
+    us = Leasing(CONFIG, new, Random(1), kept=kept, promised=promised, ttl_s=TTL_S, renew_margin_s=MARGIN_S)
+    live(store, us)
+    assert us.held is not None
+    assert (us.held.key, us.held.create_revision) == (kept.key, kept.create_revision)
+    assert list(store.leases) == [kept.key]
 
 
 @pytest.mark.parametrize("anew", [True, False])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from flannelpy.agent.sync.dirty import ROUNDS, ROUNDS_PER_S, Dirty
+import pytest
+
+from flannelpy.agent.sync.dirty import LISTEN_S, LULL_S, ROUNDS, ROUNDS_PER_S, Dirty
 from flannelpy.core.objects import Key
-from tests.unit.virtual_time import run
+from tests.unit.virtual_time import VirtualLoop, run
 
 
 def rounds(changes: int, every_s: float) -> tuple[int, float]:
@@ -49,3 +51,54 @@ def test_a_storm_of_changes_makes_few_rounds_and_none_waits_long() -> None:
     count, longest_s = rounds(10_000, 0.0005)
     assert count < ROUNDS + 5.0 * ROUNDS_PER_S + 2
     assert longest_s < 1.5 / ROUNDS_PER_S
+
+
+def backlog(messages: int, round_s: float, read_s: float = 0.001) -> int:
+    """How many rounds it takes to have done a backlog, where reading a message takes so long, and a round so long; neither lets
+    anybody else have the processor meanwhile.
+    """
+
+    async def play() -> int:
+        dirty, count, read = Dirty(), 0, 0
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+
+        async def watch() -> None:
+            nonlocal read
+            for number in range(messages):
+                dirty.add([Key("route", str(number))])
+                read += 1
+                loop.now += read_s
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(watch())
+        while read < messages or dirty.pending:
+            await dirty.wait(3.0)
+            count += 1
+            dirty.take()
+            loop.now += round_s
+            await asyncio.sleep(0)
+        await task
+        return count
+
+    return run(play())
+
+
+@pytest.mark.parametrize("round_s", [0.02, 0.1, 0.5, 3.0])
+def test_between_two_rounds_a_backlog_is_read(round_s: float) -> None:
+    assert backlog(2000, round_s) <= 3 + 2 * 2.0 / min(round_s, LISTEN_S)
+
+
+def test_where_nothing_more_comes_the_next_round_does_not_wait() -> None:
+    async def play() -> float:
+        dirty, loop = Dirty(), asyncio.get_running_loop()
+        dirty.add([Key("route", "1")])
+        await dirty.wait(3.0)
+        dirty.take()
+        await asyncio.sleep(1.0)  # the round
+        dirty.add([Key("route", "2")])
+        began = loop.time()
+        await dirty.wait(3.0)
+        return loop.time() - began
+
+    assert run(play()) <= 2 * LULL_S

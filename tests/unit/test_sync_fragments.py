@@ -75,3 +75,41 @@ def test_in_the_end_all_are_as_they_were_last(seed: int) -> None:
                 assert holds(fragments, number, mac)
 
     run(play())
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_who_leaves_while_all_are_made_anew_is_gone(direct: bool) -> None:
+    async def play() -> None:
+        book = PeersBook()
+        fragments = made(book)
+        fragments.set_target(target())
+        book.put(peer(2))
+        book.put(peer(3))
+        await fragments.refresh()
+        book.drop(peer(2).key)
+        fragments.set_target(target({"Type": "vxlan", "DirectRouting": direct}))
+        await fragments.refresh()
+        assert [fragments.knows(peer(number).key) for number in (2, 3)] == [False, True]
+        assert not fragments.desired.fragment(peer(2).key).objects
+
+    run(play())
+
+
+def test_who_departs_and_returns_costs_nothing_and_is_younger_meanwhile() -> None:
+    async def play() -> None:
+        book, same = PeersBook(), mac_of(2)
+        fragments = made(book)
+        fragments.set_target(target())
+        book.put(peer(2))
+        await fragments.refresh()
+        book.put(peer(2).depart())
+        assert await fragments.refresh() == set()
+        book.put(peer(3, mac=same))
+        await fragments.refresh()
+        assert holds(fragments, 3, same)
+        assert list(fragments.desired.conflicts) == [peer(2).key]
+        book.put(peer(2))
+        await fragments.refresh()
+        assert list(fragments.desired.conflicts) == [peer(3).key]
+
+    run(play())

@@ -11,6 +11,9 @@ ROUNDS, ROUNDS_PER_S = 50, 50.0
 """So many rounds follow each other at once; then so many a second. A round costs something of its own, however little it looks at:
 thousands of changes a second, one by one, would take all the time that reading them needs."""
 
+LULL_S, LISTEN_S = 0.005, 0.2
+"""Nothing new for so long is the end of what was to be read; and that long is listened at the most."""
+
 
 class Dirty:
     """What the next round must look at: keys, or everything."""
@@ -20,10 +23,13 @@ class Dirty:
         self._everything = False
         self._event = asyncio.Event()
         self._left, self._left_at = float(ROUNDS), 0.0
+        self._news = 0
+        self._began: float | None = None
 
     def add(self, keys: Iterable[Key]) -> None:
         """Look at these."""
         self._keys.update(keys)
+        self._news += 1
         if self._keys:
             self._event.set()
 
@@ -41,16 +47,34 @@ class Dirty:
 
     def poke(self) -> None:
         """Have a round now; what it looks at is found out then."""
+        self._news += 1
         self._event.set()
 
     async def wait(self, at_most_s: float) -> None:
-        """Until there is something to look at, or so many seconds."""
+        """Until there is something to look at, or so many seconds; what is done until it is called again is a round."""
+        if self._event.is_set() or at_most_s <= 0.0:
+            await self._listen()
         try:
             async with asyncio.timeout(at_most_s):
                 await self._event.wait()
+            await self._gather()
         except TimeoutError:
-            return
-        await self._gather()
+            pass
+        self._began = asyncio.get_running_loop().time()
+
+    async def _listen(self) -> None:
+        """Where a round is due at once after another: let what came meanwhile be read, for as long as that one took at the most.
+
+        Rounds without a pause leave the watch and the kernel's notices one message each between two: what is far behind would
+        be done one by one, and not seen to be over already.
+        """
+        loop = asyncio.get_running_loop()
+        now, heard = loop.time(), -1
+        took_s = 0.0 if self._began is None else now - self._began
+        until = now + min(took_s, LISTEN_S)
+        while heard != self._news and loop.time() < until:
+            heard = self._news
+            await asyncio.sleep(min(LULL_S, took_s))
 
     async def _gather(self) -> None:
         """Where one round has chased the other for long, wait for company."""

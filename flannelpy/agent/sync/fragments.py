@@ -25,8 +25,9 @@ HOST, FIREWALL = "host", "firewall"
 """Owners of the fragments that are not a peer's (a lease key never looks like this)."""
 
 
-AT_ONCE = 1000
-"""Peers whose change is taken up in one round; what waits is one change each, however often they change."""
+AT_ONCE = 200
+"""Peers whose change is taken up in one round, which is some 100 ms: the watch reads on between two, and what waits is one change
+each, however often they change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,8 @@ class Fragments:
         local = replace(target.local, on_link=dict(self._on_link)) if target.backend.wants_on_link else target.local
         touched = self._set_own(HOST, lambda: target.backend.host(local)) if anew or HOST in self.broken else set()
         for owner, lease in changed.items():
-            touched |= self._set_peer(owner, lease, target, local)
+            same = None if anew or target.backend.wants_on_link else self._re_ranked(owner, lease)
+            touched |= self._set_peer(owner, lease, target, local) if same is None else same
         self._took(taken.keys())
         if anew or self._firewall_changed or FIREWALL in self.broken:
             self._firewall_changed = False
@@ -163,6 +165,14 @@ class Fragments:
         if len(self._pending) <= AT_ONCE:
             return dict(self._pending)
         return {owner: self._pending[owner] for owner in nsmallest(AT_ONCE, self._pending, key=self._turns.__getitem__)}
+
+    def _re_ranked(self, owner: str, lease: Lease | None) -> set[Key] | None:
+        """The keys to look at where a peer's key only went or came back, and its fragment is as it was; None where it is not."""
+        before = self._members.get(owner)
+        if lease is None or before is None or owner in self._unreadable or not lease.same_content(before):
+            return None
+        self._members[owner] = lease
+        return self.desired.put(owner, self.desired.fragment(owner), rank=lease.create_revision)
 
     def _took(self, owners: Collection[str]) -> None:
         for owner in owners:
@@ -217,8 +227,9 @@ class Fragments:
     async def _look_up(self, changed: Mapping[str, Lease | None], *, anew: bool) -> dict[str, Lease | None]:
         """Find out who is reached without a gateway, of those that changed or where routes have; who is to be made anew for it."""
         moved, self._moved = self._moved, set()
-        everybody = {**self._members, **{owner: lease for owner, lease in changed.items() if lease is not None}}
-        asked = everybody if anew or moved else {owner: lease for owner, lease in changed.items() if lease is not None}
+        came = {owner: lease for owner, lease in changed.items() if lease is not None}
+        stay = {owner: lease for owner, lease in self._members.items() if owner not in changed}
+        asked = {**stay, **came} if anew or moved else came
         addresses = {address for lease in asked.values() for address in _addresses(lease)}
         try:
             found = await self._gateways.on_link(addresses)

@@ -25,6 +25,11 @@ END: Any = aio.EOF
 
 MESSAGE_MAX = 8 << 20
 """Bytes of the largest answer that is taken. A lease is 200; etcd's own limit of one value is 1.5 MiB unless it is raised."""
+CONNECT_MS = 12_000
+"""How long one attempt to connect may take, also of a channel that was closed meanwhile: its socket stays as long (gRPC: 20 s)."""
+
+AHEAD_MAX = 4 << 20
+"""Bytes that are on the way to us, or wait to be read, of one call."""
 
 
 def _options() -> tuple[tuple[str, int], ...]:
@@ -37,6 +42,11 @@ def _options() -> tuple[tuple[str, int], ...]:
         ("grpc.keepalive_permit_without_calls", 0),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", MESSAGE_MAX),
+        # What etcd may send ahead of our reading stays so small, however fast the way is: an answer that is refused for its size
+        # would else be here, in part, before it is.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", AHEAD_MAX),
+        ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         # Channels of one process share connections, and with them the backoff of a refused one: a new channel has to be new.
