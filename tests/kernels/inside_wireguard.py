@@ -17,6 +17,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 
 import uvloop
 from netaddr import IPAddress, IPNetwork
@@ -26,7 +27,10 @@ from flannelpy.core.plan import Step
 from flannelpy.core.secret import Secret
 from flannelpy.kernel.netlink import NetlinkKernel
 from netns_lab.etcd import binary
-from tests.kernels.inside import ENDPOINT, NUMBER, Host, check, enter, make_hosts, say, shell, start_etcd, until
+from tests.kernels import inside
+from tests.kernels.inside import ENDPOINT, NUMBER, Host, check, enter, make_hosts, say, shell, start_etcd
+
+until = partial(inside.until, within_s=200.0)
 
 DEVICES = frozenset({"flannel-wg", "flannel-wg-v6"})
 SCOPE = Scope(DEVICES, (IPNetwork("10.1.0.0/16"), IPNetwork("fd01::/32")), "eth1")
