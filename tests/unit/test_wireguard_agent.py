@@ -15,7 +15,7 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.agent.sync import audit
-from flannelpy.core.objects import Key, WireguardDevice, WireguardPeer
+from flannelpy.core.objects import BOOT_PROTOCOL, Key, Link, Route, Wireguard, WireguardDevice, WireguardPeer
 from flannelpy.core.secret import Secret
 from flannelpy.core.wireguard import clamped, key_text
 from flannelpy.host import wireguard_key
@@ -190,6 +190,21 @@ async def test_what_somebody_else_changes_is_repaired(host: HostInMemory, harm: 
         harm(host.kernel)
         assert whole(host) != before
         await until(lambda: whole(host) == before)
+
+
+async def test_what_a_flanneld_has_left_is_adopted(host: HostInMemory) -> None:
+    private = Secret(clamped(Random("flannel").randbytes(32)))
+    host.settings.flannel_key_file.parent.mkdir()
+    host.settings.flannel_key_file.write_text(key_text(private.reveal()))
+    route = Route(IPNetwork("10.5.0.0/16"), dev="flannel-wg", link_scope=True, proto=BOOT_PROTOCOL)
+    dead = WireguardPeer("flannel-wg", key("dead"), (IPAddress("192.0.2.66"), 51820), (IPNetwork("10.5.66.0/24"),))
+    link = Link("flannel-wg", "wireguard", 1420, detail=Wireguard())
+    for item in (link, WireguardDevice("flannel-wg", 51820, private), PEER, dead, route):
+        host.kernel.plant(item)
+    async with host.run():
+        await until(lambda: host.settled and host.kernel.get(dead.key) is None)
+        steps = [f"{step.op} {step.key.kind}" for step in host.kernel.applied if step.key.kind not in ("nft", "set")]
+        assert sorted(steps) == ["add addr", "change route", "remove wgpeer"]
 
 
 async def test_a_peer_that_roams_is_let_alone_until_its_lease_says_another_address(host: HostInMemory) -> None:
