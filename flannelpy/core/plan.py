@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from flannelpy.core.objects import (
     ROUTE_PROTOCOL,
     Address,
+    Detail,
     HostState,
     Key,
     Link,
@@ -103,7 +104,7 @@ def _turn(step: Step) -> int:
     return _ADDR if isinstance(step.item, Address) else _ADDR + 2
 
 
-MADE = frozenset({"vxlan", "ipip", "wireguard", "tun"})
+MADE = frozenset({"tun", *(detail.kind for detail in get_args(Detail))})
 """The kinds of devices that backends make. One of another kind is somebody else's, by whatever name, and so is what lives on it."""
 
 
