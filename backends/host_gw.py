@@ -36,7 +36,7 @@ class HostGw:
     def mtu(self, local: Local) -> int:
         return local.uplink.mtu
 
-    def published_macs(self, attrs: LeaseAttrs) -> Mapping[str, str]:
+    def identities(self, attrs: LeaseAttrs) -> Mapping[str, str]:
         return {}
 
     def attrs(self, local: Local) -> LeaseAttrs:

@@ -63,7 +63,7 @@ class IpipBackend:
             raise ConfigError(f"interface {uplink.name}: MTU {uplink.mtu} is too small for ipip, expected {least} or more")
         return uplink.mtu - OVERHEAD
 
-    def published_macs(self, attrs: LeaseAttrs) -> Mapping[str, str]:
+    def identities(self, attrs: LeaseAttrs) -> Mapping[str, str]:
         return {}
 
     def attrs(self, local: Local) -> LeaseAttrs:

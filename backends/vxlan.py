@@ -101,7 +101,7 @@ class VxlanBackend:
             raise ConfigError(f"MTU {underlay} of the underlay leaves {mtu} bytes for IPv{version}: at least {least} are needed")
         return mtu
 
-    def published_macs(self, attrs: LeaseAttrs) -> Mapping[str, str]:
+    def identities(self, attrs: LeaseAttrs) -> Mapping[str, str]:
         found = {}
         for device, data in ((self.device, attrs.backend_data), (self.device6, attrs.backend_v6_data)):
             with suppress(MalformedError):

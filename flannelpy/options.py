@@ -89,6 +89,11 @@ AGENT = (
     Option("healthz-port", "PORT", "their port; 0 is off", "0"),
     Option("state-dir", "DIR", "what must survive a reboot", "/var/lib/flannelpy"),
     Option(
+        "wireguard-key-file",
+        "FILE",
+        "where the host's WireGuard key is kept; wireguard.key in the state directory where not given",
+    ),
+    Option(
         "run-dir",
         "DIR",
         "the lock that keeps a second agent out, and the socket of flannelpy status; one for each agent",

@@ -46,14 +46,14 @@ def lease_only(config: NetworkConfig, backend: Backend) -> Mapping[Family, str]:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """``published_macs`` of a backend that may be anybody's: what it raises for a value of others is one kind of error."""
+    """``identities`` of a backend that may be anybody's: what it raises for a value of others is one kind of error."""
 
     backend: Backend
 
     def __call__(self, attrs: LeaseAttrs) -> Mapping[str, str]:
         """Raises FlannelpyError."""
         try:
-            return dict(self.backend.published_macs(attrs))
+            return dict(self.backend.identities(attrs))
         except FlannelpyError:
             raise
         except Exception as error:

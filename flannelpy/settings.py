@@ -34,6 +34,10 @@ UDP_ENGINES = ("auto", "kernel", "userspace", "pump")
 _OTHERS = stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH
 """What a file with a secret in it does not allow; a group of its own may read it."""
 
+FLANNEL_KEY_FILE = "WIREGUARD_KEY_FILE"
+FLANNEL_KEY = Path("/run/flannel/wgkey")
+"""Where flannel keeps its WireGuard key: the variable, which no flag of its own goes with, and the default (flannel-compat 9.5)."""
+
 _NOT_OPTIONS = frozenset({OUR_ENV + "OPTIONS"})
 """Variables of ours that are no option's twin: the systemd unit's line of flags."""
 
@@ -62,6 +66,8 @@ class Settings:
     healthz_ip: IPAddress = IPAddress("127.0.0.1")  # noqa: RUF009 - never changed in place
     healthz_port: int = 0
     state_dir: Path = Path("/var/lib/flannelpy")
+    wireguard_key_file: Path | None = None
+    flannel_key_file: Path = FLANNEL_KEY
     run_dir: Path = Path("/run/flannelpy")
     log_level: str = "info"
     log_format: str = "text"
@@ -101,6 +107,8 @@ def load(given: Given, environ: Mapping[str, str]) -> Settings:
         healthz_ip=source.value("healthz-ip", _address),
         healthz_port=source.value("healthz-port", _whole(0, 65535, "a port; 0 is off")),
         state_dir=source.value("state-dir", _path),
+        wireguard_key_file=source.optional("wireguard-key-file", _path),
+        flannel_key_file=Path(environ.get(FLANNEL_KEY_FILE) or FLANNEL_KEY),
         run_dir=source.value("run-dir", _path),
         log_level=source.value("log-level", _one_of(LOG_LEVELS)),
         log_format=source.value("log-format", _one_of(LOG_FORMATS)),

@@ -71,7 +71,7 @@ class Extension:
             raise ConfigError(f"Backend.{words}: at least {least} are needed")
         return mtu
 
-    def published_macs(self, attrs: LeaseAttrs) -> Mapping[str, str]:
+    def identities(self, attrs: LeaseAttrs) -> Mapping[str, str]:
         return {}
 
     def attrs(self, local: Local) -> LeaseAttrs:

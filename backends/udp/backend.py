@@ -101,7 +101,7 @@ class Udp:
     def overhead(self, underlay: Family) -> int:
         return OVERHEAD
 
-    def published_macs(self, attrs: LeaseAttrs) -> Mapping[str, str]:
+    def identities(self, attrs: LeaseAttrs) -> Mapping[str, str]:
         return {}
 
     def attrs(self, local: Local) -> LeaseAttrs:

@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 
 from flannelpy.agent.context import Context
 from flannelpy.agent.identity import stable_macs
-from flannelpy.core.backend import Backend, Chosen, Engines, Local, Uplink
+from flannelpy.agent.keys import HostKeys
+from flannelpy.core.backend import Backend, Chosen, Engines, Keyed, Local, Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import Lease, LeaseAttrs
 from flannelpy.core.objects import Fou, HostState, Key, Scope
 from flannelpy.core.plan import Step, plan
+from flannelpy.core.wireguard import KeyPair
 from flannelpy.kernel import Kernel
 
 log = logging.getLogger("flannelpy")
@@ -23,7 +25,8 @@ log = logging.getLogger("flannelpy")
 @dataclass(frozen=True, slots=True)
 class Carriage:
     """``text`` is the config as stored; ``mtu`` the overlay's, in bytes; ``macs`` by device; ``engine``: how the backend works
-    here, where it has several ways; ``prepared``: what it found out before there was a lease.
+    here, where it has several ways; ``prepared``: what it found out before there was a lease; ``keys``: by what the peers know us,
+    where it has such.
     """
 
     text: str
@@ -35,10 +38,11 @@ class Carriage:
     uplink_reasons: tuple[str, ...] = ()
     engine: Chosen | None = None
     prepared: str | None = None
+    keys: KeyPair | None = None
 
     def local(self, lease: Lease | None = None) -> Local:
         """What the backend may ask of its host."""
-        return Local(self.config, self.uplink, lease, self.macs, prepared=self.prepared)
+        return Local(self.config, self.uplink, lease, self.macs, prepared=self.prepared, keys=self.keys)
 
     @property
     def attrs(self) -> LeaseAttrs:
@@ -62,7 +66,7 @@ class Carriage:
     @property
     def _essence(self) -> tuple[object, ...]:
         engine = None if self.engine is None else self.engine.engine
-        return self.config, engine, self.uplink, self.mtu, dict(self.macs), self.prepared
+        return self.config, engine, self.uplink, self.mtu, dict(self.macs), self.prepared, self.keys
 
 
 async def resolve(
@@ -71,6 +75,7 @@ async def resolve(
     asked: tuple[NetworkConfig, Backend],
     uplink: tuple[Uplink, tuple[str, ...]],
     kept_macs: Mapping[str, str],
+    host_keys: HostKeys,
     before: Carriage | None,
 ) -> Carriage:
     """What this host makes of a config, its backend as ``asked`` for, and an uplink; ``before``: what it carries by now.
@@ -98,7 +103,8 @@ async def resolve(
         context.reporter.set("engine-refused", {})
     backend = backend if engine is None else engine.backend
     macs = await _macs(context.kernel, backend, config, {**kept_macs, **(before.macs if before else {})})
-    carriage = Carriage(text, config, backend, uplink[0], 0, macs, uplink[1], engine)
+    keys = await host_keys.pair() if isinstance(backend, Keyed) else None
+    carriage = Carriage(text, config, backend, uplink[0], 0, macs, uplink[1], engine, keys=keys)
     carriage = replace(carriage, mtu=backend.mtu(carriage.local()))
     _ = carriage.attrs  # refuses what the host cannot do
     return carriage

@@ -1,4 +1,5 @@
-"""Who are we to the peers? The MACs they hold for our devices: kept across restarts and reboots, and nobody else's.
+"""Who are we to the peers? The MACs they hold for our devices: kept across restarts and reboots, and nobody else's. So is a key
+(``keys``).
 
 A MAC belongs to a machine. It is kept beside what tells the machine (``host.state``); a clone draws its own. It is never taken from
 a lease, which another host may have written. flannel draws a new one at each start and its peers follow the put; so do ours.
@@ -28,19 +29,19 @@ def stable_macs(devices: Iterable[str], kept: Mapping[str, str], existing: HostS
     return macs
 
 
-def copied(backend: Backend, own: Lease, macs: Mapping[str, str], leases: Iterable[Lease]) -> dict[str, Lease]:
-    """Which of our devices have a MAC that an older lease of somebody else publishes, too: the peers go by that one.
+def copied(backend: Backend, own: Lease, identities: Mapping[str, str], leases: Iterable[Lease]) -> dict[str, Lease]:
+    """Which of our devices have a MAC or key that an older lease of somebody else publishes, too: the peers go by that one.
 
     By device, the lease that has it.
     """
-    ours = {mac: device for device, mac in macs.items()}
+    ours = {identity: device for device, identity in identities.items()}
     found = {}
     for lease in leases:
         if lease.key == own.key or lease.departing or not older(lease, own):
             continue
-        for mac in backend.published_macs(lease.attrs).values():
-            if mac in ours:
-                found[ours[mac]] = lease
+        for identity in backend.identities(lease.attrs).values():
+            if identity in ours:
+                found[ours[identity]] = lease
     return found
 
 

@@ -15,9 +15,10 @@ from functools import partial
 from flannelpy import plugins
 from flannelpy.agent.carriage import Carriage, clamped, introduce, resolve
 from flannelpy.agent.context import Context
+from flannelpy.agent.copies import Copies
 from flannelpy.agent.datapath import Wanted, make_way
-from flannelpy.agent.identity import without_copies
 from flannelpy.agent.kept import Kept
+from flannelpy.agent.keys import HostKeys
 from flannelpy.agent.lease import Keeper
 from flannelpy.agent.ownership import Ownership
 from flannelpy.agent.parts import Parts
@@ -58,7 +59,7 @@ class Steering:
         self._ownership = Ownership(context, kept.state, parts.publisher.keep)
         self._text: str | None = None  # the config that ``carriage`` follows from, or that cannot be used
         self._carried: tuple[Carriage, Lease] | None = None  # what the reconciler was handed
-        self._newcomers: Cursor = parts.cluster.cursor(self.changed.set)
+        self._copies = Copies(HostKeys(context), parts.cluster.cursor(self.changed.set))
         self._lock = asyncio.Lock()
 
     @property
@@ -122,13 +123,16 @@ class Steering:
                 self._text = None  # it goes on from here when it is done
                 return
             found = (facts.uplink, facts.reasons)
-            carriage = await resolve(self._context, text or "", asked, found, self._ownership.state.macs, before)
+            carriage = await resolve(self._context, text or "", asked, found, self._ownership.state.macs, self._copies.keys, before)
             carriage = replace(carriage, prepared=prepared.text)
         except ConfigError as error:
             words = f"at {where} {error}" if text is None else f"at {where}: {error}"
             reporter.set("config-unusable", {"": words} if before is None else {})
             reporter.set("config-changed", {} if before is None else {"": words})
             return
+        except BaseException:
+            self._text = None  # it was not tried to the end
+            raise
         reporter.set("config-unusable", {})
         reporter.set("config-changed", {})
         if not self._ownership.claim(carriage):
@@ -148,7 +152,8 @@ class Steering:
         """Make nothing of what another machine has kept: the state directory was copied, or this machine was cloned."""
         facts, uplink = self._parts.facts, self._parts.facts.uplink
         address = "" if uplink is None else str(uplink.public_ip or uplink.public_ipv6)
-        self._kept = self._kept.own_part(machine(), facts.uplink_mac, address, self._context.settings.state_dir)
+        kept = self._kept.own_part(machine(), facts.uplink_mac, address, self._context.settings.state_dir)
+        self._kept, self._copies.keys.foreign = kept, kept is not self._kept
         self._ownership.state = self._kept.state
         if self._kept.view is None and self.phase in (Phase.RESUMED, Phase.FROM_DISK):
             self.phase = Phase.WAITING
@@ -207,7 +212,10 @@ class Steering:
             self.advance(Phase.CONFIRMED)
         self._parts.cluster.set_own(lease)
         self.lease = lease
-        carriage = self.carriage = self._differ_from_copies(carriage, lease)
+        before, carriage = carriage, await self._copies.differ(carriage, lease)
+        self.carriage = carriage
+        if carriage is not before and self.keeper is not None:
+            self.keeper.publish(carriage.attrs)
         self._parts.publisher.keep_view(self._view)
         if self._carried is None or not self._carried[0].same(carriage) or not self._carried[1].same_content(lease):
             await self._swap(carriage, lease)
@@ -250,17 +258,6 @@ class Steering:
         if self.keeper is not None and self.keeper.held is not None:
             return self.keeper.held
         return self._kept.own if self.phase in (Phase.RESUMED, Phase.FROM_DISK) else None
-
-    def _differ_from_copies(self, carriage: Carriage, lease: Lease) -> Carriage:
-        """Draw a new MAC where an older lease of somebody else has ours: the peers go by the older one."""
-        came = [peer for peer in self._newcomers.take().values() if peer is not None]
-        macs = without_copies(carriage.backend, lease, carriage.macs, came)
-        if macs == carriage.macs:
-            return carriage
-        carriage = replace(carriage, macs=macs)
-        if self.keeper is not None:
-            self.keeper.publish(carriage.attrs)
-        return carriage
 
     async def _swap(self, carriage: Carriage, lease: Lease) -> None:
         """Everything that follows from carriage and lease is another one now."""

@@ -16,6 +16,7 @@ from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError
 from flannelpy.core.model import Family, Lease, LeaseAttrs
 from flannelpy.core.objects import HostState
+from flannelpy.core.wireguard import KeyPair
 
 HostOptions = Mapping[str, Mapping[str, Any]]
 """Options of a backend, by its Type, that are this host's and win over the cluster's."""
@@ -44,9 +45,10 @@ class Uplink:
 class Local:
     """What a backend may ask of its host, as data. ``lease`` is None only while the attributes of the first lease are made.
 
-    ``macs``: the stable MAC of each of the backend's devices that has one. ``on_link``: peers' addresses that the host reaches
-    without a gateway, and through which device; filled in only for a backend whose ``wants_on_link`` is true. ``prepared``: what
-    came of the backend's preparation (``Prepares``), None for any other.
+    ``macs``: the stable MAC of each of the backend's devices that has one. ``keys``: the host's key pair, only for a backend that
+    needs one (``Keyed``). ``on_link``: peers' addresses that the host reaches without a gateway, and through which device; filled in
+    only for a backend whose ``wants_on_link`` is true. ``prepared``: what came of the backend's preparation (``Prepares``), None for
+    any other.
     """
 
     config: NetworkConfig
@@ -55,6 +57,7 @@ class Local:
     macs: Mapping[str, str] = field(default_factory=dict)
     on_link: Mapping[IPAddress, str] = field(default_factory=dict)
     prepared: str | None = None
+    keys: KeyPair | None = None
 
     @property
     def own(self) -> Lease:
@@ -97,8 +100,8 @@ class Backend(Protocol):
         """Bytes that encapsulation adds to a packet."""
         ...
 
-    def published_macs(self, attrs: LeaseAttrs) -> Mapping[str, str]:
-        """The MACs of our devices that ``attrs``, a lease of this host, tells the peers; what they hold must stay true."""
+    def identities(self, attrs: LeaseAttrs) -> Mapping[str, str]:
+        """What of ``attrs`` only one host may have, by the device that it is of: a MAC, a public key."""
         ...
 
     def attrs(self, local: Local) -> LeaseAttrs:
@@ -162,6 +165,14 @@ class Guarded(Protocol):
 
     guarded: Guard | None
     """None where nothing is guarded: it was switched off, or the backend's own datapath does it."""
+
+
+@runtime_checkable
+class Keyed(Protocol):
+    """What a backend has besides where its peers know a host by a key (``Local.keys``)."""
+
+    needs_key: bool
+    """Always true."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from flannelpy.core.ownership import Block, Claim, Ownership
 from flannelpy.core.underlay import Shield, Underlay
 
 Identity = Callable[[LeaseAttrs], Mapping[str, str]]
-"""What of a lease's value only one host may have, by what it is of: the MACs of its devices (``Backend.published_macs``).
+"""What of a lease's value only one host may have, by what it is of: MACs, a public key (``Backend.identities``).
 Raises FlannelpyError where that cannot be told."""
 
 
@@ -183,7 +183,7 @@ class Membership:
         return Changes(peers, refused)
 
     def _claim(self, lease: Lease) -> Claim:
-        names = (f"{mac} {device}" for device, mac in self._identity(lease.attrs).items())
+        names = (f"{name} {device}" for device, name in self._identity(lease.attrs).items())
         return Claim((lease.create_revision, lease.key), tuple(map(_span, _nets(lease))), tuple(dict.fromkeys(names)))
 
     def _rivalry(self, lease: Lease, older: Lease) -> str:

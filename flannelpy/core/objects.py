@@ -1,4 +1,5 @@
-"""What should the kernel hold? FOU ports, links, addresses, sysctls, neighbours, FDB entries, routes, one nft table.
+"""What should the kernel hold? FOU ports, links, addresses, sysctls, neighbours, FDB entries, routes, one nft table; peers of
+WireGuard (``core.wireguard``).
 
 The table's sets and their elements are objects of their own: a peer that comes is an element more, and the table stays as it is.
 
@@ -17,6 +18,9 @@ from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.forward_accept import ForwardAccept as ForwardAccept
 from flannelpy.core.key import Key as Key
+from flannelpy.core.wireguard import Wireguard as Wireguard
+from flannelpy.core.wireguard import WireguardDevice as WireguardDevice
+from flannelpy.core.wireguard import WireguardPeer as WireguardPeer
 
 ROUTE_PROTOCOL = 102
 """Our mark on routes (rtnetlink(7) rtm_protocol, ``ip route`` shows ``proto 102``): a fresh process knows its own by it."""
@@ -86,7 +90,7 @@ class Ipip:
         return f"{ends} encap fou encap-sport {self.port} encap-dport {self.port}" if self.port else ends
 
 
-Detail = Vxlan | Ipip
+Detail = Vxlan | Ipip | Wireguard
 """What is a device's kind's own: ``kind`` is the kernel's link kind, ``fixed`` what no kernel changes in place."""
 
 
@@ -151,7 +155,7 @@ class Link:
         words.append(f"mtu {self.mtu} {'up' if self.up else 'down'} type {self.kind}")
         if self.detail is not None:
             words.append(str(self.detail))
-        return " ".join(words)
+        return " ".join(words).rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,7 +397,21 @@ def _dotted(address: bytes) -> str:
 SHARED = frozenset({"element"})
 """Kinds of objects that several may ask for: what has one key is one and the same."""
 
-Object = Fou | Link | Address | Sysctl | Neighbour | FdbEntry | Route | NftTable | NftSet | NftElement | ForwardAccept
+Object = (
+    Fou
+    | Link
+    | Address
+    | Sysctl
+    | Neighbour
+    | FdbEntry
+    | Route
+    | NftTable
+    | NftSet
+    | NftElement
+    | ForwardAccept
+    | WireguardDevice
+    | WireguardPeer
+)
 
 _EMPTY: Mapping[Key, Object] = {}
 
@@ -448,8 +466,8 @@ class Scope:
     """Where to look for what may be ours (docs/ownership.md). An observation holds, and only holds:
 
     - links named in ``links``, and everything on them that is an address inside ``networks`` (IPv6: any that is not
-      link-local), a permanent neighbour, a permanent FDB entry with a destination, or a unicast route of the main table that
-      the kernel did not make itself (those go with their address);
+      link-local), a permanent neighbour, a permanent FDB entry with a destination, key, port and peers of WireGuard, or a unicast
+      route of the main table that the kernel did not make itself (those go with their address);
     - main-table routes with our protocol number whose destination lies inside one of ``networks``;
     - main-table routes inside ``networks`` with protocol boot through ``uplink`` (a flanneld's host-gw routes, to adopt);
     - the nft table ``table`` with its sets and their elements, the sysctls in ``sysctls``, the FOU ports in ``fou_ports``, and the

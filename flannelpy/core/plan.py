@@ -1,25 +1,24 @@
 """How does the kernel get from observed to desired? Ordered steps, as a value that prints itself.
 
 Order: the sets of the firewall and who is in them before the rules that ask them; the firewall, which guards a port, before the
-port is opened; a FOU port before the device that takes what comes in by it, a
-device before its address, before neighbour and FDB entry, before the route that uses them; additions before removals, so that
-nothing is ever without both; removals the other way round.
+port is opened; a FOU port before the device that takes what comes in by it, a device before its key and its address, before
+neighbour, FDB entry and peer, before the route that uses them; additions before removals, so that nothing is ever without both;
+removals the other way round.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from flannelpy.core.objects import (
     ROUTE_PROTOCOL,
     Address,
-    FdbEntry,
+    Detail,
     HostState,
     Key,
     Link,
-    Neighbour,
     Object,
     Route,
     Scope,
@@ -28,8 +27,8 @@ from flannelpy.core.objects import (
 
 Op = Literal["add", "change", "remake", "remove"]
 
-_KINDS = (("set",), ("element",), ("nft", "forward"), ("fou",), ("link",), ("addr",), ("sysctl",), ("neigh",), ("fdb",), ("route",))
-_RANK = {kind: rank for rank, kinds in enumerate(_KINDS) for kind in kinds}
+_KINDS = "set; element; nft, forward; fou; link; wg; addr; sysctl; neigh; fdb, wgpeer; route"
+_RANK = {kind: rank for rank, kinds in enumerate(_KINDS.split("; ")) for kind in kinds.split(", ")}
 _ADDR = _RANK["addr"]
 
 
@@ -105,7 +104,7 @@ def _turn(step: Step) -> int:
     return _ADDR if isinstance(step.item, Address) else _ADDR + 2
 
 
-MADE = frozenset({"vxlan", "ipip", "tun"})
+MADE = frozenset({"tun", *(detail.kind for detail in get_args(Detail))})
 """The kinds of devices that backends make. One of another kind is somebody else's, by whatever name, and so is what lives on it."""
 
 
@@ -129,11 +128,4 @@ def _rank(item: Object) -> int:
 
 def lives_on(item: Object) -> str | None:
     """The device that an object lives on, and vanishes with; a device lives on itself."""
-    if isinstance(item, Link):
-        return item.name
-    if isinstance(item, Sysctl):
-        parts = item.name.split("/")
-        return parts[3] if parts[:3] in (["net", "ipv6", "conf"], ["net", "ipv4", "conf"]) else None
-    if isinstance(item, Address | Neighbour | FdbEntry | Route):
-        return item.dev
-    return None
+    return item.lives_on

@@ -15,6 +15,7 @@ from flannelpy.core.errors import KernelError
 from flannelpy.core.forwarding import Hindrance
 from flannelpy.core.objects import HostState, Key, Object, Route, Scope
 from flannelpy.core.plan import Step
+from flannelpy.core.secret import Secret
 from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer
 
 
@@ -115,6 +116,13 @@ class Kernel(Protocol):
 
         Where no namespace can be made (CAP_SYS_ADMIN), they are tried here: the names in them must be nobody's. What is there
         already counts as done, and stays.
+        """
+        ...
+
+    async def public_key(self, private: Secret[bytes]) -> str:
+        """The public key, in base64, that the kernel's WireGuard derives from a private one (32 bytes): tried as ``rehearse`` does.
+
+        Raises KernelError, above all where the kernel has no WireGuard.
         """
         ...
 

@@ -33,14 +33,18 @@ from flannelpy.core.objects import (
     Route,
     Scope,
     Sysctl,
+    WireguardDevice,
+    WireguardPeer,
 )
 from flannelpy.core.plan import Step
+from flannelpy.core.secret import Secret
 from flannelpy.core.uplink import EVERYTHING, DefaultRoute, FactsQuery, HostFacts, Interface, InterfaceAddress, RouteAnswer
 from flannelpy.kernel import Result
 from flannelpy.kernel.channel import error
 from flannelpy.kernel.drivers import driver_of
 from flannelpy.kernel.fake_notices import FakeNotices, News
 from flannelpy.kernel.fake_scope import is_seen
+from flannelpy.kernel.fake_wireguard import fresh, public_key, put
 
 UNSET = "1"
 """What a setting holds that nobody wrote: accept_ra's default, the one the agent changes."""
@@ -155,6 +159,12 @@ class FakeKernel:
         elsewhere = FakeKernel()
         elsewhere.unknown = self.unknown
         return await elsewhere.apply(steps)
+
+    async def public_key(self, private: Secret[bytes]) -> str:
+        self._called("public_key")
+        if "wireguard" in self.unknown:
+            raise KernelError("this kernel has no wireguard devices: load the module wireguard", errno.EOPNOTSUPP)
+        return public_key(private.reveal())
 
     def notices(self, scope: Scope) -> FakeNotices:
         self._called("notices")
@@ -287,6 +297,9 @@ class FakeKernel:
                 if step.op == "add" and route.dst in self._routes:
                     raise error((errno.EEXIST, ""))
                 self._put(route)
+            case WireguardDevice() | WireguardPeer() as told:
+                self._index(told.dev)
+                put(self._objects, told, self.taken_ports)
             case Sysctl() as sysctl:
                 if self._sysctl_missing(sysctl):
                     raise KernelError(f"/proc/sys/{sysctl.name}: No such file or directory", errno.ENOENT)
@@ -315,8 +328,10 @@ class FakeKernel:
         item = step.item
         if isinstance(item, Link):
             self._delete_link(item.name)
-        elif isinstance(item, Fou | ForwardAccept):
+        elif isinstance(item, Fou | ForwardAccept | WireguardPeer):
             self._objects.pop(item.key, None)
+        elif isinstance(item, WireguardDevice):
+            pass  # it goes with its link
         elif isinstance(item, Route):
             if self._routes.get(item.dst) == item:
                 self._drop(item)
@@ -345,6 +360,8 @@ class FakeKernel:
         if link.name in self._links or link.name in self.interfaces:
             raise error((errno.EEXIST, ""))
         self._indices[link.name] = self._take_index()
+        if link.kind == "wireguard":
+            self._objects[Key("wg", link.name)] = fresh(link.name)
         self._put(link)
 
     def _demand_lower(self, link: Link) -> None:
@@ -506,9 +523,7 @@ class FakeKernel:
 
 def _is_on(item: Object, name: str) -> bool:
     """True for what a device takes along when it goes."""
-    if isinstance(item, Sysctl):
-        return item.name.split("/")[3:4] == [name]
-    return isinstance(item, Address | Neighbour | FdbEntry | Route) and item.dev == name
+    return item.lives_on == name
 
 
 def _net(own: InterfaceAddress) -> IPNetwork:

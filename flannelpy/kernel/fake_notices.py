@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from flannelpy.core.objects import ROUTE_PROTOCOL, Object, Route, Scope, Sysctl
+from flannelpy.core.objects import ROUTE_PROTOCOL, Object, Route, Scope, Sysctl, WireguardDevice, WireguardPeer
 from flannelpy.kernel import Notice
+
+SILENT = (Sysctl, WireguardDevice, WireguardPeer)
+"""What the kernel tells nobody of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +44,9 @@ class FakeNotices:
         """Note a change that the host made; what is outside the scope is passed over."""
         objects = dict(self._notice.objects)
         for old in (news.gone, news.replaced):
-            if old is not None and self._is_seen(old, self._scope) and not isinstance(old, Sysctl):
+            if old is not None and self._is_seen(old, self._scope) and not isinstance(old, SILENT):
                 objects[old.key] = None
-        if news.item is not None and self._is_seen(news.item, self._scope) and not isinstance(news.item, Sysctl):
+        if news.item is not None and self._is_seen(news.item, self._scope) and not isinstance(news.item, SILENT):
             objects[news.item.key] = news.item
         way = news.gone  # somebody else's route in the way of one that may be ours
         if isinstance(way, Route) and not way.metric and self._scope.covers(way.dst):

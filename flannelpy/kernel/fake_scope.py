@@ -19,6 +19,8 @@ from flannelpy.core.objects import (
     Object,
     Scope,
     Sysctl,
+    WireguardDevice,
+    WireguardPeer,
 )
 
 KERNEL_PROTOCOL = 2
@@ -35,7 +37,7 @@ def is_seen(item: Object, scope: Scope) -> bool:
             return item.dev in scope.links and (
                 not item.net.ip.is_link_local() if item.net.version == 6 else scope.covers(IPNetwork(str(item.net.ip)))
             )
-        case Neighbour() | FdbEntry():
+        case Neighbour() | FdbEntry() | WireguardDevice() | WireguardPeer():
             return item.dev in scope.links
         case Sysctl():
             return item.name in scope.sysctls

@@ -42,8 +42,11 @@ from flannelpy.core.objects import (
     Route,
     Scope,
     Sysctl,
+    WireguardDevice,
+    WireguardPeer,
 )
 from flannelpy.core.plan import Step
+from flannelpy.core.secret import Secret
 from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer
 from flannelpy.kernel import Result, links, messages
 from flannelpy.kernel.channel import GONE, Channel, Failure, error
@@ -60,6 +63,7 @@ from flannelpy.kernel.nft import Nft
 from flannelpy.kernel.notices import Notices
 from flannelpy.kernel.reintroduce import reintroduce
 from flannelpy.kernel.sieve import Sieve, as_route
+from flannelpy.kernel.wireguard import WireguardDevices
 
 UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
 """How a route look-up says no: no route, unreachable, prohibit, blackhole, or no such family in this kernel."""
@@ -88,6 +92,7 @@ class NetlinkKernel:
         self._forward = Forward(self._nft)
         self._elements = Elements()
         self._fou = FouPorts(self._modules)
+        self._wireguard = WireguardDevices()
         self._devices = Devices(self._ask)
         self._batch = BATCH_MOST
         self._subscriptions: set[Notices] = set()
@@ -160,6 +165,7 @@ class NetlinkKernel:
         dumps: list[Dumped[Any]] = []
         if wanted("link"):
             found += self._observe_links(sieve)
+        wireguard = {item.name for item in found if isinstance(item, Link) and item.kind == "wireguard"}
         for index in sieve.links:
             if wanted("addr"):
                 found += await _observe_addresses(sieve, index)
@@ -167,6 +173,9 @@ class NetlinkKernel:
                 dumps.append(await _observe_neighbours(sieve, index))
             if wanted("fdb"):
                 dumps.append(await _observe_fdb(sieve, index))
+            name = sieve.links[index]
+            if (name in wireguard) if kinds is None else not kinds.isdisjoint(("wg", "wgpeer")):
+                dumps.append(await self._wireguard.observe(name, index))
         if wanted("fou"):
             found += self._fou.observe(scope.fou_ports)
         if wanted("sysctl"):
@@ -215,6 +224,10 @@ class NetlinkKernel:
             elif isinstance(steps[at].item, NftElement):
                 run = list(takewhile(lambda step: isinstance(step.item, NftElement), steps[at : at + AT_ONCE]))
                 results += [Result(step, error) for step, error in zip(run, self._elements.apply(run), strict=True)]
+            elif isinstance(steps[at].item, WireguardPeer):
+                run = _peers_of_one_device(steps[at : at + BATCH_MOST])
+                outcome = self._wireguard.apply_peers(index_of(run[0].item.lives_on or ""), run)
+                results += [Result(step, error) for step, error in zip(run, outcome, strict=True)]
             else:
                 results.append(await self._apply_single(steps[at]))
             await asyncio.sleep(0)
@@ -274,6 +287,9 @@ class NetlinkKernel:
                     await self._apply_fou(step, step.item)
                 case Link():
                     self._devices.apply(step, step.item)
+                case WireguardDevice():
+                    if step.op != "remove":  # it goes with its link
+                        self._wireguard.set_device(index_of(step.item.dev), step.item)
                 case Sysctl():
                     _apply_sysctl(step, step.item)
                 case ForwardAccept():
@@ -309,6 +325,29 @@ class NetlinkKernel:
 
         return await rehearse(partial(NetlinkKernel, modules=self._modules), steps)
 
+    async def public_key(self, private: Secret[bytes]) -> str:
+        """See ``Kernel.public_key``."""
+        from flannelpy.kernel.rehearsal import in_empty_namespace
+
+        async def derive(kernel: NetlinkKernel, fresh: bool) -> str:
+            return await kernel.public_key_here(private, undo=not fresh)
+
+        return await in_empty_namespace(partial(NetlinkKernel, modules=self._modules), derive, "a wireguard device")
+
+    async def public_key_here(self, private: Secret[bytes], undo: bool) -> str:
+        """The same in this kernel's namespace; with ``undo``, what is made goes again, and what another try has left before it."""
+        from flannelpy.kernel.rehearsal import TRIAL_DEVICE, trial_of_key
+
+        trial = trial_of_key(private)
+        gone = [Step("remove", trial[0].item, trial[0].item)] if undo else []
+        try:
+            for result in await self.apply([*gone, *trial]):
+                if result.error is not None:
+                    raise result.error
+            return self._wireguard.public_key(TRIAL_DEVICE, index_of(TRIAL_DEVICE))
+        finally:
+            await self.apply(gone)
+
     # --------------------------------------------------------------------------------------------------- sockets
 
     def notices(self, scope: Scope) -> Notices:
@@ -323,6 +362,7 @@ class NetlinkKernel:
         self._nft.close()
         self._elements.close()
         self._fou.close()
+        self._wireguard.close()
         self._shut()
 
     def _open(self) -> Channel:
@@ -372,6 +412,12 @@ def _encode(step: Step, sequence: int, index_of: _Indices) -> bytes:
     assert isinstance(item, Address)
     encode = links.remove_address if remove else links.add_address
     return encode(sequence, item, index_of(item.dev))
+
+
+def _peers_of_one_device(steps: Sequence[Step]) -> list[Step]:
+    """The peers at the beginning, as far as they are of one device."""
+    dev = steps[0].item.lives_on
+    return list(takewhile(lambda step: isinstance(step.item, WireguardPeer) and step.item.dev == dev, steps))
 
 
 def _is_there(result: Result) -> bool:

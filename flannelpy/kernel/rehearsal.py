@@ -10,11 +10,14 @@ import asyncio
 import ctypes
 import errno
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from typing import TypeVar, cast
 
 from flannelpy.core.errors import KernelError
+from flannelpy.core.objects import Link, Wireguard, WireguardDevice
 from flannelpy.core.plan import Step
+from flannelpy.core.secret import Secret
 from flannelpy.kernel import Kernel, Result
 
 CLONE_NEWNET = 0x40000000
@@ -26,49 +29,85 @@ THERE = frozenset({errno.EEXIST, errno.EADDRINUSE, errno.EALREADY})
 """How the kernel says that there is such a thing already: it can make one."""
 
 
+TRIAL_DEVICE = "flannelpy-wg"
+"""Nobody's name."""
+
+
+class FailedError(KernelError):
+    """The rehearsal itself failed, or did not end: it says nothing of what was tried."""
+
+
+K = TypeVar("K", bound=Kernel)
+T = TypeVar("T")
+
+
 async def rehearse(make_kernel: Callable[[], Kernel], steps: Sequence[Step], deadline_s: float = DEADLINE_S) -> Sequence[Result]:
     """See ``Kernel.rehearse``. ``make_kernel`` gives one for the namespace of the thread that calls it.
 
     Raises KernelError where the rehearsal itself fails, or does not end in time (a module that does not finish loading).
     """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Sequence[Result]] = loop.create_future()
 
-    def tell(results: Sequence[Result] | KernelError) -> None:
+    async def work(kernel: Kernel, fresh: bool) -> Sequence[Result]:
+        return await rehearse_here(kernel, steps, undo=not fresh)
+
+    try:
+        return await in_empty_namespace(make_kernel, work, ", ".join(map(str, steps)), deadline_s)
+    except FailedError:
+        raise
+    except KernelError as refusal:
+        return [Result(step, refusal) for step in steps]
+
+
+async def in_empty_namespace(
+    make_kernel: Callable[[], K], work: Callable[[K, bool], Awaitable[T]], what: str, deadline_s: float = DEADLINE_S
+) -> T:
+    """What ``work`` returns for a kernel that is empty; told False where it is this host's after all, and what it makes is to go.
+
+    ``what`` is tried. Raises KernelError, and FailedError.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def tell(result: T | None, failed: KernelError | None) -> None:
         if done.done():
             return
-        if isinstance(results, KernelError):
-            done.set_exception(results)
+        if failed is not None:
+            done.set_exception(failed)
         else:
-            done.set_result(results)
+            done.set_result(cast(T, result))
 
-    def work() -> None:
-        results: Sequence[Result] | KernelError
+    async def use(fresh: bool) -> T:
+        kernel = make_kernel()
         try:
-            fresh = ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) == 0
-            results = asyncio.run(_rehearse(make_kernel(), steps, undo=not fresh))
-        except (KernelError, OSError) as error:
-            refusal = error if isinstance(error, KernelError) else KernelError(str(error.strerror), error.errno or 0)
-            results = [Result(step, refusal) for step in steps]
-        except BaseException as error:  # noqa: BLE001 - the edge of a thread: whatever it is, somebody waits for it
-            results = KernelError(f"the rehearsal failed: {type(error).__name__}: {error}")
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(tell, results)
+            return await work(kernel, fresh)
+        finally:
+            await kernel.close()
 
-    threading.Thread(target=work, name="rehearsal", daemon=True).start()
+    def begin() -> None:
+        result, failed = None, None
+        try:
+            result = asyncio.run(use(ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) == 0))
+        except KernelError as error:
+            failed = error
+        except OSError as error:
+            failed = KernelError(str(error.strerror), error.errno or 0)
+        except BaseException as error:  # noqa: BLE001 - the edge of a thread: whatever it is, somebody waits for it
+            failed = FailedError(f"the rehearsal failed: {type(error).__name__}: {error}")
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(tell, result, failed)
+
+    threading.Thread(target=begin, name="rehearsal", daemon=True).start()
     try:
         async with asyncio.timeout(deadline_s):
             return await done
     except TimeoutError:
-        tried = ", ".join(map(str, steps))
-        raise KernelError(f"whether the kernel can do this was not clear in {deadline_s:g} s: {tried}", errno.ETIMEDOUT) from None
+        raise FailedError(f"whether the kernel can do this was not clear in {deadline_s:g} s: {what}", errno.ETIMEDOUT) from None
 
 
-async def _rehearse(kernel: Kernel, steps: Sequence[Step], undo: bool) -> Sequence[Result]:
-    try:
-        return await rehearse_here(kernel, steps, undo)
-    finally:
-        await kernel.close()
+def trial_of_key(private: Secret[bytes]) -> list[Step]:
+    """A wireguard device with this key, which listens nowhere."""
+    link = Link(TRIAL_DEVICE, "wireguard", 1420, up=False, detail=Wireguard())
+    return [Step("add", link), Step("add", WireguardDevice(TRIAL_DEVICE, 0, private))]
 
 
 async def rehearse_here(kernel: Kernel, steps: Sequence[Step], undo: bool) -> Sequence[Result]:

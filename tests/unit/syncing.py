@@ -21,6 +21,7 @@ from flannelpy.core.errors import KernelError
 from flannelpy.core.model import Lease, LeaseAttrs
 from flannelpy.core.objects import HostState, Key, NftTable, Route, Scope
 from flannelpy.core.plan import Step
+from flannelpy.core.secret import Secret
 from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, Interface, InterfaceAddress, RouteAnswer
 from flannelpy.kernel import Notices, Result
 from flannelpy.kernel.fake import FakeKernel
@@ -151,6 +152,9 @@ class FailingKernel:
 
     async def rehearse(self, steps: Sequence[Step]) -> Sequence[Result]:
         return await self.kernel.rehearse(steps)
+
+    async def public_key(self, private: Secret[bytes]) -> str:
+        return await self.kernel.public_key(private)
 
     def notices(self, scope: Scope) -> Notices:
         return self.kernel.notices(scope)

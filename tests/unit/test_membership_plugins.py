@@ -32,7 +32,7 @@ FAULTS: Mapping[str, Exception] = {
 class Plugin:
     """Of somebody else."""
 
-    def published_macs(self, attrs: LeaseAttrs) -> Mapping[str, str]:
+    def identities(self, attrs: LeaseAttrs) -> Mapping[str, str]:
         if attrs.backend_data in FAULTS:
             raise FAULTS[attrs.backend_data]
         return {"device": str(attrs.backend_data)}
@@ -74,14 +74,14 @@ def test_a_value_that_a_backend_cannot_read_costs_its_own_lease(steps: list[tupl
 
 
 async def test_an_agent_starts_and_goes_on_beside_such_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Vxlan.published_macs
+    whole = Vxlan.identities
 
     def odd(self: Vxlan, attrs: LeaseAttrs) -> Mapping[str, str]:
         if str(attrs.public_ip) == "192.0.2.66":
             raise ValueError("a plugin's own fault")
         return whole(self, attrs)
 
-    monkeypatch.setattr(Vxlan, "published_macs", odd)
+    monkeypatch.setattr(Vxlan, "identities", odd)
     host = HostInMemory(MemoryStore(), tmp_path)
     host.put_config(VXLAN)
     host.put_peer("10.5.66.0-24", vxlan_value("192.0.2.66", "02:00:00:00:00:66"))

@@ -23,7 +23,7 @@ from flannelpy.core.errors import ConfigError
 from flannelpy.core.model import NO_ADDRESS, Lease, LeaseAttrs
 from flannelpy.core.objects import Fou, HostState, Ipip, Key, Link, NftElement, Scope
 from flannelpy.core.plan import plan, text
-from flannelpy.kernel import fou, links, messages
+from flannelpy.kernel import fou, genl, links, messages
 from flannelpy.kernel.fake import FakeKernel
 from flannelpy.kernel.sieve import Sieve
 from flannelpy.plugins import parse
@@ -216,7 +216,7 @@ def test_a_port_on_the_wire() -> None:
 
 
 def test_the_familys_number_is_asked_for_by_its_name() -> None:
-    assert fou.get_family(SEQUENCE).hex(" ", 4) == "1c000000 10000100 07000000 00000000 03010000 08000200 666f7500"
+    assert genl.get_family(SEQUENCE, "fou").hex(" ", 4) == "1c000000 10000100 07000000 00000000 03010000 08000200 666f7500"
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ class ViaRouter:
     def mtu(self, local: Local) -> int:
         return local.uplink.mtu
 
-    def published_macs(self, attrs: LeaseAttrs) -> Mapping[str, str]:
+    def identities(self, attrs: LeaseAttrs) -> Mapping[str, str]:
         return {}
 
     def attrs(self, local: Local) -> LeaseAttrs:

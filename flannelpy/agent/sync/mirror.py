@@ -1,5 +1,8 @@
 """What does the kernel hold, as far as we were told? A cache of the last look, kept true by acknowledgements and notifications.
 
+Of a thing that the kernel changes by itself (``satisfied_by``: a WireGuard peer that roams) it keeps what was there before, for
+nobody has to do anything about it.
+
 What changes while we look or write may be told before or after its turn in the answer: of such a key the cache is stale, and the
 kernel is asked again.
 """
@@ -36,7 +39,7 @@ class Mirror:
 
     def take_full(self, observed: HostState) -> None:
         """Everything was looked at."""
-        self.objects = dict(observed.objects)
+        self.objects = {key: self._as_good(key, item) for key, item in observed.objects.items()}
         self.stale = {key for key, item in self._heard.items() if self.objects.get(key) != item}
 
     def take_part(self, keys: Iterable[Key], observed: HostState) -> None:
@@ -51,10 +54,15 @@ class Mirror:
         if key in self._heard and self._heard[key] != item:
             self.stale.add(key)  # somebody else was at it while we were: which came last, only the kernel knows
         else:
-            self._set(key, item)
+            self._set(key, item, exactly=True)
 
-    def _set(self, key: Key, item: Object | None) -> None:
+    def _set(self, key: Key, item: Object | None, *, exactly: bool = False) -> None:
         if item is None:
             self.objects.pop(key, None)
         else:
-            self.objects[key] = item
+            self.objects[key] = item if exactly else self._as_good(key, item)
+
+    def _as_good(self, key: Key, item: Object) -> Object:
+        """What was there, where the kernel itself has made this of it; else this."""
+        before = self.objects.get(key)
+        return before if before is not None and before.satisfied_by(item) else item

@@ -27,7 +27,7 @@ from flannelpy.kernel import Kernel, Notice, Result
 log = logging.getLogger(__name__)
 
 SILENT_S = 5.0
-SILENT = frozenset({"fou", "sysctl", "forward"})
+SILENT = frozenset({"fou", "sysctl", "forward", "wg", "wgpeer"})
 """Kinds of objects that the kernel changes without a notification are looked at this often, in seconds."""
 
 HASTEN_S = INCOMPLETE_S = 1.0
@@ -219,7 +219,7 @@ class Reconciler:
             self.dirty.add(mirror.stale)
             if observed.incomplete:  # a table never stood still while it was read
                 asyncio.get_running_loop().call_later(INCOMPLETE_S, self.dirty.add_everything)
-            return observed
+            return HostState(mirror.objects, observed.incomplete)
         stale = [key for key in touched if key in mirror.stale]
         if stale:
             mirror.take_part(stale, await self._kernel.observe(scope, stale))

@@ -9,7 +9,7 @@ from flannelpy.core.objects import Key
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.4, 30.0
 LAST_LINK_S = 5.0
-"""For a device, on which everything else waits, and of which nobody tells when what it needs (a port) is free."""
+"""For a device and its port, on which everything else waits, and of which nobody tells when what it needs (a port) is free."""
 
 
 class Retries:
@@ -24,7 +24,7 @@ class Retries:
         """An attempt at ``key`` has failed now: later, twice as late as before."""
         self.attempts += 1
         before = self._waits.get(key)
-        last = LAST_LINK_S if key.kind == "link" else LAST_RETRY_S
+        last = LAST_LINK_S if key.kind in ("link", "wg") else LAST_RETRY_S
         delay = FIRST_RETRY_S if before is None else min(before[0] * 2, last)
         self._waits[key] = delay, now + delay
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flannelpy.core.objects import Detail, Ipip, Vxlan
+from flannelpy.core.objects import Detail, Ipip, Vxlan, Wireguard
 from flannelpy.kernel.drivers.driver import Driver
 from flannelpy.kernel.drivers.ipip import IpipDriver
 from flannelpy.kernel.drivers.vxlan import VxlanDriver
+from flannelpy.kernel.drivers.wireguard import WireguardDriver
 
-_DRIVERS: Mapping[type[Detail], Driver[Any]] = {Vxlan: VxlanDriver(), Ipip: IpipDriver()}
+_DRIVERS: Mapping[type[Detail], Driver[Any]] = {Vxlan: VxlanDriver(), Ipip: IpipDriver(), Wireguard: WireguardDriver()}
 _BY_KIND: Mapping[str, Driver[Any]] = {detail.kind: driver for detail, driver in _DRIVERS.items()}
 
 

@@ -1,0 +1,31 @@
+"""What if somebody else has our MAC or key, and an older lease? The peers go by that one, so we draw another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from flannelpy.agent.carriage import Carriage
+from flannelpy.agent.identity import without_copies
+from flannelpy.agent.keys import HostKeys
+from flannelpy.agent.view import Cursor
+from flannelpy.core.model import Lease
+
+
+class Copies:
+    """Compares each lease that comes or changes with our identity."""
+
+    def __init__(self, keys: HostKeys, newcomers: Cursor) -> None:
+        self.keys = keys
+        """By what the peers know us, where they do by a key."""
+        self._newcomers = newcomers
+        self._came: dict[str, Lease] = {}  # and was not compared yet
+
+    async def differ(self, carriage: Carriage, own: Lease) -> Carriage:
+        """``carriage`` with an identity that no older lease has. Raises KernelError; then what came is still to be compared."""
+        self._came.update((key, lease) for key, lease in self._newcomers.take().items() if lease is not None)
+        macs = without_copies(carriage.backend, own, carriage.macs, self._came.values())
+        keys = carriage.keys
+        if keys is not None:
+            keys = await self.keys.differ(carriage.backend, own, keys, self._came.values())
+        self._came.clear()
+        return carriage if (macs, keys) == (carriage.macs, carriage.keys) else replace(carriage, macs=macs, keys=keys)
