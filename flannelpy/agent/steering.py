@@ -25,7 +25,6 @@ from flannelpy.agent.parts import Parts
 from flannelpy.agent.phase import Phase
 from flannelpy.agent.sync.firewall import Firewall
 from flannelpy.agent.sync.fragments import Target
-from flannelpy.agent.view import Cursor
 from flannelpy.core.backend import LeavesBehind
 from flannelpy.core.config import differences
 from flannelpy.core.errors import ConfigError

@@ -46,9 +46,9 @@ class Local:
     """What a backend may ask of its host, as data. ``lease`` is None only while the attributes of the first lease are made.
 
     ``macs``: the stable MAC of each of the backend's devices that has one. ``keys``: the host's key pair, only for a backend that
-    needs one (``Keyed``). ``on_link``: peers' addresses that the host reaches without a gateway, and through which device; filled in
-    only for a backend whose ``wants_on_link`` is true. ``prepared``: what came of the backend's preparation (``Prepares``), None for
-    any other.
+    needs one (``Keyed``). ``on_link``: peers' addresses that the host reaches without a gateway, and through which device; filled
+    in only for a backend whose ``wants_on_link`` is true. ``prepared``: what came of the backend's preparation (``Prepares``), None
+    for any other.
     """
 
     config: NetworkConfig
