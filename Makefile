@@ -55,7 +55,7 @@ types: $(DEV) ## types of the code
 unit: $(DEV) ## tests that need no privileges
 	$(PYTHON) -m pytest -q tests/unit
 
-test-kernels: $(DEV) ## udp by the kernel, and wireguard, in guests with Debian's own (QEMU, four minutes)
+test-kernels: $(DEV) ## udp by the kernel, wireguard and ipip, in guests with Debian's own (QEMU, ten minutes)
 	$(PYTHON) -m pytest -q -s tests/kernels
 
 format: $(DEV) ## put the code into its form

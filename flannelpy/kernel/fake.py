@@ -43,7 +43,7 @@ from flannelpy.kernel import Result
 from flannelpy.kernel.channel import error
 from flannelpy.kernel.drivers import driver_of
 from flannelpy.kernel.fake_notices import FakeNotices, News
-from flannelpy.kernel.fake_scope import is_seen
+from flannelpy.kernel.fake_scope import is_seen, known_elsewhere
 from flannelpy.kernel.fake_wireguard import fresh, public_key, put
 
 UNSET = "1"
@@ -202,7 +202,7 @@ class FakeKernel:
         """An interface of the host's own came or changed."""
         before = self.interfaces.get(interface.name)
         self.interfaces[interface.name] = interface
-        addressed = _known_elsewhere(interface) != (() if before is None else _known_elsewhere(before))
+        addressed = known_elsewhere(interface) != (() if before is None else known_elsewhere(before))
         self._tell(News(links={interface.index: interface.name}, addressed=addressed))
 
     def take_interface(self, name: str) -> None:
@@ -212,9 +212,7 @@ class FakeKernel:
             if link.detail is not None and driver_of(link.detail).lower(link.detail) == name:
                 self._delete_link(link.name)
         self._routes = {dst: route for dst, route in self._routes.items() if route.dev != name}
-        self._tell(
-            News(links={gone.index: name}, took_along=name, routed=frozenset({4, 6}), addressed=bool(_known_elsewhere(gone)))
-        )
+        self._tell(News(links={gone.index: name}, took_along=name, routed=frozenset({4, 6}), addressed=bool(known_elsewhere(gone))))
 
     def rename_interface(self, name: str, new: str) -> None:
         """An interface of the host's own has another name; what lives on it stays."""
@@ -528,8 +526,3 @@ def _is_on(item: Object, name: str) -> bool:
 
 def _net(own: InterfaceAddress) -> IPNetwork:
     return IPNetwork(f"{own.address}/{own.prefixlen}")
-
-
-def _known_elsewhere(interface: Interface) -> tuple[InterfaceAddress, ...]:
-    """The addresses that are not link-local."""
-    return tuple(held for held in interface.addresses if not held.address.is_link_local())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from netaddr import IPNetwork
 
 from flannelpy.core.forward_accept import ForwardAccept
+from flannelpy.core.host_facts import Interface, InterfaceAddress
 from flannelpy.core.objects import (
     BOOT_PROTOCOL,
     ROUTE_PROTOCOL,
@@ -54,3 +55,8 @@ def is_seen(item: Object, scope: Scope) -> bool:
     return (
         item.kind == "unicast" and item.proto == BOOT_PROTOCOL and item.dev == scope.uplink is not None and scope.covers(item.dst)
     )
+
+
+def known_elsewhere(interface: Interface) -> tuple[InterfaceAddress, ...]:
+    """The addresses that are not link-local."""
+    return tuple(held for held in interface.addresses if not held.address.is_link_local())

@@ -200,5 +200,7 @@ def test_udp_publishes_no_type_and_takes_the_whole_network() -> None:
 
 
 def test_an_unknown_type_lists_what_is_installed() -> None:
-    with pytest.raises(BackendError, match=r"'carrier-pigeon': nobody provides it; installed are alloc, .*, udp, vxlan$"):
+    with pytest.raises(
+        BackendError, match=r"'carrier-pigeon': nobody provides it; installed are alloc, .*, udp, vxlan, wireguard$"
+    ):
         plugins.load(NetworkConfig.parse('{"Network": "10.5.0.0/16", "Backend": {"Type": "carrier-pigeon"}}'))
