@@ -18,6 +18,7 @@ from flannelpy.agent.api import answering
 from flannelpy.agent.context import Context, Timeouts
 from flannelpy.agent.events import Ring
 from flannelpy.agent.fd_store import SystemdFdStore
+from flannelpy.agent.health_port import health_port
 from flannelpy.agent.lock import Claimant, Claims, hold_lock
 from flannelpy.agent.network import Network
 from flannelpy.agent.report import Reporter
@@ -28,6 +29,7 @@ from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.health import Health
 from flannelpy.core.objects import Scope
 from flannelpy.core.uplink import Wish
+from flannelpy.explain.http import Pages, health_pages
 from flannelpy.explain.status import Status
 from flannelpy.explain.wall_clock import wall_clock
 from flannelpy.kernel import Kernel
@@ -131,7 +133,8 @@ class Agent:
             log.info("%s", note)
         with closing(context.claims), hold_lock(context.settings.run_dir, context.settings.endpoint.prefix) as held:
             socket = answering(context.settings.run_dir, self.status, context.events, self._with_drops) if held else nullcontext()
-            async with self._health_pages(), socket, self._known_to_systemd():
+            pages = health_port(context.settings, context.reporter, self._health_pages)
+            async with pages, socket, self._known_to_systemd():
                 await self.live()
 
     async def live(self) -> None:
@@ -152,20 +155,8 @@ class Agent:
             log.info("looking at everything anew")
             self._network.audit()
 
-    @asynccontextmanager
-    async def _health_pages(self) -> AsyncIterator[None]:
-        settings = self._context.settings
-        if not settings.healthz_port:
-            yield
-            return
-        from flannelpy.explain.http import health_pages, serve
-
-        pages = health_pages(lambda: self.ready, self._why_not, self._wrong, self._silent_s)
-        server = await serve(str(settings.healthz_ip), settings.healthz_port, pages)
-        try:
-            yield
-        finally:
-            await server.close()
+    def _health_pages(self) -> Pages:
+        return health_pages(lambda: self.ready, self._why_not, self._wrong, self._silent_s)
 
     @asynccontextmanager
     async def _known_to_systemd(self) -> AsyncIterator[None]:

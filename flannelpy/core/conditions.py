@@ -228,6 +228,12 @@ _ALL = (
         "make the directory writable, or choose another with --state-dir",
     ),
     Condition(
+        "healthz-unavailable",
+        Severity.WARNING,
+        "the health pages are not served: {detail}; trying again",
+        "give them an address of this host and a free port: --healthz-ip, --healthz-port",
+    ),
+    Condition(
         "uplink-missing",
         Severity.ERROR,
         "no uplink to send from: {detail}; what is programmed stays as it is",

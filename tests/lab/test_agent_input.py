@@ -29,6 +29,7 @@ from tests.lab.agent_support import (  # noqa: F401
     until_programmed,
     until_said,
 )
+from tests.lab.host_support import told, until_condition, until_nothing_is_wrong
 
 pytestmark = pytest.mark.topology(hosts=1, containers=0, agent_options=())
 
@@ -324,17 +325,30 @@ async def test_a_run_directory_that_cannot_be_used_is_one_line(lab: Lab) -> None
     assert str(path) in complaint(outcome)
 
 
-async def test_a_healthz_port_that_is_taken_is_exit_1_and_one_line(lab: Lab) -> None:
+async def test_a_healthz_port_that_is_taken_costs_the_pages_until_it_is_free(lab: Lab) -> None:
     one = lab.host(1)
     blocker = open_socket(one.namespace.path, socket.AF_INET, socket.SOCK_STREAM)
     blocker.bind(("0.0.0.0", 8080))
     blocker.listen()
     try:
-        outcome = await one.attempt(*one.agent_words("--healthz-port=8080"), timeout_s=5)
+        await one.start_agent("--healthz-port=8080")
+        words = await until_condition(one, "healthz-unavailable")
+        assert "cannot listen on 127.0.0.1:8080: another program listens there" in words
+        assert (await told(one))["ready"] is True
     finally:
         blocker.close()
-    assert outcome.code == 1
-    assert "8080" in complaint(outcome)
+    await until_nothing_is_wrong(one)
+    assert "200" in await one.exec(
+        "bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8080; printf 'GET /healthz HTTP/1.0\\r\\n\\r\\n' >&3; head -1 <&3"
+    )
+
+
+async def test_a_healthz_ip_that_the_host_does_not_have_yet_is_waited_for(lab: Lab) -> None:
+    one = lab.host(1)
+    await one.start_agent("--healthz-port=8080", "--healthz-ip=192.168.50.211")
+    assert "this host has no such address" in await until_condition(one, "healthz-unavailable")
+    await one.exec("ip", "addr", "add", "192.168.50.211/32", "dev", "eth1")
+    await until_nothing_is_wrong(one)
 
 
 async def test_secrets_are_not_logged(lab: Lab) -> None:
