@@ -22,6 +22,7 @@ class HostGw:
     families: tuple[Family, ...] = (4, 6)
     accepts: frozenset[str] | None = frozenset({"host-gw"})
     wants_on_link = False
+    enclosed = True
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> HostGw:

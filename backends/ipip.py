@@ -41,6 +41,7 @@ class IpipBackend:
 
     def __init__(self, direct_routing: bool = False, guard: SourceRule | None = "default") -> None:
         self.wants_on_link = direct_routing
+        self.enclosed = not direct_routing  # else also by whichever device reaches a peer
         port = GuardedPort("ipip", PROTOCOL, inner=0, datagram=False)
         self.guarded = None if guard is None else Guard(port, guard)
 

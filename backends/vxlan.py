@@ -58,6 +58,7 @@ class VxlanBackend:
     def __init__(self, options: VxlanOptions) -> None:
         self.options = options
         self.wants_on_link = options.direct_routing
+        self.enclosed = not options.direct_routing  # else also by whichever device reaches a peer
         self.device = f"flannel.{options.vni}"
         self.device6 = f"flannel-v6.{options.vni}"
         # UDP 8, VXLAN 8 with the VNI in its bytes 4 to 6, Ethernet 14 with the EtherType in its last two (RFC 7348 section 5)

@@ -52,7 +52,7 @@ class WireguardBackend:
     families: tuple[Family, ...] = (4, 6)
     accepts: frozenset[str] | None = frozenset({"wireguard"})
     wants_on_link = False
-    needs_key = True
+    enclosed = needs_key = True
 
     def __init__(self, options: WireguardOptions) -> None:
         self.options, self.separate = options, options.mode == "separate"

@@ -82,6 +82,12 @@ AGENT = (
     Option("ip-masq", help="masquerade what leaves the overlay", default="false", boolean=True),
     Option("ip-masq-fully-random-disable", help="masquerade without fully random ports", default="false", boolean=True),
     Option("iptables-forward-rules", help="let the host forward the overlay's packets", default="true", boolean=True),
+    Option(
+        "container-source-check",
+        help="forward no container of this host that sends as another host's",
+        default="true",
+        boolean=True,
+    ),
     Option("ip-blackhole-route", help="drop what goes to unused addresses of our own subnet", default="false", boolean=True),
     Option("udp-engine", "ENGINE", "who carries udp's packets: auto, kernel or userspace; wins over the config's Backend.Engine"),
     Option("udp-workers", "N", "udp's worker processes, 1 to 64, at most one a core; wins over the config's Backend.Workers"),

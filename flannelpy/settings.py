@@ -60,6 +60,7 @@ class Settings:
     ip_masq: bool = False
     masq_fully_random: bool = True
     forward_rules: bool = True
+    container_source_check: bool = True
     blackhole_route: bool = False
     udp_engine: str | None = None
     udp_workers: int | None = None
@@ -101,6 +102,7 @@ def load(given: Given, environ: Mapping[str, str]) -> Settings:
         ip_masq=source.value("ip-masq", _boolean),
         masq_fully_random=not source.value("ip-masq-fully-random-disable", _boolean),
         forward_rules=source.value("iptables-forward-rules", _boolean),
+        container_source_check=source.value("container-source-check", _boolean),
         blackhole_route=source.value("ip-blackhole-route", _boolean),
         udp_engine=source.optional("udp-engine", _one_of(UDP_ENGINES)),
         udp_workers=source.optional("udp-workers", _whole(1, 64, "worker processes")),

@@ -50,6 +50,7 @@ class Udp:
     lease_only: Mapping[Family, str] = MappingProxyType({6: "udp carries IPv4 only: its IPv6 subnets are no more than leased"})
     accepts: frozenset[str] | None = None
     wants_on_link = False
+    enclosed = True
 
     def __init__(self, port: int = 8285, guard: Guard = "default", engine: Engine = "auto", workers: int = 1) -> None:
         self.port = port

@@ -273,7 +273,8 @@ class Steering:
         self._parts.datapath.set(Wanted(datapath, carriage.backend, local, clear))
         if not last and not isinstance(datapath, LeavesBehind):
             await self._parts.datapath.tried.wait()
-        firewall = Firewall(settings, carriage.config, carriage.backend, scope.table, lease, self._parts.forwarding.rules)
+        forward, uplink = self._parts.forwarding.rules, carriage.uplink.name
+        firewall = Firewall(settings, carriage.config, carriage.backend, scope.table, lease, forward, uplink)
         shield = self._parts.surroundings.shield(carriage.config.networks)
         reconciler.set_target(Target(carriage.backend, local, scope, firewall.host, firewall.peer, shield))
         self._ownership.own(carriage, lease, self._parts.facts.uplink_mac, self._ownership.state)

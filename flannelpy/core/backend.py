@@ -168,6 +168,14 @@ class Guarded(Protocol):
 
 
 @runtime_checkable
+class Enclosed(Protocol):
+    """What a backend has besides where it is known by which devices peers' packets come."""
+
+    enclosed: bool
+    """True where that is the backend's own ones and the uplink: whoever else sends as a container of another host lies."""
+
+
+@runtime_checkable
 class Keyed(Protocol):
     """What a backend has besides where its peers know a host by a key (``Local.keys``)."""
 

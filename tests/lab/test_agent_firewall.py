@@ -123,10 +123,15 @@ async def test_forward_rules_are_there_unless_switched_off(lab: Lab) -> None:
     text = [line.strip() for line in (await ruleset(one)).splitlines()]
     assert "ip saddr 10.1.0.0/16 accept" in text
     assert "ip daddr 10.1.0.0/16 accept" in text
-    assert [line for line in text if "hook forward" in line] == ["type filter hook forward priority filter; policy accept;"]
+    assert [line for line in text if "hook forward" in line] == [
+        "type filter hook forward priority filter - 5; policy accept;",
+        "type filter hook forward priority filter; policy accept;",
+    ]
     await one.agent.stop()
     await one.start_agent("--iptables-forward-rules=false")
     assert "10.1.0.0/16 accept" not in await ruleset(one)
+    await one.agent.stop()
+    await one.start_agent("--iptables-forward-rules=false", "--container-source-check=false")
     assert "hook forward" not in await ruleset(one)
 
 

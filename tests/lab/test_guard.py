@@ -115,11 +115,20 @@ async def test_what_a_stranger_forges_is_not_let_in_and_what_flannel_carries_is(
         assert (await lab.ping(*way)).ok, way
     await lab.host(1).exec("ping", "-n", "-c1", "-W2", "-I", "192.168.50.11", "10.1.2.2")  # without masquerading, its own address
     text = await lab.host(2).exec("nft", "list", "counters", "table", "inet", "flannelpy")
-    assert [int(count) > 0 for count in re.findall(r"packets (\d+)", text)] == [True, False, True, True]
+    counted = {name: int(count) > 0 for name, count in re.findall(r"counter (\w+) \{\s+packets (\d+)", text)}
+    assert counted == {
+        "container_source": False,
+        "outer_source": True,
+        "inner_protocol": False,
+        "inner_destination": True,
+        "inner_source": True,
+    }
     told = await status(lab.host(2), "--json")
     assert json.loads(told.stdout)["guard"] == {
         "rule": "default",
-        "dropped": {name: int(count) for name, count in re.findall(r"counter (\w+) \{\s+packets (\d+)", text)},
+        "dropped": {
+            name: int(count) for name, count in re.findall(r"counter (\w+) \{\s+packets (\d+)", text) if name != "container_source"
+        },
     }
     assert re.search(r"^guard +default, dropped [\d,]+ outer source", (await status(lab.host(2))).stdout, re.MULTILINE)
 
@@ -138,3 +147,50 @@ async def test_without_a_guard_a_stranger_gets_everything_in(overlay: Lab) -> No
     stranger = await make_stranger(overlay)
     assert "guard" not in await overlay.host(2).exec("nft", "list", "table", "inet", "flannelpy")
     assert [await accepted(stranger, overlay, "", "10.1.3.2", target) for target in TARGETS] == [COUNT] * 3
+
+
+async def arrived(lab: Lab, sender: str, source: str, target: str) -> int:
+    """Of 100 packets that the sender forges, how many reach the target, where nobody listens for them."""
+    box = next(each for each in lab.containers if str(each.address) == target)
+
+    async def now() -> int:
+        lines = [line.split() for line in (await box.exec("cat", "/proc/net/snmp")).splitlines() if line.startswith("Udp: ")]
+        return int(dict(zip(*lines, strict=True))["NoPorts"])
+
+    data = ip_packet(source, target, datagram(9999, b"forged.."))
+    before = await now()
+    await lab.box(sender).exec("python3", "-c", SENDER, "0", "raw", target, data.hex())
+    seen = await now()
+    while (more := await now()) != seen:
+        seen = more
+    return seen - before
+
+
+async def dropped(host: Host) -> int:
+    text = await host.exec("nft", "list", "counter", "inet", "flannelpy", "container_source")
+    return int(re.findall(r"packets (\d+)", text)[0])
+
+
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw", "udp"])
+@pytest.mark.topology(hosts=3, agent_options=())
+async def test_a_container_sends_as_itself_and_no_other_link_brings_containers(lab: Lab, backend: str) -> None:
+    """Also with a raw socket of its own; the other link is h2's eth0."""
+    await lab.put_config({"Network": "10.1.0.0/16", "Backend": {"Type": backend}})
+    await lab.start_agents()
+    await lab.connect_containers()
+    own, third = (lab.container(name).address for name in ("c2", "c3"))
+    subnet = f"{lab.host(1).subnet.network + 9}"
+    target, one, two = str(own), lab.host(1), lab.host(2)
+    for source in (str(third), str(lab.host(3).subnet.network + 77), str(lab.host(2).subnet.network + 9)):
+        before = await dropped(one)
+        assert await arrived(lab, "c1", source, target) == 0, source
+        assert await dropped(one) - before == COUNT, source
+    assert await arrived(lab, "c1", subnet, target) == COUNT  # of its own host's subnet: nobody can tell
+    gateway = await two.exec("ip", "-4", "-o", "addr", "show", "dev", "eth0")
+    await lab.box("nat2").exec("ip", "route", "add", f"{two.subnet}", "via", gateway.split()[3].split("/")[0])
+    before = await dropped(two)
+    assert await arrived(lab, "nat2", str(third), target) == 0
+    assert await dropped(two) - before == COUNT
+    assert await arrived(lab, "nat2", "8.8.8.8", target) == COUNT  # an outside client of a container
+    for way in (("c1", "c2"), ("c3", "c2"), ("h1", "c2"), ("c2", "h1"), ("c1", "h2")):
+        assert (await lab.ping(*way)).ok, way

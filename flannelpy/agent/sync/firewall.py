@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from netaddr import IPNetwork
 
-from flannelpy.core.backend import Backend, Guard, Guarded
+from flannelpy.core.backend import Backend, Enclosed, Guard, Guarded
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.guard import Side, guard_chains, guard_elements, guard_sets
 from flannelpy.core.model import Lease
@@ -26,11 +26,20 @@ class Firewall:
     """The table named ``table`` for a host that holds ``lease``, the rules beside it, and the blackhole where it was asked for."""
 
     def __init__(
-        self, settings: Settings, config: NetworkConfig, backend: Backend, table: str, lease: Lease, forward: ForwardRules
+        self,
+        settings: Settings,
+        config: NetworkConfig,
+        backend: Backend,
+        table: str,
+        lease: Lease,
+        forward: ForwardRules,
+        uplink: str,
     ) -> None:
         self._settings = settings
         self._forward = forward
         self._table = table
+        checked = settings.container_source_check and isinstance(backend, Enclosed) and backend.enclosed
+        self._entrances = (uplink, *backend.devices(config)) if checked else ()
         self._guard: Guard | None = backend.guarded if isinstance(backend, Guarded) else None
         self._sides = [Side(config.v4.network, lease.subnet, config.v4.length)] if config.v4 and lease.subnet.prefixlen else []
         if config.v6 and lease.subnet6 is not None:
@@ -40,7 +49,7 @@ class Firewall:
     def host(self) -> HostState:
         """What does not depend on the peers."""
         settings = self._settings
-        options = FirewallOptions(settings.ip_masq, settings.forward_rules, settings.masq_fully_random)
+        options = FirewallOptions(settings.ip_masq, settings.forward_rules, settings.masq_fully_random, self._entrances)
         chains = [] if self._guard is None else guard_chains(self._guard, self._guarded)
         state = firewall(self._table, [(side.network, side.own) for side in self._sides], options, chains)
         if self._guard is not None:
