@@ -42,8 +42,8 @@ CALM_WITHIN_S = 60.0
 """How long the cluster may take to come to rest. A few seconds, where nobody else wants the processors."""
 _OF_FAULTS = (" warning: ", " error: ", " resolved: ")
 SPARE_DESCRIPTORS, SPARE_THREADS = 12, 6
-"""Connections to etcd that attempts during an outage have left behind, and a pool of threads that grows when it is first needed, to six
-at the most; what leaks has more after some rounds."""
+"""Connections to etcd that attempts during an outage have left behind, and a pool of threads that grows when it is first needed, to
+six at the most; what leaks has more after some rounds."""
 
 
 def topology(backend: str, hosts: int = 3) -> Topology:
