@@ -395,7 +395,10 @@ def test_the_command_from_up_to_down(removed_after: str) -> None:
         (["up", "--hosts", "0"], "hosts 0: expected a whole number, 1 to 200"),
         (["up", "--etcd", "2"], "etcd 2: expected 0, 1 or 3 members"),
         (["up", "--network", "10.0.0.0/8"], "network 10.0.0.0/8 overlaps 10.0.2.0/24"),
-        (["up", "--backend", "nonsense"], "backend 'nonsense': nobody provides it, expected one of alloc, host-gw, udp, vxlan"),
+        (
+            ["up", "--backend", "nonsense"],
+            "backend 'nonsense': nobody provides it, expected one of alloc, extension, host-gw, ipip, udp, vxlan, wireguard",
+        ),
         (["up", "--topology", "nix"], "topology 'nix' is not there: expected a .toml file or one of"),
         (["up", "--name", "../x"], "name '../x': expected a small letter"),
         (["ping", "h1"], "ping takes two names"),
