@@ -15,7 +15,9 @@ PATIENCE_S = 10.0
 
 
 class Disk:
-    """Work that may wait for a disk. A disk that does not answer holds one thread, however often it is asked."""
+    """Work that may wait for a disk, one piece after the other whoever asks. A disk that does not answer holds one thread, however
+    often it is asked.
+    """
 
     def __init__(self, patience_s: float = PATIENCE_S) -> None:
         self._patience_s = patience_s
@@ -23,11 +25,13 @@ class Disk:
 
     async def do(self, work: Callable[[], T], what: object) -> T:
         """What ``work`` returns, or raises. Raises FlannelpyError, with ``what`` in it, where the disk does not answer in time."""
-        await self._idle(what)
+        until = asyncio.get_running_loop().time() + self._patience_s
+        while self._busy is not None and not self._busy.done():  # another may have been first when it was
+            await self._wait(self._busy, until, what)
         doing = asyncio.ensure_future(asyncio.to_thread(work))
         self._busy = doing
         doing.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever asked may be gone
-        await self._idle(what)
+        await self._wait(doing, asyncio.get_running_loop().time() + self._patience_s, what)
         return doing.result()
 
     async def drain(self) -> None:
@@ -35,7 +39,7 @@ class Disk:
         if self._busy is not None:
             await asyncio.wait([self._busy], timeout=self._patience_s)
 
-    async def _idle(self, what: object) -> None:
-        await self.drain()
-        if self._busy is not None and not self._busy.done():
+    async def _wait(self, work: asyncio.Future[Any], until: float, what: object) -> None:
+        await asyncio.wait([work], timeout=max(0.0, until - asyncio.get_running_loop().time()))
+        if not work.done():
             raise FlannelpyError(f"{what}: the disk does not answer: {self._patience_s:g} s, and still waiting")
