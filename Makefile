@@ -100,10 +100,10 @@ etcds: $(DEV) ## etcd 3.6 and 3.7 for the contract tests, built with Go 1.26 int
 
 flanneld: $(DEV) ## real flanneld for the tests of mixed clusters, built with Go into $(VENV)/cache (some minutes)
 	@into=$(CURDIR)/$(VENV)/cache; [ -x $$into/flanneld ] && exit; \
-	work=$$(mktemp -d) && mkdir -p $$into && cd $$work && go mod init flanneld \
+	work=$$(mktemp -d) && trap 'cd / && rm -rf '$$work EXIT && mkdir -p $$into && cd $$work && go mod init flanneld \
 		&& sdk=github.com/tencentcloud/tencentcloud-sdk-go/tencentcloud \
 		&& go mod edit -replace $$sdk/vpc=$$sdk/vpc@v1.1.14 -replace $$sdk/common=$$sdk/common@v1.1.15 \
-		&& go get github.com/flannel-io/flannel@$(FLANNEL) && go build -o $$into/flanneld github.com/flannel-io/flannel && cd / && rm -rf $$work
+		&& go get github.com/flannel-io/flannel@$(FLANNEL) && go build -o $$into/flanneld github.com/flannel-io/flannel
 
 bench-registry: $(DEV) ## how big a cluster the agent follows
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab bench_registry

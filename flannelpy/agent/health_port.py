@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
+from flannelpy.agent.guarded import guarded
 from flannelpy.agent.report import Reporter
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.explain.http import Pages, serve
@@ -25,7 +27,8 @@ async def health_port(settings: Settings, reporter: Reporter, make: Callable[[],
     if not settings.healthz_port:
         yield
         return
-    serving = asyncio.create_task(_serve(settings, reporter, make), name="health port")
+    work = partial(_serve, settings, reporter, make)
+    serving = asyncio.create_task(guarded("health port", work, reporter), name="health port")
     try:
         yield
     finally:

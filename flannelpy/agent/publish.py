@@ -149,15 +149,12 @@ class Publisher:
         self._context.reporter.set("subnet-changed", {} if self._left is None else {"": f"{told.lease.subnet}, it was {left}"})
 
     async def _write_state(self) -> None:
-        state, self._state = self._state, None
-        if state is None:
+        """What is still to be written stays so until it was, also where this is cancelled."""
+        state = self._state
+        if state is None or not await self._try(lambda: state_file.write(self._context.settings.state_dir, state)):
             return
-        done = False
-        try:
-            done = await self._try(lambda: state_file.write(self._context.settings.state_dir, state))
-        finally:
-            if not done:  # also where this is cancelled before it began
-                self._state = self._state or state
+        if self._state is state:
+            self._state = None
 
     async def promise(self, lease: Lease) -> None:
         """Keep what our lease is about to say, before it is written: a life that ends in between knows it for its own by that."""
@@ -165,17 +162,15 @@ class Publisher:
         await self._try(lambda: view_file.write(self._context.settings.state_dir, view, view_file.PROMISED))
 
     async def _write_view(self) -> None:
-        make, self._view = self._view, None
+        """Likewise."""
+        make = self._view
         view = make() if make is not None else None
-        if view is None:
-            return
-        self._view_due = asyncio.get_running_loop().time() + LOOK_S
-        done = False
-        try:
-            done = await self._try(lambda: view_file.write(self._context.settings.state_dir, view))
-        finally:
-            if not done:
-                self._view = self._view or make
+        if view is not None:
+            self._view_due = asyncio.get_running_loop().time() + LOOK_S
+            if not await self._try(lambda: view_file.write(self._context.settings.state_dir, view)):
+                return
+        if self._view is make:
+            self._view = None
 
     async def _try(self, write: Callable[[], object]) -> bool:
         try:

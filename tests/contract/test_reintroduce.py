@@ -46,7 +46,7 @@ def them(real: RealHost) -> Iterator[Them]:
     ours = Path("/proc/thread-self/ns/net").stat().st_ino
     with subprocess.Popen(["unshare", "-n", "sleep", "300"]) as process:
         try:
-            while Path(f"/proc/{process.pid}/ns/net").stat().st_ino == ours:
+            while process.poll() is None and Path(f"/proc/{process.pid}/ns/net").stat().st_ino == ours:
                 time.sleep(0.01)
             ip("link add us0 type veth peer name peer")
             ip(f"link set peer netns {process.pid}")
