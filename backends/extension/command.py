@@ -183,7 +183,5 @@ def _why_not(program: str, error: Exception) -> str:
     if isinstance(error, OSError):
         if error.errno == errno.ENOENT:
             return f"{shown}: expected a program of that name or path on this host"
-        if error.errno == errno.ENOEXEC:
-            return f"{shown} is no program: expected #! and an interpreter in its first line"
         return f"{shown} cannot be run: {error.strerror}"
     return f"{shown} cannot be run: {error}"

@@ -58,14 +58,19 @@ class Launched:
         """Send the first whole table, of any length, and have packets moved."""
         octets = pack([*table, Order(START)])
         self._allowed += len(octets)
-        self._writer.write(octets)
+        self._write(octets)
 
     def send(self, orders: Sequence[Order]) -> None:
         """Have these carried out soon; a worker that has stopped reading is killed."""
-        self._writer.write(pack(orders))
+        self._write(pack(orders))
         waiting = self._writer.transport.get_write_buffer_size()
         if waiting > self._allowed:
             self._kill(f"leaves {waiting:,} bytes of orders unread")
+
+    def _write(self, octets: bytes) -> None:
+        """Nothing to one that is gone, which ``wait`` tells: uvloop's transport raises RuntimeError after its end."""
+        if not self._writer.is_closing():
+            self._writer.write(octets)
 
     async def ready(self) -> bool:
         """True once it moves packets, False where it ends before."""

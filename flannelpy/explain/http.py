@@ -368,6 +368,8 @@ async def _answer(
         connection.send(h11.Data(data=body if with_body else b"")),
         connection.send(h11.EndOfMessage()),
     ]
+    if writer.is_closing():  # gone while the page was made: uvloop's transport raises RuntimeError for what comes after its end
+        raise ConnectionResetError
     writer.write(b"".join(part for part in sent if part))
     async with asyncio.timeout(REQUEST_S):
         await writer.drain()

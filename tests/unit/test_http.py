@@ -7,6 +7,7 @@ import contextlib
 import errno
 import resource
 import socket
+import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -38,6 +39,10 @@ async def server(readiness: Readiness) -> AsyncIterator[HttpServer]:
         await asyncio.sleep(0)
         return 200, http.TEXT, repr(dict(query))
 
+    async def slow(_query: Query) -> Page:
+        await asyncio.sleep(0.002)
+        return 200, http.TEXT, "at last"
+
     async def never(_query: Query) -> Page:
         await asyncio.Event().wait()
         raise AssertionError
@@ -45,6 +50,7 @@ async def server(readiness: Readiness) -> AsyncIterator[HttpServer]:
     pages: Pages = {
         **health_pages(lambda: readiness.now, lambda: readiness.why_not, lambda: readiness.wrong, lambda: readiness.silent_s),
         "/echo": echo,
+        "/slow": slow,
         "/silent": never,
         "/broken": broken,
         "/umlaut": lambda: (200, "text/plain; charset=utf-8", "ä"),
@@ -174,6 +180,26 @@ async def test_a_client_that_goes_away_early_is_no_news(server: HttpServer, capl
     writer.write(b"GET /hea")
     writer.close()
     await writer.wait_closed()
+    assert (await say(server, get("/healthz"))).startswith("HTTP/1.1 200 ")
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("requests", [1, 2, 50, 2_000])
+@pytest.mark.parametrize("turns", [0, 1, 2, 5, 20])
+@pytest.mark.parametrize("reads", [False, True])
+async def test_a_client_that_is_gone_when_its_answer_is_made_is_no_news(
+    server: HttpServer, caplog: pytest.LogCaptureFixture, requests: int, turns: int, reads: bool
+) -> None:
+    """The transport is closed by then, or closes meanwhile."""
+    for _ in range(10):
+        client = await connect(server, says=b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n" * requests)
+        if reads:
+            await asyncio.get_running_loop().sock_recv(client, 1)  # the rest of the answer is there and not read
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close(2) sends a reset then
+        client.close()
+    assert (await say(server, get("/slow"))).startswith("HTTP/1.1 200 ")
     assert (await say(server, get("/healthz"))).startswith("HTTP/1.1 200 ")
     assert caplog.text == ""
 

@@ -166,7 +166,12 @@ async def test_a_tool_that_hangs_is_killed(store: Path, monkeypatch: pytest.Monk
         os.kill(pid, 0)
 
 
-async def test_a_tool_that_cannot_be_run_is_one_line(store: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "said"), [(0o644, r"install the package nftables$"), (0o755, r"not found$")], ids=["no program", "of another machine"]
+)
+async def test_a_tool_that_cannot_be_run_is_one_line(store: Path, mode: int, said: str) -> None:
     (store / "nft").write_bytes(b"\x7fELF nonsense")
-    with pytest.raises(KernelError, match="nft cannot be run"):
+    (store / "nft").chmod(mode)
+    with pytest.raises(KernelError, match=said) as caught:
         await Nft(library=None, command=str(store / "nft")).replace(TABLE)
+    assert len(str(caught.value).splitlines()) == 1

@@ -32,7 +32,7 @@ from flannelpy.core.config import NetworkConfig
 from flannelpy.core.environment import bare
 from flannelpy.core.errors import BackendError
 from flannelpy.core.model import Lease, LeaseAttrs
-from tests.unit.agents import until
+from tests.unit.agents import descriptors, until
 
 CONFIG = NetworkConfig.parse('{"Network": "10.5.0.0/16"}')
 UPLINK = Uplink("eth1", 3, 1500, address=IPAddress("192.0.2.1"), public_ip=IPAddress("198.51.100.1"))
@@ -385,6 +385,26 @@ async def test_a_worker_that_dies_with_orders_unread_is_one_that_died(monkeypatc
     await worker.stop()
 
 
+@pytest.mark.parametrize("ends", ["kill -9 $$", "exit 0", "exec 3<&-; exec sleep 0.05"])
+@pytest.mark.parametrize("begun", [False, True])
+async def test_orders_to_a_worker_that_is_gone_go_nowhere(monkeypatch: pytest.MonkeyPatch, ends: str, begun: bool) -> None:
+    """At any moment of its end: its supervisor hears of that by its exit code, not by an error of who has a peer to tell."""
+    worker = await launched(monkeypatch, ends, Beat(beating=True))
+    order = Order(protocol.SET, 0x0A050900, 24, 0xC0000202)
+    if begun:
+        worker.begin([order])
+    waiting = asyncio.create_task(worker.wait())
+    while not waiting.done():
+        worker.send([order])
+        await asyncio.sleep(0.001)
+    for _ in range(5):
+        worker.send([order])
+        await asyncio.sleep(0)
+    worker.begin([order])
+    assert waiting.result() == (-9 if "kill" in ends else 0)
+    await worker.stop()
+
+
 @pytest.mark.usefixtures("quick")
 async def test_a_worker_that_stands_still_is_killed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     beat = Beat(beating=True)
@@ -424,9 +444,6 @@ async def test_a_worker_that_does_not_read_is_killed(monkeypatch: pytest.MonkeyP
 
 
 async def test_nothing_stays_open_where_no_worker_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    def descriptors() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
-
     async def refuse(*_: object, **__: object) -> Any:
         raise OSError(errno.EMFILE, "Too many open files")
 
