@@ -4,6 +4,7 @@ VENV    ?= .venv
 PYTHON  := $(VENV)/bin/python
 DEV     := $(VENV)/.dev-installed
 DOCKER  := $(VENV)/docker/usr/bin/docker
+PROMETHEUS := $(VENV)/prometheus/usr/bin/prometheus
 RELEASE := $(VENV)/.release-tools-installed
 LOWEST  := $(VENV)/lowest
 LAB     := netns-lab/lab
@@ -30,7 +31,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn chaos flood etcds flanneld fuzz dist pins test-lowest clean
+.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn chaos flood etcds flanneld prometheus fuzz dist pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -98,6 +99,8 @@ etcds: $(DEV) ## etcd 3.6 and 3.7 for the contract tests, built with Go 1.26 int
 			&& go build -o $$into/etcd go.etcd.io/etcd/server/v3 || exit 1; cd / && rm -rf $$work; \
 	done
 
+prometheus: $(PROMETHEUS) ## fetch Prometheus, so that its tests run
+
 flanneld: $(DEV) ## real flanneld for the tests of mixed clusters, built with Go into $(VENV)/cache (some minutes)
 	@into=$(CURDIR)/$(VENV)/cache; [ -x $$into/flanneld ] && exit; \
 	work=$$(mktemp -d) && trap 'cd / && rm -rf '$$work EXIT && mkdir -p $$into && cd $$work && go mod init flanneld \
@@ -155,10 +158,18 @@ $(RELEASE): $(DEV)
 	@$(PYTHON) -m pip install --quiet 'hatchling>=1.21' 'uv>=0.5' 'cyclonedx-bom>=5'
 	@touch $@
 
-$(DOCKER): | $(DEV)
-	@command -v apt-get >/dev/null 2>&1 || { echo "setup: no apt-get, no Docker: its tests will be skipped"; exit 0; }; \
-	echo "unpacking into $(VENV)/docker: $(DOCKER_PACKAGES)"; \
-	log=$$(mktemp); rm -rf $(VENV)/docker; mkdir $(VENV)/docker; cd $(VENV)/docker; \
-	if { apt-get download -q $(DOCKER_PACKAGES) || { apt-get update -q && apt-get download -q $(DOCKER_PACKAGES); }; } >"$$log" 2>&1 \
-		&& ls *.deb | xargs -I{} dpkg -x {} . && touch usr/bin/docker; then rm -f "$$log" *.deb; \
+# What is used and not installed: Debian's own packages, unpacked. $(1) where to, $(2) which, $(3) what is there in the end.
+define unpack
+	@command -v apt-get >/dev/null 2>&1 || { echo "setup: no apt-get, no $(notdir $(1)): its tests will be skipped"; exit 0; }; \
+	echo "unpacking into $(1): $(2)"; \
+	log=$$(mktemp); rm -rf $(1); mkdir $(1); cd $(1); \
+	if { apt-get download -q $(2) || { apt-get update -q && apt-get download -q $(2); }; } >"$$log" 2>&1 \
+		&& ls *.deb | xargs -I{} dpkg -x {} . && touch $(3); then rm -f "$$log" *.deb; \
 	else echo "setup: apt-get download failed: $$(grep -E '^E:' "$$log" | tail -n 1) (all of it: $$log)"; exit 1; fi
+endef
+
+$(DOCKER): | $(DEV)
+	$(call unpack,$(VENV)/docker,$(DOCKER_PACKAGES),usr/bin/docker)
+
+$(PROMETHEUS): | $(DEV)
+	$(call unpack,$(VENV)/prometheus,prometheus,usr/bin/prometheus)

@@ -10,8 +10,9 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing, nullcontext
+from importlib import import_module
 
 from flannelpy import __version__
 from flannelpy.agent.api import answering
@@ -22,14 +23,15 @@ from flannelpy.agent.health_port import health_port
 from flannelpy.agent.lock import Claimant, Claims, hold_lock
 from flannelpy.agent.network import Network
 from flannelpy.agent.report import Reporter
-from flannelpy.agent.status import document, why_not, with_drops
+from flannelpy.agent.status import document, measured, why_not, with_drops
 from flannelpy.agent.systemd import Notifier, feed_watchdog, inherited, keep_posted, status_line, watchdog_s
 from flannelpy.core.backend import FdStore, NoFdStore
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.health import Health
 from flannelpy.core.objects import Scope
 from flannelpy.core.uplink import Wish
-from flannelpy.explain.http import Pages, health_pages
+from flannelpy.explain import metrics
+from flannelpy.explain.http import Page, Pages, health_pages
 from flannelpy.explain.status import Status
 from flannelpy.explain.wall_clock import wall_clock
 from flannelpy.kernel import Kernel
@@ -156,7 +158,13 @@ class Agent:
             self._network.audit()
 
     def _health_pages(self) -> Pages:
-        return health_pages(lambda: self.ready, self._why_not, self._wrong, self._silent_s)
+        pages = health_pages(lambda: self.ready, self._why_not, self._wrong, self._silent_s)
+        return {**pages, metrics.PAGE: self._metrics}
+
+    async def _metrics(self, _query: Mapping[str, str]) -> Page:
+        await asyncio.to_thread(import_module, "prometheus_client")  # the first time: 50 ms, of which 40 are an HTTP server
+        status = await self._with_drops(self.status())
+        return 200, metrics.CONTENT_TYPE, metrics.page(measured(status, self._network, self._silent_s(), wall_clock()))
 
     @asynccontextmanager
     async def _known_to_systemd(self) -> AsyncIterator[None]:

@@ -10,6 +10,7 @@ from flannelpy.agent.lock import Claimant, Claims
 from flannelpy.agent.report import Clock, Reporter
 from flannelpy.agent.systemd import Notifier
 from flannelpy.core.backend import FdStore
+from flannelpy.core.tally import Histogram
 from flannelpy.core.uplink import Wish
 from flannelpy.explain.wall_clock import wall_clock
 from flannelpy.kernel import Kernel
@@ -54,6 +55,8 @@ class Context:
     timeouts: Timeouts = Timeouts()
     random: Random = Random()  # noqa: RUF009 - chance is meant to be shared
     events: Ring = field(default_factory=lambda: Ring(wall_clock))
+    lateness: Histogram = field(default_factory=Histogram)
+    """Of a timer, once a second: how long the loop was busy with something else."""
     claims: Claims = field(default_factory=lambda: Claims(Claimant()))
 
     def spread(self, peers: int) -> float:

@@ -23,7 +23,9 @@ from flannelpy.core.health import Active, Health
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Link
 from flannelpy.core.secret import shown
+from flannelpy.core.tally import Histogram
 from flannelpy.explain import status as documents
+from flannelpy.explain.metrics import Measured
 from flannelpy.explain.status import Status
 from flannelpy.explain.wall_clock import Calendar
 from flannelpy.kernel import Kernel
@@ -75,6 +77,15 @@ def document(context: Context, network: Network | None, ready: bool, born: float
         peers=tuple(_peer(row) for row in peers.rows(network.cluster, network.reconciler, network.datapath.refused)),
         kernel=_kernel(network.reconciler, calendar),
     )
+
+
+def measured(status: Status, network: Network | None, silent_s: float, now: float) -> Measured:
+    """What Prometheus may read of the agent. ``now``: in seconds since the epoch."""
+    if network is None:
+        return Measured(status, {}, {}, Histogram(), Histogram(), silent_s, now)
+    standing = network.reconciler.standing
+    calls = network.registry_health.calls
+    return Measured(status, standing.steps, calls, standing.convergence, network.context.lateness, silent_s, now)
 
 
 def why_not(network: Network | None, health: Health) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ that was refused, a watch that is silent) would each be news, for as long as it 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -109,6 +110,8 @@ class RegistryHealth:
     registry: Registry
     report: Report
     clock: Callable[[], float]
+    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How many, by kind and outcome: answered, or failed. A watch is answered with each batch of events."""
     _failing: dict[Kind, Failing] = field(default_factory=dict)
     _succeeded: dict[Kind, float] = field(default_factory=dict)
     _reported: dict[tuple[str, str], Reported] = field(default_factory=dict)
@@ -122,11 +125,13 @@ class RegistryHealth:
 
     def succeeded(self, kind: Kind) -> None:
         """A call of this kind was answered."""
+        self.calls[kind.value, "answered"] += 1
         self._succeed(kind, self.clock())
         self._publish(self.clock())
 
     def failed(self, kind: Kind, error: RegistryError) -> None:
         """A call of this kind failed."""
+        self.calls[kind.value, "failed"] += 1
         self._fail(kind, error, self.clock())
         self._publish(self.clock())
 

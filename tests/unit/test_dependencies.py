@@ -37,7 +37,7 @@ def resolved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         pytest.skip("the package registry cannot be reached from here")
     assert asked.returncode == 0, asked.stderr
     found = json.loads(report.read_text())["install"]
-    return {item["metadata"]["name"].lower(): item["metadata"]["version"] for item in found}
+    return {item["metadata"]["name"].lower().replace("_", "-"): item["metadata"]["version"] for item in found}
 
 
 def test_the_ranges_resolve_on_todays_registry(resolved: dict[str, str]) -> None:

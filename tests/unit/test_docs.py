@@ -1,7 +1,7 @@
 """Do the documents say what is so? Every command, flag, path, link, config and log line in them is looked up where it comes from.
 
-``python -m tests.unit.test_docs`` writes the tables that are made from code: docs/conditions.md, and the options in
-docs/configuration.md.
+``python -m tests.unit.test_docs`` writes the tables that are made from code: docs/conditions.md, the options in
+docs/configuration.md, and the metrics in docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shlex
 import sys
 import textwrap
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from flannelpy.core.conditions import CONDITIONS, Condition, Severity
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.explain.metrics import METRICS, Durations
 from flannelpy.options import Option
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +73,15 @@ def _section(condition: Condition) -> str:
     return f"\n## {condition.code}\n\n{', '.join(notes)}\n\n    {condition.text}\n\n{remedy}\n"
 
 
+def metrics_table() -> str:
+    """The table in docs/metrics.md."""
+    rows = ["| metric | type | labels | |", "|---|---|---|---|"]
+    for metric in METRICS:
+        kind, labels = ("histogram", ()) if isinstance(metric, Durations) else (metric.type, metric.labels)
+        rows.append(f"| `{metric.name}` | {kind} | {', '.join(map('`{}`'.format, labels))} | {metric.help} |")
+    return "\n".join(rows) + "\n"
+
+
 def options_tables() -> dict[str, str]:
     """The tables in docs/configuration.md by the name in their markers."""
     does_nothing = "\n".join(f"| `{option.flag}` | {option.why} |" for option in options.ACCEPTED)
@@ -95,12 +105,12 @@ def _table(table: tuple[Option, ...]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def with_tables(text: str) -> str:
+def with_tables(text: str, tables: Mapping[str, str]) -> str:
     """A document with what stands between its markers made anew."""
-    for name, table in options_tables().items():
+    for name, table in tables.items():
         begin, end = f"<!-- made: {name} -->\n", "<!-- end -->\n"
         head, found, rest = text.partition(begin)
-        assert found, f"no {begin.strip()} in docs/configuration.md"
+        assert found, f"no {begin.strip()} in the document"
         text = head + begin + table + end + rest.partition(end)[2]
     return text
 
@@ -111,7 +121,12 @@ def test_the_conditions_page_is_the_table() -> None:
 
 def test_the_options_tables_are_the_options() -> None:
     text = (DOCS / "configuration.md").read_text()
-    assert text == with_tables(text), "run: python -m tests.unit.test_docs"
+    assert text == with_tables(text, options_tables()), "run: python -m tests.unit.test_docs"
+
+
+def test_the_metrics_page_has_every_metric() -> None:
+    text = (DOCS / "metrics.md").read_text()
+    assert text == with_tables(text, {"metrics": metrics_table()}), "run: python -m tests.unit.test_docs"
 
 
 # --------------------------------------------------------------------------------------------------- reading a document
@@ -353,9 +368,10 @@ def test_the_changelog_knows_this_version() -> None:
 def write() -> None:
     """Write what is made from code."""
     (DOCS / "conditions.md").write_text(conditions_page())
-    configuration = DOCS / "configuration.md"
-    configuration.write_text(with_tables(configuration.read_text()))
-    print(textwrap.dedent(f"written: {DOCS.name}/conditions.md, {DOCS.name}/configuration.md"))
+    for page, tables in (("configuration", options_tables()), ("metrics", {"metrics": metrics_table()})):
+        path = DOCS / f"{page}.md"
+        path.write_text(with_tables(path.read_text(), tables))
+    print("written: docs/conditions.md, docs/configuration.md, docs/metrics.md")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from time import monotonic
 
 from flannelpy.core.objects import Key
 
@@ -25,18 +26,20 @@ class Dirty:
         self._left, self._left_at = float(ROUNDS), 0.0
         self._news = 0
         self._began: float | None = None
+        self._since: float | None = None
+        self._taken_since = 0.0
 
     def add(self, keys: Iterable[Key]) -> None:
         """Look at these."""
         self._keys.update(keys)
         self._news += 1
         if self._keys:
-            self._event.set()
+            self._set()
 
     def add_everything(self) -> None:
         """Look at everything."""
         self._everything = True
-        self._event.set()
+        self._set()
 
     def put_back(self, taken: set[Key] | None) -> None:
         """What was taken was not looked at."""
@@ -48,7 +51,12 @@ class Dirty:
     def poke(self) -> None:
         """Have a round now; what it looks at is found out then."""
         self._news += 1
+        self._set()
+
+    def _set(self) -> None:
         self._event.set()
+        if self._since is None:
+            self._since = monotonic()
 
     async def wait(self, at_most_s: float) -> None:
         """Until there is something to look at, or so many seconds; what is done until it is called again is a round."""
@@ -89,9 +97,15 @@ class Dirty:
         """True where a round is due."""
         return self._event.is_set()
 
+    @property
+    def age_s(self) -> float:
+        """How long ago the first of what was last taken became dirty."""
+        return monotonic() - self._taken_since
+
     def take(self) -> set[Key] | None:
         """The keys that are dirty, None for everything; cleared."""
         keys, everything = self._keys, self._everything
         self._keys, self._everything = set(), False
         self._event.clear()
+        self._taken_since, self._since = self._since or monotonic(), None
         return None if everything else keys

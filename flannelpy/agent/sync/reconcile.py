@@ -208,6 +208,7 @@ class Reconciler:
         steps = self._repairable(self._plan(touched, observed), changed, quiet=quiet)
         self._mirror.listen()
         results = await self._kernel.apply(steps) if steps else ()
+        self.standing.tally(results, self.dirty.age_s)
         await self._learn(results, partial=touched is not None)
 
     async def _observe(self, touched: set[Key] | None) -> HostState:

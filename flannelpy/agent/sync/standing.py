@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flannelpy.agent.report import Reporter
 from flannelpy.agent.sync.fragments import FIREWALL, HOST, Fragments
@@ -11,13 +11,19 @@ from flannelpy.agent.sync.kernel_errors import Refusal, conditions, links
 from flannelpy.agent.sync.mirror import Mirror
 from flannelpy.agent.sync.retries import Retries
 from flannelpy.core.objects import Key
+from flannelpy.core.tally import Histogram
+from flannelpy.kernel import Result
 
 
 class Standing:
-    """``refusals``: by key, what the kernel said to the last step."""
+    """``refusals``: by key, what the kernel said to the last step. ``steps``: how many were taken, by kind of object, what was
+    to be done, and what came of it; ``convergence``: how long the rounds took that had steps.
+    """
 
     def __init__(self, fragments: Fragments, mirror: Mirror, retries: Retries) -> None:
         self.refusals: dict[Key, Refusal] = {}
+        self.steps: Counter[tuple[str, str, str]] = Counter()
+        self.convergence = Histogram()
         self._fragments = fragments
         self._mirror = mirror
         self._retries = retries
@@ -53,6 +59,12 @@ class Standing:
         desired = self._fragments.desired.state.objects
         held = Counter(key.kind for key, item in desired.items() if self._mirror.get(key) == item)
         return Counter(key.kind for key in desired), held
+
+    def tally(self, results: Sequence[Result], took_s: float) -> None:
+        """Count what a round has done, and how long that took from the first news it took up."""
+        if results:
+            self.steps.update((each.step.key.kind, each.step.op, "refused" if each.error else "done") for each in results)
+            self.convergence.observe(took_s)
 
     def forget(self, key: Key) -> None:
         """There is nothing left to try under ``key``."""
