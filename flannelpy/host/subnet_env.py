@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from netaddr import AddrFormatError, IPAddress, IPNetwork
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.model import Family
 from flannelpy.host.files import RefusedError, TooLargeError, is_stream, read_file, set_aside, write_file
+
+AT_REST_NS = 1_000_000_000
 
 LARGEST = 1 << 16
 """Bytes of a subnet file: six lines, and what a person may have written beside them."""
@@ -111,7 +114,7 @@ class SubnetFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen: tuple[SubnetEnv, os.stat_result] | None = None
+        self._known: tuple[SubnetEnv, os.stat_result | None] | None = None
 
     def put(self, wanted: SubnetEnv) -> str | None:
         """Make it say ``wanted``; what was wrong with it, as the end of a sentence, None where nothing was. May wait for a disk.
@@ -119,12 +122,17 @@ class SubnetFile:
         A directory in its place (Docker makes one where a container mounts a file that is not there) is set aside. Raises
         FlannelpyError with one line.
         """
-        if self._seen is not None and self._seen[0] == wanted and (is_stream(self._path) or _alike(self._path, self._seen[1])):
+        # Before it is read: whoever writes meanwhile makes it another than this.
+        stream = is_stream(self._path)
+        now = None if stream else _stat(self._path)
+        if self._known is not None and self._known[0] == wanted and (stream or _alike(now, self._known[1])):
             return None
+        self._known = None
         wrong = self._look(wanted)
         if wrong is not None:
             write(self._path, wanted)
-        self._seen = (wanted, self._path.stat(follow_symlinks=is_stream(self._path)))
+        if stream or (wrong is None and now is not None and _at_rest(now)):
+            self._known = wanted, now
         return wrong
 
     def _look(self, wanted: SubnetEnv) -> str | None:
@@ -158,16 +166,30 @@ def variables(text: str) -> dict[str, str]:
     return found
 
 
-def _alike(path: Path, before: os.stat_result) -> bool:
-    """True where nobody has touched it since."""
+def _stat(path: Path) -> os.stat_result | None:
     try:
-        now = path.stat(follow_symlinks=False)
+        return path.stat(follow_symlinks=False)
     except OSError:
+        return None
+
+
+def _alike(now: os.stat_result | None, before: os.stat_result | None) -> bool:
+    """True where nobody has touched it since."""
+    if now is None or before is None:
         return False
     return all(
         getattr(now, name) == getattr(before, name)
         for name in ("st_dev", "st_ino", "st_mode", "st_size", "st_mtime_ns", "st_ctime_ns")
     )
+
+
+def _at_rest(now: os.stat_result) -> bool:
+    """True where whoever writes from now on leaves another time.
+
+    A file's time is the kernel's clock at its last tick, up to 10 ms old: two writes within one, of the same length into the same
+    file, leave the same stat(2) (as git knows of its index).
+    """
+    return time.time_ns() - now.st_ctime_ns > AT_REST_NS
 
 
 def write(path: Path, env: SubnetEnv) -> bool:

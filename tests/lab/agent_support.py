@@ -104,8 +104,13 @@ async def until_said(log: Log, *words: str, timeout_s: float = 30.0) -> str:
     return str(found[0])
 
 
+PATIENCE_S = 30.0
+"""At the least: on a loaded machine everything takes its time, and how long things take is for the benchmarks to tell."""
+
+
 async def until(fact: Callable[[], object], timeout_s: float, what: str, seen: Callable[[], object] | None = None) -> list[str]:
     """Wait for a fact (plain or async); fails with what was seen last."""
+    timeout_s = max(timeout_s, PATIENCE_S)
     deadline = time.monotonic() + timeout_s
     while True:
         value = fact()

@@ -241,7 +241,7 @@ async def test_what_is_changed_on_the_tunnel_is_put_right(tunnel: Lab) -> None:
     for command in (
         "ip link set flannel0 down",
         "ip route del 10.1.0.0/16",
-        "ip addr flush dev flannel0",
+        "ip addr del 10.1.72.0/32 dev flannel0",
         "ip link set flannel0 mtu 1400",
     ):
         await one.exec(*command.split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from netaddr import IPNetwork
 
 from flannelpy.core.errors import FlannelpyError
-from flannelpy.host.subnet_env import Previous, SubnetEnv, parse, read, write
+from flannelpy.host import subnet_env
+from flannelpy.host.subnet_env import Previous, SubnetEnv, SubnetFile, parse, read, write
 
 V4 = SubnetEnv((IPNetwork("10.42.0.0/16"),), (IPNetwork("10.42.3.0/24"),), 1450, True)
 DUAL = SubnetEnv(
@@ -73,6 +75,67 @@ def test_what_is_so_already_is_not_written_again(tmp_path: Path) -> None:
     path.chmod(0o600)
     assert write(path, V4) is True
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+SPOILT = (
+    "",
+    "FLANNEL_SUBNET=10.9.1.1/24\n",
+    V4.render().replace("10.", "11.", 1),  # as long as what stood there
+    V4.render() + "#",
+)
+
+
+@pytest.mark.parametrize("looks", [0, 1, 2])
+@pytest.mark.parametrize("spoilt", SPOILT)
+@pytest.mark.parametrize("in_place", [True, False])
+def test_whatever_is_written_over_it_is_seen_at_the_next_look(tmp_path: Path, looks: int, spoilt: str, in_place: bool) -> None:
+    """Also right after it was written: on older kernels within one tick of the clock that files get their time from."""
+    path = tmp_path / "subnet.env"
+    file = SubnetFile(path)
+    for _ in range(50):
+        file.put(V4)
+        for _ in range(looks):
+            assert file.put(V4) is None
+        if not in_place:
+            path.unlink()
+        path.write_text(spoilt)
+        assert file.put(V4) is not None
+        assert path.read_text() == V4.render()
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+@pytest.mark.parametrize("when", ["_look", "write"])
+def test_what_is_written_over_it_while_it_is_looked_at_is_seen_at_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: str, when: str
+) -> None:
+    path, real = tmp_path / "subnet.env", {"_look": SubnetFile._look, "write": write}[when]
+
+    def then_spoilt(*given: Any) -> Any:
+        done = real(*given)
+        path.write_text(spoilt)
+        return done
+
+    file = SubnetFile(path)
+    file.put(V4)
+    path.write_text("")
+    with monkeypatch.context() as patched:
+        patched.setattr(*((SubnetFile, "_look") if when == "_look" else (subnet_env, "write")), then_spoilt)
+        file.put(V4)
+    file.put(V4)
+    assert path.read_text() == V4.render()
+    path.write_text("")
+    assert file.put(V4) == "is empty"
+
+
+def test_a_file_at_rest_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = tmp_path / "subnet.env", subnet_env.read_file
+    read_at: list[Path] = []
+    monkeypatch.setattr(subnet_env, "read_file", lambda path, most: (read_at.append(path), read(path, most))[1])
+    monkeypatch.setattr(subnet_env, "AT_REST_NS", -1)
+    file = SubnetFile(path)
+    for _ in range(10):
+        file.put(V4)
+    assert len(read_at) == 2  # there was none; then what was written
 
 
 def test_a_reader_of_the_old_file_keeps_the_old_text(tmp_path: Path) -> None:
