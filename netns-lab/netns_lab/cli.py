@@ -1,5 +1,5 @@
-"""What can be said to the lab on a command line? ``lab up``, ``down``, ``status``, ``exec``, ``ping``, ``pcap``, ``draw``,
-``swarm``.
+"""What can be said to the lab on a command line? ``lab up``, ``down``, ``status``, ``exec``, ``ping``, ``fault``, ``heal``,
+``pcap``, ``draw``, ``swarm``.
 
 Exit 0: done. 1: it could not be done, one line says why. 2: the command line is wrong.
 """
@@ -146,6 +146,41 @@ def ping(name: str, source: str | None, target: str | None) -> None:
     _console().print(matrix_table(here, results))
     click.echo(matrix_summary(results))
     sys.exit(0 if all(result.ok for result in results.values()) else 1)
+
+
+@lab.command("fault")
+@click.option("--on", "host", metavar="HOST", default="h1", show_default=True, help="on or around which host")
+@name_option
+@click.argument("fault", required=False)
+def fault_(name: str, host: str, fault: str | None) -> None:
+    """Put a fault into the lab that is up, to find it and to learn from it; without a name: show which there are."""
+    from netns_lab import faults
+    from netns_lab.lab import Lab
+    from netns_lab.listing import faults_table
+
+    _need_root()
+    if fault is None:
+        here = _guard(lambda: Lab.attach(name)) if Ledger(name).exists else None
+        _console().print(faults_table(here))
+        return
+    here = _guard(lambda: Lab.attach(name))
+    made = _run(faults.inject(here, _guard(lambda: faults.fault(fault)), _guard(lambda: here.host(host))))
+    suffix = "" if name == "fl" else f" --name {name}"
+    click.echo(f"{made.name} is in {made.box}: {faults.fault(fault).says}; {LAB} heal{suffix} takes it out")
+
+
+@lab.command()
+@name_option
+@click.argument("fault", required=False)
+def heal(name: str, fault: str | None) -> None:
+    """Take a fault out of the lab, or all that are in it."""
+    from netns_lab import faults
+    from netns_lab.lab import Lab
+
+    _need_root()
+    here = _guard(lambda: Lab.attach(name))
+    healed = _run(faults.heal(here, fault))
+    click.echo(f"healed: {', '.join(each.name for each in healed)}" if healed else "no fault is in this lab")
 
 
 @lab.command()
