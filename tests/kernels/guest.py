@@ -62,6 +62,10 @@ def cache() -> Path:
     return Path(base) / "flannelpy" / "kernels"
 
 
+LIMIT_S = 1800.0
+"""Some minutes are enough where nothing else runs; a guest without KVM on a machine that is busy takes many times that."""
+
+
 def boot(words: Sequence[str], limit_s: float) -> str:
     """Run a command as root in the guest, in this project's directory; everything that was said on its console.
 

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernels.guest import NoGuestError, boot
+from tests.kernels.guest import LIMIT_S, NoGuestError, boot
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(LIMIT_S + 60)
 
-LIMIT_S = 240.0
 
 CHECKS = (
     "objects",
