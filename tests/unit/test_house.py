@@ -29,6 +29,8 @@ LONGER = {
 }
 """Files that may be longer, and why."""
 LONGEST = 530
+WHOLE = {"flannelpy/host/cni/plugin.py": 700}
+"""What is installed as one file, and how long that may be."""
 
 NO_NAMES = re.compile(r"(Manager|Helper|Utils?|Handler|Processor)$|^process_|^handle_data$")
 NOT_OURS = re.compile(r"(?<![\w.])/(work|root|home/\w+)/|(?<![\w.])/tmp/w/|\b(TODO|FIXME|XXX)\b|(?m:^(<{7}|>{7}) )")
@@ -49,7 +51,8 @@ def test_a_module_opens_with_what_it_answers(path: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_a_file_is_of_a_size_to_be_read(path: Path) -> None:
     lines = len(path.read_text().splitlines())
-    assert lines <= (LONGEST if name_of(path) in LONGER else LINES), f"{name_of(path)} has {lines} lines: split it, or say why not"
+    allowed = WHOLE.get(name_of(path), LONGEST if name_of(path) in LONGER else LINES)
+    assert lines <= allowed, f"{name_of(path)} has {lines} lines: split it, or say why not"
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if name_of(path).startswith("flannelpy/agent/")], ids=name_of)
@@ -70,7 +73,7 @@ def test_a_part_of_the_agent_fits_in_a_head(path: Path) -> None:
 
 
 def test_every_exception_is_still_one() -> None:
-    for name in LONGER:
+    for name in (*LONGER, *WHOLE):
         assert len(ROOT.joinpath(name).read_text().splitlines()) > LINES, f"{name} is short now: take it off the list"
 
 
