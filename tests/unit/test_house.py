@@ -29,7 +29,7 @@ LONGER = {
 }
 """Files that may be longer, and why."""
 LONGEST = 530
-WHOLE = {"flannelpy/host/cni/plugin.py": 700}
+WHOLE = {"flannelpy/host/cni/plugin.py": 750}
 """What is installed as one file, and how long that may be."""
 
 NO_NAMES = re.compile(r"(Manager|Helper|Utils?|Handler|Processor)$|^process_|^handle_data$")

@@ -11,13 +11,14 @@ CNI specification 1.1.0 (https://www.cni.dev/docs/spec/); flannel-compat 7.
 """
 
 import errno
-import json
 import os
-import re
 import stat
 import sys
 import time
-from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton  # `import socket` alone would cost a quarter of the time to start
+
+# `json`, `re` and `socket` would cost 11 ms of CPU at every start, more than everything else; what is C in them costs nothing.
+from _json import encode_basestring_ascii, make_scanner
+from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
@@ -46,8 +47,7 @@ FIELDS: dict[str, type] = {
     "cni.dev/valid-attachments": list,
 }
 """What is read of a configuration, and what it must be."""
-NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*")
-"""Networks and containers: such a name never leaves the folder it is looked for in, and never begins with a dot."""
+ALNUM = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 LIMIT = 16 << 20
 """Bytes of a configuration, a file or an answer; nobody's has a thousandth of it."""
 SHOWN = 300
@@ -74,7 +74,7 @@ def main() -> int:
             said["details"] = shown(error.details, 4 * SHOWN)
     except Exception as error:  # noqa: BLE001 - the edge of the process: a runtime reads JSON, not a traceback
         said = {"code": INTERNAL, "msg": shown(f"{type(error).__name__}: {error}")}
-    return say(json.dumps(said, indent=4)) or 1
+    return say(render(said, "\n")) or 1
 
 
 def say(text: str) -> int:
@@ -109,7 +109,7 @@ def run(env: dict[str, str], stdin: int = 0) -> str:
         return ""
     demand_environment(command, env)
     if command == "VERSION":
-        return json.dumps({"cniVersion": VERSIONS[-1], "supportedVersions": VERSIONS}, separators=(",", ":")) + "\n"
+        return render({"cniVersion": VERSIONS[-1], "supportedVersions": list(VERSIONS)}) + "\n"
     conf = read_conf(stdin)
     if command not in REQUIRED:
         raise CniError(ENVIRONMENT, f"unknown CNI_COMMAND: {command}")
@@ -136,12 +136,17 @@ def demand_environment(command: str, env: dict[str, str]) -> None:
         value = env.get(name, "")
         if not value:
             missing.append(name)
-        elif name == "CNI_CONTAINERID" and not NAME.fullmatch(value):
+        elif name == "CNI_CONTAINERID" and not is_name(value):
             raise CniError(ENVIRONMENT, "invalid characters in containerID", value)
         elif name == "CNI_IFNAME":
             demand_interface_name(value)
     if missing:
         raise CniError(ENVIRONMENT, f"required env variables [{','.join(missing)}] missing")
+
+
+def is_name(text: str) -> bool:
+    """Whether it may name a network or a container: such a name stays in the folder it is looked for in, and begins with no dot."""
+    return text[:1] in ALNUM and ALNUM.union("_.-").issuperset(text)
 
 
 def demand_interface_name(name: str) -> None:
@@ -174,7 +179,7 @@ def read_conf(descriptor: int) -> dict[str, object]:
         raise CniError(DECODING, f"error unmarshall network config: name: expected a string, got {kind(name)}")
     if not name:
         raise CniError(CONFIG, "missing network name")
-    if not NAME.fullmatch(name):
+    if not is_name(name):
         raise CniError(CONFIG, "invalid characters found in network name", name)
     return conf
 
@@ -199,7 +204,7 @@ def demand_version(command: str, conf: dict[str, object]) -> None:
 def numbers(version: str) -> tuple[int, ...]:
     """A version as what can be compared; what is left out is 0."""
     parts = version.split(".")
-    if len(parts) > 3 or not all(re.fullmatch(r"[+-]?[0-9]{1,9}", part) for part in parts):
+    if len(parts) > 3 or not all(is_digits(part) and len(part) < 10 for part in parts):
         raise CniError(DECODING, f"invalid version {quoted(version)}: expected up to three numbers, as in 1.0.0")
     return tuple(map(int, [*parts, "0", "0"][:3]))
 
@@ -233,7 +238,7 @@ def is_own_netns(path: str) -> bool:
 def add(conf: dict[str, object], env: dict[str, str]) -> str:
     """Connect a container; the delegate's result. What it was given is kept before it runs, so that DEL can take back a part."""
     netconf = delegate_conf(conf)
-    data = render(netconf)
+    data = render(netconf).encode()
     keep(data_dir(conf), env["CNI_CONTAINERID"], data)
     try:
         answer = delegate("ADD", str(netconf["type"]), data, env)
@@ -245,7 +250,7 @@ def add(conf: dict[str, object], env: dict[str, str]) -> str:
         version = conf.get("cniVersion") or VERSIONS[0]
     if version not in VERSIONS:
         raise CniError(INTERNAL, f"failed to delegate add: unsupported CNI result version {quoted(str(version))}")
-    return json.dumps({"cniVersion": version, **result}, indent=4)
+    return render({"cniVersion": version, **result}, "\n")
 
 
 def delete(conf: dict[str, object], env: dict[str, str]) -> str:
@@ -270,7 +275,7 @@ def status(conf: dict[str, object], env: dict[str, str]) -> None:
         netconf = delegate_conf(conf)
     except CniError as error:
         raise CniError(UNAVAILABLE, error.msg, error.details) from None
-    delegate("STATUS", str(netconf["type"]), render(netconf), env)
+    delegate("STATUS", str(netconf["type"]), render(netconf).encode(), env)
 
 
 def collect(conf: dict[str, object], env: dict[str, str]) -> None:
@@ -287,7 +292,7 @@ def collect(conf: dict[str, object], env: dict[str, str]) -> None:
             raise unfit("cni.dev/valid-attachments", "objects with a containerID", each)
         valid.add(each["containerID"])
     netconf = delegate_conf(conf)
-    delegate("GC", str(netconf["type"]), render({**netconf, "cni.dev/valid-attachments": listed}), env)
+    delegate("GC", str(netconf["type"]), render({**netconf, "cni.dev/valid-attachments": listed}).encode(), env)
     place = data_dir(conf)
     for name in names(place):
         data = kept(place, name) if name not in valid else None
@@ -403,7 +408,7 @@ def read_subnet(path: str) -> Subnet:
 
 def whole(text: str) -> int:
     """A number of 32 bits. Raises ValueError, in the words that are known from flannel."""
-    if not re.fullmatch("[0-9]+", text):
+    if not is_digits(text):
         raise ValueError(f"strconv.ParseUint: parsing {quoted(text)}: invalid syntax")
     digits = text.lstrip("0")
     if len(digits) > 10 or int(digits or "0") >= 1 << 32:
@@ -419,6 +424,11 @@ def network(text: str) -> str:
     return f"{spelled(masked.to_bytes(len(address), 'big'))}/{length}"
 
 
+def is_digits(text: str) -> bool:
+    """Whether it is a decimal number, of ASCII digits alone."""
+    return text.isascii() and text.isdigit()
+
+
 def cidr(text: object) -> tuple[bytes, int]:
     """Address and length of a prefix. Raises ValueError."""
     if isinstance(text, str):
@@ -427,7 +437,7 @@ def cidr(text: object) -> tuple[bytes, int]:
             raw = packed(address)
         except ValueError:
             raw = b""
-        if raw and re.fullmatch("[0-9]{1,7}", length) and int(length) <= len(raw) * 8:
+        if raw and is_digits(length) and len(length) < 8 and int(length) <= len(raw) * 8:
             return raw, int(length)
     raise ValueError(f"invalid CIDR address: {text if isinstance(text, str) else kind(text)}")
 
@@ -571,7 +581,7 @@ def forget(place: str, name: str) -> None:
 def names(place: str) -> list[str]:
     """The containers for which something is kept."""
     try:
-        return sorted(name for name in os.listdir(place) if NAME.fullmatch(name))
+        return sorted(name for name in os.listdir(place) if is_name(name))
     except OSError:
         return []
 
@@ -606,12 +616,40 @@ def read_all(descriptor: int) -> bytes:
     return bytes(data)
 
 
+class Numbers:
+    """How the scanner reads: numbers are 64-bit floats, as Go's."""
+
+    strict, object_hook, object_pairs_hook = True, None, None
+
+    @staticmethod
+    def parse_float(text: str) -> int | float:
+        """A JSON number; whole where it is, so that 5.0 reaches a delegate as the 5 that it reads. Raises ValueError."""
+        value = float(text)
+        if value - value != 0:  # NaN and Infinity are not JSON, and 1e999 would become one
+            raise ValueError(f"{text[:40]} is no number")
+        return int(value) if value == int(value) and abs(value) < 1e21 else value
+
+    parse_int = parse_constant = parse_float
+
+
 def parse(data: bytes) -> object:
-    """JSON as Go reads it: numbers are 64-bit floats, broken UTF-8 is replaced. Raises ValueError."""
+    """JSON as Go reads it, broken UTF-8 replaced. Raises ValueError.
+
+    What the bare scanner does not take goes to ``json``, which says what is wrong, and where.
+    """
+    text = text_of(data).strip(" \t\n\r")
     try:
-        return json.loads(text_of(data), parse_int=number, parse_float=number, parse_constant=number)
+        value, end = make_scanner(Numbers)(text, 0)  # type: ignore[arg-type]  # it asks for these attributes alone
+        if end == len(text):
+            return value
+    except (StopIteration, SystemError):  # the errors that it would raise are classes of `json`
+        pass
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    import json
+
+    read = Numbers.parse_float
+    return json.loads(text, parse_int=read, parse_float=read, parse_constant=read)
 
 
 def parse_object(data: bytes) -> dict[str, object]:
@@ -622,20 +660,22 @@ def parse_object(data: bytes) -> dict[str, object]:
     return value
 
 
-def number(text: str) -> int | float:
-    """A JSON number; whole where it is, so that 5.0 reaches a delegate as the 5 that it reads. Raises ValueError."""
-    value = float(text)
-    if value - value != 0:  # NaN and Infinity are not JSON, and 1e999 would become one
-        raise ValueError(f"{text[:40]} is no number")
-    return int(value) if value == int(value) and abs(value) < 1e21 else value
-
-
-def render(value: dict[str, object]) -> bytes:
-    """JSON in the form that flannel's plugin keeps: sorted, with no blanks. Raises CniError."""
+def render(value: object, line: str = "") -> str:
+    """JSON in ASCII: one line, sorted, as flannel's plugin keeps it; or a value a line, where ``line`` begins one. Raises CniError."""
+    if isinstance(value, str):
+        return encode_basestring_ascii(value)
+    if not isinstance(value, dict | list):
+        return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    inner = line and f"{line}    "
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+        if isinstance(value, list):
+            parts, (start, end) = [render(each, inner) for each in value], "[]"
+        else:
+            colon, items = (": ", value.items()) if line else (":", sorted(value.items()))
+            parts, (start, end) = [f"{encode_basestring_ascii(key)}{colon}{render(each, inner)}" for key, each in items], "{}"
     except RecursionError:
         raise CniError(INTERNAL, "error serializing delegate netconf: nested too deeply") from None
+    return f"{start}{inner}{f',{inner}'.join(parts)}{line}{end}" if parts else f"{start}{end}"
 
 
 def mapping(conf: dict[str, object], key: str) -> dict[str, object]:
@@ -671,7 +711,7 @@ def text_of(data: bytes) -> str:
 
 def quoted(text: str) -> str:
     """Foreign text in quotes, its controls escaped."""
-    return json.dumps(text[:SHOWN], ensure_ascii=False)
+    return f'"{shown(text.replace(chr(92), chr(92) * 2).replace(chr(34), chr(92) + chr(34)))}"'
 
 
 def shown(text: str, most: int = SHOWN) -> str:
