@@ -274,3 +274,41 @@ def docker_opts(env_file: str, output: str, individual: bool, combined: bool, ke
         individual=individual or not combined,
         with_ip_masq=not without_ip_masq,
     )
+
+
+# ------------------------------------------------------------------------------------------------------------------- CNI
+
+
+@flannelpy.group()
+def cni() -> None:
+    """Containers by CNI: Kubernetes, containerd, podman."""
+
+
+def _where(command: Wrapped) -> Wrapped:
+    """Where a runtime looks, for the commands of CNI."""
+    for option in (
+        click.option("--dry-run", is_flag=True, help="say what would be done"),
+        click.option("--conf-dir", metavar="DIR", default="/etc/cni/net.d", show_default=True, help="the runtime's configurations"),
+        click.option("--bin-dir", metavar="DIR", default="/opt/cni/bin", show_default=True, help="the runtime's plugins"),
+    ):
+        command = option(command)
+    return command
+
+
+@cni.command("install")
+@_where
+@click.option("--force", is_flag=True, help="replace files that are not flannelpy's")
+def cni_install(bin_dir: str, conf_dir: str, dry_run: bool, force: bool) -> None:
+    """Write the plugin flannel, and a network for the runtime: flannel with bridge, and portmap."""
+    from flannelpy.commands import cni as command
+
+    command.install(bin_dir, conf_dir, dry_run=dry_run, force=force)
+
+
+@cni.command("uninstall")
+@_where
+def cni_uninstall(bin_dir: str, conf_dir: str, dry_run: bool) -> None:
+    """Remove what `cni install` wrote. A file that somebody has changed since stays."""
+    from flannelpy.commands import cni as command
+
+    command.uninstall(bin_dir, conf_dir, dry_run=dry_run)

@@ -1,4 +1,5 @@
 #!/usr/bin/python3 -IS
+# Part of flannelpy: `flannelpy cni install` puts it where container runtimes look, and `flannelpy cni uninstall` takes it back.
 """How does a container get onto this host's subnet? The CNI plugin ``flannel``: it says what, another plugin does it.
 
 It reads the network's configuration (stdin) and the subnet that the agent leased (subnet.env), puts together what another plugin,
@@ -661,7 +662,7 @@ def parse_object(data: bytes) -> dict[str, object]:
 
 
 def render(value: object, line: str = "") -> str:
-    """JSON in ASCII: one line, sorted, as flannel's plugin keeps it; or a value a line, where ``line`` begins one. Raises CniError."""
+    """JSON in ASCII: one line, sorted, as flannel's plugin keeps it; or a value a line, each begun by ``line``. Raises CniError."""
     if isinstance(value, str):
         return encode_basestring_ascii(value)
     if not isinstance(value, dict | list):
