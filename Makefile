@@ -5,6 +5,7 @@ PYTHON  := $(VENV)/bin/python
 DEV     := $(VENV)/.dev-installed
 DOCKER  := $(VENV)/docker/usr/bin/docker
 PROMETHEUS := $(VENV)/prometheus/usr/bin/prometheus
+CNI     := $(VENV)/cni/usr/lib/cni/bridge
 RELEASE := $(VENV)/.release-tools-installed
 LOWEST  := $(VENV)/lowest
 LAB     := netns-lab/lab
@@ -24,6 +25,7 @@ NEEDED  := ip:iproute2 ping:iputils-ping nft:nftables tcpdump:tcpdump iperf3:ipe
            iptables:iptables dmsetup:dmsetup
 # Unpacked, not installed: an installed Docker starts, and changes the firewall of the machine. It needs iptables and dmsetup's library.
 DOCKER_PACKAGES := docker.io containerd runc busybox-static
+CNI_PACKAGES    := containernetworking-plugins
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
@@ -37,13 +39,13 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  make lab takes HOSTS=$(HOSTS) BACKEND=$(BACKEND) ETCD=$(ETCD) NAME=$(NAME)"
 
-setup: $(DEV) $(DOCKER) ## install what is missing: Debian packages (as root) and .venv
+setup: $(DEV) $(DOCKER) $(CNI) ## install what is missing: Debian packages (as root) and .venv
 	@echo "ready: $(VENV)"
 
 demo: $(DEV) ## three hosts, a real etcd, every container pings every other
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab demo
 
-test: lint types $(DOCKER) ## everything that is checked: lint, types, all tests
+test: lint types $(DOCKER) $(CNI) ## everything that is checked: lint, types, all tests
 	$(PYTHON) -m pytest -q
 
 lint: $(DEV) ## style of the code
@@ -173,3 +175,6 @@ $(DOCKER): | $(DEV)
 
 $(PROMETHEUS): | $(DEV)
 	$(call unpack,$(VENV)/prometheus,prometheus,usr/bin/prometheus)
+
+$(CNI): | $(DEV)
+	$(call unpack,$(VENV)/cni,$(CNI_PACKAGES),usr/lib/cni/bridge)
