@@ -14,7 +14,7 @@ from random import Random
 
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))
-TARGETS = 7
+TARGETS = 10
 """Tests that share the time."""
 SEEDS = Path(__file__).parent / "seeds"
 
