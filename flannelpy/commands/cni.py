@@ -25,7 +25,7 @@ def install(bin_dir: str, conf_dir: str, *, dry_run: bool, force: bool) -> None:
         else:
             _say(f"{each.path} is up to date")
     if lacking := missing(Path(bin_dir)):
-        _say(f"note: {bin_dir} has no {', '.join(lacking)}; which the network needs (Debian has them in /usr/lib/cni)")
+        _say(f"note: {bin_dir} has no {', '.join(lacking)}, which the network needs (Debian has them in /usr/lib/cni)")
     if first := before(Path(conf_dir)):
         _say(f"note: {first} comes first in {conf_dir}; a runtime that takes the first network takes that one")
 

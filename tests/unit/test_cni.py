@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from flannelpy.host.cni import plugin
-from tests.unit.cni_plugin import NO_NETNS, PLUGIN, ask, install_delegate, start
+from tests.unit.cni_plugin import ENV, NO_NETNS, PLUGIN, ask, install_delegate, start
 
 CASES = json.loads(Path(__file__).with_name("data").joinpath("cni_answers.json").read_text())
 SUBNET_ENV = "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.7.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
@@ -432,6 +433,24 @@ def test_it_imports_no_more_than_it_must() -> None:
     imported = {line.rsplit("|", 1)[-1].strip() for line in told.stderr.decode().splitlines() if line.startswith("import time:")}
     assert {"os", "io"} <= imported
     assert imported.isdisjoint({"json", "re", "enum", "socket", "subprocess", "pathlib", "typing", "dataclasses", "ipaddress"})
+
+
+def test_an_add_costs_less_than_40_ms_beyond_its_delegate(place: Path) -> None:
+    """Processor time, the least of ten: what else the machine does adds to the clock, and hardly to this."""
+    env = {"CNI_PATH": str(install_delegate(place / "bin")), "RECORD": f"{place}/given", "SAYS": "{}"}
+
+    def cost(*words: Path, command: str = "ADD") -> float:
+        def once() -> float:
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run(words, input=conf(place), capture_output=True, check=True, env={"CNI_COMMAND": command, **ENV, **env})
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) * 1000
+
+        return min(once() for _ in range(10))
+
+    start_ms, delegate_ms, add_ms = cost(PLUGIN, command="VERSION"), cost(place / "bin/bridge"), cost(PLUGIN)
+    print(f"VERSION {start_ms:.1f} ms, delegate alone {delegate_ms:.1f}, ADD {add_ms:.1f}")
+    assert add_ms - delegate_ms < 40
 
 
 def test_it_starts_by_the_hosts_python_in_no_environment() -> None:

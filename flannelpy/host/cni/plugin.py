@@ -529,9 +529,10 @@ def data_dir(conf: dict[str, object]) -> str:
 
 
 def keep(place: str, name: str, data: bytes) -> None:
-    """Write a file whole or not at all, for root alone, and past the end of power. Raises CniError.
+    """Write a file whole or not at all, for root alone. Raises CniError. When it returns, the file outlives a loss of power.
 
-    It is made beside and renamed: whatever was there, a link too, is replaced and not written through.
+    It is made beside and renamed: whatever was there, a link too, is replaced and not written through. One fsync(2) after the
+    rename is enough for content and name, and half the wait of two: nothing is to be undone before the delegate has run.
     """
     beside = f".new-{os.urandom(8).hex()}"  # no container's name begins with a dot
     try:
@@ -539,16 +540,16 @@ def keep(place: str, name: str, data: bytes) -> None:
         folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=folder)
         try:
-            with open(descriptor, "wb") as file:
-                os.fchmod(descriptor, 0o600)
-                file.write(data)
-                file.flush()
+            with open(descriptor, "wb", buffering=0) as file:
+                os.fchmod(descriptor, 0o600)  # whatever the umask
+                if file.write(data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.rename(beside, name, src_dir_fd=folder, dst_dir_fd=folder)
+                beside = name
                 os.fsync(descriptor)
-            os.rename(beside, name, src_dir_fd=folder, dst_dir_fd=folder)
         except OSError:
             os.unlink(beside, dir_fd=folder)
             raise
-        os.fsync(folder)
     except (OSError, ValueError) as error:
         raise CniError(INTERNAL, f"{place}/{name}: {words(error)}") from None
 
