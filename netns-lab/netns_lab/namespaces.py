@@ -111,7 +111,8 @@ class Namespace:
         """Give this name to a namespace that somebody else has made; the lab takes the name away with the others."""
         self._ledger.note_namespaces([self.name])
         self.path.touch()
-        outcome = await run(["mount", "--bind", str(existing), str(self.path)])
+        # Of a path below /proc/PID/root, the canonical form would lead into our own mounts, not those of the process.
+        outcome = await run(["mount", "--no-canonicalize", "--bind", str(existing), str(self.path)])
         if outcome.code:
             raise LabError(f"{self.name}: {outcome.stderr.strip()}")
         self._ledger.note_inodes([self.name])
