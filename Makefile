@@ -25,7 +25,7 @@ NEEDED  := ip:iproute2 ping:iputils-ping nft:nftables tcpdump:tcpdump iperf3:ipe
            iptables:iptables dmsetup:dmsetup
 # Unpacked, not installed: an installed Docker starts, and changes the firewall of the machine. It needs iptables and dmsetup's library.
 DOCKER_PACKAGES := docker.io containerd runc busybox-static
-CNI_PACKAGES    := containernetworking-plugins
+CNI_PACKAGES    := containernetworking-plugins podman conmon crun libgpgme11 libassuan0 libsubid4 libyajl2 libseccomp2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
