@@ -482,3 +482,10 @@ def test_streams_that_are_closed_end_in_no_traceback(place: Path) -> None:
         )
         assert told.returncode == 1, closing
         assert b"Traceback" not in told.stdout + told.stderr
+    nothing_to_say = subprocess.run(
+        ["sh", "-c", f"exec {PLUGIN} >&-"],
+        input=conf(place),
+        check=False,
+        env={"CNI_COMMAND": "DEL", "CNI_PATH": "/nowhere", **ENV},
+    )
+    assert nothing_to_say.returncode == 0

@@ -54,7 +54,7 @@ LIMIT = 16 << 20
 SHOWN = 300
 """Letters of foreign text in an error."""
 
-VERSION_REFUSED, UNKNOWN_CONTAINER, ENVIRONMENT, IO, DECODING, CONFIG, NETNS, UNAVAILABLE, INTERNAL = 1, 3, 4, 5, 6, 7, 8, 50, 999
+VERSION_REFUSED, ENVIRONMENT, IO, DECODING, CONFIG, NETNS, UNAVAILABLE, INTERNAL = 1, 4, 5, 6, 7, 8, 50, 999
 
 
 class CniError(Exception):
@@ -79,7 +79,9 @@ def main() -> int:
 
 
 def say(text: str) -> int:
-    """Text on stdout; 1 where nobody takes it."""
+    """Text on stdout, if any; 1 where nobody takes it."""
+    if not text:
+        return 0
     try:
         with open(1, "wb", closefd=False) as out:
             out.write(text.encode("ascii"))
