@@ -399,7 +399,9 @@ def test_gc_forgets_what_is_not_valid_and_nothing_else(place: Path) -> None:
         assert ask("ADD", given, CNI_CONTAINERID=name).error is None
     assert ask("ADD", conf(place, name="another", cniVersion="1.1.0"), CNI_CONTAINERID="anothers").error is None
     (place / "data/unreadable").write_text("{")
-    everything = {"anothers", "goes", "stays", "unreadable"}
+    (place / "data/folder").mkdir()
+    (place / "data/link").symlink_to("goes")
+    everything = {"anothers", "folder", "goes", "link", "stays", "unreadable"}
     assert ask("GC", given).error is None  # nobody says what is valid
     assert {each.name for each in (place / "data").iterdir()} == everything
     valid = [{"containerID": "stays", "ifname": "eth0"}]

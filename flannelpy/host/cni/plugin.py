@@ -298,10 +298,10 @@ def collect(conf: dict[str, object], env: dict[str, str]) -> None:
     delegate("GC", str(netconf["type"]), render({**netconf, "cni.dev/valid-attachments": listed}).encode(), env)
     place = data_dir(conf)
     for name in names(place):
-        data = kept(place, name) if name not in valid else None
         try:
+            data = kept(place, name) if name not in valid else None
             ours = data is not None and parse_object(data).get("name") == conf["name"]
-        except ValueError:
+        except (CniError, ValueError):  # a link, a folder, what cannot be read: whose it is, nobody knows
             continue
         if ours:
             forget(place, name)
