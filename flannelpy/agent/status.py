@@ -22,6 +22,7 @@ from flannelpy.core.guard import COUNTERS
 from flannelpy.core.health import Active, Health
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Link
+from flannelpy.core.rules import SOURCE
 from flannelpy.core.secret import shown
 from flannelpy.core.tally import Histogram
 from flannelpy.explain import status as documents
@@ -144,12 +145,16 @@ def _guard(carriage: Carriage) -> documents.GuardStatus | None:
 
 
 async def with_drops(status: Status, kernel: Kernel, table: str) -> Status:
-    """The document with what the kernel's guard has dropped; unknown where the kernel does not say."""
-    if status.guard is None:
+    """The document with what our nft table has dropped; unknown where the kernel does not say."""
+    if status.backend is None:
         return status
     try:
         counted = await kernel.counted(table)
     except KernelError:
+        return status
+    check = documents.SourceCheckStatus(counted[SOURCE]) if SOURCE in counted else None
+    status = replace(status, container_source_check=check)
+    if status.guard is None:
         return status
     dropped = {name: counted[name] for name in COUNTERS if name in counted}
     return replace(status, guard=replace(status.guard, dropped=dropped or None))

@@ -96,6 +96,9 @@ def _lines(status: Status, now: datetime) -> Iterator[Line]:
         yield from _pump(status.pump)
     if status.guard is not None:
         yield "guard", _guard(status.guard)
+    if status.container_source_check is not None:
+        count = status.container_source_check.dropped
+        yield "containers", f"source checked, dropped {f'{count:,}' if count else 'nothing yet'}"
     if status.uplink is not None:
         yield from _uplink(status.uplink)
     if status.lease is not None:

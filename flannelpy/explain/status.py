@@ -139,12 +139,19 @@ class KernelStatus:
 
 @dataclass(frozen=True, slots=True)
 class GuardStatus:
-    """What the kernel's guard lets in, by ``rule``. ``dropped``: packets by reason since the rules were last written; None where
-    the kernel did not say.
+    """What the kernel's guard lets in, by ``rule``. ``dropped``: packets by reason since our nft table was made; None where the
+    kernel did not say.
     """
 
     rule: str
     dropped: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceCheckStatus:
+    """``dropped``: packets that were to be forwarded with a source of somebody else's, since our nft table was made."""
+
+    dropped: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +169,7 @@ class Status:
     backend: BackendStatus | None = None
     pump: DatapathStatus | None = None
     guard: GuardStatus | None = None
+    container_source_check: SourceCheckStatus | None = None
     uplink: UplinkStatus | None = None
     lease: LeaseStatus | None = None
     subnet_file: SubnetFileStatus

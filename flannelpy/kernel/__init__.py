@@ -90,7 +90,7 @@ class Kernel(Protocol):
         ...
 
     async def counted(self, table: str) -> Mapping[str, int]:
-        """Packets by the name of the counter in our nft table, since its rules were last written. Raises KernelError.
+        """Packets by the name of the counter in our nft table, since that was made. Raises KernelError.
 
         Cheap: one netlink dump.
         """

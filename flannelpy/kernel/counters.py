@@ -19,7 +19,7 @@ _PACKETS = 2
 
 
 async def counted(table: str) -> dict[str, int]:
-    """Packets by the name of the counter, since the table's rules were last written; empty where there is no such table.
+    """Packets by the name of the counter, since the table was made; empty where there is no such table.
 
     Raises KernelError where the kernel has no nf_tables, or does not let us ask.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,7 +17,7 @@ import uvloop
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.backend import Guard, GuardedPort, SourceRule
-from flannelpy.core.guard import Side, guard_chains, guard_elements, guard_sets
+from flannelpy.core.guard import Side, chain, guard_chains, guard_elements, guard_sets
 from flannelpy.core.model import Lease, LeaseAttrs
 from flannelpy.core.objects import (
     BOOT_PROTOCOL,
@@ -762,6 +763,28 @@ async def test_a_table_that_is_written_anew_keeps_who_is_in_its_sets(host: Host)
     observed = await host.kernel.observe(SCOPE)
     assert {item for item in observed if isinstance(item, NftElement)} == {item for item in state if isinstance(item, NftElement)}
     assert observed.get(table.key) == table
+
+
+async def test_what_was_counted_stays_where_the_rules_are_written_anew(real: RealHost) -> None:
+    def table(*lines: str) -> NftTable:
+        counters = "\tcounter inner_source {\n\t}\n\n\tcounter outer_source {\n\t}\n"
+        rules = ["type filter hook output priority filter; policy accept;", *lines]
+        return NftTable("flannelpy", f"{counters}\n{chain('seen', rules)}")
+
+    first = table('udp dport 9 counter name "inner_source"')
+    assert await apply(real.kernel, Step("add", first)) == []
+    shell("ip link set lo up")
+    for sent in (1, 3):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for _ in range(sent):
+                sender.sendto(b"", ("127.0.0.1", 9))
+    assert await real.kernel.counted("flannelpy") == {"inner_source": 4, "outer_source": 0}
+    second = table('udp dport 9 counter name "inner_source" drop', "ip saddr 10.5.0.0/16 accept")
+    assert await apply(real.kernel, Step("change", second)) == []
+    assert await real.kernel.counted("flannelpy") == {"inner_source": 4, "outer_source": 0}
+    assert (await real.kernel.observe(SCOPE)).get(second.key) == second
+    assert await apply(real.kernel, Step("change", NftTable("flannelpy", BODY))) == []
+    assert await real.kernel.counted("flannelpy") == {}
 
 
 async def test_elements_are_heard_of_and_one_that_cannot_be_does_not_keep_the_others_out(host: Host) -> None:

@@ -8,11 +8,12 @@ import pytest
 
 from flannelpy.agent.status import with_drops
 from flannelpy.core.errors import KernelError
-from flannelpy.explain.status import GuardStatus, from_json, to_json
+from flannelpy.explain.status import BackendStatus, GuardStatus, SourceCheckStatus, from_json, to_json
 from flannelpy.kernel.fake import FakeKernel
 from tests.unit.test_status import YOUNG, read
 
-GUARDED = replace(YOUNG, guard=GuardStatus("strict"))
+BARE = replace(YOUNG, backend=BackendStatus("host-gw", 1500))
+GUARDED = replace(BARE, guard=GuardStatus("strict"))
 
 
 class Mute(FakeKernel):
@@ -46,5 +47,17 @@ async def test_what_the_kernel_does_not_say_is_unknown() -> None:
     assert await with_drops(GUARDED, Mute(), "flannelpy") == GUARDED
 
 
-async def test_where_nothing_is_guarded_nobody_is_asked() -> None:
+@pytest.mark.parametrize(("count", "words"), [(0, "nothing yet"), (1200, "1,200")])
+async def test_what_containers_were_not_let_send_is_told_for_each_backend(count: int, words: str) -> None:
+    kernel = FakeKernel()
+    kernel.counters = {"flannelpy": {"container_source": count, "inner_source": 1}}
+    for before in (BARE, GUARDED):
+        status = await with_drops(before, kernel, "flannelpy")
+        assert status.container_source_check == SourceCheckStatus(count)
+        assert from_json(to_json(status)) == status
+        assert f"containers   source checked, dropped {words}" in read(status, 200)
+    assert (await with_drops(BARE, FakeKernel(), "flannelpy")).container_source_check is None
+
+
+async def test_before_there_is_a_network_nobody_is_asked() -> None:
     assert await with_drops(YOUNG, Mute(), "flannelpy") == YOUNG
