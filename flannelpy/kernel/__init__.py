@@ -96,6 +96,10 @@ class Kernel(Protocol):
         """
         ...
 
+    async def counted_by_source(self, table: str, name: str) -> Mapping[str, int]:
+        """Packets by the address that a set of our nft table counts them for; none without such a set. Raises KernelError."""
+        ...
+
     async def observe(self, scope: Scope, keys: Iterable[Key] | None = None) -> HostState:
         """What is there of what may be ours. With ``keys`` at least those are looked at; what is not there is left out.
 

@@ -115,8 +115,8 @@ async def test_what_a_stranger_forges_is_not_let_in_and_what_flannel_carries_is(
         assert (await lab.ping(*way)).ok, way
     await lab.host(1).exec("ping", "-n", "-c1", "-W2", "-I", "192.168.50.11", "10.1.2.2")  # without masquerading, its own address
     text = await lab.host(2).exec("nft", "list", "counters", "table", "inet", "flannelpy")
-    counted = {name: int(count) > 0 for name, count in re.findall(r"counter (\w+) \{\s+packets (\d+)", text)}
-    assert counted == {
+    counts = {name: int(count) for name, count in re.findall(r"counter (\w+) \{\s+packets (\d+)", text)}
+    assert {name: count > 0 for name, count in counts.items()} == {
         "container_source": False,
         "outer_source": True,
         "inner_protocol": False,
@@ -124,12 +124,15 @@ async def test_what_a_stranger_forges_is_not_let_in_and_what_flannel_carries_is(
         "inner_source": True,
     }
     told = await status(lab.host(2), "--json")
-    assert json.loads(told.stdout)["guard"] == {
+    document = json.loads(told.stdout)
+    assert document["guard"] == {
         "rule": "default",
-        "dropped": {
-            name: int(count) for name, count in re.findall(r"counter (\w+) \{\s+packets (\d+)", text) if name != "container_source"
-        },
+        "strangers": {"192.168.50.66": counts["outer_source"]},
+        "dropped": {name: count for name, count in counts.items() if name != "container_source"},
     }
+    assert document["containerSourceCheck"] == {"dropped": 0}
+    (taken,) = (peer for peer in document["peers"] if peer["PublicIP"] == "192.168.50.11")  # the stranger has sent as this one
+    assert taken["dropped"] == counts["inner_source"] + counts["inner_destination"]
     assert re.search(r"^guard +default, dropped [\d,]+ outer source", (await status(lab.host(2))).stdout, re.MULTILINE)
 
 
