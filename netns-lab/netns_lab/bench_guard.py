@@ -2,7 +2,8 @@
 
 s 10.5.9.0 - 192.0.2.2 ======= veth ======= 192.0.2.1 - r 10.5.72.0        two namespaces; the guard is r's, the flow is s to r
 
-Prints the ratio to the runs without: rounds take turns, so that what else the machine does meets all alike.
+Prints the ratio to the runs without, the median of the rounds' own: what else the machine does meets all of a round alike, and each
+round begins with another.
 """
 
 from __future__ import annotations
@@ -105,15 +106,17 @@ def _bench(rounds: int, seconds: int) -> None:
         server = subprocess.Popen(["ip", "netns", "exec", receiver, "iperf3", "-s"], stdout=subprocess.DEVNULL)
         time.sleep(0.5)
         found: dict[int, list[float]] = {peers: [] for peers in PEERS}
-        for _ in range(rounds):
-            for peers in PEERS:
+        for number in range(rounds):
+            first = number % len(PEERS)
+            for peers in (*PEERS[first:], *PEERS[:first]):
                 asyncio.run(guard(receiver, peers))
                 found[peers].append(measure(sender, seconds))
-        bare = statistics.median(found[0])
-        print(f"without a guard    {bare:6.2f} Gbit/s")
+        print(f"without a guard    {statistics.median(found[0]):6.2f} Gbit/s")
         for peers in PEERS[1:]:
-            rate = statistics.median(found[peers])
-            print(f"{peers:6,} peers        {rate:6.2f} Gbit/s  {rate / bare:.2f} x")
+            ratios = sorted(rate / bare for rate, bare in zip(found[peers], found[0], strict=True))
+            rate, ratio = statistics.median(found[peers]), statistics.median(ratios)
+            print(f"{peers:6,} peers        {rate:6.2f} Gbit/s  {ratio:.2f} x  ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+        print(f"{rounds} rounds of {seconds} s; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
     finally:
         if server is not None:
             server.terminate()
