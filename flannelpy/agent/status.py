@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import isinf
 from typing import Any
@@ -18,10 +19,11 @@ from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.core.backend import Guarded
 from flannelpy.core.claims import EVERYTHING
 from flannelpy.core.errors import KernelError
-from flannelpy.core.guard import COUNTERS
+from flannelpy.core.guard import COUNTERS, refused, strangers
 from flannelpy.core.health import Active, Health
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Link
+from flannelpy.core.rules import SOURCE
 from flannelpy.core.secret import shown
 from flannelpy.core.tally import Histogram
 from flannelpy.explain import status as documents
@@ -144,15 +146,44 @@ def _guard(carriage: Carriage) -> documents.GuardStatus | None:
 
 
 async def with_drops(status: Status, kernel: Kernel, table: str) -> Status:
-    """The document with what the kernel's guard has dropped; unknown where the kernel does not say."""
-    if status.guard is None:
+    """The document with what our nft table has dropped, or udp's workers have by peer; unknown where nobody says."""
+    if status.backend is None:
         return status
+    if status.pump is not None:
+        status = _by_peer(status, status.pump.refused or {})
     try:
         counted = await kernel.counted(table)
     except KernelError:
         return status
-    dropped = {name: counted[name] for name in COUNTERS if name in counted}
-    return replace(status, guard=replace(status.guard, dropped=dropped or None))
+    check = documents.SourceCheckStatus(counted[SOURCE]) if SOURCE in counted else None
+    status = replace(status, container_source_check=check)
+    if status.guard is None:
+        return status
+    dropped = {name: counted[name] for name in COUNTERS if name in counted} or None
+    if not dropped or not any(dropped.values()):
+        return replace(status, guard=replace(status.guard, dropped=dropped, strangers=dropped and {}))
+    try:
+        apart = [await _by_source(kernel, table, name) for name in (strangers, refused)]
+    except KernelError:
+        return replace(status, guard=replace(status.guard, dropped=dropped))
+    return _by_peer(replace(status, guard=replace(status.guard, dropped=dropped, strangers=apart[0])), apart[1])
+
+
+async def _by_source(kernel: Kernel, table: str, name: Callable[[int], str]) -> dict[str, int]:
+    """What both families' sets of that name have counted."""
+    return {**await kernel.counted_by_source(table, name(4)), **await kernel.counted_by_source(table, name(6))}
+
+
+def _by_peer(status: Status, counted: Mapping[str, int]) -> Status:
+    """The document with packets by PublicIP. What hosts share an address send, by NAT, is told of each."""
+    if not counted:
+        return status
+
+    def told(peer: documents.PeerStatus) -> documents.PeerStatus:
+        found = [counted[address] for address in (peer.public_ip, peer.public_ipv6) if address is not None and address in counted]
+        return replace(peer, dropped=sum(found)) if found else peer
+
+    return replace(status, peers=tuple(map(told, status.peers)))
 
 
 def _uplink(carriage: Carriage) -> documents.UplinkStatus:

@@ -29,6 +29,9 @@ from flannelpy.explain.status import (
 Line = tuple[str, Text | str]
 """A heading, empty where it is the one above, and what there is to say."""
 
+STRANGERS = 4
+"""How many of them are named."""
+
 WIDE = 132
 """Columns where nobody says how many there are."""
 
@@ -96,6 +99,11 @@ def _lines(status: Status, now: datetime) -> Iterator[Line]:
         yield from _pump(status.pump)
     if status.guard is not None:
         yield "guard", _guard(status.guard)
+        if status.guard.strangers:
+            yield "strangers", _strangers(status.guard.strangers)
+    if status.container_source_check is not None:
+        count = status.container_source_check.dropped
+        yield "containers", f"source checked, dropped {f'{count:,}' if count else 'nothing yet'}"
     if status.uplink is not None:
         yield from _uplink(status.uplink)
     if status.lease is not None:
@@ -150,6 +158,13 @@ def _guard(guard: GuardStatus) -> str:
     return f"{guard.rule}, dropped {', '.join(told) or 'nothing yet'}"
 
 
+def _strangers(counted: Mapping[str, int]) -> str:
+    """Who sent most, and how many others there were."""
+    first = sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+    told = [f"{count:,} of {address}" for address, count in first[:STRANGERS]]
+    return ", ".join(told) + (f", and {len(first) - STRANGERS} more" if len(first) > STRANGERS else "")
+
+
 def _counters(counted: Mapping[str, int]) -> Iterator[Line]:
     """``outbound_dropped_no_peer`` is told under outbound; what is neither that nor inbound, by itself."""
     for heading in ("outbound", "inbound", "counters"):
@@ -191,7 +206,8 @@ def _peers(peers: Sequence[PeerStatus]) -> str:
 
 def _peer_state(peer: PeerStatus) -> str:
     left = "" if peer.seconds_left is None else f" for {span(peer.seconds_left)} more"
-    return f"{peer.state}{left}{f': {peer.why}' if peer.why else ''}"
+    dropped = f"; {peer.dropped:,} of its packets dropped" if peer.dropped else ""
+    return f"{peer.state}{left}{f': {peer.why}' if peer.why else ''}{dropped}"
 
 
 def _kernel(kernel: KernelStatus, now: datetime) -> Iterator[Line]:

@@ -49,6 +49,26 @@ class Side:
         return None if self.length % 8 else self.length
 
 
+MOST_STRANGERS = 64
+MOST_REFUSED = 1024
+"""Addresses whose dropped packets are counted apart, strangers' for an hour after the last; those of more are in the sums only."""
+
+_COUNTING = {
+    "strangers": f"size {MOST_STRANGERS}\nflags dynamic,timeout\ntimeout 1h",
+    "refused": f"size {MOST_REFUSED}\nflags dynamic",
+}
+
+
+def strangers(version: int) -> str:
+    """The set of who was no peer, and of how many packets of each were dropped."""
+    return f"strangers{version}"
+
+
+def refused(version: int) -> str:
+    """The same of peers."""
+    return f"refused{version}"
+
+
 class Sets:
     """What the sets of a guard are called, in the table ``table``. A name says what is in it: one of two kinds is two sets."""
 
@@ -73,6 +93,8 @@ class Sets:
         for side in sides:
             version = side.version
             yield NftSet(self._table, self.hosts(version), f"type {_ADDRESS[version]}")
+            for name in _reported(self._guard):
+                yield NftSet(self._table, f"{name}{version}", f"type {_ADDRESS[version]}\n{_COUNTING[name]}")
             if self._guard.rule == "peers":
                 continue
             lengths = {side.exact} if self._guard.rule == "default" else {side.exact, _width(version)}
@@ -94,6 +116,9 @@ def guard_chains(guard: Guard, sides: list[Side]) -> list[str]:
     jumps = [f"{_arrives(port, side.version)} jump guard{side.version}" for side in sides]
     parts.append(chain("guard", ["type filter hook input priority filter - 10; policy accept;", *jumps]))
     for side in sides:
+        for name in _reported(guard):  # behind a full set the rest of its rule is not looked at: the drop is one of its own
+            counting = f"update @{name}{side.version} {{ {_FAMILY[side.version]} saddr counter }}"
+            parts.append(chain(f"{name}{side.version}", [counting, "drop"]))
         parts.append(chain(f"guard{side.version}", list(_judge(guard, side))))
         if guard.rule != "peers":
             parts.append(chain(f"guard{side.version}_source", list(_judge_source(guard, side))))
@@ -138,17 +163,17 @@ def _judge(guard: Guard, side: Side) -> Iterator[str]:
         frame = "" if port.ethertype is None else f"@th,{8 * port.ethertype},16 0x{_ETHERTYPE[version]:x} "
         pairs = Sets(guard, "").pairs(version, side.exact)
         yield f"{frame}{_inside(at, side.own)} {_pair(guard, version, side.exact)} @{pairs} return"
-    yield f"{_FAMILY[version]} saddr != @{Sets(guard, '').hosts(version)} {_drop('outer_source')}"
+    yield f"{_FAMILY[version]} saddr != @{Sets(guard, '').hosts(version)} {_drop('outer_source', strangers(version))}"
     if guard.rule == "peers":
         return
     if port.ethertype is not None:
         if version == 4:
             yield f"@th,{8 * port.ethertype},16 0x{_ARP:x} return"
-        yield f"@th,{8 * port.ethertype},16 != 0x{_ETHERTYPE[version]:x} {_drop('inner_protocol')}"
+        yield f"@th,{8 * port.ethertype},16 != 0x{_ETHERTYPE[version]:x} {_drop('inner_protocol', refused(version))}"
     yield f"{_inside(at, side.own)} goto guard{version}_source"
     if version == 6 and port.ethertype is not None:  # a neighbour solicitation or advertisement is IPv6's ARP
         yield f"@th,{8 * (port.inner + 6)},8 0x3a @th,{8 * (port.inner + 40)},8 0x87-0x88 return"
-    yield _drop("inner_destination")
+    yield _drop("inner_destination", refused(version))
 
 
 def _judge_source(guard: Guard, side: Side) -> Iterator[str]:
@@ -158,11 +183,16 @@ def _judge_source(guard: Guard, side: Side) -> Iterator[str]:
     else:
         yield f"{_pair(guard, version, _width(version))} @{sets.pairs(version, _width(version))} return"
     yield f"{_pair(guard, version, _width(version))} @{sets.ranges(version)} return"
-    yield _drop("inner_source")
+    yield _drop("inner_source", refused(version))
 
 
-def _drop(reason: str) -> str:
-    return f'counter name "{reason}" drop'
+def _drop(reason: str, where: str) -> str:
+    return f'counter name "{reason}" goto {where}'
+
+
+def _reported(guard: Guard) -> tuple[str, ...]:
+    """Whose drops are counted apart: by the rule ``peers`` nobody is refused but strangers."""
+    return ("strangers",) if guard.rule == "peers" else ("strangers", "refused")
 
 
 def _pair(guard: Guard, version: int, length: int) -> str:

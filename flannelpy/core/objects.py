@@ -328,7 +328,10 @@ class NftTable:
 
 @dataclass(frozen=True, slots=True)
 class NftSet:
-    """A set of our table. ``spec``: its lines as ``nft list`` prints them, without elements. A name never has two specs."""
+    """A set of our table. ``spec``: its lines as ``nft list`` prints them, without elements. A name never has two specs.
+
+    Where it is ``dynamic`` rules fill it, and its elements are nobody's to add, to remove or to look for.
+    """
 
     noun: ClassVar[str] = "set"
 
@@ -339,6 +342,10 @@ class NftSet:
     @property
     def key(self) -> Key:
         return Key("set", f"{self.table} {self.name}")
+
+    @property
+    def dynamic(self) -> bool:
+        return "\nflags dynamic" in self.spec
 
     @property
     def lives_on(self) -> None:

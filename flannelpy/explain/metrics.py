@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from flannelpy.core.conditions import CONDITIONS
+from flannelpy.core.rules import SOURCE
 from flannelpy.core.tally import BOUNDS_S, Histogram
 from flannelpy.explain.status import Status
 
@@ -111,7 +112,9 @@ def _missing(measured: Measured) -> Iterator[Sample]:
 
 
 def _guard(measured: Measured) -> Iterator[Sample]:
-    guard = measured.status.guard
+    guard, check = measured.status.guard, measured.status.container_source_check
+    if check is not None:
+        yield (SOURCE,), float(check.dropped)
     yield from (((reason,), float(count)) for reason, count in sorted(((guard and guard.dropped) or {}).items()))
 
 
@@ -210,7 +213,7 @@ METRICS: tuple[Metric | Durations, ...] = (
         "How long the reconciler has not turned; beyond 30 s /healthz is 503.",
         _one(lambda m: m.silent_s),
     ),
-    _counter("flannelpy_guard_dropped_packets_total", "Packets that the source guard has dropped, by reason.", _guard, "reason"),
+    _counter("flannelpy_guard_dropped_packets_total", "Packets that source validation has dropped, by reason.", _guard, "reason"),
     _counter("flannelpy_pump_packets_total", "Packets that udp's workers have moved.", _both_ways("packets"), "direction"),
     _counter("flannelpy_pump_bytes_total", "Bytes of inner packets that they have moved.", _both_ways("bytes"), "direction"),
     _counter(

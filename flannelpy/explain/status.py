@@ -88,7 +88,8 @@ class SubnetFileStatus:
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
     """Another host's lease. ``state``: in-sync (the kernel holds what reaches it), pending, refused (by the kernel), excluded,
-    or stale (its key is gone; it is kept for ``seconds_left`` more); ``why`` says why it is not in sync.
+    or stale (its key is gone; it is kept for ``seconds_left`` more); ``why`` says why it is not in sync. ``dropped``: its packets
+    that source validation did not let in, as far as they are counted by peer.
     """
 
     key: str
@@ -100,6 +101,7 @@ class PeerStatus:
     state: str
     why: str | None = None
     seconds_left: float | None = None
+    dropped: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +141,20 @@ class KernelStatus:
 
 @dataclass(frozen=True, slots=True)
 class GuardStatus:
-    """What the kernel's guard lets in, by ``rule``. ``dropped``: packets by reason since the rules were last written; None where
-    the kernel did not say.
+    """What the kernel's guard lets in, by ``rule``. ``dropped``: packets by reason since our nft table was made. ``strangers``:
+    those of no peer by their source, of up to 64 sources, each for an hour after its last. None where the kernel did not say.
     """
 
     rule: str
     dropped: Mapping[str, int] | None = None
+    strangers: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceCheckStatus:
+    """``dropped``: packets that were to be forwarded with a source of somebody else's, since our nft table was made."""
+
+    dropped: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +172,7 @@ class Status:
     backend: BackendStatus | None = None
     pump: DatapathStatus | None = None
     guard: GuardStatus | None = None
+    container_source_check: SourceCheckStatus | None = None
     uplink: UplinkStatus | None = None
     lease: LeaseStatus | None = None
     subnet_file: SubnetFileStatus

@@ -90,10 +90,14 @@ class Kernel(Protocol):
         ...
 
     async def counted(self, table: str) -> Mapping[str, int]:
-        """Packets by the name of the counter in our nft table, since its rules were last written. Raises KernelError.
+        """Packets by the name of the counter in our nft table, since that was made. Raises KernelError.
 
         Cheap: one netlink dump.
         """
+        ...
+
+    async def counted_by_source(self, table: str, name: str) -> Mapping[str, int]:
+        """Packets by the address that a set of our nft table counts them for; none without such a set. Raises KernelError."""
         ...
 
     async def observe(self, scope: Scope, keys: Iterable[Key] | None = None) -> HostState:

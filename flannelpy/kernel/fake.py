@@ -65,9 +65,9 @@ class FakeKernel:
         self.unknown: set[str] = set()
         """Kinds that this kernel was built without: ``fou``, ``ipip``."""
         self.firewall: tuple[Hindrance, ...] = ()
+        """The host's own FORWARD chains, as far as they are in the way."""
         self.reintroduced: list[int] = []
         self.counters: dict[str, dict[str, int]] = {}
-        """The host's own FORWARD chains, as far as they are in the way."""
         self.taken_ports: set[int] = set()
         """UDP ports that programs of the host are bound to."""
         self._faults: dict[Key | str, tuple[Exception, int]] = {}
@@ -121,6 +121,9 @@ class FakeKernel:
     async def counted(self, table: str) -> dict[str, int]:
         self._called("counted")
         return dict(self.counters.get(table, {}))
+
+    async def counted_by_source(self, table: str, name: str) -> dict[str, int]:
+        return await self.counted(f"{table} {name}")
 
     async def hindrances(self) -> tuple[Hindrance, ...]:
         self._called("hindrances")
@@ -308,8 +311,7 @@ class FakeKernel:
                     raise KernelError("No such file or directory", errno.ENOENT)
                 self._objects[rule.key] = rule  # without a word, too
             case NftSet() as made:
-                if (table_key := Key("nft", made.table)) not in self._objects:
-                    self._objects[table_key] = NftTable(made.table, "")
+                self._objects.setdefault(Key("nft", made.table), NftTable(made.table, ""))
                 if made.key not in self._objects:
                     self._put(made)
             case NftElement() as element:

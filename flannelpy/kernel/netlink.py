@@ -50,7 +50,7 @@ from flannelpy.core.secret import Secret
 from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer
 from flannelpy.kernel import Result, links, messages
 from flannelpy.kernel.channel import GONE, Channel, Failure, error
-from flannelpy.kernel.counters import counted
+from flannelpy.kernel.counters import counted, counted_by_source
 from flannelpy.kernel.devices import Devices, index_of, name_of
 from flannelpy.kernel.dump import Dumped, dump_of_device, dump_routes
 from flannelpy.kernel.elements import AT_ONCE, Elements
@@ -144,6 +144,10 @@ class NetlinkKernel:
         """See ``Kernel.counted``."""
         return await counted(table)
 
+    async def counted_by_source(self, table: str, name: str) -> dict[str, int]:
+        """See ``Kernel.counted_by_source``."""
+        return await counted_by_source(table, name)
+
     # ----------------------------------------------------------------------------------------------- observation
 
     async def observe(self, scope: Scope, keys: Iterable[Key] | None = None) -> HostState:
@@ -188,7 +192,7 @@ class NetlinkKernel:
             table, sets = listed
             found += [table, *sets]
             if wanted("element"):
-                dumps += [await self._elements.list(scope.table, each.name) for each in sets]
+                dumps += [await self._elements.list(scope.table, each.name) for each in sets if not each.dynamic]
         objects: dict[Key, Object] = {}
         for item in chain(found, *dumps):
             objects.setdefault(item.key, item)  # of two routes to one destination the kernel uses, and dumps, the first

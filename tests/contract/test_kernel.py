@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,7 +17,7 @@ import uvloop
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.backend import Guard, GuardedPort, SourceRule
-from flannelpy.core.guard import Side, guard_chains, guard_elements, guard_sets
+from flannelpy.core.guard import MOST_STRANGERS, Side, chain, guard_chains, guard_elements, guard_sets, refused, strangers
 from flannelpy.core.model import Lease, LeaseAttrs
 from flannelpy.core.objects import (
     BOOT_PROTOCOL,
@@ -715,9 +716,11 @@ SIDES = [
 ]
 
 
-def guard_state(guard: Guard, peers: Iterable[Lease]) -> HostState:
+def guard_state(guard: Guard, peers: Iterable[Lease], options: FirewallOptions | None = None) -> HostState:
     sides = [side for side in SIDES if side.version in guard.families]
-    state = guard_sets(guard, "flannelpy", sides) | firewall("flannelpy", [], FirewallOptions(), guard_chains(guard, sides))
+    state = guard_sets(guard, "flannelpy", sides) | firewall(
+        "flannelpy", [], options or FirewallOptions(), guard_chains(guard, sides)
+    )
     elements = {item.key: item for lease in peers for item in guard_elements(guard, "flannelpy", sides, lease)}
     return state | HostState.from_iterable(elements.values())
 
@@ -762,6 +765,61 @@ async def test_a_table_that_is_written_anew_keeps_who_is_in_its_sets(host: Host)
     observed = await host.kernel.observe(SCOPE)
     assert {item for item in observed if isinstance(item, NftElement)} == {item for item in state if isinstance(item, NftElement)}
     assert observed.get(table.key) == table
+
+
+async def test_what_was_counted_stays_where_the_rules_are_written_anew(real: RealHost) -> None:
+    def table(*lines: str) -> NftTable:
+        counters = "\tcounter inner_source {\n\t}\n\n\tcounter outer_source {\n\t}\n"
+        rules = ["type filter hook output priority filter; policy accept;", *lines]
+        return NftTable("flannelpy", f"{counters}\n{chain('seen', rules)}")
+
+    first = table('udp dport 9 counter name "inner_source"')
+    assert await apply(real.kernel, Step("add", first)) == []
+    shell("ip link set lo up")
+    for sent in (1, 3):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for _ in range(sent):
+                sender.sendto(b"", ("127.0.0.1", 9))
+    assert await real.kernel.counted("flannelpy") == {"inner_source": 4, "outer_source": 0}
+    second = table('udp dport 9 counter name "inner_source" drop', "ip saddr 10.5.0.0/16 accept")
+    assert await apply(real.kernel, Step("change", second)) == []
+    assert await real.kernel.counted("flannelpy") == {"inner_source": 4, "outer_source": 0}
+    assert (await real.kernel.observe(SCOPE)).get(second.key) == second
+    assert await apply(real.kernel, Step("change", NftTable("flannelpy", BODY))) == []
+    assert await real.kernel.counted("flannelpy") == {}
+
+
+@pytest.mark.parametrize("sources", [1, MOST_STRANGERS, MOST_STRANGERS + 30])
+async def test_what_strangers_send_is_counted_by_source_up_to_a_bound_and_dropped(real: RealHost, sources: int) -> None:
+    """No plan is disturbed by it; it is counted on where rules are written anew, and by an agent that begins then."""
+    guard = Guard(WIRE["vxlan"], "default")
+    state = guard_state(guard, [guarded_peer(3)])
+    assert await apply(real.kernel, *plan(state, await real.kernel.observe(SCOPE))) == []
+    shell("ip link set lo up; ip addr add 127.1.0.0/16 dev lo; ip addr add 192.0.2.3/32 dev lo")
+    frame = (0x08000000).to_bytes(4, "big") + (1 << 8).to_bytes(4, "big") + bytes(64)
+
+    def send(source: str, count: int) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.bind((source, 0))
+            for _ in range(count):
+                sender.sendto(frame, ("127.0.0.1" if source.startswith("127") else "192.0.2.3", 8472))
+
+    for at in range(sources):
+        send(f"127.1.0.{at + 1}", 2)
+    send("192.0.2.3", 3)
+    rewritten = guard_state(guard, [guarded_peer(4), guarded_peer(3)], FirewallOptions(masquerade=True))
+    assert await apply(real.kernel, *plan(rewritten, await real.kernel.observe(SCOPE))) == []
+    fresh = NetlinkKernel()
+    counted = await fresh.counted("flannelpy")
+    assert (counted["outer_source"], counted["inner_protocol"]) == (2 * sources, 3)
+    apart = await fresh.counted_by_source("flannelpy", strangers(4))
+    assert len(apart) == min(sources, MOST_STRANGERS)
+    assert set(apart.values()) == {2}
+    assert set(apart) <= {f"127.1.0.{at + 1}" for at in range(sources)}
+    assert await fresh.counted_by_source("flannelpy", refused(4)) == {"192.0.2.3": 3}
+    assert await fresh.counted_by_source("flannelpy", "nothing") == {}
+    assert plan(rewritten, await fresh.observe(SCOPE)) == ()
+    await fresh.close()
 
 
 async def test_elements_are_heard_of_and_one_that_cannot_be_does_not_keep_the_others_out(host: Host) -> None:

@@ -115,8 +115,8 @@ async def test_what_a_stranger_forges_is_not_let_in_and_what_flannel_carries_is(
         assert (await lab.ping(*way)).ok, way
     await lab.host(1).exec("ping", "-n", "-c1", "-W2", "-I", "192.168.50.11", "10.1.2.2")  # without masquerading, its own address
     text = await lab.host(2).exec("nft", "list", "counters", "table", "inet", "flannelpy")
-    counted = {name: int(count) > 0 for name, count in re.findall(r"counter (\w+) \{\s+packets (\d+)", text)}
-    assert counted == {
+    counts = {name: int(count) for name, count in re.findall(r"counter (\w+) \{\s+packets (\d+)", text)}
+    assert {name: count > 0 for name, count in counts.items()} == {
         "container_source": False,
         "outer_source": True,
         "inner_protocol": False,
@@ -124,21 +124,34 @@ async def test_what_a_stranger_forges_is_not_let_in_and_what_flannel_carries_is(
         "inner_source": True,
     }
     told = await status(lab.host(2), "--json")
-    assert json.loads(told.stdout)["guard"] == {
+    document = json.loads(told.stdout)
+    assert document["guard"] == {
         "rule": "default",
-        "dropped": {
-            name: int(count) for name, count in re.findall(r"counter (\w+) \{\s+packets (\d+)", text) if name != "container_source"
-        },
+        "strangers": {"192.168.50.66": counts["outer_source"]},
+        "dropped": {name: count for name, count in counts.items() if name != "container_source"},
     }
+    assert document["containerSourceCheck"] == {"dropped": 0}
+    (taken,) = (peer for peer in document["peers"] if peer["PublicIP"] == "192.168.50.11")  # the stranger has sent as this one
+    assert taken["dropped"] == counts["inner_source"] + counts["inner_destination"]
     assert re.search(r"^guard +default, dropped [\d,]+ outer source", (await status(lab.host(2))).stdout, re.MULTILINE)
 
 
 @pytest.mark.topology(hosts=2, agent_options=())
 async def test_an_ordinary_socket_in_a_container_gets_nothing_in(overlay: Lab) -> None:
-    """Nothing masquerades here: the container's own address is the outer source, and no peer's."""
+    """Nothing masquerades here: the container's own address is the outer source, and no peer's. c2 is on the host itself."""
+    for sender in ("c1", "c2"):
+        for name, source in INNER.items():
+            for target in TARGETS:
+                assert await accepted(overlay.box(sender), overlay, "", source, target) == 0, (sender, name, target)
+
+
+@pytest.mark.topology(hosts=2)
+async def test_a_container_that_its_host_masquerades_is_its_neighbour_and_nobody_elses(overlay: Lab) -> None:
+    """h1's address is the outer source then: what may come from h1 may come from c1 (docs/SECURITY.md)."""
     for name, source in INNER.items():
         for target in TARGETS:
-            assert await accepted(overlay.box("c1"), overlay, "", source, target) == 0, (name, target)
+            may = target == "10.1.2.2" and source in ("10.1.1.2", "8.8.8.8", "192.168.50.66")
+            assert await accepted(overlay.box("c1"), overlay, "", source, target) == (COUNT if may else 0), (name, target)
 
 
 @pytest.mark.topology(hosts=3, config={"Backend": {"Type": "vxlan", "Guard": "off"}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from random import Random
 
 import pytest
@@ -27,7 +28,7 @@ def lease(subnet: str, public_ip: str, subnet6: str | None = None, public_ipv6: 
 
 
 def rules(guard: Guard, side: Side = V4) -> list[str]:
-    chains = "\n".join(part for part in guard_chains(guard, [side]) if part.startswith("\tchain"))
+    chains = "\n".join(part for part in guard_chains(guard, [side]) if part.startswith("\tchain guard"))
     return [line.strip() for line in chains.splitlines() if line.strip() not in ("", "}")]
 
 
@@ -43,15 +44,15 @@ def test_vxlan_by_default_binds_each_peer_to_its_subnet_inside_the_network() -> 
         "meta nfproto ipv4 udp dport 8472 @th,96,24 0x1 jump guard4",
         "chain guard4 {",
         "@th,224,16 0x800 @th,368,24 0xa0548 ip saddr . @th,336,24 @vxlan4_24 return",
-        'ip saddr != @hosts4 counter name "outer_source" drop',
+        'ip saddr != @hosts4 counter name "outer_source" goto strangers4',
         "@th,224,16 0x806 return",
-        '@th,224,16 != 0x800 counter name "inner_protocol" drop',
+        '@th,224,16 != 0x800 counter name "inner_protocol" goto refused4',
         "@th,368,24 0xa0548 goto guard4_source",
-        'counter name "inner_destination" drop',
+        'counter name "inner_destination" goto refused4',
         "chain guard4_source {",
         "@th,336,16 != 0xa05 return",
         "ip saddr . @th,336,32 @vxlan4 return",
-        'counter name "inner_source" drop',
+        'counter name "inner_source" goto refused4',
     ]
 
 
@@ -59,15 +60,15 @@ def test_vxlan_over_ipv6_lets_neighbour_discovery_pass_as_it_does_arp() -> None:
     assert rules(Guard(VXLAN, "default", (4, 6)), V6)[3:] == [
         "chain guard6 {",
         "@th,224,16 0x86dd @th,432,64 0xfd05000000000072 ip6 saddr . @th,304,64 @vxlan6_64 return",
-        'ip6 saddr != @hosts6 counter name "outer_source" drop',
-        '@th,224,16 != 0x86dd counter name "inner_protocol" drop',
+        'ip6 saddr != @hosts6 counter name "outer_source" goto strangers6',
+        '@th,224,16 != 0x86dd counter name "inner_protocol" goto refused6',
         "@th,432,64 0xfd05000000000072 goto guard6_source",
         "@th,288,8 0x3a @th,560,8 0x87-0x88 return",
-        'counter name "inner_destination" drop',
+        'counter name "inner_destination" goto refused6',
         "chain guard6_source {",
         "@th,304,48 != 0xfd0500000000 return",
         "ip6 saddr . @th,304,128 @vxlan6 return",
-        'counter name "inner_source" drop',
+        'counter name "inner_source" goto refused6',
     ]
 
 
@@ -75,13 +76,13 @@ def test_udp_has_no_frame_inside() -> None:
     assert rules(Guard(UDP, "default"))[3:] == [
         "chain guard4 {",
         "@th,192,24 0xa0548 ip saddr . @th,160,24 @udp4_24 return",
-        'ip saddr != @hosts4 counter name "outer_source" drop',
+        'ip saddr != @hosts4 counter name "outer_source" goto strangers4',
         "@th,192,24 0xa0548 goto guard4_source",
-        'counter name "inner_destination" drop',
+        'counter name "inner_destination" goto refused4',
         "chain guard4_source {",
         "@th,160,16 != 0xa05 return",
         "ip saddr . @th,160,32 @udp4 return",
-        'counter name "inner_source" drop',
+        'counter name "inner_source" goto refused4',
     ]
 
 
@@ -91,7 +92,7 @@ def test_strict_has_no_outside_but_the_peers_own_address() -> None:
         "chain guard4_source {",
         "ip saddr . @th,336,32 @vxlan4_32 return",
         "ip saddr . @th,336,32 @vxlan4 return",
-        'counter name "inner_source" drop',
+        'counter name "inner_source" goto refused4',
     ]
     assert elements(guard, lease("10.5.9.0/24", "192.0.2.9")) == [
         "hosts4 { 192.0.2.9 }",
@@ -108,21 +109,37 @@ def test_ipip_has_no_header_between_the_two() -> None:
         "ip protocol 4 jump guard4",
         "chain guard4 {",
         "@th,128,24 0xa0548 ip saddr . @th,96,24 @ipip4_24 return",
-        'ip saddr != @hosts4 counter name "outer_source" drop',
+        'ip saddr != @hosts4 counter name "outer_source" goto strangers4',
         "@th,128,24 0xa0548 goto guard4_source",
-        'counter name "inner_destination" drop',
+        'counter name "inner_destination" goto refused4',
         "chain guard4_source {",
         "@th,96,16 != 0xa05 return",
         "ip saddr . @th,96,32 @ipip4 return",
-        'counter name "inner_source" drop',
+        'counter name "inner_source" goto refused4',
     ]
 
 
 def test_peers_looks_at_the_outer_source_only() -> None:
     guard = Guard(VXLAN, "peers")
-    assert rules(guard)[3:] == ["chain guard4 {", 'ip saddr != @hosts4 counter name "outer_source" drop']
+    assert rules(guard)[3:] == ["chain guard4 {", 'ip saddr != @hosts4 counter name "outer_source" goto strangers4']
     assert elements(guard, lease("10.5.9.0/24", "192.0.2.9")) == ["hosts4 { 192.0.2.9 }"]
-    assert [item.name for item in guard_sets(guard, "flannelpy", [V4]) if isinstance(item, NftSet)] == ["hosts4"]
+    assert [item.name for item in guard_sets(guard, "flannelpy", [V4]) if isinstance(item, NftSet)] == ["hosts4", "strangers4"]
+
+
+@pytest.mark.parametrize(("side", "family"), [(V4, "ip"), (V6, "ip6")])
+@pytest.mark.parametrize(("rule", "kinds"), [("default", ["strangers", "refused"]), ("peers", ["strangers"])])
+def test_what_is_dropped_is_counted_by_source_in_sets_of_bounded_size(
+    side: Side, family: str, rule: SourceRule, kinds: list[str]
+) -> None:
+    """The drop is a rule of its own: in a set that is full the rule before it ends where it stands."""
+    guard = Guard(VXLAN, rule, (4, 6))
+    counting = [part.splitlines()[:-1] for part in guard_chains(guard, [side]) if re.match(r"\tchain (strangers|refused)", part)]
+    names = [f"{kind}{side.version}" for kind in kinds]
+    assert counting == [[f"\tchain {name} {{", f"\t\tupdate @{name} {{ {family} saddr counter }}", "\t\tdrop"] for name in names]
+    sets = {item.name: item for item in guard_sets(guard, "flannelpy", [side]) if isinstance(item, NftSet)}
+    assert [name for name, item in sets.items() if item.dynamic] == names
+    for name in names:
+        assert re.search(r"^size (\d+)$", sets[name].spec, re.MULTILINE)
 
 
 def test_a_subnet_of_another_length_is_a_range_and_one_of_none_is_nothing() -> None:
@@ -140,7 +157,7 @@ def test_a_subnet_of_another_length_is_a_range_and_one_of_none_is_nothing() -> N
 def test_the_last_word_on_what_fits_nothing_is_no(rule: SourceRule, port: GuardedPort) -> None:
     """What is too short to have an address matches no rule: only an unconditional drop at the end meets it."""
     ends = [part.splitlines()[-2].strip() for part in guard_chains(Guard(port, rule), [V4]) if part.startswith("\tchain guard4")]
-    assert ends == ['counter name "inner_destination" drop', 'counter name "inner_source" drop']
+    assert ends == ['counter name "inner_destination" goto refused4', 'counter name "inner_source" goto refused4']
 
 
 @pytest.mark.parametrize("rule", ["default", "strict", "peers"])

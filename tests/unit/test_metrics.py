@@ -18,7 +18,7 @@ from flannelpy.core.conditions import CONDITIONS
 from flannelpy.core.tally import BOUNDS_S, Histogram
 from flannelpy.explain import metrics
 from flannelpy.explain.metrics import METRICS, Durations, Measured
-from flannelpy.explain.status import GuardStatus, Status
+from flannelpy.explain.status import GuardStatus, SourceCheckStatus, Status
 from flannelpy.registry.memory import MemoryStore
 
 from .agents import VXLAN, HostInMemory, until, vxlan_value
@@ -45,7 +45,7 @@ def read(page: str) -> dict[str, dict[tuple[str, ...], float]]:
 
 
 def test_what_an_agent_says_is_what_prometheus_reads() -> None:
-    status = replace(WHOLE, guard=GuardStatus("default", {"inner_source": 7}))
+    status = replace(WHOLE, guard=GuardStatus("default", {"inner_source": 7}), container_source_check=SourceCheckStatus(5))
     found = read(metrics.page(measured(status, {("route", "add", "done"): 3, ("route", "add", "refused"): 1})))
     assert found["flannelpy_info"] == {("udp", "pump", "0.1.0"): 1.0}
     assert found["flannelpy_ready"] == {(): 1.0}
@@ -61,7 +61,7 @@ def test_what_an_agent_says_is_what_prometheus_reads() -> None:
     assert found["flannelpy_kernel_repairs_total"] == {(): 2}
     assert found["flannelpy_kernel_steps_total"] == {("route", "add", "done"): 3, ("route", "add", "refused"): 1}
     assert found["flannelpy_reconciler_silent_seconds"] == {(): 0.25}
-    assert found["flannelpy_guard_dropped_packets_total"] == {("inner_source",): 7}
+    assert found["flannelpy_guard_dropped_packets_total"] == {("inner_source",): 7, ("container_source",): 5}
     assert found["flannelpy_pump_packets_total"] == {("inbound",): 0, ("outbound",): 12345}
     assert found["flannelpy_pump_dropped_packets_total"] == {("outbound", "no_peer"): 3}
     assert found["flannelpy_pump_restarts_total"] == {(): 2}
