@@ -189,7 +189,7 @@ def config_check(file: str, as_json: bool) -> None:
 
 
 @config.command("get")
-@_takes(*ETCD)
+@_takes(BY_NAME["run-dir"], *ETCD)
 @click.pass_context
 def config_get(context: click.Context, /, **values: Any) -> int:
     """Print the config that is in etcd, and what is wrong with it if something is."""
@@ -202,7 +202,7 @@ def config_get(context: click.Context, /, **values: Any) -> int:
 @click.argument("file", metavar="FILE|-")
 @click.option("--force", is_flag=True, help="write it even if it is invalid; agents then wait until it is mended")
 @click.option("--yes", is_flag=True, help="do not ask, whatever the change costs; scripts need it for a change that loses packets")
-@_takes(*ETCD)
+@_takes(BY_NAME["run-dir"], *ETCD)
 @click.pass_context
 def config_put(context: click.Context, /, file: str, force: bool, yes: bool, **values: Any) -> int:
     """Validate a config, say what changes and what that costs, ask where it costs packets, and write it to etcd."""
@@ -222,7 +222,7 @@ def lease() -> None:
 @lease.command("list")
 @click.argument("whom", metavar="[ADDRESS|SUBNET]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="for programs")
-@_takes(BY_NAME["subnet-file"], *ETCD)
+@_takes(BY_NAME["subnet-file"], BY_NAME["run-dir"], *ETCD)
 @click.pass_context
 def lease_list(context: click.Context, /, whom: str | None, as_json: bool, **values: Any) -> int:
     """Who holds which subnet, until when, and what is wrong with it; all of them, or who has an ADDRESS or a SUBNET."""
@@ -233,7 +233,7 @@ def lease_list(context: click.Context, /, whom: str | None, as_json: bool, **val
 
 @lease.command("reserve")
 @click.argument("subnet")
-@_takes(*WHOSE, *ETCD)
+@_takes(*WHOSE, BY_NAME["run-dir"], *ETCD)
 @click.pass_context
 def lease_reserve(context: click.Context, /, subnet: str, **values: Any) -> None:
     """Keep SUBNET for a host: the one that holds it, or the one of --public-ip. It does not expire."""
@@ -244,7 +244,7 @@ def lease_reserve(context: click.Context, /, subnet: str, **values: Any) -> None
 
 @lease.command("release")
 @click.argument("subnet", required=False)
-@_takes(BY_NAME["subnet-file"], *ETCD)
+@_takes(BY_NAME["subnet-file"], BY_NAME["run-dir"], *ETCD)
 @click.pass_context
 def lease_release(context: click.Context, /, subnet: str | None, **values: Any) -> None:
     """Delete the lease or reservation of SUBNET; of this host's own where none is named."""

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, closing, nullcontext
 from importlib import import_module
 
 from flannelpy import __version__
-from flannelpy.agent.api import answering
+from flannelpy.agent.api import answering, setup_page
 from flannelpy.agent.context import Context, Timeouts
 from flannelpy.agent.events import Ring
 from flannelpy.agent.fd_store import SystemdFdStore
@@ -30,7 +30,7 @@ from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.health import Health
 from flannelpy.core.objects import Scope
 from flannelpy.core.uplink import Wish
-from flannelpy.explain import metrics
+from flannelpy.explain import metrics, setup
 from flannelpy.explain.http import Page, Pages, health_pages
 from flannelpy.explain.status import Status
 from flannelpy.explain.wall_clock import wall_clock
@@ -134,7 +134,8 @@ class Agent:
         for note in context.settings.notes:
             log.info("%s", note)
         with closing(context.claims), hold_lock(context.settings.run_dir, context.settings.endpoint.prefix) as held:
-            socket = answering(context.settings.run_dir, self.status, context.events, self._with_drops) if held else nullcontext()
+            run_dir, others = context.settings.run_dir, {setup.PAGE: setup_page(context.settings)}
+            socket = answering(run_dir, self.status, context.events, self._with_drops, others) if held else nullcontext()
             pages = health_port(context.settings, context.reporter, self._health_pages)
             async with pages, socket, self._known_to_systemd():
                 await self.live()
