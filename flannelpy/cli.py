@@ -165,6 +165,21 @@ def events(context: click.Context, /, since: str | None, follow: bool, as_json: 
     return show(load_run_dir(_own(context, values), os.environ), since=since, follow=follow, as_json=as_json)
 
 
+@flannelpy.command()
+@click.option("--dry-run", is_flag=True, help="say what would go, and change nothing")
+@click.option("--yes", is_flag=True, help="do not ask; scripts need it")
+@click.option("--state", is_flag=True, help="what survives a reboot, too: MACs, keys, which lease is ours")
+@click.option("--release-lease", is_flag=True, help="give the subnet back to etcd, too; else the lease ends within a day")
+@_takes(BY_NAME["state-dir"], BY_NAME["run-dir"], BY_NAME["subnet-file"], *ETCD)
+@click.pass_context
+def cleanup(context: click.Context, /, dry_run: bool, yes: bool, state: bool, release_lease: bool, **values: Any) -> int:
+    """Take away all that the agent has made on this host, once it is stopped. Needs neither etcd nor a config."""
+    from flannelpy.commands.cleanup import Wish
+    from flannelpy.commands.cleanup import cleanup as clean
+
+    return clean(_own(context, values), Wish(dry_run, yes, state, release_lease))
+
+
 def _own(context: click.Context, values: dict[str, Any]) -> Given:
     """What was written before the subcommand and after it."""
     return _given(values, context.find_root().obj)

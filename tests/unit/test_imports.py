@@ -30,6 +30,20 @@ ROOMS = {
     "flannelpy.logs": {"flannelpy.core"},
     "flannelpy.explain": {"flannelpy.core", "flannelpy.explain"},
     "flannelpy.commands.run": {"flannelpy.core", "flannelpy.options", "flannelpy.settings", "flannelpy.logs", "flannelpy.agent"},
+    **{
+        f"flannelpy.commands.{name}": {
+            "flannelpy.agent.holders",
+            "flannelpy.agent.lock",
+            "flannelpy.core",
+            "flannelpy.kernel",
+            "flannelpy.host",
+            "flannelpy.explain",
+            "flannelpy.options",
+            "flannelpy.settings",
+            "flannelpy.commands",
+        }
+        for name in ("cleanup", "leftovers", "litter")
+    },
     "flannelpy.commands": {
         "flannelpy.core",
         "flannelpy.registry",
