@@ -166,6 +166,19 @@ def events(context: click.Context, /, since: str | None, follow: bool, as_json: 
 
 
 @flannelpy.command()
+@click.option("--config", metavar="FILE|-", help="what this network config would change, instead of the one that is in use")
+@click.option("--json", "as_json", is_flag=True, help="for programs")
+@click.option("--exit-code", is_flag=True, help="exit with 4 where something would change")
+@_takes(*ETCD, *AGENT)
+@click.pass_context
+def plan(context: click.Context, /, config: str | None, as_json: bool, exit_code: bool, **values: Any) -> int:
+    """What the agent would change on this host now, as one would type it. Nothing is changed; works without an agent, too."""
+    from flannelpy.commands.plan import plan as show
+
+    return show(_own(context, values), config, as_json=as_json, exit_code=exit_code)
+
+
+@flannelpy.command()
 @click.option("--dry-run", is_flag=True, help="say what would go, and change nothing")
 @click.option("--yes", is_flag=True, help="do not ask; scripts need it")
 @click.option("--state", is_flag=True, help="what survives a reboot, too: MACs, keys, which lease is ours")

@@ -9,8 +9,12 @@ from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from flannelpy.agent.events import Ring
-from flannelpy.explain import events, setup
+from flannelpy.core.dialect import lines
+from flannelpy.core.errors import KernelError
+from flannelpy.core.plan import Plan
+from flannelpy.explain import events, plan, setup
 from flannelpy.explain import status as documents
+from flannelpy.explain.plan import Planned
 from flannelpy.explain.setup import Setup
 from flannelpy.explain.status import SOCKET, Status
 from flannelpy.settings import Settings
@@ -86,6 +90,19 @@ def setup_page(settings: Settings) -> Page:
 
     async def page(_query: Mapping[str, str]) -> tuple[int, str, str]:
         return 200, JSON, text
+
+    return page
+
+
+def plan_page(make: Callable[[], Awaitable[tuple[Plan, tuple[str, ...]]]]) -> Page:
+    """The page of ``flannelpy plan``: a fresh look at the kernel, each time it is asked."""
+
+    async def page(_query: Mapping[str, str]) -> tuple[int, str, str]:
+        try:
+            steps, notes = await make()
+        except KernelError as error:
+            return 503, TEXT, f"the kernel cannot be looked at: {error}\n"
+        return 200, JSON, plan.to_json(Planned(tuple(lines(steps)), notes))
 
     return page
 
