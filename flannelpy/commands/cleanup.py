@@ -14,7 +14,7 @@ import click
 
 from flannelpy.agent.lock import Claimant, Claims, hold_lock
 from flannelpy.commands import leftovers, litter, reservations
-from flannelpy.commands.conversation import config_key, with_registry
+from flannelpy.commands.conversation import with_registry
 from flannelpy.commands.leftovers import Known, Places
 from flannelpy.commands.litter import Piece
 from flannelpy.commands.located import located, told_by_defaults
@@ -29,6 +29,7 @@ from flannelpy.settings import load_cleanup
 
 if TYPE_CHECKING:
     from flannelpy.kernel import Kernel
+    from flannelpy.registry import Registry
 
 NOTHING = "nothing to do: no agent has left anything here"
 
@@ -44,11 +45,19 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
+class Own:
+    """Our lease: its subnets, and the PublicIP that we published; empty where that is not known."""
+
+    subnets: reservations.Subnets
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """What is to be done: steps in the kernel, then the lease, then the files."""
 
     steps: Plan
-    lease: reservations.Subnets | None
+    lease: Own | None
     files: tuple[Piece, ...]
     notes: tuple[str, ...] = ()
 
@@ -57,7 +66,7 @@ class Work:
 
     def lines(self) -> list[str]:
         """As an operator would type it."""
-        released = [] if self.lease is None else [f"flannelpy lease release {self.lease}"]
+        released = [] if self.lease is None else [f"flannelpy lease release {self.lease.subnets}"]
         return [*lines(self.steps), *released, *(piece.text for piece in self.files)]
 
 
@@ -122,8 +131,10 @@ async def _work(kernel: Kernel, places: Places, wish: Wish, *, change: bool) -> 
     if not change:
         _refuse(places, known)
     steps, notes = await leftovers.find(kernel, places, known)
-    own = reservations.ours(places.subnet_file) if wish.release and leftovers.is_ours(places, known) else None
-    found = Work(steps, own, litter.litter(places, known, with_state=wish.state), (*known.notes, *notes))
+    subnets = leftovers.own_subnets(places, known) if wish.release else None
+    own = None if subnets is None else Own(reservations.Subnets(*subnets), known.state.address)
+    files = litter.litter(places, known, with_state=wish.state, released=own is not None)
+    found = Work(steps, own, files, (*known.notes, *notes))
     if change:
         with _claimed(places, known):
             await take_away(kernel, found.steps)
@@ -166,13 +177,25 @@ def _finish(found: Work, given: Given) -> None:
     own = found.lease
     if own is not None:
         reached = located(given, os.environ)
-        for line in with_registry(reached, lambda registry: reservations.release(registry, own, None, config_key(reached)))[:1]:
-            say(line)
+        say(with_registry(reached, lambda registry: give_back(registry, own)))
     for piece in found.files:
         try:
             piece.do()
         except OSError as error:
             raise FlannelpyError(f"{piece.text}: {error.strerror}") from None
+
+
+async def give_back(registry: Registry, own: Own) -> str:
+    """Delete our lease where it is still ours, and no reservation; what became of it, in a line. Raises RegistryError."""
+    lease = next((lease for lease in (await registry.snapshot()).leases if own.subnets.name(lease)), None)
+    if lease is None:
+        return f"lease {own.subnets}: it is gone already"
+    if own.address and own.address not in (str(lease.public_ip), str(lease.attrs.public_ipv6)):
+        return f"lease {lease}: another host has it by now; it stays"
+    if lease.reserved:
+        return f"lease {lease}: it is a reservation and stays; flannelpy lease release {own.subnets} deletes it"
+    await registry.release(lease)
+    return f"released {own.subnets}"
 
 
 def _hold(stack: ExitStack, places: Places) -> None:

@@ -186,6 +186,15 @@ def is_ours(places: Places, known: Known) -> bool:
     return (told.subnet is not None or told.subnet6 is not None) and (told.subnet, told.subnet6) in set(_leased(places, known))
 
 
+def own_subnets(places: Places, known: Known) -> tuple[IPNetwork | None, IPNetwork | None] | None:
+    """The subnets of our lease, IPv4 and IPv6; None where nothing tells of one."""
+    with suppress(MalformedError):
+        if known.state.lease_key:
+            return _halves(*parse_subnet_key(known.state.lease_key))
+    told = subnet_env.read(places.subnet_file)
+    return (told.subnet, told.subnet6) if is_ours(places, known) else None
+
+
 def _leased(places: Places, known: Known) -> Iterator[tuple[IPNetwork | None, IPNetwork | None]]:
     """Our subnets, as far as they were kept."""
     with suppress(MalformedError):

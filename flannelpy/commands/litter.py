@@ -38,12 +38,12 @@ class Piece:
     do: Callable[[], None]
 
 
-def litter(places: Places, known: Known, *, with_state: bool) -> tuple[Piece, ...]:
-    """What goes, in order. ``with_state``: the identity of this host, too."""
-    return tuple(_pieces(places, known, with_state))
+def litter(places: Places, known: Known, *, with_state: bool, released: bool = False) -> tuple[Piece, ...]:
+    """What goes, in order. ``with_state``: the identity of this host, too; ``released``: our lease is given back before."""
+    return tuple(_pieces(places, known, with_state, released))
 
 
-def _pieces(places: Places, known: Known, with_state: bool) -> Iterator[Piece]:
+def _pieces(places: Places, known: Known, with_state: bool, released: bool) -> Iterator[Piece]:
     if is_ours(places, known):
         if _made_from(places.subnet_file):
             yield _file(DOCKER_OPTS)
@@ -60,11 +60,14 @@ def _pieces(places: Places, known: Known, with_state: bool) -> Iterator[Piece]:
         kept = {name for name in _names(places.state_dir) if _STATE.fullmatch(name)}
         yield from (_file(places.state_dir / name) for name in sorted(kept))
         yield from _empty(places.state_dir, kept)
-    elif known.state.devices or known.state.fou_ports or known.state.networks:
+    else:
         # Whoever makes a device of that name from now on is somebody else.
         forgotten = replace(known.state, devices=(), fou_ports=(), networks=())
-        path = places.state_dir / state_file.FILE
-        yield Piece(f"{path}: forget devices, FOU ports and networks", lambda: state_file.write(places.state_dir, forgotten))
+        forgotten = replace(forgotten, lease_key="") if released else forgotten
+        if forgotten != known.state:
+            path, what = places.state_dir / state_file.FILE, "devices, FOU ports and networks"
+            text = f"{path}: forget {what}{' and the lease' if released else ''}"
+            yield Piece(text, lambda: state_file.write(places.state_dir, forgotten))
 
 
 def _file(path: Path) -> Piece:

@@ -43,11 +43,20 @@ nft add table inet mine
 nft 'add chain inet mine forward { type filter hook forward priority 5; policy accept; }'
 nft add rule inet mine forward ip saddr 10.1.0.0/16 counter accept comment '"flannelpy"'
 iptables -P FORWARD DROP
+iptables -N DOCKER-USER
+iptables -A DOCKER-USER -j RETURN
+iptables -A FORWARD -j DOCKER-USER
 iptables -A FORWARD -s 172.30.0.0/16 -m comment --comment theirs -j ACCEPT
 iptables -t nat -A POSTROUTING -s 10.1.0.0/16 -d 10.1.0.0/16 -j RETURN
 """
 
-ENGINES = {"vxlan": (), "host-gw": (), "udp kernel": ("--udp-engine=kernel",), "udp userspace": ("--udp-engine=userspace",)}
+ENGINES = {
+    "vxlan": (),
+    "host-gw": (),
+    "ipip": (),
+    "udp kernel": ("--udp-engine=kernel",),
+    "udp userspace": ("--udp-engine=userspace",),
+}
 
 
 def setup(backend: str) -> object:
@@ -120,6 +129,7 @@ async def test_what_is_left_is_what_was_there_before(lab: Lab, backend: str, how
     assert code == 0, err
     assert any(line.startswith("nft delete table inet flannelpy") for line in out)
     assert any(line.startswith("iptables -D FORWARD -s 10.1.0.0/16") for line in out)
+    assert any(line.startswith("iptables -D DOCKER-USER -s 10.1.0.0/16 -d 10.1.0.0/16") for line in out)
     assert f"rm {one.subnet_file}" in out
     assert differences(stopped, await look(one)) == []
     assert one.subnet_file.exists()

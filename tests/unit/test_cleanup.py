@@ -17,10 +17,12 @@ from flannelpy.agent.lock import Claimant, Claims, hold_lock
 from flannelpy.commands import cleanup, leftovers
 from flannelpy.commands.leftovers import Known, Places
 from flannelpy.commands.litter import litter
+from flannelpy.commands.reservations import Subnets
 from flannelpy.core.dialect import lines
 from flannelpy.core.errors import FlannelpyError, KernelError
 from flannelpy.core.forward_accept import ForwardAccept
 from flannelpy.core.forwarding import Hindrance
+from flannelpy.core.model import LeaseAttrs
 from flannelpy.core.objects import (
     BOOT_PROTOCOL,
     Address,
@@ -40,6 +42,7 @@ from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.host import state as state_file
 from flannelpy.host.state import State
 from flannelpy.kernel.fake import FakeKernel
+from flannelpy.registry.memory import MemoryRegistry, MemoryStore
 
 NETWORK = IPNetwork("10.5.0.0/16")
 MAC, THEIR_MAC = "02:00:00:00:00:01", "02:00:00:00:00:99"
@@ -254,3 +257,35 @@ def test_what_the_kernel_refuses_is_named_and_the_rest_is_done() -> None:
     with pytest.raises(KernelError, match="ip fou del port 8285: Device or resource busy"):
         asyncio.run(cleanup.take_away(kernel, steps))  # type: ignore[arg-type]
     assert kernel.get(NftTable("flannelpy", "").key) is None
+
+
+VALUE = '{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"host-gw"}'
+
+
+@pytest.mark.parametrize(
+    ("value", "ttl_s", "address", "said", "stays"),
+    [
+        (VALUE, 60, "192.0.2.1", "released 10.5.72.0/24", False),
+        (VALUE, 60, "", "released 10.5.72.0/24", False),
+        (VALUE, 60, "192.0.2.7", "another host has it by now; it stays", True),
+        (VALUE, 0, "192.0.2.1", "it is a reservation and stays", True),
+        (None, 60, "192.0.2.1", "it is gone already", False),
+    ],
+)
+async def test_the_lease_is_given_back_where_it_is_ours(
+    value: str | None, ttl_s: int, address: str, said: str, stays: bool
+) -> None:
+    registry = MemoryRegistry(MemoryStore())
+    if value is not None:
+        await registry.create(IPNetwork("10.5.72.0/24"), LeaseAttrs.from_json(value), subnet6=None, ttl_s=ttl_s)
+    own = cleanup.Own(Subnets.parse("10.5.72.0/24"), address)
+    assert said in await cleanup.give_back(registry, own)
+    assert bool((await registry.snapshot()).leases) is stays
+
+
+def test_which_lease_is_ours_is_forgotten_once_it_is_given_back(written: Places) -> None:
+    known = leftovers.recall(written)
+    assert leftovers.own_subnets(written, known) == (IPNetwork("10.5.72.0/24"), None)
+    for piece in litter(written, known, with_state=False, released=True):
+        piece.do()
+    assert leftovers.own_subnets(written, leftovers.recall(written)) is None

@@ -50,6 +50,7 @@ ROOMS = {
             "flannelpy.host",
             "flannelpy.explain",
             "flannelpy.options",
+            "flannelpy.registry",
             "flannelpy.settings",
             "flannelpy.commands",
         }
