@@ -46,9 +46,10 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """Our lease: its subnets, and the PublicIP that we published; empty where that is not known."""
+    """Our lease: its subnets, the network that it is of, and the PublicIP that we published; empty where that is not known."""
 
     subnets: reservations.Subnets
+    prefix: str
     address: str
 
 
@@ -132,7 +133,7 @@ async def _work(kernel: Kernel, places: Places, wish: Wish, *, change: bool) -> 
         _refuse(places, known)
     steps, notes = await leftovers.find(kernel, places, known)
     subnets = leftovers.own_subnets(places, known) if wish.release else None
-    own = None if subnets is None else Own(reservations.Subnets(*subnets), known.state.address)
+    own = None if subnets is None else Own(reservations.Subnets(*subnets), known.prefix, known.state.address)
     files = litter.litter(places, known, with_state=wish.state, released=own is not None)
     found = Work(steps, own, files, (*known.notes, *notes))
     if change:
@@ -176,7 +177,7 @@ def _finish(found: Work, given: Given) -> None:
     """The lease, then the files."""
     own = found.lease
     if own is not None:
-        reached = located(given, os.environ)
+        reached = {**located(given, os.environ), "etcd-prefix": [own.prefix]}
         say(with_registry(reached, lambda registry: give_back(registry, own)))
     for piece in found.files:
         try:

@@ -278,7 +278,7 @@ async def test_the_lease_is_given_back_where_it_is_ours(
     registry = MemoryRegistry(MemoryStore())
     if value is not None:
         await registry.create(IPNetwork("10.5.72.0/24"), LeaseAttrs.from_json(value), subnet6=None, ttl_s=ttl_s)
-    own = cleanup.Own(Subnets.parse("10.5.72.0/24"), address)
+    own = cleanup.Own(Subnets.parse("10.5.72.0/24"), "/coreos.com/network", address)
     assert said in await cleanup.give_back(registry, own)
     assert bool((await registry.snapshot()).leases) is stays
 
