@@ -165,6 +165,34 @@ def events(context: click.Context, /, since: str | None, follow: bool, as_json: 
     return show(load_run_dir(_own(context, values), os.environ), since=since, follow=follow, as_json=as_json)
 
 
+@flannelpy.command()
+@click.option("--config", metavar="FILE|-", help="what this network config would change, instead of the one that is in use")
+@click.option("--json", "as_json", is_flag=True, help="for programs")
+@click.option("--exit-code", is_flag=True, help="exit with 4 where something would change")
+@_takes(*ETCD, *AGENT)
+@click.pass_context
+def plan(context: click.Context, /, config: str | None, as_json: bool, exit_code: bool, **values: Any) -> int:
+    """What the agent would change on this host now, as one would type it. Nothing is changed; works without an agent, too."""
+    from flannelpy.commands.plan import plan as show
+
+    return show(_own(context, values), config, as_json=as_json, exit_code=exit_code)
+
+
+@flannelpy.command()
+@click.option("--dry-run", is_flag=True, help="say what would go, and change nothing")
+@click.option("--yes", is_flag=True, help="do not ask; scripts need it")
+@click.option("--state", is_flag=True, help="what survives a reboot, too: MACs, keys, which lease is ours")
+@click.option("--release-lease", is_flag=True, help="give the subnet back to etcd, too; else the lease ends within a day")
+@_takes(BY_NAME["state-dir"], BY_NAME["run-dir"], BY_NAME["subnet-file"], *ETCD)
+@click.pass_context
+def cleanup(context: click.Context, /, dry_run: bool, yes: bool, state: bool, release_lease: bool, **values: Any) -> int:
+    """Take away all that the agent has made on this host, once it is stopped. Needs neither etcd nor a config."""
+    from flannelpy.commands.cleanup import Wish
+    from flannelpy.commands.cleanup import cleanup as clean
+
+    return clean(_own(context, values), Wish(dry_run, yes, state, release_lease))
+
+
 def _own(context: click.Context, values: dict[str, Any]) -> Given:
     """What was written before the subcommand and after it."""
     return _given(values, context.find_root().obj)
@@ -189,7 +217,7 @@ def config_check(file: str, as_json: bool) -> None:
 
 
 @config.command("get")
-@_takes(*ETCD)
+@_takes(BY_NAME["run-dir"], *ETCD)
 @click.pass_context
 def config_get(context: click.Context, /, **values: Any) -> int:
     """Print the config that is in etcd, and what is wrong with it if something is."""
@@ -202,7 +230,7 @@ def config_get(context: click.Context, /, **values: Any) -> int:
 @click.argument("file", metavar="FILE|-")
 @click.option("--force", is_flag=True, help="write it even if it is invalid; agents then wait until it is mended")
 @click.option("--yes", is_flag=True, help="do not ask, whatever the change costs; scripts need it for a change that loses packets")
-@_takes(*ETCD)
+@_takes(BY_NAME["run-dir"], *ETCD)
 @click.pass_context
 def config_put(context: click.Context, /, file: str, force: bool, yes: bool, **values: Any) -> int:
     """Validate a config, say what changes and what that costs, ask where it costs packets, and write it to etcd."""
@@ -222,7 +250,7 @@ def lease() -> None:
 @lease.command("list")
 @click.argument("whom", metavar="[ADDRESS|SUBNET]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="for programs")
-@_takes(BY_NAME["subnet-file"], *ETCD)
+@_takes(BY_NAME["subnet-file"], BY_NAME["run-dir"], *ETCD)
 @click.pass_context
 def lease_list(context: click.Context, /, whom: str | None, as_json: bool, **values: Any) -> int:
     """Who holds which subnet, until when, and what is wrong with it; all of them, or who has an ADDRESS or a SUBNET."""
@@ -233,7 +261,7 @@ def lease_list(context: click.Context, /, whom: str | None, as_json: bool, **val
 
 @lease.command("reserve")
 @click.argument("subnet")
-@_takes(*WHOSE, *ETCD)
+@_takes(*WHOSE, BY_NAME["run-dir"], *ETCD)
 @click.pass_context
 def lease_reserve(context: click.Context, /, subnet: str, **values: Any) -> None:
     """Keep SUBNET for a host: the one that holds it, or the one of --public-ip. It does not expire."""
@@ -244,7 +272,7 @@ def lease_reserve(context: click.Context, /, subnet: str, **values: Any) -> None
 
 @lease.command("release")
 @click.argument("subnet", required=False)
-@_takes(BY_NAME["subnet-file"], *ETCD)
+@_takes(BY_NAME["subnet-file"], BY_NAME["run-dir"], *ETCD)
 @click.pass_context
 def lease_release(context: click.Context, /, subnet: str | None, **values: Any) -> None:
     """Delete the lease or reservation of SUBNET; of this host's own where none is named."""

@@ -133,6 +133,13 @@ def load_run_dir(given: Given, environ: Mapping[str, str]) -> Path:
     return _Source(given, environ).value("run-dir", _path)
 
 
+def load_cleanup(given: Given, environ: Mapping[str, str]) -> tuple[Path, Path, Path, str | None]:
+    """State directory, run directory, subnet file, and the prefix where one was given. Raises UsageError."""
+    source = _Source(given, environ)
+    state_dir, run_dir, subnet_file = (source.value(name, _path) for name in ("state-dir", "run-dir", "subnet-file"))
+    return state_dir, run_dir, subnet_file, source.value("etcd-prefix", _prefix) if source.found("etcd-prefix") else None
+
+
 def load_public(given: Given) -> tuple[IPAddress | None, IPAddress | None]:
     """The address of the host that is spoken of, IPv4 and IPv6; never from the environment, which speaks of this host.
 

@@ -15,13 +15,14 @@ from contextlib import asynccontextmanager, closing, nullcontext
 from importlib import import_module
 
 from flannelpy import __version__
-from flannelpy.agent.api import answering
+from flannelpy.agent.api import answering, plan_page, setup_page
 from flannelpy.agent.context import Context, Timeouts
 from flannelpy.agent.events import Ring
 from flannelpy.agent.fd_store import SystemdFdStore
 from flannelpy.agent.health_port import health_port
 from flannelpy.agent.lock import Claimant, Claims, hold_lock
 from flannelpy.agent.network import Network
+from flannelpy.agent.preview import of_running
 from flannelpy.agent.report import Reporter
 from flannelpy.agent.status import document, measured, why_not, with_drops
 from flannelpy.agent.systemd import Notifier, feed_watchdog, inherited, keep_posted, status_line, watchdog_s
@@ -29,8 +30,9 @@ from flannelpy.core.backend import FdStore, NoFdStore
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.health import Health
 from flannelpy.core.objects import Scope
+from flannelpy.core.plan import Plan
 from flannelpy.core.uplink import Wish
-from flannelpy.explain import metrics
+from flannelpy.explain import metrics, plan, setup
 from flannelpy.explain.http import Page, Pages, health_pages
 from flannelpy.explain.status import Status
 from flannelpy.explain.wall_clock import wall_clock
@@ -134,7 +136,9 @@ class Agent:
         for note in context.settings.notes:
             log.info("%s", note)
         with closing(context.claims), hold_lock(context.settings.run_dir, context.settings.endpoint.prefix) as held:
-            socket = answering(context.settings.run_dir, self.status, context.events, self._with_drops) if held else nullcontext()
+            run_dir = context.settings.run_dir
+            others = {setup.PAGE: setup_page(context.settings), plan.PAGE: plan_page(self._planned)}
+            socket = answering(run_dir, self.status, context.events, self._with_drops, others) if held else nullcontext()
             pages = health_port(context.settings, context.reporter, self._health_pages)
             async with pages, socket, self._known_to_systemd():
                 await self.live()
@@ -211,6 +215,9 @@ class Agent:
     async def _with_drops(self, status: Status) -> Status:
         table = Scope().table if self._network is None else self._network.steering.scope.table
         return await with_drops(status, self._context.kernel, table)
+
+    async def _planned(self) -> tuple[Plan, tuple[str, ...]]:
+        return await of_running(self._context.kernel, self._network)
 
     @property
     def _what_stays(self) -> str:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from flannelpy.agent.events import Ring
-from flannelpy.explain import events
+from flannelpy.core.dialect import lines
+from flannelpy.core.errors import KernelError
+from flannelpy.core.plan import Plan
+from flannelpy.explain import events, plan, setup
 from flannelpy.explain import status as documents
+from flannelpy.explain.plan import Planned
+from flannelpy.explain.setup import Setup
 from flannelpy.explain.status import SOCKET, Status
+from flannelpy.settings import Settings
 
 log = logging.getLogger("flannelpy")
 
@@ -22,18 +29,29 @@ JSON, TEXT = "application/json", "text/plain; charset=utf-8"
 Complete = Callable[[Status], Awaitable[Status]]
 """Adds what only the kernel knows."""
 
+Page = Callable[[Mapping[str, str]], Awaitable[tuple[int, str, str]]]
+"""Answers a query: status, kind of content, text."""
+
 
 @asynccontextmanager
 async def answering(
-    run_dir: Path, make: Callable[[], Status], ring: Ring | None = None, complete: Complete | None = None
+    run_dir: Path,
+    make: Callable[[], Status],
+    ring: Ring | None = None,
+    complete: Complete | None = None,
+    others: Mapping[str, Page] | None = None,
 ) -> AsyncIterator[None]:
-    """Answer ``flannelpy status`` and ``events`` for the time of the block; where no socket can be had, say so and do without."""
+    """Answer ``flannelpy status`` and ``events`` for the time of the block, and the pages in ``others``, by path.
+
+    Where no socket can be had, say so and do without.
+    """
     from flannelpy.explain.http import bound, serve_on
 
     async def page(_query: Mapping[str, str]) -> tuple[int, str, str]:
         status = make()
         return 200, JSON, documents.to_json(status if complete is None else await complete(status))
 
+    pages = {documents.PAGE: page, **({} if ring is None else {events.PAGE: events_page(ring)}), **(others or {})}
     path = run_dir / SOCKET
     with ExitStack() as stack:
         try:
@@ -42,14 +60,54 @@ async def answering(
             log.warning("%s: %s; flannelpy status cannot ask this agent, all else goes on", path, error.strerror or error)
             yield
             return
-        server = await serve_on(listener, {documents.PAGE: page, **({} if ring is None else {events.PAGE: events_page(ring)})})
+        server = await serve_on(listener, pages)
         try:
             yield
         finally:
             await server.close()
 
 
-def events_page(ring: Ring) -> Callable[[Mapping[str, str]], Awaitable[tuple[int, str, str]]]:
+def setup_page(settings: Settings) -> Page:
+    """The page by which commands on this host find the agent's etcd."""
+    endpoint = settings.endpoint
+
+    def absolute(file: str) -> str:
+        return os.path.abspath(file) if file else ""  # noqa: PTH100 - resolve() would follow a link that is exchanged later
+
+    text = setup.to_json(
+        Setup(
+            ",".join(endpoint.urls),
+            endpoint.prefix,
+            absolute(endpoint.cafile),
+            absolute(endpoint.certfile),
+            absolute(endpoint.keyfile),
+            endpoint.username,
+            absolute(endpoint.password_file),
+            bool(endpoint.password),
+            absolute(str(settings.subnet_file)),
+        )
+    )
+
+    async def page(_query: Mapping[str, str]) -> tuple[int, str, str]:
+        return 200, JSON, text
+
+    return page
+
+
+def plan_page(make: Callable[[], Awaitable[tuple[Plan, tuple[str, ...]]]]) -> Page:
+    """The page of ``flannelpy plan``: a fresh look at the kernel, each time it is asked."""
+
+    async def page(_query: Mapping[str, str]) -> tuple[int, str, str]:
+        try:
+            steps, notes = await make()
+        except KernelError as error:
+            return 503, TEXT, f"the kernel cannot be looked at: {error}\n"
+        return 200, JSON, plan.to_json(Planned(tuple(lines(steps)), notes))
+
+    return page
+
+
+def events_page(ring: Ring) -> Page:
     """The page of ``flannelpy events``; with ``wait`` it answers when there is something new, or when that time is over."""
 
     async def page(query: Mapping[str, str]) -> tuple[int, str, str]:

@@ -37,10 +37,10 @@ CLAIMS_VARIABLE = "FLANNELPY_CLAIMS_DIR"
 ANONYMOUS_LOOKS, ANONYMOUS_S = 10, 0.002
 """A lock whose holder cannot be read is looked at so often: it may be one that has not signed yet, or that only takes it away."""
 
-_LOCK = "lock"
+LOCK = "lock"
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 _FLOCK = struct.Struct("hhqqi4x")
-_WHOLE = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+WHOLE = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _TEXT = 4096
 
@@ -90,7 +90,7 @@ def hold_lock(directory: Path, prefix: str = "") -> Iterator[bool]:
         return
     try:
         if not _lock(descriptor):
-            other = _claimant(descriptor)
+            other = claimant(descriptor)
             raise FlannelpyError(f"--run-dir {directory}: {other} uses it; several agents need directories of their own")
         if not _has_more(parent):
             with suppress(OSError):
@@ -107,16 +107,16 @@ def _open_lock(directory: Path) -> tuple[int, int]:
     """The directory and its lock file, which is its owner's alone from now on."""
     parent = open_directory(directory, 0o700)
     try:
-        descriptor = os.open(_LOCK, _OPEN, 0o600, dir_fd=parent)
+        descriptor = os.open(LOCK, _OPEN, 0o600, dir_fd=parent)
     except OSError as error:
         os.close(parent)
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise RefusedError(f"{directory / _LOCK} is no file; expected one, or nothing") from None
+            raise RefusedError(f"{directory / LOCK} is no file; expected one, or nothing") from None
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         os.close(parent)
-        raise RefusedError(f"{directory / _LOCK} is no file; expected one, or nothing")
+        raise RefusedError(f"{directory / LOCK} is no file; expected one, or nothing")
     with suppress(OSError):
         os.fchmod(descriptor, 0o600)
     return parent, descriptor
@@ -124,7 +124,7 @@ def _open_lock(directory: Path) -> tuple[int, int]:
 
 def _has_more(parent: int) -> bool:
     """True where something in the directory is not ours: whoever put it there may want it to be read."""
-    return not {_LOCK, SOCKET}.issuperset(os.listdir(parent))
+    return not {LOCK, SOCKET}.issuperset(os.listdir(parent))
 
 
 class Claims:
@@ -183,10 +183,10 @@ class Claims:
                 _sweep(parent)
             left = ANONYMOUS_LOOKS
             while True:
-                descriptor = os.open(_file_of(name), _OPEN, 0o600, dir_fd=parent)
+                descriptor = os.open(file_of(name), _OPEN, 0o600, dir_fd=parent)
                 try:
                     if not _lock(descriptor):
-                        if (other := _claimant(descriptor)).pid or left <= 0:
+                        if (other := claimant(descriptor)).pid or left <= 0:
                             return Held(name, other)
                         left -= 1
                         time.sleep(ANONYMOUS_S)
@@ -207,7 +207,7 @@ class Claims:
             parent = open_directory(self.directory)
             for name in claims:
                 with suppress(OSError):
-                    os.unlink(_file_of(name), dir_fd=parent)
+                    os.unlink(file_of(name), dir_fd=parent)
             os.close(parent)
         for descriptor in claims.values():
             os.close(descriptor)
@@ -225,7 +225,7 @@ def _sweep(parent: int) -> None:
                 os.close(descriptor)
 
 
-def _file_of(name: str) -> str:
+def file_of(name: str) -> str:
     """By network namespace: in another one the same name is another thing."""
     namespace = Path("/proc/thread-self/ns/net").stat().st_ino
     return f"{namespace}-{re.sub(r'[^A-Za-z0-9.-]', lambda odd: f'_{ord(odd[0]):x}', name)}"
@@ -234,7 +234,7 @@ def _file_of(name: str) -> str:
 def _is_still(descriptor: int, name: str, parent: int) -> bool:
     """False where the file was taken away between our opening and our locking it."""
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(_file_of(name), dir_fd=parent, follow_symlinks=False))
+        return os.path.samestat(os.fstat(descriptor), os.stat(file_of(name), dir_fd=parent, follow_symlinks=False))
     except FileNotFoundError:
         return False
 
@@ -242,7 +242,7 @@ def _is_still(descriptor: int, name: str, parent: int) -> bool:
 def _lock(descriptor: int) -> bool:
     """False where another open file description has it."""
     try:
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _WHOLE)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, WHOLE)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
@@ -260,7 +260,7 @@ def _sign(descriptor: int, us: Claimant, directory: Path) -> str | None:
     return None
 
 
-def _claimant(descriptor: int) -> Claimant:
+def claimant(descriptor: int) -> Claimant:
     """Who has signed, as far as it lives."""
     try:
         fields = decode(os.pread(descriptor, _TEXT, 0))

@@ -10,7 +10,8 @@ from dataclasses import replace
 from flannelpy.agent.carriage import Carriage
 from flannelpy.agent.context import Context
 from flannelpy.agent.kept import what_is_ours
-from flannelpy.agent.sync.scope import find_scope, fou_ports, table_name
+from flannelpy.agent.sync.scope import find_scope, fou_ports
+from flannelpy.core.marks import table_name
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Scope
 from flannelpy.host.state import State

@@ -10,6 +10,7 @@ import click
 
 from flannelpy.commands import cost, netconfig
 from flannelpy.commands.conversation import config_key, with_registry
+from flannelpy.commands.located import located
 from flannelpy.commands.terminal import agree, named, read, say, say_raw, show, warn
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError, ConflictError, FlannelpyError
@@ -38,6 +39,7 @@ def check(file: str, *, as_json: bool) -> None:
 
 def get(given: Given) -> int:
     """Print what is stored, and what is wrong with it."""
+    given = located(given, os.environ)
     stored = with_registry(given, lambda registry: registry.config())
     where = config_key(given)
     if stored.text is None:
@@ -61,6 +63,7 @@ def put(given: Given, file: str, *, force: bool, yes: bool) -> int:
             raise FlannelpyError(f"{named(file)}: {error}; nothing was written (--force writes it)") from None
         examined = None
         warn([f"{error}; --force writes it all the same"])
+    given = located(given, os.environ)
     where = config_key(given)
     stored, hosts = with_registry(given, _look)
     if stored.text == text:

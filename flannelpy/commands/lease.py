@@ -8,6 +8,7 @@ import click
 
 from flannelpy.commands import leases, reservations, terminal
 from flannelpy.commands.conversation import config_key, with_registry
+from flannelpy.commands.located import located
 from flannelpy.commands.terminal import say, warn
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.options import Given
@@ -17,6 +18,7 @@ from flannelpy.settings import load_public, load_subnet_file
 def show(given: Given, whom: str | None, *, as_json: bool) -> int:
     """Print all leases, or those that ``whom`` (an address, a subnet) belongs to: 1 where there is none. Raises FlannelpyError."""
     about = None if whom is None else leases.About.parse(whom)
+    given = located(given, os.environ)
     own = reservations.ours(load_subnet_file(given, os.environ))
     nets = [net for net in (own.v4, own.v6) if net is not None] if own else []
     listing = with_registry(given, lambda registry: leases.ask(registry, config_key(given), nets))
@@ -42,12 +44,14 @@ def show(given: Given, whom: str | None, *, as_json: bool) -> int:
 def reserve(given: Given, subnet: str) -> None:
     """Keep the subnet for a host. Raises FlannelpyError, UsageError."""
     wanted, host = reservations.Subnets.parse(subnet), reservations.host_named(*load_public(given))
+    given = located(given, os.environ)
     for line in with_registry(given, lambda registry: reservations.reserve(registry, wanted, host, config_key(given))):
         say(line)
 
 
 def release(given: Given, subnet: str | None) -> None:
     """Delete the lease or reservation of the subnet, or of this host. Raises FlannelpyError, UsageError."""
+    given = located(given, os.environ)
     path = load_subnet_file(given, os.environ)
     if subnet is not None:
         named, told_by = reservations.Subnets.parse(subnet), None

@@ -29,7 +29,33 @@ ROOMS = {
     "flannelpy.settings": {"flannelpy.core", "flannelpy.host.files", "flannelpy.registry", "flannelpy.options"},
     "flannelpy.logs": {"flannelpy.core"},
     "flannelpy.explain": {"flannelpy.core", "flannelpy.explain"},
+    "flannelpy.commands.plan": {
+        "flannelpy.agent.forecast",
+        "flannelpy.agent.holders",
+        "flannelpy.core",
+        "flannelpy.kernel",
+        "flannelpy.host",
+        "flannelpy.explain",
+        "flannelpy.options",
+        "flannelpy.settings",
+        "flannelpy.commands",
+    },
     "flannelpy.commands.run": {"flannelpy.core", "flannelpy.options", "flannelpy.settings", "flannelpy.logs", "flannelpy.agent"},
+    **{
+        f"flannelpy.commands.{name}": {
+            "flannelpy.agent.holders",
+            "flannelpy.agent.lock",
+            "flannelpy.core",
+            "flannelpy.kernel",
+            "flannelpy.host",
+            "flannelpy.explain",
+            "flannelpy.options",
+            "flannelpy.registry",
+            "flannelpy.settings",
+            "flannelpy.commands",
+        }
+        for name in ("cleanup", "leftovers", "litter")
+    },
     "flannelpy.commands": {
         "flannelpy.core",
         "flannelpy.registry",

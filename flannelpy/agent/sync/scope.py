@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import logging
-import re
 
 from netaddr import AddrFormatError, IPNetwork
 
 from flannelpy.agent.carriage import Carriage
 from flannelpy.core.backend import Backend, Engines
+from flannelpy.core.marks import OURS, table_name
 from flannelpy.core.objects import Scope
 from flannelpy.host.state import State
 
 log = logging.getLogger(__name__)
-
-OURS = re.compile(r"flannel[a-z0-9.-]*")
-"""Names of devices that a backend may have made: no other is removed, whatever a state file says."""
-
-DEFAULT_PREFIX = "/coreos.com/network"
 
 _SYSCTLS = ("ipv6/conf/{}/accept_ra", "ipv4/conf/{}/accept_local")
 """Of a device, what some backend wants to be set."""
@@ -41,13 +36,6 @@ def find_scope(carriage: Carriage | None, kept: State, prefix: str) -> Scope:
 def fou_ports(backend: Backend) -> frozenset[int]:
     """Where the kernel may decapsulate for this backend, by whichever engine it works."""
     return backend.fou_ports if isinstance(backend, Engines) else frozenset()
-
-
-def table_name(prefix: str) -> str:
-    """Our nft table; agents of several networks on one host have a table each."""
-    if prefix.rstrip("/") == DEFAULT_PREFIX:
-        return "flannelpy"
-    return "flannelpy-" + re.sub(r"[^a-zA-Z0-9]+", "-", prefix).strip("-")
 
 
 def _networks(texts: tuple[str, ...]) -> list[IPNetwork]:
