@@ -20,7 +20,7 @@ from tests.lab.agent_support import Log, lab_name, no_traceback, settled_overlay
 from tests.lab.host_support import meet, told, until_nothing_is_wrong, until_they_meet
 
 WITHIN_S = 15.0
-"""What is promised. A machine that others use, too, may take longer to run a test: the time is printed, and three times it fails."""
+"""What is promised. A machine that others use, too, may take longer: the time is printed, and three times it fails."""
 
 Act = Callable[[Lab], Awaitable[object]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator
+from os import geteuid
 from pathlib import Path
 
 from netaddr import IPAddress
@@ -44,7 +45,7 @@ def capabilities(about: About) -> Iterator[Finding]:
 
 async def features(about: About) -> AsyncIterator[Finding]:
     """What the configured backend needs; where none is known, what vxlan needs."""
-    if os.geteuid():
+    if geteuid():
         yield Finding("kernel", SKIPPED, "only root can try: sudo flannelpy doctor")
         return
     kind = "vxlan" if about.backend is None else about.backend.name

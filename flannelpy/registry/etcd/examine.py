@@ -30,6 +30,9 @@ NEVER = 2**62
 
 HTTP_S = 3.0
 
+now = time.time
+"""This host's clock, which a test may set."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -136,7 +139,7 @@ def _get(address: Address, endpoint: Endpoint, path: str) -> tuple[bytes, dateti
     else:
         connection = http.client.HTTPConnection(address.host, address.port, timeout=HTTP_S)
     try:
-        before = time.time()
+        before = now()
         connection.request("GET", path)
         answer = connection.getresponse()
         body = answer.read(1 << 16)
@@ -145,7 +148,7 @@ def _get(address: Address, endpoint: Endpoint, path: str) -> tuple[bytes, dateti
         if shown is not None:
             with contextlib.suppress(ValueError, TypeError):
                 date = parsedate_to_datetime(shown)
-        return body, date, before, time.time()
+        return body, date, before, now()
     except ssl.SSLError as error:
         raise OSError(str(error)) from None
     finally:
