@@ -308,7 +308,7 @@ async def test_what_needs_the_network_is_skipped_where_it_is_not_known(about: Ab
     ("backend", "missing", "states"),
     [
         ("udp", "", {"kernel: fou": OK, "kernel: nftables": OK}),
-        ("udp", "fou", {"kernel: fou": WARNING, "kernel: nftables": OK}),
+        ("udp", "fou", {"kernel: fou": OK, "kernel: nftables": OK}),
         ("wireguard", "", {"kernel: wireguard": OK, "kernel: nftables": OK}),
         ("wireguard", "wireguard", {"kernel: wireguard": FAILED, "kernel: nftables": OK}),
         ("host-gw", "", {"kernel: nftables": OK}),
