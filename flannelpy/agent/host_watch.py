@@ -83,6 +83,7 @@ class HostWatch:
         self._wrong: dict[str, Wrong] = {}
         self._asked: dict[str, Lease] = {}
         self._turn = 0
+        self._basis: object = None
 
     async def run(self) -> None:
         """Look, for ever."""
@@ -148,7 +149,12 @@ class HostWatch:
         peers = self._parts.cluster.view.peers
         self._wrong = {key: wrong for key, wrong in self._wrong.items() if key in peers}
         self._asked = {key: lease for key, lease in self._asked.items() if key in peers}
+        moved = self._parts.facts.rerouted
+        if (basis := (ground.bridge, ground.forwarding, ground.filters)) != self._basis:
+            self._basis = basis
+            moved.set()
         keys = self._whose_turn(peers)
+        before = {key for key in keys if self._wrong.get(key)}
         host = self._routes(HOST)
         for at in range(0, len(keys), AT_ONCE):
             for key in keys[at : at + AT_ONCE]:
@@ -158,6 +164,8 @@ class HostWatch:
                 else:  # what the kernel has not taken is told elsewhere
                     self._wrong.pop(key, None)
             await asyncio.sleep(0)
+        if any(not self._wrong.get(key) for key in before):
+            moved.set()  # something was mended, of which nobody has told: for others, too, perhaps
         for code in ("route-astray", "reverse-path-filter"):
             self._reporter.set(code, _gathered(code, self._wrong.values()))
 
@@ -171,8 +179,9 @@ class HostWatch:
         start = self._turn % max(1, len(keys))
         self._turn = start + share
         turn = [*keys, *keys][start : start + share]
-        first = [key for key in keys if self._wrong.get(key) or self._asked.get(key) is not peers[key]]
-        return list(dict.fromkeys([*first[: 10 * AT_ONCE], *turn]))
+        new = [key for key in keys if self._asked.get(key) is not peers[key]]
+        wrong = [key for key in keys if self._wrong.get(key)]
+        return list(dict.fromkeys([*new[: 10 * AT_ONCE], *wrong[:share], *turn]))
 
     async def _way(self, ground: Ground, lease: Lease, routes: list[Route]) -> Wrong:
         """What is wrong with the way to a peer, and back."""
