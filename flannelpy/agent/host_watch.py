@@ -2,7 +2,7 @@
 
 Of settings, bridges and policy rules of others no plan of ours knows, and each of them can cut the overlay off while all that is
 ours is in its place. What is asked for is small, and never a dump of a table: some settings and links by name, and a few look-ups a
-peer, spread over time (1,000 peers take four minutes), at once only where routes or rules have changed.
+peer, spread over time (1,000 peers take eight minutes), at once only where routes or rules have changed.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from flannelpy.kernel import Kernel
 LOOK_S = 5.0
 """Between two looks at the host."""
 
-PEERS_PER_S = 4.0
-"""How many peers are asked for in a second where nothing has changed: all of ten in LOOK_S, of 1,000 in four minutes."""
+PEERS_PER_S = 2.0
+"""How many peers are asked for in a second where nothing has changed: all of ten in LOOK_S, of 1,000 in eight minutes."""
 
 AT_ONCE = 32
 """Peers that are asked for in a turn of the loop: some 2 ms."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import socket
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -151,6 +156,50 @@ async def test_an_etcd_without_space() -> None:
         assert "NOSPACE" in found["health"].said
         assert "etcdctl alarm disarm" in found["health"].remedy
         assert found["read"].state == OK
+
+
+def typed(*words: str) -> subprocess.CompletedProcess[str]:
+    """The command as a person types it, on a host that has no agent and no files of ours."""
+    environ = {"PATH": os.environ["PATH"], "COLUMNS": "80"}
+    return subprocess.run(
+        [sys.executable, "-m", "flannelpy", "doctor", *words], capture_output=True, text=True, check=False, timeout=60, env=environ
+    )
+
+
+def test_the_command_says_what_it_found_and_no_secret(etcd: Etcd, tmp_path: Path) -> None:
+    etcd.put("/t/network/config", '{"Network": "10.77.0.0/16", "Backend": {"Type": "vxlan"}}')
+    password = tmp_path / "password"
+    password.write_text("SEEDED-SECRET")
+    password.chmod(0o644)
+    files = [f"--{name}={tmp_path / name}" for name in ("run-dir", "state-dir", "subnet-file")]
+    words = (*files, f"--etcd-endpoints={etcd.urls[0]}", "--etcd-prefix=/t/network")
+    secret = ("--etcd-username=somebody", f"--etcd-password-file={password}")
+    said = typed("--json", *words, *secret)
+    document = json.loads(said.stdout)
+    assert said.returncode == document["exitCode"] != 0
+    states = {check["name"]: check["state"] for check in document["checks"]}
+    assert states["file: --etcd-password-file"] == WARNING
+    assert states[f"etcd {etcd.urls[0]}: connection"] == OK
+    assert "SEEDED-SECRET" not in said.stdout + said.stderr
+    shown = typed(*words)
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert re.fullmatch(r"(\d+ (failed|warning|skipped|ok)(, )?)+", shown.stdout.splitlines()[-1])
+    assert shown.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("--etcd-endpoints", "etcd:2379"),
+            "flannelpy: --etcd-endpoints 'etcd:2379': expected http:// or https:// before the host\n",
+        ),
+        (("--jsn",), "flannelpy: No such option '--jsn'. Did you mean '--json'?\n"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(words: tuple[str, ...], said: str) -> None:
+    outcome = typed(*words)
+    assert (outcome.returncode, outcome.stdout, outcome.stderr) == (2, "", said)
 
 
 @pytest.mark.parametrize(("ahead_s", "state"), [(0.0, OK), (5.0, OK), (60.0, WARNING), (-400 * 86400.0, WARNING)])
