@@ -165,6 +165,17 @@ def doctor(context: click.Context, /, preflight: bool, as_json: bool, **values: 
 
 
 @flannelpy.command()
+@click.option("--output", metavar="FILE", help="where to; it must not be there yet  [flannelpy-HOST-TIME.tar.gz]")
+@_takes(*ETCD, *AGENT)
+@click.pass_context
+def bugreport(context: click.Context, /, output: str | None, **values: Any) -> int:
+    """Write one archive for whoever is to help: status, events, doctor, kernel, log; without passwords and keys."""
+    from flannelpy.commands.bugreport import write
+
+    return write(_own(context, values), output)
+
+
+@flannelpy.command()
 @click.option("--since", metavar="SPAN", help="only what happened within the last 30s, 10m, 1h or 2d")
 @click.option("--follow", is_flag=True, help="go on with what happens from now on; ctrl-C ends it")
 @click.option("--json", "as_json", is_flag=True, help="for programs: an object a line")

@@ -54,7 +54,7 @@ def examine(given: Given, *, preflight: bool, as_json: bool) -> int:
     """Print what is wrong with this host; the exit code by the worst. Raises UsageError."""
     import uvloop
 
-    findings = uvloop.run(_examine(given, preflight))
+    findings = uvloop.run(diagnose(given, preflight=preflight))
     if as_json:
         click.echo(to_json(findings, __version__))
     else:
@@ -64,7 +64,8 @@ def examine(given: Given, *, preflight: bool, as_json: bool) -> int:
     return exit_code(findings)
 
 
-async def _examine(given: Given, preflight: bool) -> list[Finding]:
+async def diagnose(given: Given, *, preflight: bool) -> list[Finding]:
+    """What all checks find on this host. Raises UsageError."""
     from flannelpy.kernel.netlink import NetlinkKernel
     from flannelpy.registry.etcd.registry import EtcdRegistry
 
