@@ -8,7 +8,6 @@ peer, spread over time (1,000 peers take eight minutes), at once only where rout
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -18,7 +17,6 @@ from flannelpy.agent.parts import Parts
 from flannelpy.agent.report import Reporter
 from flannelpy.agent.steering import Steering
 from flannelpy.agent.sync.fragments import HOST, Target
-from flannelpy.core.foreign import LINE, printable
 from flannelpy.core.host_diagnosis import (
     BRIDGES,
     Overlay,
@@ -32,8 +30,7 @@ from flannelpy.core.host_diagnosis import (
 from flannelpy.core.host_facts import FactsQuery, Interface
 from flannelpy.core.lookup import FILTERED, NO_WAY, Found, Lookup, detour, expected, goes
 from flannelpy.core.model import Lease
-from flannelpy.core.objects import Fou, Link, Object, Route, Vxlan
-from flannelpy.host.ports import holder
+from flannelpy.core.objects import Link, Route, Vxlan
 from flannelpy.kernel import Kernel
 
 LOOK_S = 5.0
@@ -45,7 +42,7 @@ PEERS_PER_S = 2.0
 AT_ONCE = 32
 """Peers that are asked for in a turn of the loop: some 2 ms."""
 
-CODES = ("forwarding-off", "reverse-path-filter", "route-astray", "bridge-stale", "bridge-elsewhere", "bridge-mtu", "port-taken")
+CODES = ("forwarding-off", "reverse-path-filter", "route-astray", "bridge-stale", "bridge-elsewhere", "bridge-mtu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +97,6 @@ class HostWatch:
                 self._reporter.set(code, {})
             return
         ground = await self._survey(fragments.target, carriage.devices, carriage.mtu)
-        await self._report_port()
         await self._ask(ground)
 
     # ------------------------------------------------------------------------------------------------------ the host
@@ -130,17 +126,6 @@ class HostWatch:
         details = [item.detail for item in target.backend.host(local) if isinstance(item, Link)]
         bound = frozenset(detail.local.version for detail in details if isinstance(detail, Vxlan))
         return Ground(target, there, bridge, not off, filters, devices, bound)
-
-    async def _report_port(self) -> None:
-        """Where the kernel has refused a port, who has it."""
-        reconciler = self._parts.reconciler
-        taken = [refusal.step.item for refusal in reconciler.standing.failing.values() if refusal.error.code == errno.EADDRINUSE]
-        ports = {port for item in taken if (port := _port(item))}
-        wrong = {}
-        for port in sorted(ports):
-            who = await asyncio.to_thread(holder, port)
-            wrong[str(port)] = printable(f"port {port} by {who or 'somebody'}: ss -lunp 'sport = :{port}'", LINE)
-        self._reporter.set("port-taken", wrong)
 
     # ------------------------------------------------------------------------------------------------------ the peers
 
@@ -261,12 +246,6 @@ def _lookup(address: IPAddress, ground: Ground) -> Lookup:
     if ground.bridge is None or not ground.forwarding or net is None or net.last - net.first < 8:
         return Lookup(address)
     return Lookup(address, IPAddress(net.last - 2, net.version), ground.bridge.index)
-
-
-def _port(item: Object) -> int:
-    if isinstance(item, Link) and isinstance(item.detail, Vxlan):
-        return item.detail.port
-    return item.port if isinstance(item, Fou) else 0
 
 
 def _gathered(code: str, found: Iterable[Wrong]) -> dict[str, str]:

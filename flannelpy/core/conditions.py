@@ -255,12 +255,6 @@ _ALL = (
         after=3.0,
     ),
     Condition(
-        "port-taken",
-        Severity.ERROR,
-        "the overlay's UDP port is taken: {detail}",
-        "stop the other one, or give this network a port of its own (Backend.Port, the same on all hosts)",
-    ),
-    Condition(
         "subnet-file",
         Severity.ERROR,
         "the subnet file cannot be written: {detail}; trying again",

@@ -90,9 +90,11 @@ async def test_a_port_that_is_taken_is_named_before_the_start_and_after(lab: Lab
         assert "UDP port 8472 is taken by process" in wrong(document)["port"]
         assert "(python3)" in wrong(document)["port"]
         one.launch_agent()
-        assert "port 8472 by process" in await until_condition(one, "port-taken")
+        text = await until_condition(one, "kernel-refused")
+        assert "UDP port 8472, which flannel.1 needs, is taken by another program (process" in text
+        assert "(python3) has it: ss -lunp 'sport = :8472')" in text
         code, document = await doctor(one)
-        assert (code, "agent: port-taken" in wrong(document)) == (3, True)
+        assert (code, "(python3) has it" in wrong(document)["agent: kernel-refused"]) == (3, True)
     await until_nothing_is_wrong(*lab.hosts, timeout_s=45)
 
 

@@ -10,6 +10,7 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.agent import host_watch
+from flannelpy.agent.sync import kernel_errors
 from flannelpy.core import conditions
 from flannelpy.core.lookup import Found
 from flannelpy.core.uplink import Interface, InterfaceAddress
@@ -183,14 +184,19 @@ async def test_where_nothing_moves_only_some_peers_are_asked_for_in_a_look(
         assert host.kernel.calls["look_up"] - asked <= 3 * turns
 
 
-async def test_a_port_that_is_taken_is_told_with_who_has_it(host: HostInMemory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_watch, "holder", lambda port: f"process 7 (holder of {port})")
+@pytest.mark.parametrize(
+    ("who", "said"), [("cat", "process 7 (cat at 8472) has it: ss -lunp"), ("", "(to see who has it: ss -lunp")]
+)
+async def test_a_port_that_is_taken_is_told_with_who_has_it(
+    host: HostInMemory, who: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_errors, "holder", lambda port: who and f"process 7 ({who} at {port})")
     host.kernel.taken_ports.add(8472)
     async with host.run(ready=False):
-        await until(lambda: told(host, "port-taken"))
-        assert "port 8472 by process 7 (holder of 8472)" in told(host, "port-taken")
+        await until(lambda: told(host, "kernel-refused"))
+        assert said in told(host, "kernel-refused")
         host.kernel.taken_ports.clear()
-        await until(lambda: host.ready and not told(host, "port-taken"))
+        await until(lambda: host.ready and not told(host, "kernel-refused"))
 
 
 @pytest.mark.parametrize("method", ["settings", "look_up"])
