@@ -1,7 +1,8 @@
 """What does a person type? ``flannelpy [options]`` runs the agent; subcommands do the rest. They are only declared here.
 
 Only click is imported here; everything else comes with the command that needs it, so that ``--version`` and ``--help`` are quick
-and the agent carries nothing it does not use. Exit codes: 0 done, 1 failed, 2 wrong usage; 3 from ``status`` while an error holds.
+and the agent carries nothing it does not use. Exit codes: 0 done, 1 failed, 2 wrong usage; 3 from ``status`` and
+``doctor`` while an error holds, 4 from ``doctor`` where only a warning does.
 """
 
 from __future__ import annotations
@@ -149,6 +150,29 @@ def status(context: click.Context, /, peers: bool, as_json: bool, **values: Any)
     from flannelpy.settings import load_run_dir
 
     return report(load_run_dir(_own(context, values), os.environ), peers=peers, as_json=as_json)
+
+
+@flannelpy.command()
+@click.option("--preflight", is_flag=True, help="before the first start: that no agent runs is no fault")
+@click.option("--json", "as_json", is_flag=True, help="for programs: each check with its state")
+@_takes(*ETCD, *AGENT)
+@click.pass_context
+def doctor(context: click.Context, /, preflight: bool, as_json: bool, **values: Any) -> int:
+    """Look for what is wrong with this host. Exit code 0: nothing; 3: a check has failed; 4: something wants a look."""
+    from flannelpy.commands.doctor.run import examine
+
+    return examine(_own(context, values), preflight=preflight, as_json=as_json)
+
+
+@flannelpy.command()
+@click.option("--output", metavar="FILE", help="where to; it must not be there yet  [flannelpy-HOST-TIME.tar.gz]")
+@_takes(*ETCD, *AGENT)
+@click.pass_context
+def bugreport(context: click.Context, /, output: str | None, **values: Any) -> int:
+    """Write one archive for whoever is to help: status, events, doctor, kernel, log; without passwords and keys."""
+    from flannelpy.commands.bugreport import write
+
+    return write(_own(context, values), output)
 
 
 @flannelpy.command()

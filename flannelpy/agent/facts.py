@@ -37,6 +37,8 @@ class Facts:
         self.stale = True
         self.another_card = asyncio.Event()
         """The uplink has another hardware address now, or is another interface."""
+        self.rerouted = asyncio.Event()
+        """Routes or policy rules that are not ours have changed."""
         self._kernel = kernel
         self._wish = wish
         self._reporter = reporter
@@ -49,6 +51,8 @@ class Facts:
         own = self.uplink is not None and self.uplink.index in notice.links
         moved = FAMILIES if notice.lost or own else notice.routed
         self._moved |= moved
+        if moved:
+            self.rerouted.set()
         self._gateways = {address: dev for address, dev in self._gateways.items() if address.version not in moved}
         self.stale = self.stale or concerned
         return concerned

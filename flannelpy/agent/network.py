@@ -19,6 +19,7 @@ from flannelpy.agent.events import PeerEvents
 from flannelpy.agent.facts import Facts
 from flannelpy.agent.forwarding import Forwarding
 from flannelpy.agent.guarded import guarded
+from flannelpy.agent.host_watch import HostWatch
 from flannelpy.agent.introduction import introduce
 from flannelpy.agent.kept import recall
 from flannelpy.agent.parts import Parts
@@ -106,6 +107,7 @@ class Network:
         yield "audit", partial(audit, self.reconciler)
         if self.context.settings.forward_rules:
             yield "forwarding", self._parts.forwarding.run
+        yield "host watch", HostWatch(self.context.kernel, self.context.reporter, self._parts, self.steering).run
         yield "publish", self._publish
         yield "files", self.publisher.run
         yield "liveness", self._watch_liveness

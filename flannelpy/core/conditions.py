@@ -106,6 +106,7 @@ _ALL = (
         Severity.ERROR,
         "our subnet has changed: {detail}",
         "systemctl restart docker, so that its bridge takes the new subnet from the subnet file",
+        hides=("bridge-stale", "bridge-elsewhere"),
     ),
     Condition(
         "duplicate-public-ip",
@@ -215,6 +216,45 @@ _ALL = (
         "run the commands that it names, and write them where the host's firewall is configured",
     ),
     Condition(
+        "forwarding-off",
+        Severity.ERROR,
+        "this host does not forward: {detail}",
+        "run the command that it names, and write the setting into a file of /etc/sysctl.d (Docker sets it when it starts)",
+        after=3.0,
+    ),
+    Condition(
+        "reverse-path-filter",
+        Severity.ERROR,
+        "this host's reverse path filter drops what peers send: {detail}",
+        "mend the route to the peer (ip route get ADDRESS), or run the command that it names, which makes the filter loose",
+    ),
+    Condition(
+        "route-astray",
+        Severity.ERROR,
+        "a route or rule that is not ours takes packets for peers elsewhere: {detail}",
+        "run the command that it names; ip route get ADDRESS shows which way a packet goes",
+    ),
+    Condition(
+        "bridge-stale",
+        Severity.ERROR,
+        "a bridge has an address of the overlay that is not this host's: {detail}",
+        "flannelpy docker-opts writes what Docker has to be told; systemctl restart docker gives its bridge the subnet",
+    ),
+    Condition(
+        "bridge-elsewhere",
+        Severity.WARNING,
+        "Docker's containers are not in the overlay: {detail}",
+        "tell Docker its subnet as packaging/systemd/docker-flannelpy.conf does; nothing, where only others use the overlay",
+        after=5.0,
+    ),
+    Condition(
+        "bridge-mtu",
+        Severity.WARNING,
+        "containers here may send larger packets than the overlay carries: {detail}",
+        "run the command that it names, and restart what was started with the larger MTU",
+        after=3.0,
+    ),
+    Condition(
         "subnet-file",
         Severity.ERROR,
         "the subnet file cannot be written: {detail}; trying again",
@@ -238,6 +278,7 @@ _ALL = (
         Severity.ERROR,
         "no uplink to send from: {detail}; what is programmed stays as it is",
         "bring the interface and its address back (ip addr), or choose another with --iface",
+        hides=("route-astray", "reverse-path-filter"),
         unready=True,
     ),
     Condition(
@@ -245,6 +286,7 @@ _ALL = (
         Severity.ERROR,
         "the uplink {detail} is down: no packet reaches another host",
         "look at the cable or the switch, or: ip link set INTERFACE up",
+        hides=("route-astray", "reverse-path-filter"),
         unready=True,
     ),
     Condition(

@@ -24,7 +24,10 @@ class InterfaceAddress:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A network interface; ``mtu`` in bytes, ``mac`` empty where it has none, ``altnames`` other names for it (ip-link(8))."""
+    """A network interface; ``mtu`` in bytes, ``mac`` empty where it has none, ``altnames`` other names for it (ip-link(8)).
+
+    ``running``: up, and with a carrier; a bridge, with a port that has one.
+    """
 
     name: str
     index: int
@@ -33,6 +36,7 @@ class Interface:
     addresses: tuple[InterfaceAddress, ...] = ()
     mac: str = ""
     altnames: tuple[str, ...] = ()
+    running: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:

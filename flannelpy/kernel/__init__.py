@@ -13,6 +13,7 @@ from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import KernelError
 from flannelpy.core.forwarding import Hindrance
+from flannelpy.core.lookup import Found, Lookup
 from flannelpy.core.objects import HostState, Key, Object, Route, Scope
 from flannelpy.core.plan import Step
 from flannelpy.core.secret import Secret
@@ -42,7 +43,7 @@ class Notice:
     default_route: bool = False
     """A default route of the main table changed."""
     routed: frozenset[int] = frozenset()
-    """IP versions of which a route of the main table that is not ours changed."""
+    """IP versions of which a route of the main table that is not ours changed, or a policy rule."""
     addressed: bool = False
     """An address of an interface that is not ours came or went, one that other links know, too."""
 
@@ -72,6 +73,17 @@ class Kernel(Protocol):
 
     async def route_to(self, address: IPAddress) -> RouteAnswer | None:
         """How the kernel would reach an address (``ip route get``), or None where it would not."""
+        ...
+
+    async def look_up(self, lookups: Sequence[Lookup]) -> Sequence[Found]:
+        """Where these packets would go, an answer each: by which route of which table. Raises KernelError.
+
+        Cheap: no dump, and a send for many. The caller keeps it to some hundred at a time.
+        """
+        ...
+
+    async def settings(self, names: Iterable[str]) -> Mapping[str, str]:
+        """What these settings (sysctl(8), names with slashes) hold; one that is not there is left out."""
         ...
 
     async def route_at(self, dst: IPNetwork) -> Route | None:

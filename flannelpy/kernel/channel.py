@@ -119,6 +119,18 @@ class Channel:
                     raise error(failure(data, head))
                 return data, head
 
+    def get_all(self, requests: Sequence[bytes], first: int) -> list[bytes | int]:
+        """Requests numbered from ``first`` with one answer each: its payload, or the errno. Raises KernelError where none comes."""
+        answers: dict[int, bytes | int] = {}
+        self._send(b"".join(requests))
+        while len(answers) < len(requests):
+            data = self._receive()
+            for head in heads(data):
+                if first <= head.sequence < first + len(requests):
+                    refused = failure(data, head)[0] if head.kind == NLMSG_ERROR else 0
+                    answers[head.sequence] = refused or data[head.body : head.end]
+        return [answers[first + place] for place in range(len(requests))]
+
     def dump(self, request: bytes) -> Iterator[tuple[bytes, list[Head]]]:
         """The datagrams of a dump with their messages. Raises InterruptedError at the end of one that the table moved below."""
         sequence = NLMSG.unpack_from(request)[3]

@@ -29,10 +29,12 @@ from flannelpy.kernel.messages import (
     RTM_DELLINK,
     RTM_DELNEIGH,
     RTM_DELROUTE,
+    RTM_DELRULE,
     RTM_NEWADDR,
     RTM_NEWLINK,
     RTM_NEWNEIGH,
     RTM_NEWROUTE,
+    RTM_NEWRULE,
     TABLE_MAIN,
     VERSION,
     LinkInfo,
@@ -134,6 +136,8 @@ class Digest:
                 self._neighbour(data, body, end, kind == RTM_NEWNEIGH, draft)
         elif kind in (RTM_NEWROUTE, RTM_DELROUTE):
             self._route_message(data, body, end, kind == RTM_NEWROUTE, flags, draft)
+        elif kind in (RTM_NEWRULE, RTM_DELRULE) and data[body] in VERSION:  # which table is asked, and before which other
+            draft.routed.add(VERSION[data[body]])
         elif kind in (RTM_NEWADDR, RTM_DELADDR):
             self._address(data, body, end, kind == RTM_NEWADDR, draft)
         elif kind in (RTM_NEWLINK, RTM_DELLINK) and data[body] != AF_BRIDGE:  # AF_BRIDGE: a port came to or left a bridge

@@ -48,7 +48,7 @@ async def read_facts(query: FactsQuery) -> HostFacts:
         held.setdefault(info.device, []).append(_interface_address(info))
     interfaces = {
         link.device: Interface(
-            link.name, link.device, link.mtu, link.up, tuple(held.get(link.device, ())), link.mac or "", altnames
+            link.name, link.device, link.mtu, link.up, tuple(held.get(link.device, ())), link.mac or "", altnames, link.running
         )
         for link, altnames in found
     }

@@ -18,6 +18,7 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.core.errors import KernelError
 from flannelpy.core.forward_accept import ForwardAccept
 from flannelpy.core.forwarding import FORWARD, Hindrance
+from flannelpy.core.lookup import Found, Lookup
 from flannelpy.core.objects import (
     Address,
     FdbEntry,
@@ -42,6 +43,7 @@ from flannelpy.core.uplink import EVERYTHING, DefaultRoute, FactsQuery, HostFact
 from flannelpy.kernel import Result
 from flannelpy.kernel.channel import error
 from flannelpy.kernel.drivers import driver_of
+from flannelpy.kernel.fake_lookup import looked_up, net_of
 from flannelpy.kernel.fake_notices import FakeNotices, News
 from flannelpy.kernel.fake_scope import is_seen, known_elsewhere
 from flannelpy.kernel.fake_wireguard import fresh, public_key, put
@@ -68,6 +70,9 @@ class FakeKernel:
         """The host's own FORWARD chains, as far as they are in the way."""
         self.reintroduced: list[int] = []
         self.counters: dict[str, dict[str, int]] = {}
+        self.detours = dict[IPNetwork, Found]()
+        self.sysctls = dict.fromkeys(("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"), "1")
+        """Routes of other hands, and settings of the host, that the agent only looks at."""
         self.taken_ports: set[int] = set()
         """UDP ports that programs of the host are bound to."""
         self._faults: dict[Key | str, tuple[Exception, int]] = {}
@@ -96,7 +101,7 @@ class FakeKernel:
         self._called("route_to")
         for interface in self.interfaces.values():
             for own in interface.addresses:
-                if interface.up and address in _net(own):
+                if interface.up and address in net_of(own):
                     return RouteAnswer(interface.name, interface.index, own.address)
         covering = [route for dst, route in self._routes.items() if address in dst]
         best = max(covering, key=lambda route: route.dst.prefixlen, default=None)
@@ -109,6 +114,14 @@ class FakeKernel:
             if name is not None and default.version == address.version:
                 return RouteAnswer(name, default.index, self._source(name, address.version), None)
         return None
+
+    async def look_up(self, lookups: Sequence[Lookup]) -> list[Found]:
+        self._called("look_up")
+        return looked_up(lookups, self.detours, self._routes.values(), (await self.facts()).interfaces, self.sysctls)
+
+    async def settings(self, names: Iterable[str]) -> dict[str, str]:
+        self._called("settings")
+        return {name: self.sysctls[name] for name in names if name in self.sysctls}
 
     async def route_at(self, dst: IPNetwork) -> Route | None:
         self._called("route_at")
@@ -186,11 +199,7 @@ class FakeKernel:
         self._faults[key] = (error((code, "")), times)
 
     def fail_call(self, method: str, reason: Exception, times: int = 1) -> None:
-        """Let the next ``times`` calls of a method of the contract raise this.
-
-        Methods: observe, apply (as a whole), facts, route_to, route_at, hindrances,
-        rehearse, notices (the subscription), or next_notice (its iteration, also where somebody waits already).
-        """
+        """Let the next ``times`` calls of a method of the contract raise this; next_notice: also where somebody waits already."""
         self._faults[method] = (reason, times)
         if method == "next_notice":
             self._tell(News())
@@ -408,7 +417,7 @@ class FakeKernel:
 
     def _on_link(self, gateway: IPAddress, dev: str | None) -> bool:
         for interface in self.interfaces.values():
-            if dev in (None, interface.name) and any(gateway in _net(own) for own in interface.addresses):
+            if dev in (None, interface.name) and any(gateway in net_of(own) for own in interface.addresses):
                 return True
         return any(gateway in dst for dst, route in self._routes.items() if route.via is None and route.dev == dev)
 
@@ -463,7 +472,7 @@ class FakeKernel:
         if link is None:
             return
         index = self._indices.pop(name)
-        self._objects = {key: item for key, item in self._objects.items() if not _is_on(item, name)}
+        self._objects = {key: item for key, item in self._objects.items() if item.lives_on != name}
         self._routes = {dst: route for dst, route in self._routes.items() if route.dev != name}
         self._tell(News(gone=link, took_along=name, links={index: name}))
 
@@ -519,12 +528,3 @@ class FakeKernel:
     def _take_index(self) -> int:
         self._next_index += 1
         return self._next_index - 1
-
-
-def _is_on(item: Object, name: str) -> bool:
-    """True for what a device takes along when it goes."""
-    return item.lives_on == name
-
-
-def _net(own: InterfaceAddress) -> IPNetwork:
-    return IPNetwork(f"{own.address}/{own.prefixlen}")

@@ -20,6 +20,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWRULE, RTM_DELRULE = 32, 33
 
 REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
 REPLACE, EXCL, CREATE = 0x100, 0x200, 0x400  # of requests that make something
@@ -44,13 +45,14 @@ PERMANENT, PROBE = 0x80, 0x10  # NUD_PERMANENT, NUD_PROBE
 NTF_SELF, NTF_PROXY = 0x02, 0x08
 
 IFF_UP = 1
+OPERATES = b"\x06"  # IF_OPER_UP, RFC 2863's up; a bridge that never had a port is unknown
 IFNAMSIZ = 16
 SKIP_STATS = 8  # RTEXT_FILTER_SKIP_STATS: a link without its counters is a third as long
 
 NLMSG = Struct("=IHHII")  # length, type, flags, sequence, port
 IFINFO = Struct("=BxHiII")  # family, hardware type, index, flags, change
 _IFADDR = Struct("=BBBBI")  # family, prefix length, flags, scope, index
-_RTMSG = Struct("=BBBBBBBBI")  # family, dst length, src length, tos, table, protocol, scope, type, flags
+RTMSG = Struct("=BBBBBBBBI")  # family, dst length, src length, tos, table, protocol, scope, type, flags
 _NDMSG = Struct("=BxxxiHBB")  # family, index, state, flags, type
 _RTA = Struct("=HH")
 _RTAU32 = Struct("=HHI")
@@ -98,7 +100,7 @@ def route(kind: int, flags: int, sequence: int, item: Route, index: int) -> byte
     dst, via = item.dst, item.via
     version = dst.version
     scope = SCOPE_LINK if item.link_scope else SCOPE_UNIVERSE
-    body = _RTMSG.pack(
+    body = RTMSG.pack(
         FAMILY[version],
         dst.prefixlen,
         0,
@@ -179,13 +181,13 @@ def dump_routes(sequence: int, family: int) -> bytes:
         RTM_GETROUTE,
         REQUEST | DUMP,
         sequence,
-        _RTMSG.pack(family, 0, 0, 0, TABLE_MAIN, 0, 0, 0, 0) + _RTAU32.pack(8, 15, TABLE_MAIN),
+        RTMSG.pack(family, 0, 0, 0, TABLE_MAIN, 0, 0, 0, 0) + _RTAU32.pack(8, 15, TABLE_MAIN),
     )
 
 
 def get_route(sequence: int, address: IPAddress) -> bytes:
     """``ip route get ADDRESS``."""
-    body = _RTMSG.pack(FAMILY[address.version], WIDTH[address.version] * 8, 0, 0, 0, 0, 0, 0, 0)
+    body = RTMSG.pack(FAMILY[address.version], WIDTH[address.version] * 8, 0, 0, 0, 0, 0, 0, 0)
     return message(RTM_GETROUTE, REQUEST, sequence, body + attribute(1, packed(address)))
 
 
@@ -267,6 +269,8 @@ class LinkInfo(NamedTuple):
     mac: str | None
     kind: str
     data: dict[int, bytes]
+    running: bool = True
+    """Up, and with a carrier; a bridge, with a port that has one."""
 
     @property
     def up(self) -> bool:
@@ -296,6 +300,7 @@ def read_link(data: bytes, body: int, end: int) -> LinkInfo:
         mac.hex(":") if mac is not None and len(mac) == 6 else None,
         kind,
         attributes(own, 0, len(own)),
+        found.get(16) == OPERATES,
     )
 
 
@@ -350,7 +355,7 @@ class RouteInfo(NamedTuple):
 
 def read_route(data: bytes, body: int, end: int) -> RouteInfo | None:
     """A route, or None where it is not one of the main table."""
-    family, dst_len, src_len, tos, table, proto, scope, kind, flags = _RTMSG.unpack_from(data, body)
+    family, dst_len, src_len, tos, table, proto, scope, kind, flags = RTMSG.unpack_from(data, body)
     if table != TABLE_MAIN or flags & CLONED or family not in VERSION:
         return None
     found = attributes(data, body + 12, end)
@@ -391,7 +396,7 @@ def route_device(data: bytes, body: int, end: int) -> int:
 
 def read_answer(data: bytes, body: int, end: int) -> tuple[int, int, IPAddress | None, IPAddress | None]:
     """The answer to ``get_route``: route type, device index, preferred source, gateway."""
-    kind: int = _RTMSG.unpack_from(data, body)[7]
+    kind: int = RTMSG.unpack_from(data, body)[7]
     found = attributes(data, body + 12, end)
     source, via = found.get(7), found.get(5)
     if via is None and 18 in found:

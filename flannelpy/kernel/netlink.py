@@ -27,6 +27,7 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.core.errors import KernelError
 from flannelpy.core.forward_accept import ForwardAccept
 from flannelpy.core.forwarding import Hindrance
+from flannelpy.core.lookup import Found, Lookup
 from flannelpy.core.objects import (
     Address,
     FdbEntry,
@@ -57,6 +58,7 @@ from flannelpy.kernel.elements import AT_ONCE, Elements
 from flannelpy.kernel.facts import read_facts
 from flannelpy.kernel.forward import Forward
 from flannelpy.kernel.fou import FouPorts
+from flannelpy.kernel.lookup import look_up
 from flannelpy.kernel.messages import AF_BRIDGE, AF_INET, AF_INET6, CREATE, EXCL, REPLACE, REQUEST
 from flannelpy.kernel.modules import Modules
 from flannelpy.kernel.nft import Nft
@@ -120,6 +122,14 @@ class NetlinkKernel:
         ):
             return None
         return RouteAnswer(name_of(index), index, source, via)
+
+    async def look_up(self, lookups: Sequence[Lookup]) -> list[Found]:
+        """See ``Kernel.look_up``."""
+        return look_up(self._open(), lookups, name_of)
+
+    async def settings(self, names: Iterable[str]) -> dict[str, str]:
+        """See ``Kernel.settings``."""
+        return read_settings(names)
 
     async def route_at(self, dst: IPNetwork) -> Route | None:
         """The main table's route to exactly ``dst``, whoever's; a dump of its family (33 ms for 5,000 routes)."""
@@ -466,12 +476,15 @@ async def _observe_routes(sieve: Sieve, family: int) -> Dumped[Route]:
 
 
 def _observe_sysctls(scope: Scope) -> list[Sysctl]:
-    found = []
-    for name in scope.sysctls:
-        try:
-            found.append(Sysctl(name, (PROC_SYS / name).read_text().strip()))
-        except OSError:
-            continue  # of a device or a module that is not there
+    return [Sysctl(name, value) for name, value in read_settings(scope.sysctls).items()]
+
+
+def read_settings(names: Iterable[str]) -> dict[str, str]:
+    """What these settings hold; without those of a device or a module that is not there."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(OSError):
+            found[name] = (PROC_SYS / name).read_text().strip()
     return found
 
 

@@ -26,6 +26,7 @@ from flannelpy.kernel.messages import LinkInfo, dump_links, read_link
 from flannelpy.kernel.nft import NETLINK_NETFILTER, Nft
 
 LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE = 1, 3, 5, 7, 9, 11  # RTNLGRP_*
+IPV4_RULE, IPV6_RULE = 8, 19
 NFTABLES = 7  # NFNLGRP_NFTABLES
 
 NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -71,7 +72,7 @@ class Notices:
         """Listen, and learn which devices there are. Raises KernelError."""
         self._unsubscribe()
         try:
-            groups = (LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE)
+            groups = (LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, IPV4_RULE, IPV6_RULE)
             self._join(socket.NETLINK_ROUTE, groups)
             self._join(NETLINK_NETFILTER, (NFTABLES,))
         except OSError as error:

@@ -27,7 +27,7 @@ from flannelpy.host.files import read_given
 from flannelpy.kernel import modules, nft
 from flannelpy.registry import Endpoint
 from flannelpy.registry.etcd.endpoints import Address
-from flannelpy.registry.etcd.tls import _greet, read_credentials
+from flannelpy.registry.etcd.tls import greet, read_credentials
 from flannelpy.registry.etcd.token import read_password
 from flannelpy.settings import Settings, load
 
@@ -239,7 +239,7 @@ def test_nothing_but_a_file_is_read_and_nobody_waits(tmp_path: Path, kind: str) 
 @pytest.mark.parametrize("kind", [kind for kind in ODD if kind != "none"])
 async def test_no_odd_certificate_stops_the_loop(tmp_path: Path, kind: str) -> None:
     path = str(odd(tmp_path, kind))
-    seen = await _greet(Address("127.0.0.1", 1, tls=True), Endpoint((), certfile=path, keyfile=path))
+    seen = await greet(Address("127.0.0.1", 1, tls=True), Endpoint((), certfile=path, keyfile=path))
     assert not seen.spoken
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flannelpy.core.errors import FlannelpyError, KernelError
-from flannelpy.core.objects import Key, Route, Sysctl
+from flannelpy.core.objects import Fou, Key, Link, Object, Route, Sysctl, Vxlan, WireguardDevice
 from flannelpy.core.plan import Step, lives_on
+from flannelpy.host.ports import holder
 from flannelpy.kernel import Kernel
 
 PROTOCOLS = {
@@ -50,7 +52,18 @@ async def explain(kernel: Kernel, step: Step, error: KernelError) -> str:
         if other is not None:
             words = str(other).replace(f"proto {other.proto}", f"proto {PROTOCOLS.get(other.proto, other.proto)}")
             return f"{words} is there and is not ours (to make room: ip route del {words})"
+    if error.code == errno.EADDRINUSE and (port := _port(step.item)):
+        who = await asyncio.to_thread(holder, port)
+        return f"{error} ({f'{who} has it' if who else 'to see who has it'}: ss -lunp 'sport = :{port}')"
     return str(error)
+
+
+def _port(item: Object) -> int:
+    """The UDP port that an object of the kernel needs for itself; 0 where it needs none."""
+    match item:
+        case Link(detail=Vxlan(port=port)) | Fou(port=port) | WireguardDevice(listen_port=port):
+            return port
+    return 0
 
 
 def conditions(refusals: Iterable[Refusal], failed_links: Iterable[str]) -> Mapping[str, str]:

@@ -80,8 +80,8 @@ async def explain_tls(details: str, address: Address, endpoint: Endpoint) -> str
     # A connection that stood and is closed is none of this: the server has gone away, and a watch wants to be back at once.
     hung_up = "failed to connect" in details and any(text in details for text in _HUNG_UP)
     if not address.tls:
-        return _SPEAKS_TLS if hung_up and (await _greet(address, endpoint)).spoken else ""
-    if hung_up and (await _greet(address, endpoint)).refused:
+        return _SPEAKS_TLS if hung_up and (await greet(address, endpoint)).spoken else ""
+    if hung_up and (await greet(address, endpoint)).refused:
         return _explain_refusal(endpoint)
     if not any(text in details for text in _FAILED):
         return ""
@@ -101,7 +101,7 @@ def _explain_refusal(endpoint: Endpoint) -> str:
     """The server does not take what we showed. It seldom says why, but our file tells when it ends."""
     if not endpoint.certfile:
         return "TLS: the server asks for a client certificate; expected --etcd-certfile and --etcd-keyfile"
-    if fault := _fault(_file(endpoint.certfile)):
+    if fault := _fault(validity_of(endpoint.certfile)):
         return f"TLS: --etcd-certfile {endpoint.certfile!r} {fault}; expected a valid one"
     return f"TLS: the server refused --etcd-certfile {endpoint.certfile!r}; expected one signed by the CA it trusts"
 
@@ -111,9 +111,9 @@ async def _explain_distrust(address: Address, endpoint: Endpoint) -> str:
 
     OpenSSL says "not signed" of a certificate from the future, too, and "bad signature" where a new CA has the old one's name.
     """
-    if fault := _fault((await _greet(address, endpoint)).certificate):
+    if fault := _fault((await greet(address, endpoint)).certificate):
         return f"TLS: the server's certificate {fault}; expected a valid one"
-    if endpoint.cafile and (fault := _fault(_file(endpoint.cafile))):
+    if endpoint.cafile and (fault := _fault(validity_of(endpoint.cafile))):
         return f"TLS: --etcd-cafile {endpoint.cafile!r} {fault}; expected a valid one"
     by = f"--etcd-cafile {endpoint.cafile!r}" if endpoint.cafile else "the system's CAs (no --etcd-cafile is set)"
     return f"TLS: the server's certificate is not signed by {by}; expected that CA"
@@ -123,7 +123,13 @@ def _fault(certificate: Validity | None) -> str:
     return "" if certificate is None else certificate.fault(datetime.now(UTC))
 
 
-def _file(path: str) -> Validity | None:
+def certificate_files(endpoint: Endpoint) -> tuple[tuple[str, str], ...]:
+    """The files that certificates are in, with their flags; an empty name where there is none."""
+    return _files(endpoint)[:2]
+
+
+def validity_of(path: str) -> Validity | None:
+    """When the certificate in a file counts; None where none can be read there."""
     with contextlib.suppress(OSError):
         return of_pem(read_given(Path(path)))
     return None
@@ -138,6 +144,15 @@ def _load(context: ssl.SSLContext, endpoint: Endpoint) -> None:
         context.load_cert_chain(f"/proc/self/fd/{both.fileno()}")
 
 
+def unchecked(endpoint: Endpoint | None = None) -> ssl.SSLContext:
+    """A context that takes whatever the server shows, to look at it; it shows our certificate. Raises OSError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if endpoint is not None and endpoint.certfile:
+        _load(context, endpoint)
+    return context
+
+
 @dataclass(frozen=True, slots=True)
 class Greeting:
     """What a server says to a TLS hello: whether it speaks TLS at all, what it shows, whether it refuses what we show."""
@@ -147,18 +162,15 @@ class Greeting:
     certificate: Validity | None = None
 
 
-async def _greet(address: Address, endpoint: Endpoint) -> Greeting:
+async def greet(address: Address, endpoint: Endpoint) -> Greeting:
     """Say hello as we do by gRPC, but look at everything. Takes at most GREET_S.
 
     In TLS 1.3 a client's certificate is refused after the client's handshake is over (RFC 8446, 4.4.2.4), where gRPC loses it.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_alpn_protocols(["h2"])
     seen = Greeting()
     try:
-        if endpoint.certfile and address.tls:
-            _load(context, endpoint)
+        context = unchecked(endpoint if address.tls else None)
+        context.set_alpn_protocols(["h2"])
         async with asyncio.timeout(GREET_S):
             reader, writer = await asyncio.open_connection(address.host, address.port, ssl=context)
             shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)

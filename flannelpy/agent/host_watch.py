@@ -1,0 +1,260 @@
+"""Does this host itself stand between its containers and the others? Looked at now and then, and told for as long as it is so.
+
+Of settings, bridges and policy rules of others no plan of ours knows, and each of them can cut the overlay off while all that is
+ours is in its place. What is asked for is small, and never a dump of a table: some settings and links by name, and a few look-ups a
+peer, spread over time (1,000 peers take eight minutes), at once only where routes or rules have changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from netaddr import IPAddress, IPNetwork
+
+from flannelpy.agent.parts import Parts
+from flannelpy.agent.report import Reporter
+from flannelpy.agent.steering import Steering
+from flannelpy.agent.sync.fragments import HOST, Target
+from flannelpy.core.host_diagnosis import (
+    BRIDGES,
+    Overlay,
+    bridges_astray,
+    filtered,
+    mtus_too_large,
+    not_forwarding,
+    setting_names,
+    strict,
+)
+from flannelpy.core.host_facts import FactsQuery, Interface
+from flannelpy.core.lookup import FILTERED, NO_WAY, Found, Lookup, detour, expected, goes
+from flannelpy.core.model import Lease
+from flannelpy.core.objects import Link, Route, Vxlan
+from flannelpy.kernel import Kernel
+
+LOOK_S = 5.0
+"""Between two looks at the host."""
+
+PEERS_PER_S = 2.0
+"""How many peers are asked for in a second where nothing has changed: all of ten in LOOK_S, of 1,000 in eight minutes."""
+
+AT_ONCE = 32
+"""Peers that are asked for in a turn of the loop: some 2 ms."""
+
+CODES = ("forwarding-off", "reverse-path-filter", "route-astray", "bridge-stale", "bridge-elsewhere", "bridge-mtu")
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a look at the host has found, by which peers are asked for. ``bridge``: that of our containers; ``filters``: devices
+    whose reverse path filter is strict, each with the setting that makes it so; ``devices``: our own; ``bound``: IP versions of
+    peers that are sent to by the uplink only, whatever the routes say (vxlan's lower device).
+    """
+
+    target: Target
+    interfaces: Mapping[str, Interface]
+    bridge: Interface | None
+    forwarding: bool
+    filters: Mapping[str, str]
+    devices: frozenset[str]
+    bound: frozenset[int]
+
+    @property
+    def uplink(self) -> str:
+        return self.target.local.uplink.name
+
+
+Wrong = dict[tuple[str, str], str]
+"""What is wrong with the way to a peer: by condition and subject, in words."""
+
+
+class HostWatch:
+    """Looks, for ever; at every peer where ``facts.rerouted`` says that routes or rules have changed."""
+
+    def __init__(self, kernel: Kernel, reporter: Reporter, parts: Parts, steering: Steering) -> None:
+        self._kernel = kernel
+        self._reporter = reporter
+        self._parts = parts
+        self._steering = steering
+        self._wrong: dict[str, Wrong] = {}
+        self._asked: dict[str, Lease] = {}
+        self._turn = 0
+        self._basis: object = None
+
+    async def run(self) -> None:
+        """Look, for ever."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await self.look()
+
+    async def look(self) -> None:
+        """Look once, and set what is wrong. Raises KernelError."""
+        fragments = self._parts.reconciler.fragments
+        carriage = self._steering.carriage
+        if not fragments.has_target or carriage is None or not (carriage.devices or self._routes(HOST) or fragments.peer_count):
+            for code in CODES:  # nobody's packets are carried here
+                self._reporter.set(code, {})
+            return
+        ground = await self._survey(fragments.target, carriage.devices, carriage.mtu)
+        await self._ask(ground)
+
+    # ------------------------------------------------------------------------------------------------------ the host
+
+    async def _survey(self, target: Target, devices: frozenset[str], mtu: int) -> Ground:
+        local, families = target.local, sorted(target.local.config.families)
+        underlay = self._parts.surroundings.underlay
+        bridges = {*BRIDGES, *(one.interface for one in underlay.own if one.bridge)} - devices
+        overlay_devices = sorted(devices)
+        uplink = local.uplink.name
+        names = frozenset({*bridges, *devices, uplink})
+        found = await self._kernel.facts(FactsQuery(names, default_routes=False))
+        there = {interface.name: interface for interface in found.interfaces if interface.name in names}
+        settings = await self._kernel.settings(setting_names(families, [*overlay_devices, uplink]))
+        lease = local.lease
+        halves = () if lease is None else (lease.subnet, lease.subnet6)
+        overlay = Overlay(local.config.networks, tuple(net for net in halves if net is not None and net.prefixlen), mtu, devices)
+        standing = [there[name] for name in sorted(bridges) if name in there and name != uplink]
+        off = not_forwarding(settings, families, overlay_devices)
+        stale, elsewhere = bridges_astray(standing, overlay)
+        self._reporter.set("forwarding-off", off)
+        self._reporter.set("bridge-stale", stale)
+        self._reporter.set("bridge-elsewhere", elsewhere)
+        self._reporter.set("bridge-mtu", mtus_too_large(standing, overlay))
+        bridge = next((one for one in standing if one.up and overlay.serves(one)), None)
+        filters = {name: setting for name in (*overlay_devices, uplink) if (setting := strict(settings, name))}
+        details = [item.detail for item in target.backend.host(local) if isinstance(item, Link)]
+        bound = frozenset(detail.local.version for detail in details if isinstance(detail, Vxlan))
+        return Ground(target, there, bridge, not off, filters, devices, bound)
+
+    # ------------------------------------------------------------------------------------------------------ the peers
+
+    async def _ask(self, ground: Ground) -> None:
+        """Ask for the peers whose turn it is, and set what is wrong with the way to any."""
+        peers = self._parts.cluster.view.peers
+        self._wrong = {key: wrong for key, wrong in self._wrong.items() if key in peers}
+        self._asked = {key: lease for key, lease in self._asked.items() if key in peers}
+        moved = self._parts.facts.rerouted
+        if (basis := (ground.bridge, ground.forwarding, ground.filters)) != self._basis:
+            self._basis = basis
+            moved.set()
+        keys = self._whose_turn(peers)
+        before = {key for key in keys if self._wrong.get(key)}
+        host = self._routes(HOST)
+        for at in range(0, len(keys), AT_ONCE):
+            for key in keys[at : at + AT_ONCE]:
+                if (lease := peers.get(key)) is not None and self._parts.reconciler.standing.why_not(key) is None:
+                    self._wrong[key] = await self._way(ground, lease, [*self._routes(key), *host])
+                    self._asked[key] = lease
+                else:  # what the kernel has not taken is told elsewhere
+                    self._wrong.pop(key, None)
+            await asyncio.sleep(0)
+        if any(not self._wrong.get(key) for key in before):
+            moved.set()  # something was mended, of which nobody has told: for others, too, perhaps
+        for code in ("route-astray", "reverse-path-filter"):
+            self._reporter.set(code, _gathered(code, self._wrong.values()))
+
+    def _whose_turn(self, peers: Mapping[str, Lease]) -> list[str]:
+        """All where something has moved; else those that are new or wrong, and some of the others."""
+        keys = list(peers)
+        if self._parts.facts.rerouted.is_set():
+            self._parts.facts.rerouted.clear()
+            return keys
+        share = min(len(keys), max(1, int(PEERS_PER_S * LOOK_S)))
+        start = self._turn % max(1, len(keys))
+        self._turn = start + share
+        turn = [*keys, *keys][start : start + share]
+        new = [key for key in keys if self._asked.get(key) is not peers[key]]
+        wrong = [key for key in keys if self._wrong.get(key)]
+        return list(dict.fromkeys([*new[: 10 * AT_ONCE], *wrong[:share], *turn]))
+
+    async def _way(self, ground: Ground, lease: Lease, routes: list[Route]) -> Wrong:
+        """What is wrong with the way to a peer, and back."""
+        wrong: Wrong = {}
+        whose = f"{lease}"
+        addresses = [
+            address for net in (lease.subnet, lease.subnet6) if net is not None and net.prefixlen for address in _some(net)
+        ]
+        questions = [(route, address) for address in addresses if (route := expected(routes, address)) is not None]
+        found = await self._kernel.look_up([_lookup(address, ground) for _route, address in questions])
+        for (route, address), answer in zip(questions, found, strict=True):
+            astray = None if goes(route, answer) else await self._astray(route, address, answer)
+            if astray is not None:
+                subject, words = detour(route, astray, whose)
+                wrong["route-astray", subject] = words
+        wrong |= await self._outer(ground, lease)
+        wrong |= await self._back(ground, lease, [address for address in addresses if address.version == 4][:1])
+        return wrong
+
+    async def _astray(self, route: Route, address: IPAddress, answer: Found) -> Found | None:
+        """What the look-up says where the question itself may have been odd (a container's address that is none): ask plainly."""
+        (plain,) = await self._kernel.look_up([Lookup(address)])
+        if not goes(route, plain):
+            return plain
+        return answer if not answer.code or answer.code in NO_WAY else None
+
+    async def _outer(self, ground: Ground, lease: Lease) -> Wrong:
+        """The way to the peer itself: by some link, and never by a device of ours."""
+        outer = [address for address in (lease.public_ip, lease.attrs.public_ipv6) if address is not None and int(address)]
+        wrong: Wrong = {}
+        for address, answer in zip(outer, await self._kernel.look_up([Lookup(address) for address in outer]), strict=True):
+            if answer.code in NO_WAY:
+                text = f"{lease}: no way to {address}: ip route get {address}"
+                wrong["route-astray", f"to {address.version}"] = text
+            elif answer.dev in ground.devices or (address.version in ground.bound and answer.dev not in ("", ground.uplink)):
+                text = f"{lease}: packets to {address} go by {answer}, not by the uplink {ground.uplink}: ip route del {answer}"
+                wrong["route-astray", str(answer)] = text
+        return wrong
+
+    async def _back(self, ground: Ground, lease: Lease, inner: Iterable[IPAddress]) -> Wrong:
+        """Would a strict reverse path filter take what the peer sends? The kernel is asked as it asks itself for each packet."""
+        uplink = ground.target.local.uplink
+        if not ground.filters or uplink.address is None:
+            return {}
+        questions = [
+            (name, Lookup(uplink.address, source, ground.interfaces[name].index))
+            for name in ground.filters
+            if name in ground.interfaces
+            for source in ([lease.public_ip] if name == uplink.name else inner)
+            if int(source)
+        ]
+        answers = await self._kernel.look_up([lookup for _name, lookup in questions])
+        dropped = [asked for asked, answer in zip(questions, answers, strict=True) if answer.code in FILTERED]
+        back = await self._kernel.look_up([Lookup(lookup.source) for _name, lookup in dropped if lookup.source is not None])
+        return {
+            ("reverse-path-filter", name): filtered(name, ground.filters[name], f"{lookup.source} of {lease}")
+            for (name, lookup), way in zip(dropped, back, strict=True)
+            if way.code or way.dev not in ("", name)
+        }
+
+    def _routes(self, owner: str) -> list[Route]:
+        fragment = self._parts.reconciler.fragments.desired.fragment(owner)
+        return [item for item in fragment if isinstance(item, Route) and item.kind == "unicast"]
+
+
+def _some(net: IPNetwork) -> Iterator[IPAddress]:
+    """Two addresses of a peer's subnet, one in each half: what takes a half elsewhere is seen."""
+    yield IPAddress(net.first + 1, net.version)
+    if net.last - net.first > 3:
+        yield IPAddress(net.last - 1, net.version)
+
+
+def _lookup(address: IPAddress, ground: Ground) -> Lookup:
+    """As a container of ours sends it, so that rules about where packets come from are asked, too; plainly where there are none."""
+    lease = ground.target.local.lease
+    net = None if lease is None else lease.subnet if address.version == 4 else lease.subnet6
+    if ground.bridge is None or not ground.forwarding or net is None or net.last - net.first < 8:
+        return Lookup(address)
+    return Lookup(address, IPAddress(net.last - 2, net.version), ground.bridge.index)
+
+
+def _gathered(code: str, found: Iterable[Wrong]) -> dict[str, str]:
+    """One cause is one condition, however many peers it concerns: the first, and how many more."""
+    first: dict[str, str] = {}
+    more: dict[str, int] = {}
+    for wrong in found:
+        for (its, subject), words in wrong.items():
+            if its == code:
+                more[subject] = more.get(subject, -1) + 1
+                first.setdefault(subject, words)
+    return {subject: words + (f" (and {more[subject]} more peers)" if more[subject] else "") for subject, words in first.items()}

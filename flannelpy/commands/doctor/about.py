@@ -1,0 +1,122 @@
+"""What is known of a host before anything is checked? Its options, its agent, its network, its subnet file: each may be missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from netaddr import IPNetwork
+
+from flannelpy import plugins
+from flannelpy.commands.ask import ask
+from flannelpy.core.backend import Backend
+from flannelpy.core.config import NetworkConfig
+from flannelpy.core.errors import ConfigError, FlannelpyError, MalformedError
+from flannelpy.core.foreign import cut
+from flannelpy.core.objects import Route
+from flannelpy.explain.status import SOCKET, Status, from_json
+from flannelpy.host.files import read_file
+from flannelpy.host.subnet_env import LARGEST, Previous, parse
+from flannelpy.kernel import Kernel
+from flannelpy.kernel.routes import routes_inside
+from flannelpy.options import Given
+from flannelpy.settings import Settings, load
+
+if TYPE_CHECKING:
+    from flannelpy.registry import Registry
+
+ASK_S = 2.0
+UNKNOWN = "the network config is not known"
+
+
+@dataclass(slots=True)
+class About:
+    """``status``: what the agent says; None where ``silent`` says why not. ``config`` and ``backend``: of the running agent, else
+    as etcd has it; None where ``unknown`` says why. ``told``: what the subnet file says. ``preflight``: nothing has run here yet.
+    """
+
+    settings: Settings
+    kernel: Kernel
+    preflight: bool = False
+    status: Status | None = None
+    silent: str = ""
+    config: NetworkConfig | None = None
+    backend: Backend | None = None
+    unknown: str = ""
+    told: Previous = field(default_factory=Previous)
+    etcd_by: str = "the options"
+    routes_inside: Callable[[Iterable[IPNetwork]], Awaitable[list[Route]]] = routes_inside
+    root: Path = Path("/")
+    """Where the files of other programs are looked for."""
+
+    @property
+    def subnets(self) -> tuple[IPNetwork, ...]:
+        """What this host has leased: as the agent says, else as the subnet file does."""
+        lease = None if self.status is None else self.status.lease
+        if lease is not None:
+            return tuple(IPNetwork(each) for each in (lease.subnet, lease.subnet6) if each is not None)
+        return tuple(net for net in (self.told.subnet, self.told.subnet6) if net is not None)
+
+    @property
+    def mtu(self) -> int:
+        """The overlay's, in bytes; 0 where it is not known."""
+        backend = None if self.status is None else self.status.backend
+        return backend.mtu if backend is not None else self.told.mtu or 0
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """Our own."""
+        return frozenset() if self.config is None or self.backend is None else frozenset(self.backend.devices(self.config))
+
+    def take(self, text: str | None) -> None:
+        """The network config, as stored."""
+        try:
+            self.config, self.backend = plugins.parse(text, self.settings.host_options)
+            self.unknown = ""
+        except ConfigError as error:
+            self.unknown = f"the network config {error}"
+
+
+def gather(given: Given, environ: Mapping[str, str], kernel: Kernel, *, preflight: bool) -> About:
+    """What can be known without etcd. Raises UsageError."""
+    about = About(load(given, environ), kernel, preflight)
+    try:
+        about.status = from_json(ask(about.settings.run_dir / SOCKET, within_s=ASK_S))
+    except MalformedError as error:
+        about.silent = f"the agent is of another version: {error}"
+    except FlannelpyError as error:
+        about.silent = str(error)
+    about.told = _told(about.settings.subnet_file)
+    status = about.status
+    if status is None:
+        about.unknown = UNKNOWN
+        return about
+    if status.network is not None:
+        about.take(json.dumps(dict(status.network)))
+    else:
+        about.unknown = "the agent has no network config yet"
+    if not given.get("etcd-endpoints") and not any(environ.get(f"{lead}_ETCD_ENDPOINTS") for lead in ("FLANNELPY", "FLANNELD")):
+        endpoint = replace(about.settings.endpoint, urls=status.etcd.endpoints, prefix=status.etcd.prefix)
+        about.settings = replace(about.settings, endpoint=endpoint)
+        about.etcd_by = "the running agent"
+    return about
+
+
+async def learn(about: About, registry: Registry) -> None:
+    """The network config of etcd, where no agent has told it. Never raises."""
+    if about.config is not None:
+        return
+    try:
+        about.take((await registry.config()).text)
+    except FlannelpyError as error:
+        about.unknown = f"{UNKNOWN}: {cut(str(error), 120)}"
+
+
+def _told(path: Path) -> Previous:
+    try:
+        return parse(read_file(path, LARGEST).decode(errors="replace"))
+    except (OSError, FlannelpyError):
+        return Previous()

@@ -1,0 +1,82 @@
+"""Are our files where they should be, with the modes they should have, and does the subnet file say what the agent has?"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from flannelpy.commands.doctor.about import About
+from flannelpy.explain.doctor import FAILED, OK, SKIPPED, WARNING, Finding
+
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_OPEN = stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH
+
+
+def directories(about: About) -> Iterator[Finding]:
+    """State and run directory: there, ours alone to write, and writable."""
+    settings = about.settings
+    for flag, path in (("--state-dir", settings.state_dir), ("--run-dir", settings.run_dir)):
+        name = f"file: {flag}"
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            yield Finding(name, OK if about.status is None else WARNING, f"{path} is not there yet; the agent makes it")
+            continue
+        except OSError as error:
+            yield Finding(name, FAILED, f"{path}: {error.strerror}", f"expected a directory; choose another with {flag}")
+            continue
+        if not stat.S_ISDIR(mode):
+            yield Finding(name, FAILED, f"{path} is no directory", f"remove it, or choose another with {flag}")
+        elif mode & _WRITABLE_BY_OTHERS:
+            yield Finding(name, WARNING, f"{path} can be written by others (mode {stat.S_IMODE(mode):o})", f"chmod go-w {path}")
+        elif not os.access(path, os.W_OK):
+            yield Finding(name, FAILED, f"{path} cannot be written", f"mount it writable, or choose another with {flag}")
+        else:
+            yield Finding(name, OK, f"{path}, mode {stat.S_IMODE(mode):o}")
+
+
+def secrets(about: About) -> Iterator[Finding]:
+    """Files that others must not read."""
+    endpoint, settings = about.settings.endpoint, about.settings
+    given = {"--etcd-password-file": endpoint.password_file, "--etcd-keyfile": endpoint.keyfile}
+    given["--wireguard-key-file"] = str(settings.wireguard_key_file or "")
+    given["the agent's own key"] = str(settings.state_dir / "wireguard.key")
+    for flag, file in given.items():
+        if not file or (flag == "the agent's own key" and not Path(file).exists()):
+            continue
+        try:
+            mode = stat.S_IMODE(Path(file).stat().st_mode)
+        except OSError as error:
+            yield Finding(f"file: {flag}", FAILED, f"{file}: {error.strerror}", f"make it readable for the agent, or change {flag}")
+            continue
+        if mode & _OPEN:
+            yield Finding(f"file: {flag}", WARNING, f"{file} is open to others (mode {mode:o})", f"chmod 600 {file}")
+        else:
+            yield Finding(f"file: {flag}", OK, f"{file}, mode {mode:o}")
+
+
+def subnet_file(about: About) -> Iterator[Finding]:
+    """What Docker and CNI read, against what the agent has."""
+    path, told, name = about.settings.subnet_file, about.told, "file: --subnet-file"
+    lease = None if about.status is None else about.status.lease
+    if told.subnet is None and told.subnet6 is None:
+        if about.status is None or lease is None:
+            yield Finding(name, SKIPPED, f"{path} tells no subnet: no agent has got ready here yet")
+        else:
+            yield Finding(
+                name, FAILED, f"{path} tells no subnet, and the agent has one", "look at its mode; the agent writes it anew"
+            )
+        return
+    said = " and ".join(str(net) for net in (told.subnet, told.subnet6) if net is not None)
+    wanted = None if lease is None else {net for net in (lease.subnet, lease.subnet6) if net is not None}
+    if wanted is not None and wanted != {str(net) for net in (told.subnet, told.subnet6) if net is not None}:
+        remedy = "somebody else writes it (flanneld?); the agent puts it back within seconds"
+        yield Finding(name, FAILED, f"{path} says {said}, the agent has {' and '.join(sorted(wanted))}", remedy)
+    elif about.status is not None and told.mtu is not None and told.mtu != about.mtu:
+        yield Finding(name, WARNING, f"{path} says MTU {told.mtu}, the agent {about.mtu}", "the agent puts it back within seconds")
+    else:
+        yield Finding(name, OK, f"{path} says {said}, MTU {told.mtu}")
+    for skipped in told.skipped:
+        yield Finding(name, WARNING, f"{path}: {skipped}", "the agent writes it anew")

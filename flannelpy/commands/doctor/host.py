@@ -1,0 +1,178 @@
+"""Does the host itself stand in the way? Settings, firewall, routes, bridges, the overlay's port: as the agent watches them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from netaddr import IPAddress, IPNetwork
+
+from flannelpy.commands.doctor.about import About
+from flannelpy.core.backend import Backend, Guarded
+from flannelpy.core.errors import NoUplinkError
+from flannelpy.core.forwarding import forward_rules
+from flannelpy.core.host_diagnosis import (
+    BRIDGES,
+    Overlay,
+    bridges_astray,
+    dotted,
+    mtus_too_large,
+    not_forwarding,
+    setting_names,
+    strict,
+)
+from flannelpy.core.objects import ROUTE_PROTOCOL
+from flannelpy.core.uplink import RouteAnswer, Wish, choose
+from flannelpy.explain.doctor import FAILED, OK, SKIPPED, WARNING, Finding
+from flannelpy.host.ports import holder
+
+_KERNELS = 2
+"""RTPROT_KERNEL: what comes with an address."""
+
+
+async def forwarding(about: About) -> AsyncIterator[Finding]:
+    """ip_forward for each family; before the first start it may be Docker that will set it."""
+    families = [4] if about.config is None else sorted(about.config.families)
+    settings = await about.kernel.settings(setting_names(families, sorted(about.devices)))
+    wrong = not_forwarding(settings, families, sorted(about.devices))
+    for text in wrong.values():
+        said, _, command = text.rpartition(": ")
+        yield Finding(
+            "forwarding", WARNING if about.preflight else FAILED, said, f"{command}; and in /etc/sysctl.d (Docker sets it, too)"
+        )
+    if not wrong:
+        yield Finding("forwarding", OK, "on")
+
+
+async def reverse_path(about: About) -> AsyncIterator[Finding]:
+    """A strict filter drops nothing while the way back is the same; where it is not, the agent says so."""
+    uplink = None if about.status is None or about.status.uplink is None else about.status.uplink.interface
+    devices = sorted({*about.devices, *([uplink] if uplink else [])})
+    settings = await about.kernel.settings(setting_names([4], devices))
+    found = {device: setting for device in devices if (setting := strict(settings, device))}
+    if found:
+        said = ", ".join(f"{device} ({dotted(setting)} is 1)" for device, setting in found.items())
+        yield Finding("reverse path filter", OK, f"strict on {said}: harmless while packets go back as they came")
+    else:
+        yield Finding("reverse path filter", OK, "loose or off")
+
+
+async def firewall(about: About) -> AsyncIterator[Finding]:
+    """What drops forwarded packets. Where iptables' FORWARD does, the agent adds rules, unless it was told not to."""
+    if about.config is None:
+        yield Finding("firewall", SKIPPED, about.unknown)
+        return
+    hindrances = await about.kernel.hindrances()
+    rules, blocked = forward_rules(hindrances, about.config.networks, "flannelpy")
+    if blocked:
+        said, _, command = blocked.partition(": ")
+        yield Finding("firewall", FAILED, said, command)
+    dropping = [one for one in hindrances if one.tool is not None and one.why]
+    for one in dropping if not about.settings.forward_rules else ():
+        said = f"{one.chain} of {one.table} drops ({one.why}), and --iptables-forward-rules is false"
+        yield Finding("firewall", WARNING, said, "let Network through there by hand, or leave that option out")
+    if not blocked and (about.settings.forward_rules or not dropping):
+        more = f"; {len(rules)} rules of the agent let the overlay through" if len(rules) else ""
+        yield Finding("firewall", OK, f"nothing drops what the overlay forwards{more}")
+
+
+async def bridges(about: About) -> AsyncIterator[Finding]:
+    """Every interface: which has our subnet, and with which MTU."""
+    if not about.subnets or about.config is None:
+        yield Finding("bridge", SKIPPED, "this host has no subnet yet" if not about.subnets else about.unknown)
+        return
+    overlay = Overlay(about.config.networks, about.subnets, about.mtu, about.devices)
+    interfaces = [one for one in (await about.kernel.facts()).interfaces if one.name not in about.devices]
+    standing = [one for one in interfaces if one.name in BRIDGES or overlay.serves(one)]
+    stale, elsewhere = bridges_astray(standing, overlay)
+    large = mtus_too_large(standing, overlay)
+    for state, found in ((FAILED, stale), (WARNING, elsewhere), (WARNING, large)):
+        for text in found.values():
+            said, _, command = text.rpartition(": ")
+            yield Finding("bridge", state, said, command)
+    if not (stale or elsewhere or large):
+        serving = [f"{one.name} (MTU {one.mtu})" for one in standing if overlay.serves(one)]
+        yield Finding("bridge", OK, f"{', '.join(serving) or 'none yet'} in {' and '.join(map(str, about.subnets))}")
+
+
+async def routes(about: About) -> AsyncIterator[Finding]:
+    """Routes inside Network that are neither ours nor a bridge's of ours: a dump, which the agent never asks for."""
+    if about.config is None:
+        yield Finding("routes", SKIPPED, about.unknown)
+        return
+    networks = about.config.networks
+    odd = [
+        item
+        for item in await about.routes_inside(networks)
+        if item.proto not in (ROUTE_PROTOCOL, _KERNELS) and item.dev not in about.devices
+    ]
+    for item in odd:
+        yield Finding(
+            "routes", WARNING, f"{item} is inside the overlay and not ours", f"ip route del {item}, where nobody needs it"
+        )
+    facts = await about.kernel.facts()
+    own = [
+        f"{IPNetwork((int(held.address), held.prefixlen), version=held.address.version).cidr} on {one.name}"
+        for one in facts.interfaces
+        if one.name not in (*about.devices, *BRIDGES)
+        for held in one.addresses
+        if _inside(held.address, networks) and not _inside(held.address, about.subnets)
+    ]
+    for text in own:
+        yield Finding(
+            "routes", FAILED, f"Network covers {text}, a network of this host", "use another Network: flannelpy config put FILE"
+        )
+    if not odd and not own:
+        yield Finding("routes", OK, "none of others inside the overlay")
+
+
+async def uplink(about: About) -> AsyncIterator[Finding]:
+    """Which interface would be chosen, and why."""
+    settings = about.settings
+    wish = Wish(settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip, settings.public_ipv6)
+    if about.status is not None and about.status.uplink is not None:
+        yield Finding(
+            "uplink", OK, about.status.uplink.reasons[-1] if about.status.uplink.reasons else about.status.uplink.interface
+        )
+        return
+    answers: dict[IPAddress, RouteAnswer] = {}
+    if wish.can_reach is not None and (answer := await about.kernel.route_to(wish.can_reach)) is not None:
+        answers[wish.can_reach] = answer
+    families = (4,) if about.config is None else about.config.families
+    networks = () if about.config is None else about.config.networks
+    try:
+        choice = choose(await about.kernel.facts(), wish, families, answers, None, networks, about.devices)
+    except NoUplinkError as error:
+        yield Finding("uplink", FAILED, str(error), "choose one with --iface")
+        return
+    yield Finding("uplink", OK, choice.reasons[-1] if choice.reasons else choice.uplink.name)
+
+
+async def port(about: About) -> AsyncIterator[Finding]:
+    """Whether the overlay's UDP port is free; where an agent runs, it has it, or says who else."""
+    number = 0 if about.backend is None else _port(about.backend)
+    if about.status is not None or not number:
+        yield Finding(
+            "port", SKIPPED, "the running agent has it" if about.status is not None else "no UDP port is needed, or none known"
+        )
+        return
+    who = await asyncio.to_thread(holder, number)
+    ours = set(about.devices) & {one.name for one in (await about.kernel.facts()).interfaces}
+    if who and not ours:
+        yield Finding(
+            "port", FAILED, f"UDP port {number} is taken by {who}", f"ss -lunp 'sport = :{number}'; stop it, or set Backend.Port"
+        )
+    else:
+        yield Finding("port", OK, f"UDP port {number} is {'our device' + chr(39) + 's' if who else 'free'}")
+
+
+def _port(backend: Backend) -> int:
+    """The UDP port that a backend receives at; 0 where it has none."""
+    if isinstance(backend, Guarded) and backend.guarded is not None and backend.guarded.port.datagram:
+        return backend.guarded.port.number
+    port = getattr(backend, "port", 0)
+    return port if isinstance(port, int) else 0
+
+
+def _inside(address: IPAddress, networks: tuple[IPNetwork, ...]) -> bool:
+    return any(net.version == address.version and address in net for net in networks)

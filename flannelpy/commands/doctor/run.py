@@ -1,0 +1,135 @@
+"""What does ``flannelpy doctor`` do? Every check at once, each with a deadline and by itself; then a table, or JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import click
+
+from flannelpy import __version__
+from flannelpy.commands import terminal
+from flannelpy.commands.doctor import etcd, files, host, kernel, others
+from flannelpy.commands.doctor.about import About, gather, learn
+from flannelpy.commands.doctor.agent import agent
+from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.foreign import LINE, printable
+from flannelpy.explain.doctor import SKIPPED, Finding, exit_code, to_json
+from flannelpy.options import Given
+
+Check = Callable[[About], AsyncIterator[Finding] | Iterator[Finding]]
+"""One that is no coroutine may wait for a disk, and runs in a thread of its own."""
+
+DEADLINE_S = 8.0
+"""For each check; what it had found until then is told."""
+LEARN_S = 3.0
+
+CHECKS: dict[str, Check] = {
+    "agent": agent,
+    "forwarding": host.forwarding,
+    "firewall": host.firewall,
+    "reverse path filter": host.reverse_path,
+    "uplink": host.uplink,
+    "bridge": host.bridges,
+    "routes": host.routes,
+    "port": host.port,
+    "etcd": etcd.etcd,
+    "kernel": kernel.features,
+    "capabilities": kernel.capabilities,
+    "directories": files.directories,
+    "secrets": files.secrets,
+    "subnet file": files.subnet_file,
+    "docker": others.docker,
+    "cni": others.cni,
+    "other agents": others.agents,
+}
+
+
+def examine(given: Given, *, preflight: bool, as_json: bool) -> int:
+    """Print what is wrong with this host; the exit code by the worst. Raises UsageError."""
+    import uvloop
+
+    findings = uvloop.run(diagnose(given, preflight=preflight))
+    if as_json:
+        click.echo(to_json(findings, __version__))
+    else:
+        from flannelpy.commands.doctor.page import WIDE, page
+
+        terminal.show(*page(findings), wide=WIDE)
+    return exit_code(findings)
+
+
+async def diagnose(given: Given, *, preflight: bool) -> list[Finding]:
+    """What all checks find on this host. Raises UsageError."""
+    from flannelpy.kernel.netlink import NetlinkKernel
+    from flannelpy.registry.etcd.registry import EtcdRegistry
+
+    kernel = NetlinkKernel()
+    try:
+        about = gather(given, os.environ, kernel, preflight=preflight)
+        if about.config is None:
+            registry = EtcdRegistry(replace(about.settings.endpoint, timeout_s=LEARN_S))
+            try:
+                await learn(about, registry)
+            finally:
+                await registry.close()
+        return await findings_of(about, CHECKS)
+    finally:
+        await kernel.close()
+
+
+async def findings_of(about: About, checks: dict[str, Check], deadline_s: float = DEADLINE_S) -> list[Finding]:
+    """What the checks find, in their order; none of them can stop or delay another. Never raises but CancelledError."""
+    gathered: Sequence[list[Finding]] = await asyncio.gather(
+        *(_findings(name, check, about, deadline_s) for name, check in checks.items())
+    )
+    return [_printable(finding) for findings in gathered for finding in findings]
+
+
+async def _findings(name: str, check: Check, about: About, deadline_s: float) -> list[Finding]:
+    found: list[Finding] = []
+    try:
+        async with asyncio.timeout(deadline_s):
+            if inspect.isasyncgenfunction(check):
+                async for finding in check(about):
+                    found.append(finding)  # noqa: PERF401 - what was found before a failure stays
+            else:
+                await _in_thread(lambda: found.extend(check(about)))  # type: ignore[arg-type]
+    except TimeoutError:
+        found.append(Finding(name, SKIPPED, f"not done within {deadline_s:g} s"))
+    except FlannelpyError as error:
+        found.append(Finding(name, SKIPPED, f"cannot be looked at: {error}"))
+    except Exception as error:  # noqa: BLE001 - the edge of a check: whatever it is, the others go on
+        found.append(Finding(name, SKIPPED, f"the check itself failed: {type(error).__name__}: {error}", "please report it"))
+    return found
+
+
+async def _in_thread(work: Callable[[], None]) -> None:
+    """In a daemon: a disk that does not answer holds up nobody, not even the end of the process."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(failure: Exception | None) -> None:
+        if not done.done():
+            done.set_result(None) if failure is None else done.set_exception(failure)
+
+    def run() -> None:
+        failure = None
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - the edge of a thread
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, failure)
+
+    threading.Thread(target=run, name="check", daemon=True).start()
+    await done
+
+
+def _printable(finding: Finding) -> Finding:
+    return Finding(*(printable(text, LINE) for text in (finding.name, finding.state, finding.said, finding.remedy)))

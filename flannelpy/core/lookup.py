@@ -1,0 +1,88 @@
+"""Where does the kernel send a packet, and is that where it should go? Questions to its routing, answers, and their judgement.
+
+A route of ours may be in its place and not be used: a longer prefix wins over it, a policy rule asks another table first, a VRF has
+tables of its own. Only a look-up tells, which is what the kernel itself does for each packet (``ip route get``, ip-route(8)).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from netaddr import IPAddress, IPNetwork
+
+from flannelpy.core.objects import Route
+
+MAIN = 254
+"""The main table (RT_TABLE_MAIN)."""
+
+FILTERED = frozenset({errno.EXDEV, errno.EINVAL})
+"""How a look-up says that a packet is dropped for where it comes from; by the reverse path filter (RFC 3704), where the way back to
+its source is another. Linux from 6.13 on says EINVAL for all such reasons, before it said EXDEV for this one.
+"""
+
+NO_WAY = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES})
+"""How it says that there is no route, or one of type unreachable or prohibit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """A packet to ``dst``. ``arrives``: the index of the interface that it comes in by, from ``source``; 0: this host sends it."""
+
+    dst: IPAddress
+    source: IPAddress | None = None
+    arrives: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The route that decides: ``route`` is its destination, ``dev`` empty where it has several next hops. ``code``: the errno where
+    the kernel would not send, else 0.
+    """
+
+    dev: str = ""
+    via: IPAddress | None = None
+    route: IPNetwork | None = None
+    table: int = MAIN
+    code: int = 0
+
+    def __str__(self) -> str:
+        """As an operator would type it after ``ip route del``."""
+        words = ["default" if self.route is None or not self.route.prefixlen else str(self.route)]
+        words += [f"via {self.via}"] if self.via is not None else []
+        words += [f"dev {self.dev}"] if self.dev else []
+        return " ".join(words)
+
+
+def expected(routes: Iterable[Route], address: IPAddress) -> Route | None:
+    """Which of the routes that are desired is to take packets to ``address``: the longest that covers it."""
+    value, version = int(address), address.version
+    covering = [
+        route
+        for route in routes
+        if route.dst.version == version and route.kind == "unicast" and route.dst.first <= value <= route.dst.last
+    ]
+    return max(covering, key=lambda route: route.dst.prefixlen, default=None)
+
+
+def goes(wanted: Route, found: Found) -> bool:
+    """True where it goes by the route that is wanted, or one as good."""
+    if found.code:
+        return False
+    return not found.dev or (found.dev == wanted.dev and (wanted.via is None or found.via == wanted.via))
+
+
+def detour(wanted: Route, found: Found, whose: str) -> tuple[str, str]:
+    """What is in the way of packets to ``whose`` subnet, as a subject, and in words with the command that mends it."""
+    should = f"not by {'' if wanted.via is None else f'{wanted.via} '}dev {wanted.dev}"
+    if found.code:
+        why = {errno.EACCES: "a route of type prohibit", errno.EINVAL: "a route of type blackhole"}.get(
+            found.code, "no route, or one of type unreachable"
+        )
+        return f"error {found.code}", f"packets to {whose} go nowhere ({why}), {should}: ip rule show; ip route show table all"
+    if found.table != MAIN:
+        by = f"{found} of table {found.table}"
+        mend = f"a policy rule asks that table first: ip rule show; ip rule del ... lookup {found.table}"
+        return f"table {found.table} {found}", f"packets to {whose} go by {by}, {should}: {mend}"
+    return str(found), f"packets to {whose} go by {found}, {should}: ip route del {found}"

@@ -1,0 +1,464 @@
+"""What does the doctor find on a host? Each check both ways, on a kernel in memory and files of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from netaddr import IPNetwork
+
+from flannelpy.commands.doctor import agent, files, host, kernel, others
+from flannelpy.commands.doctor.about import About
+from flannelpy.commands.doctor.page import page
+from flannelpy.commands.doctor.run import CHECKS, Check, findings_of
+from flannelpy.core.errors import KernelError
+from flannelpy.core.forwarding import FORWARD, Hindrance
+from flannelpy.core.objects import Key, Route
+from flannelpy.core.uplink import Interface, InterfaceAddress
+from flannelpy.explain.doctor import FAILED, OK, SCHEMA, SKIPPED, WARNING, Finding, exit_code, sorted_findings, to_json
+from flannelpy.explain.status import BackendStatus, ConditionStatus, EtcdStatus, LeaseStatus, Status, SubnetFileStatus
+from flannelpy.host.subnet_env import parse
+from flannelpy.kernel.fake import FakeKernel
+from flannelpy.registry import Endpoint
+from flannelpy.settings import Settings
+
+VXLAN = {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}
+LEASE = LeaseStatus("10.5.7.0-24", "10.5.7.0/24", None, "192.0.2.1", None, "held", False)
+STATUS = Status(
+    version="1",
+    pid=1,
+    since="2026-01-01T00:00:00Z",
+    ready=True,
+    why_not=(),
+    etcd=EtcdStatus(True, "http://etcd:2379", ("http://etcd:2379",), "/coreos.com/network"),
+    backend=BackendStatus("vxlan", 1450),
+    lease=LEASE,
+    subnet_file=SubnetFileStatus("/run/flannel/subnet.env", True),
+    conditions=(),
+)
+ENV = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET={}\nFLANNEL_MTU={}\nFLANNEL_IPMASQ=false\n"
+
+
+def interface(name: str, index: int, *nets: str, mtu: int = 1450) -> Interface:
+    held = tuple(InterfaceAddress(IPNetwork(net).ip, IPNetwork(net).prefixlen) for net in nets)
+    return Interface(name, index, mtu, True, held)
+
+
+async def none(_networks: object) -> list[Route]:
+    return []
+
+
+@pytest.fixture
+def about(tmp_path: Path) -> About:
+    """A host that is well: its agent runs, docker0 is in its subnet."""
+    for name in ("state", "run"):
+        (tmp_path / name).mkdir(mode=0o700)
+    settings = Settings(
+        Endpoint(("http://etcd:2379",)),
+        subnet_file=tmp_path / "subnet.env",
+        state_dir=tmp_path / "state",
+        run_dir=tmp_path / "run",
+        iface=("eth1",),
+    )
+    made = FakeKernel([interface("eth1", 2, "192.0.2.1/24", mtu=1500), interface("docker0", 3, "10.5.7.1/24")])
+    told = parse(ENV.format("10.5.7.1/24", 1450))
+    found = About(settings, made, status=STATUS, told=told, root=tmp_path, routes_inside=none)
+    found.take(json.dumps(VXLAN))
+    return found
+
+
+def fake(about: About) -> FakeKernel:
+    assert isinstance(about.kernel, FakeKernel)
+    return about.kernel
+
+
+async def found(about: About, check: Check) -> list[Finding]:
+    return await findings_of(about, {"it": check})
+
+
+async def only(about: About, check: Check) -> Finding:
+    (finding,) = await found(about, check)
+    return finding
+
+
+LOCAL = {name: check for name, check in CHECKS.items() if name not in ("etcd", "kernel", "capabilities", "other agents")}
+
+
+async def test_a_host_that_is_well_is_told_nothing_to_do(about: About) -> None:
+    findings = await findings_of(about, LOCAL)
+    assert {finding.state for finding in findings} <= {OK, SKIPPED}, findings
+    assert not any(finding.remedy for finding in findings)
+    assert exit_code(findings) == 0
+
+
+# --------------------------------------------------------------------------------------------------------------- the runner
+
+
+async def raising(_about: About) -> AsyncIterator[Finding]:
+    yield Finding("first", OK, "seen")
+    raise ZeroDivisionError("division by zero\x1b[31m")
+
+
+async def never(_about: About) -> AsyncIterator[Finding]:
+    yield Finding("first", OK, "seen")
+    await asyncio.Event().wait()
+
+
+def refusing(_about: About) -> Iterator[Finding]:
+    yield Finding("first", OK, "seen")
+    raise KernelError("netlink: Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        (raising, r"the check itself failed: ZeroDivisionError: division by zero\x1b[31m"),
+        (never, "not done within 0.05 s"),
+        (refusing, "cannot be looked at: netlink: Permission denied"),
+    ],
+)
+async def test_a_check_that_fails_stops_no_other(about: About, check: Check, said: str) -> None:
+    findings = await findings_of(about, {"odd": check, "forwarding": host.forwarding}, 0.05)
+    odd = [finding for finding in findings if finding.name == "odd"]
+    assert [(finding.state, finding.said) for finding in odd if finding.state == SKIPPED] == [(SKIPPED, said)]
+    assert findings[-1] == Finding("forwarding", OK, "on")
+
+
+async def test_a_disk_that_does_not_answer_holds_up_nobody(about: About) -> None:
+    stuck = threading.Event()
+
+    def waiting(_about: About) -> Iterator[Finding]:
+        stuck.wait()
+        yield Finding("disk", OK, "there")
+
+    findings = await findings_of(about, {"disk": waiting, "forwarding": host.forwarding}, 0.05)
+    stuck.set()
+    assert [(finding.name, finding.state) for finding in findings] == [("disk", SKIPPED), ("forwarding", OK)]
+
+
+MIXED = [Finding("a", OK, "x"), Finding("b", WARNING, "x", "do b"), Finding("c", SKIPPED, "x"), Finding("d", FAILED, "x", "do d")]
+
+
+@pytest.mark.parametrize(("states", "code"), [("", 0), ("ac", 0), ("abc", 4), ("abcd", 3), ("d", 3)])
+def test_the_exit_code_is_by_the_worst(states: str, code: int) -> None:
+    findings = [finding for finding in MIXED if finding.name in states]
+    assert exit_code(findings) == code
+    document = json.loads(to_json(findings, "9.9"))
+    assert (document["schema"], document["version"], document["exitCode"]) == (SCHEMA, "9.9", code)
+    assert [check["name"] for check in document["checks"]] == list(states)
+
+
+def test_the_worst_comes_first_and_remedies_are_below() -> None:
+    assert [finding.name for finding in sorted_findings(MIXED)] == ["d", "b", "c", "a"]
+    from rich.console import Console
+
+    console = Console(width=80, highlight=False)
+    with console.capture() as captured:
+        console.print(*page(MIXED), sep="\n")
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    assert [line.split()[0] for line in lines[1:5]] == ["failed", "warning", "skipped", "ok"]
+    assert lines.index("what to do") < next(at for at, line in enumerate(lines) if line.endswith("do d"))
+    assert lines[-1] == "1 failed, 1 warning, 1 skipped, 1 ok"
+    assert max(map(len, lines)) <= 80
+
+
+# ------------------------------------------------------------------------------------------------------------------ the agent
+
+
+async def test_each_condition_is_a_finding_with_its_remedy(about: About) -> None:
+    conditions = [
+        ConditionStatus(f"code-{severity}", severity, "", f"text {severity}", "do it", "now", severity == "error")
+        for severity in ("error", "warning", "info")
+    ]
+    about.status = replace(STATUS, ready=False, why_not=("text error", "waiting for a lease"), conditions=tuple(conditions))
+    assert await found(about, agent.agent) == [
+        Finding("agent: code-error", FAILED, "text error", "do it"),
+        Finding("agent: code-warning", WARNING, "text warning", "do it"),
+        Finding("agent", WARNING, "not ready: waiting for a lease", "flannelpy status shows what it waits for"),
+    ]
+
+
+@pytest.mark.parametrize(("preflight", "state"), [(True, SKIPPED), (False, WARNING)])
+async def test_that_no_agent_runs_is_no_fault_before_the_first_start(about: About, preflight: bool, state: str) -> None:
+    about.status, about.silent, about.preflight = None, "there is no such socket", preflight
+    assert (await only(about, agent.agent)).state == state
+
+
+# ------------------------------------------------------------------------------------------------------------------- the host
+
+
+@pytest.mark.parametrize(("preflight", "state"), [(True, WARNING), (False, FAILED)])
+async def test_forwarding(about: About, preflight: bool, state: str) -> None:
+    about.preflight = preflight
+    fake(about).sysctls["net/ipv4/ip_forward"] = "0"
+    finding = await only(about, host.forwarding)
+    assert (finding.state, finding.remedy.split(";")[0]) == (state, "sysctl -w net.ipv4.ip_forward=1")
+
+
+@pytest.mark.parametrize(
+    ("hindrance", "rules", "state", "word"),
+    [
+        (None, True, OK, "nothing drops"),
+        (Hindrance(4, "ip filter", FORWARD, "policy drop", "nft"), True, OK, "2 rules of the agent"),
+        (Hindrance(4, "ip filter", FORWARD, "policy drop", "nft"), False, WARNING, "--iptables-forward-rules is false"),
+        (Hindrance(0, "inet hard", "forward", "policy drop"), True, FAILED, "chain forward of nft table inet hard"),
+        (Hindrance(6, "ip6 filter", FORWARD, "policy drop", "nft"), False, WARNING, "ip6 filter"),
+    ],
+)
+async def test_firewall(about: About, hindrance: Hindrance | None, rules: bool, state: str, word: str) -> None:
+    fake(about).firewall = () if hindrance is None else (hindrance,)
+    about.settings = replace(about.settings, forward_rules=rules)
+    finding = (await found(about, host.firewall))[0]
+    assert finding.state == state
+    assert word in finding.said
+    assert bool(finding.remedy) == (state != OK)
+
+
+@pytest.mark.parametrize(
+    ("docker0", "state"),
+    [
+        (interface("docker0", 3, "10.5.7.1/24"), OK),
+        (interface("docker0", 3, "10.5.8.1/24"), FAILED),
+        (interface("docker0", 3, "172.17.0.1/16"), WARNING),
+        (interface("docker0", 3, "10.5.7.1/24", mtu=1500), WARNING),
+        (interface("docker0", 3), OK),
+        (interface("br-own", 3, "10.5.7.1/24"), OK),
+        (interface("br-own", 3, "10.5.7.1/24", mtu=1500), WARNING),
+    ],
+)
+async def test_bridge(about: About, docker0: Interface, state: str) -> None:
+    fake(about).take_interface("docker0")
+    fake(about).set_interface(docker0)
+    assert (await only(about, host.bridges)).state == state
+
+
+@pytest.mark.parametrize(
+    ("route", "state"),
+    [
+        (Route(IPNetwork("10.5.9.0/25"), dev="eth1", proto=3), WARNING),
+        (Route(IPNetwork("10.5.9.0/24"), dev="flannel.1", proto=3), OK),
+        (Route(IPNetwork("10.5.9.0/24"), dev="eth1"), OK),
+        (Route(IPNetwork("10.5.7.0/24"), dev="docker0", proto=2), OK),
+    ],
+)
+async def test_routes_of_others_inside_the_overlay(about: About, route: Route, state: str) -> None:
+    async def inside(_networks: object) -> list[Route]:
+        return [route]
+
+    about.routes_inside = inside
+    finding = await only(about, host.routes)
+    assert finding.state == state
+    assert ("10.5.9.0/25 dev eth1" in finding.remedy) == (state == WARNING)
+
+
+@pytest.mark.parametrize(("net", "state"), [("198.51.100.1/24", OK), ("10.5.99.1/24", FAILED)])
+async def test_a_network_of_the_host_inside_the_overlay(about: About, net: str, state: str) -> None:
+    fake(about).set_interface(interface("eth2", 9, net))
+    assert (await found(about, host.routes))[0].state == state
+
+
+@pytest.mark.parametrize(("name", "state"), [("eth1", OK), ("eth7", FAILED)])
+async def test_uplink_before_an_agent_runs(about: About, name: str, state: str) -> None:
+    about.status, about.settings = None, replace(about.settings, iface=(name,))
+    assert (await only(about, host.uplink)).state == state
+
+
+@pytest.mark.parametrize(
+    ("config", "number"),
+    [
+        (VXLAN, 8472),
+        ({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "Port": 4789}}, 4789),
+        ({"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}, 8285),
+    ],
+)
+@pytest.mark.parametrize(("who", "state"), [("", OK), ("process 7 (other)", FAILED)])
+async def test_port(
+    about: About, config: dict[str, object], number: int, who: str, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(host, "holder", lambda port: asked.append(port) or who)
+    about.status = None
+    about.take(json.dumps(config))
+    finding = await only(about, host.port)
+    assert (finding.state, asked) == (state, [number])
+
+
+async def test_a_strict_filter_is_told_and_no_fault(about: About) -> None:
+    fake(about).sysctls["net/ipv4/conf/all/rp_filter"] = "1"
+    finding = await only(about, host.reverse_path)
+    assert (finding.state, "flannel.1 (net.ipv4.conf.all.rp_filter is 1)" in finding.said) == (OK, True)
+
+
+async def test_what_needs_the_network_is_skipped_where_it_is_not_known(about: About) -> None:
+    about.config, about.backend, about.unknown, about.status = None, None, "not known", None
+    findings = await findings_of(about, {"f": host.firewall, "r": host.routes, "p": host.port, "b": host.bridges})
+    assert {finding.state for finding in findings} == {SKIPPED}
+
+
+# ----------------------------------------------------------------------------------------------------------------- the kernel
+
+
+@pytest.mark.parametrize(
+    ("backend", "missing", "states"),
+    [
+        ("udp", "", {"kernel: fou": OK, "kernel: nftables": OK}),
+        ("udp", "fou", {"kernel: fou": OK, "kernel: nftables": OK}),
+        ("wireguard", "", {"kernel: wireguard": OK, "kernel: nftables": OK}),
+        ("wireguard", "wireguard", {"kernel: wireguard": FAILED, "kernel: nftables": OK}),
+        ("host-gw", "", {"kernel: nftables": OK}),
+    ],
+)
+async def test_what_the_backend_needs_of_the_kernel(
+    about: About, backend: str, missing: str, states: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "geteuid", lambda: 0)
+    fake(about).unknown = {missing}
+    about.take(json.dumps({"Network": "10.5.0.0/16", "Backend": {"Type": backend}}))
+    findings = [finding for finding in await found(about, kernel.features) if finding.name != "kernel: tun"]
+    assert {finding.name: finding.state for finding in findings} == states
+    assert all(bool(finding.remedy) == (finding.state != OK) for finding in findings)
+
+
+async def test_only_root_can_try_the_kernel(about: About, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "geteuid", lambda: 1000)
+    assert (await only(about, kernel.features)).state == SKIPPED
+
+
+# ------------------------------------------------------------------------------------------------------------------ the files
+
+
+@pytest.mark.parametrize(("mode", "state"), [(0o700, OK), (0o755, OK), (0o775, WARNING), (0o777, WARNING)])
+async def test_directories_are_ours_to_write(about: About, mode: int, state: str) -> None:
+    about.settings.state_dir.chmod(mode)
+    finding = (await found(about, files.directories))[0]
+    assert (finding.name, finding.state) == ("file: --state-dir", state)
+
+
+async def test_a_directory_that_is_a_file(about: About) -> None:
+    about.settings.state_dir.rmdir()
+    about.settings.state_dir.write_text("")
+    assert (await found(about, files.directories))[0].state == FAILED
+
+
+@pytest.mark.parametrize(("mode", "state"), [(0o600, OK), (0o640, OK), (0o644, WARNING), (0o660, WARNING)])
+async def test_secrets_are_not_open_to_others_and_never_told(about: About, tmp_path: Path, mode: int, state: str) -> None:
+    path = tmp_path / "password"
+    path.write_text("SEEDED-SECRET")
+    path.chmod(mode)
+    about.settings = replace(about.settings, endpoint=replace(about.settings.endpoint, username="u", password_file=str(path)))
+    finding = await only(about, files.secrets)
+    assert finding.state == state
+    assert "SEEDED-SECRET" not in f"{finding}"
+
+
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        (ENV.format("10.5.7.1/24", 1450), OK),
+        (ENV.format("10.5.8.1/24", 1450), FAILED),
+        (ENV.format("10.5.7.1/24", 1500), WARNING),
+        ("", FAILED),
+    ],
+)
+async def test_the_subnet_file_says_what_the_agent_has(about: About, text: str, state: str) -> None:
+    about.told = parse(text)
+    assert (await found(about, files.subnet_file))[0].state == state
+
+
+# ----------------------------------------------------------------------------------------------------------------- the others
+
+
+def write(path: Path, said: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(said if isinstance(said, str) else json.dumps(said))
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "state", "word"),
+    [
+        (None, "", OK, "not there"),
+        ({"log-driver": "json-file"}, 'DOCKER_OPT_BIP="--bip=10.5.7.1/24"', OK, "nothing against"),
+        ({"bip": "10.5.7.1/24"}, "", OK, "nothing against"),
+        ({"bip": "10.5.7.1/24"}, 'DOCKER_OPT_BIP="--bip=10.5.7.1/24"', FAILED, "both say bip"),
+        ({"bip": "172.20.0.1/16"}, "", FAILED, "bip 172.20.0.1/16 is not in 10.5.7.0/24"),
+        ({"mtu": 1500}, "", WARNING, "mtu 1500, the overlay carries 1450"),
+        ({"mtu": 1400}, "", OK, "nothing against"),
+        ({"bip": 7, "mtu": "x"}, "", OK, "nothing against"),
+        ("{", "", WARNING, "no JSON object"),
+        ("[1]", "", WARNING, "no JSON object"),
+    ],
+)
+async def test_docker(about: About, said: Any, options: str, state: str, word: str) -> None:
+    if said is not None:
+        write(about.root / others.DAEMON_JSON, said)
+    write(about.root / others.OPTIONS, options)
+    finding = (await found(about, others.docker))[0]
+    assert finding.state == state, finding
+    assert word in finding.said
+
+
+@pytest.mark.parametrize(
+    ("said", "state"),
+    [
+        (None, OK),
+        ({"type": "flannel", "subnetFile": "HERE"}, OK),
+        ({"type": "flannel"}, FAILED),
+        ({"plugins": [{"type": "flannel", "subnetFile": "/elsewhere"}]}, FAILED),
+        ({"plugins": [{"type": "bridge", "ipam": {"subnet": "10.5.7.0/24"}}]}, OK),
+        ({"plugins": [{"type": "bridge", "ipam": {"subnet": "10.5.8.0/24"}}]}, FAILED),
+        ({"plugins": [{"type": "bridge", "ipam": {"subnet": "172.20.0.0/16"}}]}, OK),
+        ({"plugins": [{"type": "bridge", "mtu": 1500}]}, WARNING),
+        ({"plugins": 7}, OK),
+        ("nonsense", OK),
+    ],
+)
+async def test_cni(about: About, said: Any, state: str) -> None:
+    if said is not None:
+        text = said if isinstance(said, str) else json.dumps(said)
+        write(about.root / others.CNI / "10-net.conflist", text.replace("HERE", str(about.settings.subnet_file)))
+    assert (await found(about, others.cni))[0].state == state
+
+
+def process(about: About, pid: int, name: str, *words: str, namespace: str = "net:[1]") -> None:
+    folder = about.root / "proc" / str(pid)
+    (folder / "ns").mkdir(parents=True, exist_ok=True)
+    (folder / "ns" / "net").symlink_to(namespace)
+    (folder / "comm").write_text(f"{name}\n")
+    (folder / "cmdline").write_text("\0".join(words))
+
+
+@pytest.mark.parametrize(
+    ("processes", "state", "word"),
+    [
+        ([], OK, "none"),
+        ([(7, "flanneld", ("/usr/bin/flanneld",), "net:[1]")], FAILED, "process 7"),
+        ([(7, "flanneld", ("/usr/bin/flanneld",), "net:[2]")], OK, "none"),
+        ([(8, "python3", ("python3", "/usr/bin/flannelpy", "--run-dir=/r"), "net:[1]")], OK, "process 8"),
+        ([(8, "python3", ("python3", "/usr/bin/flannelpy", "status"), "net:[1]")], OK, "none"),
+        ([(8, "vim", ("vim", "flannelpy.md"), "net:[1]")], OK, "none"),
+    ],
+)
+async def test_other_agents(about: About, processes: list[Any], state: str, word: str) -> None:
+    (about.root / "proc" / "self" / "ns").mkdir(parents=True)
+    (about.root / "proc" / "self" / "ns" / "net").symlink_to("net:[1]")
+    process(about, STATUS.pid, "python3", "python3", "/usr/bin/flannelpy", "--ip-masq")
+    for pid, name, words, namespace in processes:
+        process(about, pid, name, *words, namespace=namespace)
+    finding = await only(about, others.agents)
+    assert finding.state == state, finding
+    assert word in finding.said
+
+
+async def test_an_agent_with_another_run_dir_is_pointed_at(about: About) -> None:
+    about.status = None
+    (about.root / "proc" / "self" / "ns").mkdir(parents=True)
+    (about.root / "proc" / "self" / "ns" / "net").symlink_to("net:[1]")
+    process(about, 9, "python3", "python3", "/usr/bin/flannelpy")
+    assert (await only(about, others.agents)).state == WARNING
+    assert Key("link", "flannel.1") not in fake(about).planted()

@@ -1,0 +1,233 @@
+"""Does a running agent say what of its host cuts containers off, and that it is so no longer? In memory."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from netaddr import IPAddress, IPNetwork
+
+from flannelpy.agent import host_watch
+from flannelpy.agent.sync import kernel_errors
+from flannelpy.core import conditions
+from flannelpy.core.lookup import Found
+from flannelpy.core.uplink import Interface, InterfaceAddress
+from flannelpy.host import ports
+from flannelpy.registry.memory import MemoryStore
+
+from .agents import VXLAN, HostInMemory, until, vxlan_value
+
+PEER, PEERS = "10.5.9.0-24", 40
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostInMemory:
+    monkeypatch.setattr(host_watch, "LOOK_S", 0.01)
+    for code, condition in list(conditions.CONDITIONS.items()):
+        object.__setattr__(condition, "after", 0.0) if code in host_watch.CODES else None
+    made = HostInMemory(MemoryStore(), tmp_path)
+    made.put_config(VXLAN)
+    made.put_peer(PEER, vxlan_value("192.0.2.9", "02:00:00:00:00:09"))
+    return made
+
+
+@pytest.fixture(autouse=True)
+def restored() -> object:
+    before = {code: condition.after for code, condition in conditions.CONDITIONS.items()}
+    yield
+    for code, after in before.items():
+        object.__setattr__(conditions.CONDITIONS[code], "after", after)
+
+
+def docker0(net: str, mtu: int = 1450) -> Interface:
+    return Interface("docker0", 9, mtu, True, (InterfaceAddress(IPNetwork(net).ip, IPNetwork(net).prefixlen),))
+
+
+def own(host: HostInMemory) -> str:
+    """The address of this host's bridge, as Docker would take it."""
+    return f"{IPNetwork(host.lease.replace('-', '/'))[1]}/24"
+
+
+def told(host: HostInMemory, code: str) -> str:
+    """What the condition says, whatever its subject; empty where it does not hold."""
+    return "; ".join(text for key, text in host.conditions().items() if key.split()[0] == code)
+
+
+Act = Callable[[HostInMemory], None]
+
+
+def sysctl(name: str, value: str) -> Act:
+    return lambda host: host.kernel.sysctls.__setitem__(name, value)
+
+
+def detour(net: str, found: Found) -> tuple[Act, Act]:
+    """A route by other hands that a look-up tells of, and its end; the kernel tells of both."""
+
+    def there(host: HostInMemory) -> None:
+        host.kernel.detours[IPNetwork(net)] = found
+        host.kernel.overflow()
+
+    def gone(host: HostInMemory) -> None:
+        del host.kernel.detours[IPNetwork(net)]
+        host.kernel.overflow()
+
+    return there, gone
+
+
+def other(net: str, table: int = 254, dev: str = "eth1") -> Found:
+    return Found(dev, IPAddress("192.0.2.254"), IPNetwork(net), table)
+
+
+def strict_and_astray(host: HostInMemory) -> None:
+    host.kernel.sysctls["net/ipv4/conf/flannel.1/rp_filter"] = "1"
+    detour("10.5.9.0/25", other("10.5.9.0/25"))[0](host)
+
+
+def loose(host: HostInMemory) -> None:
+    host.kernel.sysctls["net/ipv4/conf/flannel.1/rp_filter"] = "2"
+    detour("10.5.9.0/25", other("10.5.9.0/25"))[1](host)
+
+
+FAULTS: dict[str, tuple[str, str, Act, Act]] = {
+    "ip_forward": (
+        "forwarding-off",
+        "sysctl -w net.ipv4.ip_forward=1",
+        sysctl("net/ipv4/ip_forward", "0"),
+        sysctl("net/ipv4/ip_forward", "1"),
+    ),
+    "forwarding of the device": (
+        "forwarding-off",
+        "sysctl -w net.ipv4.conf.flannel/1.forwarding=1",
+        sysctl("net/ipv4/conf/flannel.1/forwarding", "0"),
+        sysctl("net/ipv4/conf/flannel.1/forwarding", "1"),
+    ),
+    "longer route, first half": ("route-astray", "ip route del 10.5.9.0/25", *detour("10.5.9.0/25", other("10.5.9.0/25"))),
+    "longer route, second half": ("route-astray", "ip route del 10.5.9.128/25", *detour("10.5.9.128/25", other("10.5.9.128/25"))),
+    "policy rule": ("route-astray", "lookup 100", *detour("10.5.0.0/17", other("10.5.0.0/16", 100))),
+    "unreachable": ("route-astray", "go nowhere", *detour("10.5.9.0/26", Found(code=errno.EHOSTUNREACH))),
+    "PublicIP by another link": (
+        "route-astray",
+        "not by the uplink eth1",
+        *detour("192.0.2.9/32", other("192.0.2.9/32", dev="eth0")),
+    ),
+    "PublicIP by the overlay": ("route-astray", "dev flannel.1", *detour("192.0.2.9/32", other("192.0.2.9/32", dev="flannel.1"))),
+    "no way to PublicIP": ("route-astray", "no way to 192.0.2.9", *detour("192.0.2.9/32", Found(code=errno.ENETUNREACH))),
+    "rp_filter": ("reverse-path-filter", "sysctl -w net.ipv4.conf.flannel/1.rp_filter=2", strict_and_astray, loose),
+    "docker0 of another host": (
+        "bridge-stale",
+        "docker0 has 10.5.8.1/24",
+        lambda host: host.kernel.set_interface(docker0("10.5.8.1/24")),
+        lambda host: host.kernel.set_interface(docker0(own(host))),
+    ),
+    "docker0 outside": (
+        "bridge-elsewhere",
+        "docker0 has 172.17.0.1/16",
+        lambda host: host.kernel.set_interface(docker0("172.17.0.1/16")),
+        lambda host: host.kernel.set_interface(docker0(own(host))),
+    ),
+    "docker0's MTU": (
+        "bridge-mtu",
+        "ip link set docker0 mtu 1450",
+        lambda host: host.kernel.set_interface(docker0(own(host), 1500)),
+        lambda host: host.kernel.set_interface(docker0(own(host))),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+async def test_a_fault_of_the_host_is_told_while_it_holds(host: HostInMemory, name: str) -> None:
+    code, words, inject, mend = FAULTS[name]
+    async with host.run():
+        await until(lambda: host.kernel.calls["settings"] > 1 and host.conditions() == {})
+        for _ in range(2):
+            inject(host)
+            await until(lambda: told(host, code))
+            assert words in told(host, code)
+            mend(host)
+            await until(lambda: not told(host, code))
+        await until(lambda: host.conditions() == {} and host.ready)
+
+
+async def test_one_cause_is_one_condition_however_many_peers_it_concerns(host: HostInMemory) -> None:
+    for number in range(10, 10 + PEERS):
+        host.put_peer(f"10.5.{number}.0-24", vxlan_value(f"192.0.2.{number}", f"02:00:00:00:01:{number:02x}"))
+    inject, mend = detour("10.5.0.0/17", other("10.5.0.0/16", 100))
+    async with host.run():
+        inject(host)
+        await until(lambda: f"(and {PEERS} more peers)" in told(host, "route-astray"))
+        mend(host)
+        await until(lambda: host.conditions() == {})
+
+
+async def test_a_strict_filter_alone_drops_nothing_and_is_not_told(host: HostInMemory) -> None:
+    host.kernel.sysctls["net/ipv4/conf/flannel.1/rp_filter"] = "1"
+    host.kernel.sysctls["net/ipv4/conf/eth1/rp_filter"] = "1"
+    async with host.run():
+        before = host.kernel.calls["look_up"]
+        await until(lambda: host.kernel.calls["look_up"] > before + 10)
+        assert host.conditions() == {}
+
+
+async def test_where_nothing_moves_only_some_peers_are_asked_for_in_a_look(
+    host: HostInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_watch, "PEERS_PER_S", 100.0)  # one a look of 0.01 s
+    for number in range(10, 10 + PEERS):
+        host.put_peer(f"10.5.{number}.0-24", vxlan_value(f"192.0.2.{number}", f"02:00:00:00:01:{number:02x}"))
+    async with host.run():
+        await until(lambda: host.kernel.calls["look_up"] > 4 * PEERS)
+        looks, asked = host.kernel.calls["settings"], host.kernel.calls["look_up"]
+        await until(lambda: host.kernel.calls["settings"] >= looks + 20)
+        turns = host.kernel.calls["settings"] - looks + 1
+        assert host.kernel.calls["look_up"] - asked <= 3 * turns
+
+
+@pytest.mark.parametrize(
+    ("who", "said"), [("cat", "process 7 (cat at 8472) has it: ss -lunp"), ("", "(to see who has it: ss -lunp")]
+)
+async def test_a_port_that_is_taken_is_told_with_who_has_it(
+    host: HostInMemory, who: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_errors, "holder", lambda port: who and f"process 7 ({who} at {port})")
+    host.kernel.taken_ports.add(8472)
+    async with host.run(ready=False):
+        await until(lambda: told(host, "kernel-refused"))
+        assert said in told(host, "kernel-refused")
+        host.kernel.taken_ports.clear()
+        await until(lambda: host.ready and not told(host, "kernel-refused"))
+
+
+@pytest.mark.parametrize("method", ["settings", "look_up"])
+async def test_a_kernel_that_cannot_be_asked_is_asked_again(host: HostInMemory, method: str) -> None:
+    from flannelpy.core.errors import KernelError
+
+    async with host.run():
+        host.kernel.fail_call(method, KernelError("no memory", errno.ENOMEM), 2)
+        before = host.kernel.calls[method]
+        host.kernel.sysctls["net/ipv4/ip_forward"] = "0"
+        await until(lambda: host.kernel.calls[method] > before + 2 and told(host, "forwarding-off"))
+
+
+@pytest.mark.parametrize(("wanted", "process"), [(8472, "cat"), (8285, "pump"), (53, "")])
+def test_who_has_a_port_is_found_by_its_socket(tmp_path: Path, wanted: int, process: str) -> None:
+    table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n"
+    line = " 1: 00000000:{port:04X} 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 {inode} 2 0 0\n"
+    net = tmp_path / "self" / "net"
+    net.mkdir(parents=True)
+    (net / "udp").write_text(table + line.format(port=8472, inode=11) + line.format(port=8285, inode=12))
+    (net / "udp6").write_text(table)
+    for pid, name, inode in ((5, "other", 10), (6, "cat", 11), (7, "pump", 12)):
+        (tmp_path / str(pid) / "fd").mkdir(parents=True)
+        (tmp_path / str(pid) / "comm").write_text(f"{name}\n")
+        (tmp_path / str(pid) / "fd" / "3").symlink_to(f"socket:[{inode}]")
+    held = ports.holder(wanted, tmp_path)
+    assert held.endswith(f"({process})") if process else held == ""
+
+
+def test_a_socket_without_a_process_is_the_kernels(tmp_path: Path) -> None:
+    net = tmp_path / "self" / "net"
+    net.mkdir(parents=True)
+    (net / "udp").write_text("head\n 1: 00000000:2118 00000000:0000 07 0:0 0:0 0 0 0 77 2 0 0\n")
+    assert ports.holder(8472, tmp_path) == "the kernel (a device: ip -d link show)"

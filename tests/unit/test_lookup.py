@@ -1,0 +1,80 @@
+"""Does a packet to a peer go where it should? Judged by what the kernel's look-up says."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from netaddr import IPAddress, IPNetwork
+
+from flannelpy.core.lookup import Found, detour, expected, goes
+from flannelpy.core.objects import Route
+
+WHOSE = "10.5.9.0/24 at 192.0.2.9"
+OURS = Route(IPNetwork("10.5.9.0/24"), via=IPAddress("10.5.9.0"), dev="flannel.1", onlink=True)
+WIDE = Route(IPNetwork("10.5.0.0/16"), dev="flannel0")
+V6 = Route(IPNetwork("fd00:9::/64"), via=IPAddress("fd00:9::"), dev="flannel-v6.1", onlink=True)
+
+
+def found(dev: str, via: str | None = None, route: str = "10.5.9.0/24", **more: int) -> Found:
+    return Found(dev, None if via is None else IPAddress(via), IPNetwork(route), **more)
+
+
+@pytest.mark.parametrize(
+    ("address", "route"),
+    [("10.5.9.1", OURS), ("10.5.9.254", OURS), ("10.5.8.1", WIDE), ("10.6.0.1", None), ("fd00:9::1", V6), ("fd00:8::1", None)],
+)
+def test_the_longest_route_that_covers_an_address_is_to_take_it(address: str, route: Route | None) -> None:
+    assert expected([WIDE, OURS, V6], IPAddress(address)) == route
+
+
+def test_an_unreachable_lid_takes_nothing_anywhere() -> None:
+    assert expected([Route(IPNetwork("10.5.0.0/16"), kind="blackhole")], IPAddress("10.5.9.1")) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        (found("flannel.1", "10.5.9.0"), True),
+        (found("flannel.1", "10.5.9.0", table=100), True),  # by another table, and the same way
+        (found(""), True),  # several next hops: the kernel chooses packet by packet
+        (found("flannel.1", "10.5.8.0"), False),
+        (found("flannel.1"), False),
+        (found("eth0", "192.0.2.254"), False),
+        (Found(code=errno.EHOSTUNREACH), False),
+    ],
+)
+def test_a_look_up_is_right_where_it_names_device_and_gateway(answer: Found, right: bool) -> None:
+    assert goes(OURS, answer) == right
+
+
+def test_a_route_without_a_gateway_is_right_by_its_device() -> None:
+    assert goes(WIDE, found("flannel0", route="10.5.0.0/16"))
+    assert not goes(WIDE, found("eth0", "192.0.2.254", "0.0.0.0/0"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "subject", "words"),
+    [
+        (
+            found("eth0", "192.0.2.254", "10.5.9.0/25"),
+            "10.5.9.0/25 via 192.0.2.254 dev eth0",
+            "packets to 10.5.9.0/24 at 192.0.2.9 go by 10.5.9.0/25 via 192.0.2.254 dev eth0, not by 10.5.9.0 dev flannel.1: "
+            "ip route del 10.5.9.0/25 via 192.0.2.254 dev eth0",
+        ),
+        (
+            found("eth0", None, "0.0.0.0/0", table=100),
+            "table 100 default dev eth0",
+            "packets to 10.5.9.0/24 at 192.0.2.9 go by default dev eth0 of table 100, not by 10.5.9.0 dev flannel.1: "
+            "a policy rule asks that table first: ip rule show; ip rule del ... lookup 100",
+        ),
+        (
+            Found(code=errno.EACCES),
+            f"error {errno.EACCES}",
+            "packets to 10.5.9.0/24 at 192.0.2.9 go nowhere (a route of type prohibit), not by 10.5.9.0 dev flannel.1: "
+            "ip rule show; ip route show table all",
+        ),
+    ],
+)
+def test_a_detour_is_told_with_the_command_that_mends_it(answer: Found, subject: str, words: str) -> None:
+    assert detour(OURS, answer, WHOSE) == (subject, words)
