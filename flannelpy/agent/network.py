@@ -24,6 +24,8 @@ from flannelpy.agent.kept import recall
 from flannelpy.agent.parts import Parts
 from flannelpy.agent.phase import Phase
 from flannelpy.agent.preparation import Preparation
+from flannelpy.agent.probe_targets import aiming, reaches
+from flannelpy.agent.probes import Probes
 from flannelpy.agent.publish import Publisher
 from flannelpy.agent.steering import Steering
 from flannelpy.agent.surroundings import Surroundings
@@ -71,6 +73,8 @@ class Network:
         running = (self.cluster, self.reconciler, self.datapath, self.publisher, forwarding, preparation)
         self._parts = Parts(self.facts, surroundings, *running)
         self.steering = Steering(context, kept, self._parts)
+        probed = self.cluster.cursor(lambda: None)
+        self.probes = Probes(context, probed, aiming(context.settings, self.steering, self._parts), partial(reaches, self._parts))
         self._notices: Notices | None = None
         self._scope = Scope()
 
@@ -109,6 +113,7 @@ class Network:
         yield "publish", self._publish
         yield "files", self.publisher.run
         yield "liveness", self._watch_liveness
+        yield "probes", self.probes.run
         yield "events", self._follow_peers
 
     async def release(self) -> None:

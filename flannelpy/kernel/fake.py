@@ -42,6 +42,7 @@ from flannelpy.core.uplink import EVERYTHING, DefaultRoute, FactsQuery, HostFact
 from flannelpy.kernel import Result
 from flannelpy.kernel.channel import error
 from flannelpy.kernel.drivers import driver_of
+from flannelpy.kernel.fake_echo import Air, FakeEcho
 from flannelpy.kernel.fake_notices import FakeNotices, News
 from flannelpy.kernel.fake_scope import is_seen, known_elsewhere
 from flannelpy.kernel.fake_wireguard import fresh, public_key, put
@@ -66,6 +67,7 @@ class FakeKernel:
         """Kinds that this kernel was built without: ``fou``, ``ipip``."""
         self.firewall: tuple[Hindrance, ...] = ()
         self.reintroduced: list[int] = []
+        self.air = Air()
         self.counters: dict[str, dict[str, int]] = {}
         """The host's own FORWARD chains, as far as they are in the way."""
         self.taken_ports: set[int] = set()
@@ -165,6 +167,10 @@ class FakeKernel:
         if "wireguard" in self.unknown:
             raise KernelError("this kernel has no wireguard devices: load the module wireguard", errno.EOPNOTSUPP)
         return public_key(private.reveal())
+
+    def echo(self, version: int) -> FakeEcho:
+        self._called("echo")
+        return self.air.open(version)
 
     def notices(self, scope: Scope) -> FakeNotices:
         self._called("notices")
@@ -461,7 +467,7 @@ class FakeKernel:
         if link is None:
             return
         index = self._indices.pop(name)
-        self._objects = {key: item for key, item in self._objects.items() if not _is_on(item, name)}
+        self._objects = {key: item for key, item in self._objects.items() if item.lives_on != name}
         self._routes = {dst: route for dst, route in self._routes.items() if route.dev != name}
         self._tell(News(gone=link, took_along=name, links={index: name}))
 
@@ -517,11 +523,6 @@ class FakeKernel:
     def _take_index(self) -> int:
         self._next_index += 1
         return self._next_index - 1
-
-
-def _is_on(item: Object, name: str) -> bool:
-    """True for what a device takes along when it goes."""
-    return item.lives_on == name
 
 
 def _net(own: InterfaceAddress) -> IPNetwork:
