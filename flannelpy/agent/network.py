@@ -70,13 +70,19 @@ class Network:
         forwarding = Forwarding(context.kernel, context.reporter, self._change_firewall)
         surroundings = Surroundings(context, self.facts, wake=lambda: self.steering.changed.set())
         preparation = Preparation(context.reporter, wake=lambda: self.steering.changed.set())
-        running = (self.cluster, self.reconciler, self.datapath, self.publisher, forwarding, preparation)
+        aim = aiming(context.settings, lambda: self.steering, self.facts, lambda: self.publisher.ready)
+        probed = self.cluster.cursor(lambda: None)
+        probes = Probes(context, probed, aim, partial(reaches, self.reconciler, self.datapath))
+        running = (self.cluster, self.reconciler, self.datapath, self.publisher, forwarding, preparation, probes)
         self._parts = Parts(self.facts, surroundings, *running)
         self.steering = Steering(context, kept, self._parts)
-        probed = self.cluster.cursor(lambda: None)
-        self.probes = Probes(context, probed, aiming(context.settings, self.steering, self._parts), partial(reaches, self._parts))
         self._notices: Notices | None = None
         self._scope = Scope()
+
+    @property
+    def probes(self) -> Probes:
+        """Who asks the peers whether they are there."""
+        return self._parts.probes
 
     @property
     def ready(self) -> bool:

@@ -11,29 +11,33 @@ from collections.abc import Callable, Iterator
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.agent.carriage import Carriage
-from flannelpy.agent.parts import Parts
+from flannelpy.agent.datapath import DatapathSupervisor
+from flannelpy.agent.facts import Facts
 from flannelpy.agent.probes import Aim
 from flannelpy.agent.steering import Steering
+from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.core.model import NO_ADDRESS, Lease
 from flannelpy.core.objects import Address, Fou, HostState, Ipip, Link, Vxlan, WireguardDevice
 from flannelpy.core.reachability import Target
 from flannelpy.settings import Settings
 
 
-def aiming(settings: Settings, steering: Steering, parts: Parts) -> Callable[[], Aim | str]:
+def aiming(
+    settings: Settings, steering: Callable[[], Steering], facts: Facts, ready: Callable[[], bool]
+) -> Callable[[], Aim | str]:
     """What says where each peer is asked, as things are now, or why nobody is."""
     known: tuple[Carriage, Lease, Aim] | None = None
 
     def aim() -> Aim | str:
         nonlocal known
-        carriage, own = steering.carriage, steering.lease
+        carriage, own = steering().carriage, steering().lease
         if not settings.probe:
             return "switched off on this host (--probe=false)"
-        if carriage is None or own is None or not parts.publisher.ready:
+        if carriage is None or own is None or not ready():
             return "the agent is starting"
         if not carriage.config.probe:
             return "switched off in the network config (Probe)"
-        if parts.facts.down or parts.facts.missing:
+        if facts.down or facts.missing:
             return "the uplink is down"
         if known is None or not known[0].same(carriage) or not known[1].same_content(own):
             host = carriage.backend.host(carriage.local(own))
@@ -43,10 +47,9 @@ def aiming(settings: Settings, steering: Steering, parts: Parts) -> Callable[[],
     return aim
 
 
-def reaches(parts: Parts, key: str) -> bool:
+def reaches(reconciler: Reconciler, datapath: DatapathSupervisor, key: str) -> bool:
     """True where the kernel holds what reaches this peer, or somebody moves packets to it."""
-    reconciler = parts.reconciler
-    carried = parts.datapath.has_datapath or bool(reconciler.desired.fragment(key).objects)
+    carried = datapath.has_datapath or bool(reconciler.desired.fragment(key).objects)
     return carried and reconciler.standing.why_not(key) is None
 
 
