@@ -68,9 +68,7 @@ INPUT = "add chain inet test in { type filter hook prerouting priority raw; }"
 OUTPUT = "add chain inet test out { type filter hook postrouting priority 0; }"
 
 
-@pytest.mark.parametrize(
-    "backend", [pytest.param(name, marks=pytest.mark.topology(backend=name)) for name in [*BACKENDS, "wireguard", "ipip"]]
-)
+@pytest.mark.parametrize("backend", [pytest.param(name, marks=pytest.mark.topology(backend=name)) for name in BACKENDS])
 async def test_a_healthy_cluster_is_all_reachable_and_stays_so_through_a_restart(backend: str, overlay: Lab) -> None:
     await until_all_are_reachable(overlay)
     one, two, _three = overlay.hosts
