@@ -41,7 +41,8 @@ def aiming(
             return "the uplink is down"
         if known is None or not known[0].same(carriage) or not known[1].same_content(own):
             host = carriage.backend.host(carriage.local(own))
-            known = carriage, own, lambda lease: target(lease, own, host, carriage.mtu)
+            port = carried_by(host, carriage.backend)
+            known = carriage, own, lambda lease: target(lease, own, host, carriage.mtu, port)
         return known[2]
 
     return aim
@@ -53,9 +54,9 @@ def reaches(reconciler: Reconciler, datapath: DatapathSupervisor, key: str) -> b
     return carried and reconciler.standing.why_not(key) is None
 
 
-def target(lease: Lease, own: Lease, host: HostState, mtu: int) -> Target | None:
+def target(lease: Lease, own: Lease, host: HostState, mtu: int, port: str) -> Target | None:
     """Where to ask this peer; None where it has no address. ``host``: what our kernel is to hold for ourselves; ``mtu``: the
-    overlay's, in bytes.
+    overlay's, in bytes; ``port``: what packets are carried by, in words.
     """
     held = {item.net.ip for item in host if isinstance(item, Address)}
     halves = (
@@ -66,7 +67,7 @@ def target(lease: Lease, own: Lease, host: HostState, mtu: int) -> Target | None
         if public is None or theirs is None or ours is None or not theirs.prefixlen:
             continue
         if _first(ours) in held:
-            return Target(_first(theirs), public, mtu, next(_ports(host), "the overlay's packet"))
+            return Target(_first(theirs), public, mtu, port)
         return Target(public, None, mtu)
     return None
 
@@ -75,8 +76,13 @@ def _first(net: IPNetwork) -> IPAddress:
     return IPAddress(net.first, net.version)
 
 
+def carried_by(host: HostState, backend: object) -> str:
+    """What packets between hosts are carried by, as far as that is known: what a firewall has to let in."""
+    port = getattr(backend, "port", None)  # a userspace datapath's
+    return next(_ports(host), f"UDP {port}" if isinstance(port, int) else "the overlay's traffic")
+
+
 def _ports(host: HostState) -> Iterator[str]:
-    """What peers' packets are carried by."""
     for item in host:
         if isinstance(item, Fou):
             yield f"UDP {item.port}"

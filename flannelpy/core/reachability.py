@@ -43,7 +43,7 @@ class Target:
     through: IPAddress
     beside: IPAddress | None
     size: int
-    port: str = "the overlay's packets"
+    port: str = "the overlay's traffic"
 
 
 @dataclass(slots=True)

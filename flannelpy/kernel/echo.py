@@ -14,12 +14,13 @@ import ctypes
 import errno
 import os
 import secrets
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from netaddr import IPAddress
+from netaddr import AddrFormatError, IPAddress
 
 from flannelpy.core.errors import KernelError
 from flannelpy.core.model import Family
@@ -65,6 +66,8 @@ class EchoSocket:
         self._sequence = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._socket.setblocking(False)
+        self._epoll = select.epoll()
+        self._epoll.register(self._socket, select.EPOLLIN)
         if version == 4:
             self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
             self._socket.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
@@ -73,19 +76,20 @@ class EchoSocket:
             self._socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
         self.hear_requests(False)
 
-    def fileno(self) -> int:
-        """For a loop that waits for answers."""
-        return self._socket.fileno()
-
     def listen(self, heard: Callable[[], None]) -> None:
-        """Call this, in the loop that runs, whenever something may have come in."""
+        """Call this, in the loop that runs, whenever something may have come in.
+
+        libuv gives a descriptor up at its first POLLERR, which here only says that the error queue has something; of an epoll
+        descriptor around the socket it sees no more than that it is readable.
+        """
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._socket.fileno(), heard)
+        self._loop.add_reader(self._epoll.fileno(), heard)
 
     def close(self) -> None:
         """May be called twice."""
-        if self._loop is not None and self._socket.fileno() >= 0:
-            self._loop.remove_reader(self._socket.fileno())
+        if self._loop is not None and not self._epoll.closed:
+            self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
         self._socket.close()
 
     def hear_requests(self, wanted: bool) -> None:
@@ -148,7 +152,7 @@ class EchoSocket:
             return None
         if kind == answer and self.raw and ident != self.ident:
             return None
-        with suppress(ValueError):
+        with suppress(ValueError, AddrFormatError):
             return Heard(IPAddress(source.partition("%")[0]), token, len(bare) + _IP_HEADER[self.version], kind == request)
         return None
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from netaddr import IPAddress, IPNetwork
 
+from backends.host_gw import HostGw
+from backends.udp.backend import Udp
 from flannelpy.agent.context import Timeouts
-from flannelpy.agent.probe_targets import target
+from flannelpy.agent.probe_targets import carried_by, target
 from flannelpy.core.errors import KernelError
 from flannelpy.core.model import NO_ADDRESS, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, Fou, HostState, Ipip, Link, Object, Vxlan, WireguardDevice
@@ -252,13 +254,18 @@ def lease(public: str = "192.0.2.9", subnet: IPNetwork = SUBNET, subnet6: str = 
         ((TUNNEL, DEVICE), Target(OVERLAY, PUBLIC, 1450, "IP protocol 4")),
         ((Fou(8285), TUNNEL, DEVICE), Target(OVERLAY, PUBLIC, 1450, "UDP 8285")),
         ((WireguardDevice("flannel-wg", 51820, Secret(bytes(32))), DEVICE), Target(OVERLAY, PUBLIC, 1450, "UDP 51820")),
-        ((DEVICE,), Target(OVERLAY, PUBLIC, 1450, "the overlay's packet")),
+        ((DEVICE,), Target(OVERLAY, PUBLIC, 1450, "UDP 8285")),
         ((), Target(PUBLIC, None, 1450)),
     ],
     ids=["vxlan", "ipip", "udp", "wireguard", "pump", "host-gw"],
 )
 def test_where_a_peer_is_asked_follows_from_what_this_host_has(objects: tuple[Object, ...], expected: Target) -> None:
-    assert target(lease(), lease("192.0.2.1", OWN), HostState.of(*objects), 1450) == expected
+    host = HostState.of(*objects)
+    assert target(lease(), lease("192.0.2.1", OWN), host, 1450, carried_by(host, Udp(8285))) == expected
+
+
+def test_what_carries_packets_is_not_made_up() -> None:
+    assert carried_by(HostState(), HostGw()) == "the overlay's traffic"
 
 
 def test_a_peer_without_an_ipv4_address_is_asked_by_ipv6() -> None:
@@ -266,7 +273,7 @@ def test_a_peer_without_an_ipv4_address_is_asked_by_ipv6() -> None:
     one = lease(str(NO_ADDRESS), nowhere, "fd00:5:0:9::/64", "2001:db8::9")
     own = lease(str(NO_ADDRESS), nowhere, "fd00:5:0:1::/64", "2001:db8::1")
     held = HostState.of(Address(IPNetwork("fd00:5:0:1::/128"), "flannel-v6.1"))
-    found = target(one, own, held, 1430)
+    found = target(one, own, held, 1430, "")
     assert found is not None
     assert (found.through, found.beside) == (IPAddress("fd00:5:0:9::"), IPAddress("2001:db8::9"))
-    assert target(lease(str(NO_ADDRESS), nowhere), own, held, 1430) is None
+    assert target(lease(str(NO_ADDRESS), nowhere), own, held, 1430, "") is None
