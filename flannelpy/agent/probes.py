@@ -160,7 +160,7 @@ class Probes:
             echo.hear_requests(any(found.values()))
 
     def _report(self, unreachable: Mapping[str, str], silent: Mapping[str, str], alone: bool) -> None:
-        all_of_them = {"": f"{len(self._schedule):,}, neither through the overlay nor beside it"} if alone else {}
+        all_of_them = {"": f"{len(self._schedule):,}"} if alone else {}
         for code, details in zip(CONDITIONS, (unreachable, silent, all_of_them), strict=True):
             if self._said.get(code, {}) != details:
                 self._said[code] = details

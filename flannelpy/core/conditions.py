@@ -140,7 +140,7 @@ _ALL = (
     Condition(
         "peers-unreachable",
         Severity.ERROR,
-        "no peer answers any more, of {detail}: this host is cut off",
+        "no peer answers through the overlay any more, of {detail}: this host is cut off",
         "look at this host's uplink, its firewall and the network behind it; then flannelpy status --bad",
         hides=("peer-unreachable",),
         unready=True,

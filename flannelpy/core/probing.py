@@ -143,11 +143,11 @@ class Schedule:
             return False
         del self._sent[token]
         peer, seen = sent.peer, sent.peer.seen
-        self._answered, self._missed = True, None
         path, was_silent = seen.path(sent.kind), seen.small.lost >= CONFIRMED
         path.answered(now, now - sent.at)
         if sent.kind != "beside":
             seen.note(True)
+            self._answered, self._missed = True, None
             if sent.kind == "small" and seen.full.lost and was_silent:
                 seen.full.lost, seen.full.silent_since = 0, None  # those were lost with everything else
                 self._ask(peer, now, "full")
@@ -194,7 +194,7 @@ class Schedule:
             yield key, verdict
 
     def alone(self, now: float) -> bool:
-        """Nothing has come from any of two or more peers, for long; and something did before."""
+        """Nothing has come through the overlay from any of two or more peers, for long; and something did before."""
         if not self._answered or self._missed is None or len(self._peers) < 2:
             return False
         since, keys = self._missed
@@ -274,10 +274,10 @@ class Schedule:
         peer, seen = sent.peer, sent.peer.seen
         if self._peers.get(peer.key) is not peer:
             return
-        if self._missed is None:
-            self._missed = (sent.at, set())
-        if len(self._missed[1]) < CUT_OFF:
-            self._missed[1].add(peer.key)
+        if sent.kind != "beside":
+            self._missed = self._missed or (sent.at, set())
+            if len(self._missed[1]) < CUT_OFF:
+                self._missed[1].add(peer.key)
         path = seen.path(sent.kind)
         if path.heard is not None and path.heard > sent.at:
             return  # a later one was answered: this one was lost by chance

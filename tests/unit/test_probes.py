@@ -117,7 +117,8 @@ def test_a_host_whose_peers_are_all_gone_is_not_ready_until_one_is_back(tmp_path
             assert host.ready
             await asyncio.sleep(14)
             assert not host.ready
-            assert "of 3, neither through the overlay nor beside it" in host.conditions()["peers-unreachable"]
+            text = "no peer answers through the overlay any more, of 3: this host is cut off"
+            assert host.conditions()["peers-unreachable"] == text
             host.kernel.air.silent = lambda address, _size: address != OVERLAY
             await asyncio.sleep(10)
             assert host.ready

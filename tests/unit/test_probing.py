@@ -166,6 +166,14 @@ def test_a_public_address_that_is_silent_matters_to_nobody() -> None:
     assert air.schedule.verdict("p0", air.now).state == "reachable"  # type: ignore[union-attr]
 
 
+def test_a_host_whose_overlay_is_closed_is_alone_although_hosts_answer() -> None:
+    air = Air(3)
+    air.run(60)
+    air.answers = lambda probe, _now: probe.address in [target(number).beside for number in range(3)]
+    air.run(26)
+    assert air.schedule.alone(air.now)
+
+
 @pytest.mark.parametrize("peers", [2, 3, 100, 1000])
 def test_a_host_that_hears_from_nobody_is_alone_within_half_a_minute(peers: int) -> None:
     air = Air(peers)
