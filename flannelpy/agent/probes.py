@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import secrets
 from collections.abc import Callable, Mapping
@@ -24,8 +25,8 @@ log = logging.getLogger("flannelpy")
 PAUSED_S = 1.0
 """Between two looks whether peers can be asked at all."""
 
-JUDGED_S = 1.0
-"""Between two verdicts on the peers that do not answer."""
+JUDGED_S, JUDGED_PEERS = 1.0, 200
+"""Between two verdicts on the peers that do not answer: so long for each so many of them."""
 
 ASLEEP_S = 5.0
 """A loop that did not turn for so long has heard nothing: what was lost meanwhile proves nothing."""
@@ -104,7 +105,7 @@ class Probes:
             if probe is not None:
                 self._send(probe, now)
             self.off = ""
-            if now >= judged + JUDGED_S:
+            if now >= judged + JUDGED_S * max(1.0, schedule.suspected / JUDGED_PEERS):
                 self._judge(now)
                 judged = now
             due = min(wake, now + JUDGED_S)
@@ -125,7 +126,8 @@ class Probes:
         except PacketTooLargeError as error:
             self._schedule.too_large(probe.token, error.mtu, now)
         except KernelError as error:
-            self._schedule.refused(probe.token, f"this host cannot send to {probe.address}: {error}")
+            if error.code != errno.EPERM:  # this host's own firewall drops it, and maybe nothing but ICMP: as lost as any other
+                self._schedule.refused(probe.token, f"this host cannot send to {probe.address}: {error}")
 
     def _echo(self, version: Family) -> Echo:
         if version not in self._echoes:
@@ -133,9 +135,16 @@ class Probes:
                 echo = self._context.kernel.echo(version)
             except KernelError as error:
                 raise _NoSocketError(str(error)) from None
-            echo.listen(self._poke.set)
+            echo.listen(self._hear)
             self._echoes[version] = echo
         return self._echoes[version]
+
+    def _hear(self) -> None:
+        """Answers are taken where they come: only one that is part of a change makes the next packet due at once."""
+        before = self._schedule.urgent
+        self._receive(self._context.clock())
+        if self._schedule.urgent > before:
+            self._poke.set()
 
     def _receive(self, now: float) -> None:
         for echo in self._echoes.values():

@@ -104,7 +104,7 @@ class Schedule:
                 self._suspects.discard(key)
             elif known is None or known.seen.target != target:
                 peer = self._peers[key] = _Peer(key, Probed(target, now))
-                self._suspects.add(key)
+                self._suspects.discard(key)
                 heappush(self._visits, (now + self._random.uniform(0.0, 0.5), next(self._numbers), peer))
 
     def forget(self, now: float) -> None:
@@ -183,6 +183,16 @@ class Schedule:
         """What is to be said of this peer."""
         peer = self._peers.get(key)
         return None if peer is None else judge(peer.seen, now)
+
+    @property
+    def urgent(self) -> int:
+        """How many packets are due besides the visits."""
+        return len(self._urgent)
+
+    @property
+    def suspected(self) -> int:
+        """How many peers owe an answer."""
+        return len(self._suspects)
 
     def suspects(self, now: float) -> Iterator[tuple[str, Verdict]]:
         """The peers of which something has to be said, or may have to be soon."""
@@ -286,10 +296,12 @@ class Schedule:
         if sent.kind != "beside":
             seen.note(False)
         if sent.kind == "full" and seen.full.lost in (1, LOST):
-            self._ask(peer, now, *_BURST)
+            self._ask(peer, now, *(_BURST if seen.heard is not None else _ROTATION[: 4 - seen.full.lost]))
 
     def _wake(self, now: float) -> float:
         due = [self._visits[0][0]] if self._visits else []
         due += [self._urgent[0][0]] if self._urgent else []
         wake = max(min(due, default=now + EVERY_S), self._free_at)
+        while self._waiting and self._waiting[0].probe.token not in self._sent:
+            self._waiting.popleft()
         return min(wake, self._waiting[0].at + WITHIN_S) if self._waiting else wake

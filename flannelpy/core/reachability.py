@@ -20,6 +20,9 @@ State = Literal["reachable", "unreachable", "silent", "unknown"]
 LOST, CONFIRMED, LARGE_LOST = 3, 2, 5
 """So many full packets lost in a row, and so many small ones, are no accident; nor so many full ones, where small ones pass."""
 
+FIRST = (2, 1)
+"""The same of a peer that has never answered: nobody is used to it, and there may be many that do not exist."""
+
 SETTLED_S = 6.0
 """What is wrong with a silent peer is found out within so many seconds; one word about it, not two."""
 
@@ -132,24 +135,25 @@ def judge(seen: Probed, now: float) -> Verdict:
     small, full = seen.small, seen.full
     if seen.heard is None and now - seen.began < GRACE_S:
         return UNKNOWN
-    if full.lost >= LOST and full.silent_since is not None:
+    lost, confirmed = (LOST, CONFIRMED) if seen.heard is not None else FIRST
+    if full.lost >= lost and full.silent_since is not None:
         passes = small.lost < CONFIRMED and small.heard is not None and small.heard >= full.silent_since
         if passes and full.lost >= LARGE_LOST:
             why = f"packets of {seen.size} bytes are lost, small ones pass: look at the MTU on the way, or lower Backend.MTU"
             return Verdict("unreachable", why, full.silent_since)
-        if small.lost >= CONFIRMED and small.silent_since is not None:
+        if small.lost >= confirmed and small.silent_since is not None:
             since = min(small.silent_since, full.silent_since)
-            if _undecided(seen, since) and now - since < SETTLED_S:
+            if _undecided(seen, since, confirmed) and now - since < SETTLED_S:
                 return UNKNOWN if seen.heard is None else REACHABLE
             state, why = _silence(seen, since)
             return Verdict(state, why, since)
     return UNKNOWN if seen.heard is None else REACHABLE
 
 
-def _undecided(seen: Probed, since: float) -> bool:
+def _undecided(seen: Probed, since: float, confirmed: int) -> bool:
     """True where the host's other address has neither answered since nor been silent for long enough."""
     beside = seen.beside
-    return seen.target.beside is not None and beside.lost < CONFIRMED and (beside.heard is None or beside.heard < since)
+    return seen.target.beside is not None and beside.lost < confirmed and (beside.heard is None or beside.heard < since)
 
 
 def _silence(seen: Probed, since: float) -> tuple[State, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from netaddr import IPAddress
 
+from flannelpy.core.errors import KernelError
 from flannelpy.kernel import Heard, Refused
 
 Silent = Callable[[IPAddress, int], bool]
@@ -19,21 +20,23 @@ class Air:
     def __init__(self) -> None:
         self.silent: Silent = lambda _address, _size: False
         self.echoes: list[FakeEcho] = []
+        self.refusal: KernelError | None = None
+        """What the kernel says to whoever wants to send."""
 
     def open(self, version: int) -> FakeEcho:
-        self.echoes.append(FakeEcho(version, lambda address, size: self.silent(address, size)))
+        self.echoes.append(FakeEcho(version, self))
         return self.echoes[-1]
 
 
 class FakeEcho:
     """An ICMP socket of a host in memory."""
 
-    def __init__(self, version: int, silent: Silent) -> None:
+    def __init__(self, version: int, air: Air) -> None:
         self.version = version
         self.sent: list[tuple[IPAddress, int]] = []
         self.requests = False
         self.closed = False
-        self._silent = silent
+        self._air = air
         self._heard: list[Heard | Refused] = []
         self._tell: Callable[[], None] = lambda: None
 
@@ -44,8 +47,10 @@ class FakeEcho:
         self.requests = wanted
 
     def send(self, address: IPAddress, token: int, size: int) -> None:
+        if self._air.refusal is not None:
+            raise self._air.refusal
         self.sent.append((address, size))
-        if not self._silent(address, size):
+        if not self._air.silent(address, size):
             self.come(Heard(address, token, size))
 
     def come(self, item: Heard | Refused) -> None:

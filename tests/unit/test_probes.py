@@ -184,6 +184,26 @@ def test_an_agent_that_may_not_ask_says_so_and_that_is_all(tmp_path: Path) -> No
     run(minutes())
 
 
+@pytest.mark.parametrize(
+    ("code", "said_of_it"),
+    [(errno.EPERM, "peer-silent"), (errno.ENETUNREACH, "peer-unreachable"), (errno.ENOBUFS, "peer-unreachable")],
+)
+def test_what_this_hosts_kernel_says_is_told_but_for_a_firewall_that_drops_icmp(tmp_path: Path, code: int, said_of_it: str) -> None:
+    host = host_of(tmp_path, 1)
+    host.kernel.air.refusal = KernelError("because", code)
+
+    async def minutes() -> None:
+        async with host.run():
+            await asyncio.sleep(30)
+            assert set(host.conditions()) == {f"{said_of_it} 10.5.9.0-24"}
+            assert ("because" in probe(host).why) == (code != errno.EPERM)
+            host.kernel.air.refusal = None
+            await asyncio.sleep(20)
+            assert host.conditions() == {}
+
+    run(minutes())
+
+
 def test_what_is_lost_while_the_uplink_is_down_is_the_uplinks(tmp_path: Path) -> None:
     host = host_of(tmp_path)
 
