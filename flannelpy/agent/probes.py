@@ -28,6 +28,9 @@ PAUSED_S = 1.0
 JUDGED_S, JUDGED_PEERS = 1.0, 200
 """Between two verdicts on the peers that do not answer: so long for each so many of them."""
 
+MOST_REQUESTS = 100
+"""Of so many requests of others between two verdicts the rest is not listened to: they are worth a word, and anybody may send them."""
+
 ASLEEP_S = 5.0
 """A loop that did not turn for so long has heard nothing: what was lost meanwhile proves nothing."""
 
@@ -58,6 +61,7 @@ class Probes:
         self._echoes: dict[Family, Echo] = {}
         self._poke = asyncio.Event()
         self._said: dict[str, Mapping[str, str]] = {}
+        self._requests = 0
 
     def of(self, key: str) -> tuple[Probed, Verdict] | None:
         """What is known of a peer, and what is to be said of it; None where it is not asked."""
@@ -153,6 +157,8 @@ class Probes:
                     self._schedule.refused(item.token, item.why)
                 elif item.request:
                     self._schedule.arrived(item.address, now)
+                    self._requests += 1
+                    echo.hear_requests(self._requests < MOST_REQUESTS)
                 else:
                     self._schedule.heard(item.token, item.address, item.size, now)
 
@@ -165,6 +171,7 @@ class Probes:
             if verdict.state in found and lease is not None and not lease.departing:
                 found[verdict.state][key] = f"{lease}: {verdict.why}"
         self._report(found["unreachable"], found["silent"], self._schedule.alone(now))
+        self._requests = 0
         for echo in self._echoes.values():
             echo.hear_requests(any(found.values()))
 

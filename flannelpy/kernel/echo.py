@@ -64,6 +64,7 @@ class EchoSocket:
             words = needs if isinstance(error, PermissionError) else error.strerror or str(error)
             raise KernelError(f"no ICMP socket: {words}", error.errno or 0) from None
         self._sequence = 0
+        self._requests: bool | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._socket.setblocking(False)
         self._epoll = select.epoll()
@@ -94,8 +95,9 @@ class EchoSocket:
 
     def hear_requests(self, wanted: bool) -> None:
         """Have other agents' requests, too, or not; their kernel-made answers go out all the same. Only a raw socket can."""
-        if not self.raw:
+        if not self.raw or wanted is self._requests:
             return
+        self._requests = wanted
         request, answer = _ECHO[self.version]
         if self.version == 4:  # a bit for each type that is dropped, before anything is copied (icmp(7), raw(7))
             passed = 1 << answer | (1 << request if wanted else 0)

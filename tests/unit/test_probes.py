@@ -98,6 +98,12 @@ def test_a_peer_that_falls_silent_is_a_condition_until_it_answers(tmp_path: Path
             host.kernel.air.echoes[-1].come(Heard(OVERLAY, 1, 64, request=True))
             await asyncio.sleep(2)
             assert "one way only" in host.conditions()["peer-unreachable 10.5.9.0-24"]
+            for number in range(150):  # a flood of them is not listened to, until the next verdict
+                host.kernel.air.echoes[-1].come(Heard(OVERLAY, number, 64, request=True))
+            await asyncio.sleep(0.01)
+            assert not host.kernel.air.echoes[-1].requests
+            await asyncio.sleep(2)
+            assert host.kernel.air.echoes[-1].requests
             host.kernel.air.silent = lambda _address, _size: False
             await asyncio.sleep(15)
             assert host.conditions() == {}
