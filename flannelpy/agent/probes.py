@@ -29,7 +29,7 @@ JUDGED_S, JUDGED_PEERS = 1.0, 200
 """Between two verdicts on the peers that do not answer: so long for each so many of them."""
 
 MOST_REQUESTS = 100
-"""Of so many requests of others between two verdicts the rest is not listened to: they are worth a word, and anybody may send them."""
+"""Of others between two verdicts; what is more is not listened to: they are worth a word, and anybody may send them."""
 
 ASLEEP_S = 5.0
 """A loop that did not turn for so long has heard nothing: what was lost meanwhile proves nothing."""
