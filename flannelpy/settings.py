@@ -62,6 +62,7 @@ class Settings:
     forward_rules: bool = True
     container_source_check: bool = True
     blackhole_route: bool = False
+    probe: bool = True
     udp_engine: str | None = None
     udp_workers: int | None = None
     healthz_ip: IPAddress = IPAddress("127.0.0.1")  # noqa: RUF009 - never changed in place
@@ -104,6 +105,7 @@ def load(given: Given, environ: Mapping[str, str]) -> Settings:
         forward_rules=source.value("iptables-forward-rules", _boolean),
         container_source_check=source.value("container-source-check", _boolean),
         blackhole_route=source.value("ip-blackhole-route", _boolean),
+        probe=source.value("probe", _boolean),
         udp_engine=source.optional("udp-engine", _one_of(UDP_ENGINES)),
         udp_workers=source.optional("udp-workers", _whole(1, 64, "worker processes")),
         healthz_ip=source.value("healthz-ip", _address),

@@ -27,9 +27,11 @@ from flannelpy.agent.sync.scope import find_scope
 from flannelpy.agent.systemd import Notifier
 from flannelpy.agent.view import Cursor
 from flannelpy.core.backend import NoFdStore
-from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.errors import FlannelpyError, KernelError
 from flannelpy.core.forwarding import Hindrance, forward_rules
+from flannelpy.core.lookup import Found, Lookup
 from flannelpy.core.membership import Membership
+from flannelpy.core.model import Family
 from flannelpy.core.objects import HostState, Key, NftTable, Route, Scope
 from flannelpy.core.plan import Plan, Step, plan
 from flannelpy.core.secret import Secret
@@ -40,7 +42,7 @@ from flannelpy.host import view_file, wireguard_key
 from flannelpy.host.files import read_file, write_file
 from flannelpy.host.state import State
 from flannelpy.host.view_file import KeptView
-from flannelpy.kernel import Kernel, Notices, Result
+from flannelpy.kernel import Echo, Kernel, Notices, Result
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
 from flannelpy.settings import Settings
 
@@ -204,6 +206,14 @@ class Spectator:
         """As the kernel says."""
         return await self._kernel.route_at(dst)
 
+    async def look_up(self, lookups: Sequence[Lookup]) -> Sequence[Found]:
+        """As the kernel says."""
+        return await self._kernel.look_up(lookups)
+
+    async def settings(self, names: Iterable[str]) -> Mapping[str, str]:
+        """As the kernel says."""
+        return await self._kernel.settings(names)
+
     async def reintroduce(self, index: int) -> None:
         """Nothing."""
 
@@ -214,6 +224,10 @@ class Spectator:
     async def counted(self, table: str) -> Mapping[str, int]:
         """As the kernel says."""
         return await self._kernel.counted(table)
+
+    async def counted_by_source(self, table: str, name: str) -> Mapping[str, int]:
+        """As the kernel says."""
+        return await self._kernel.counted_by_source(table, name)
 
     async def observe(self, scope: Scope, keys: Iterable[Key] | None = None) -> HostState:
         """As the kernel says."""
@@ -230,6 +244,10 @@ class Spectator:
     async def public_key(self, private: Secret[bytes]) -> str:
         """In an empty namespace, as the kernel does."""
         return await self._kernel.public_key(private)
+
+    def echo(self, version: Family) -> Echo:
+        """Nobody is asked: raises KernelError."""
+        raise KernelError(f"no probes by IPv{version}: it is only looked at")
 
     def notices(self, scope: Scope) -> Notices:
         """As the kernel says."""

@@ -25,6 +25,8 @@ from flannelpy.agent.kept import recall
 from flannelpy.agent.parts import Parts
 from flannelpy.agent.phase import Phase
 from flannelpy.agent.preparation import Preparation
+from flannelpy.agent.probe_targets import aiming, reaches
+from flannelpy.agent.probes import Probes
 from flannelpy.agent.publish import Publisher
 from flannelpy.agent.steering import Steering
 from flannelpy.agent.surroundings import Surroundings
@@ -69,11 +71,19 @@ class Network:
         forwarding = Forwarding(context.kernel, context.reporter, self._change_firewall)
         surroundings = Surroundings(context, self.facts, wake=lambda: self.steering.changed.set())
         preparation = Preparation(context.reporter, wake=lambda: self.steering.changed.set())
-        running = (self.cluster, self.reconciler, self.datapath, self.publisher, forwarding, preparation)
+        aim = aiming(context.settings, lambda: self.steering, self.facts, lambda: self.publisher.ready)
+        probed = self.cluster.cursor(lambda: None)
+        probes = Probes(context, probed, aim, partial(reaches, self.reconciler, self.datapath))
+        running = (self.cluster, self.reconciler, self.datapath, self.publisher, forwarding, preparation, probes)
         self._parts = Parts(self.facts, surroundings, *running)
         self.steering = Steering(context, kept, self._parts)
         self._notices: Notices | None = None
         self._scope = Scope()
+
+    @property
+    def probes(self) -> Probes:
+        """Who asks the peers whether they are there."""
+        return self._parts.probes
 
     @property
     def ready(self) -> bool:
@@ -111,6 +121,7 @@ class Network:
         yield "publish", self._publish
         yield "files", self.publisher.run
         yield "liveness", self._watch_liveness
+        yield "probes", self.probes.run
         yield "events", self._follow_peers
 
     async def release(self) -> None:

@@ -9,6 +9,7 @@ from flannelpy.agent.datapath import DatapathSupervisor
 from flannelpy.agent.facts import Facts
 from flannelpy.agent.forwarding import Forwarding
 from flannelpy.agent.preparation import Preparation
+from flannelpy.agent.probes import Probes
 from flannelpy.agent.publish import Publisher
 from flannelpy.agent.surroundings import Surroundings
 from flannelpy.agent.sync.reconcile import Reconciler
@@ -26,3 +27,4 @@ class Parts:
     publisher: Publisher
     forwarding: Forwarding
     preparation: Preparation
+    probes: Probes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import isinf
 from typing import Any
@@ -14,6 +14,7 @@ from flannelpy.agent import peers
 from flannelpy.agent.carriage import Carriage
 from flannelpy.agent.context import Context
 from flannelpy.agent.network import Network
+from flannelpy.agent.probes import Probes
 from flannelpy.agent.sync.fragments import HOST
 from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.core.backend import Guarded
@@ -76,7 +77,8 @@ def document(context: Context, network: Network | None, ready: bool, born: float
         guard=_guard(carriage),
         uplink=_uplink(carriage),
         lease=None if lease is None else _lease(network, lease, health, clock),
-        peers=tuple(_peer(row) for row in peers.rows(network.cluster, network.reconciler, network.datapath.refused)),
+        peers=tuple(_peer(row, network.probes, calendar, clock) for row in _rows(network)),
+        probes_off=network.probes.off or None,
         kernel=_kernel(network.reconciler, calendar),
     )
 
@@ -215,9 +217,28 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _peer(row: peers.Peer) -> documents.PeerStatus:
+def _rows(network: Network) -> Iterator[peers.Peer]:
+    return peers.rows(network.cluster, network.reconciler, network.datapath.refused)
+
+
+def _peer(row: peers.Peer, probes: Probes, calendar: Calendar, clock: float) -> documents.PeerStatus:
     left = None if row.seconds_left is None else round(row.seconds_left, 1)
-    return documents.PeerStatus(*_identity(row.lease), row.lease.attrs.backend_type, row.state, row.why, left)
+    probe = _probe(probes, row.lease.key, calendar, clock)
+    return documents.PeerStatus(*_identity(row.lease), row.lease.attrs.backend_type, row.state, row.why, left, probe=probe)
+
+
+def _probe(probes: Probes, key: str, calendar: Calendar, clock: float) -> documents.ProbeStatus | None:
+    if (known := probes.of(key)) is None:
+        return None
+    seen, verdict = known
+
+    def ago(moment: float | None) -> str | None:
+        return None if moment is None else calendar.ago(clock - moment)
+
+    rtt_ms = None if seen.rtt_s is None else round(seen.rtt_s * 1000, 3)
+    passes = None if seen.full.heard is None and not seen.full.lost else not seen.full.lost
+    told = (verdict.state, verdict.why, ago(verdict.since), rtt_ms, round(seen.loss, 3), seen.size, passes)
+    return documents.ProbeStatus(*told, ago(seen.heard))
 
 
 def _kernel(reconciler: Reconciler, calendar: Calendar) -> documents.KernelStatus:

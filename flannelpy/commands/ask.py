@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from flannelpy.core.errors import FlannelpyError, MalformedError
+from flannelpy.core.foreign import printable
 from flannelpy.explain.status import PAGE, SOCKET, from_json
 
 WITHIN_S = 5.0
@@ -33,30 +34,59 @@ _WHY = {
 _NOT_THERE = "expected an agent with this --run-dir; systemctl status flannelpy tells whether it runs"
 
 
+_ODD = (MalformedError, ValueError, KeyError, TypeError, AttributeError)
+
+
 class _UnknownPageError(Exception):
     pass
 
 
-def report(run_dir: Path, *, peers: bool, as_json: bool) -> int:
-    """Print what the agent says. 0: it is ready; 1: it is not; 3: it is, but an error holds.
+def report(run_dir: Path, *, peers: bool, bad: bool, as_json: bool) -> int:
+    """Print what the agent says; with each peer, or the ``bad`` ones. 0: it is ready; 1: it is not; 3: it is, but an error holds.
 
     Raises FlannelpyError in one line where it cannot be asked.
     """
     path = run_dir / SOCKET
-    text = ask(path)
+    if not as_json:
+        text, code = _page(path, peers=peers, bad=bad)
+        click.echo(text)
+        return code
     try:
-        if as_json:  # as it is, also from an agent of another version
-            document = json.loads(text)
-            click.echo(json.dumps(document, indent=2))
-            severities = [condition["severity"] for condition in document.get("conditions", ())]
-            return exit_code(document["ready"] is True, severities)
-        status = from_json(text)
-    except (MalformedError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FlannelpyError(f"{path}: {error}; is the agent of another version? Restart it after an upgrade") from None
-    from flannelpy.commands.status_table import show
+        document = json.loads(ask(path))  # as it is, also from an agent of another version
+        click.echo(json.dumps(document, indent=2))
+        severities = [condition["severity"] for condition in document.get("conditions", ())]
+        return exit_code(document["ready"] is True, severities)
+    except _ODD as error:
+        raise _another_version(path, error) from None
 
-    show(status, peers=peers)
-    return exit_code(status.ready, [condition.severity for condition in status.conditions])
+
+def follow(run_dir: Path, *, peers: bool, bad: bool) -> int:
+    """The same again and again, until q or ctrl-C ends it; also while there is no agent. Returns 0."""
+    from flannelpy.commands.watch import watch
+
+    def draw() -> str:
+        try:
+            return _page(run_dir / SOCKET, peers=peers, bad=bad)[0]
+        except FlannelpyError as error:
+            return printable(f"flannelpy: {error}")
+
+    return watch(draw)
+
+
+def _page(path: Path, *, peers: bool, bad: bool) -> tuple[str, int]:
+    """What a person reads, and the exit code."""
+    try:
+        status = from_json(ask(path))
+    except _ODD as error:
+        raise _another_version(path, error) from None
+    from flannelpy.commands.status_table import page
+
+    code = exit_code(status.ready, [condition.severity for condition in status.conditions])
+    return page(status, peers=peers, bad=bad), code
+
+
+def _another_version(path: Path, error: Exception) -> FlannelpyError:
+    return FlannelpyError(f"{path}: {error}; is the agent of another version? Restart it after an upgrade")
 
 
 def exit_code(ready: bool, severities: Iterable[str]) -> int:

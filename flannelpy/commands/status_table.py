@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
-import click
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +21,7 @@ from flannelpy.explain.status import (
     KernelStatus,
     LeaseStatus,
     PeerStatus,
+    ProbeStatus,
     Status,
     UplinkStatus,
 )
@@ -37,19 +37,36 @@ WIDE = 132
 
 _STYLES = {"error": "red", "warning": "yellow", "info": ""}
 
-_PEER_STYLES = {"refused": "red", "pending": "yellow", "stale": "yellow", "excluded": "yellow", "in-sync": ""}
-"""The states of a peer, the worst first."""
+_PEER_STYLES = {
+    "refused": "red",
+    "unreachable": "red",
+    "pending": "yellow",
+    "stale": "yellow",
+    "silent": "yellow",
+    "excluded": "yellow",
+    "in-sync": "",
+    "reachable": "green",
+}
+"""The states of a peer, the worst first; of one that is in sync, what probes say."""
+
+_GOOD = ("in-sync", "reachable")
+
+LIKE_THESE = 5
+"""Of so many conditions of one code each is shown; more are counted."""
 _SEVERITIES = ("error", "warning", "info")
 NONE = "0.0.0.0"
 """The PublicIP of a host that has only an IPv6 address."""
 
 
-def show(status: Status, *, peers: bool) -> None:
-    """Print it, as wide as the terminal or COLUMNS is."""
-    terminal.show(table(status, datetime.now(UTC)), wide=WIDE)
-    if peers and status.peers:
-        click.echo()
-        terminal.show(peers_table(status), wide=WIDE)
+def page(status: Status, *, peers: bool, bad: bool = False) -> str:
+    """All of it, as wide as the terminal or COLUMNS is; with each peer, or only the ``bad`` ones."""
+    now = datetime.now(UTC)
+    said = terminal.rendered(table(status, now), wide=WIDE)
+    if not (peers or bad) or not status.peers:
+        return said
+    if bad and all(_state(peer) in _GOOD for peer in status.peers):
+        return f"{said}\n\nno peer is bad"
+    return f"{said}\n\n{terminal.rendered(peers_table(status, now, bad=bad), wide=WIDE)}"
 
 
 def table(status: Status, now: datetime) -> Table:
@@ -62,16 +79,31 @@ def table(status: Status, now: datetime) -> Table:
     return shown
 
 
-def peers_table(status: Status) -> Table:
-    """Each peer on a line, the worst first."""
+def peers_table(status: Status, now: datetime, *, bad: bool = False) -> Table:
+    """Each peer on a line, or each ``bad`` one, the worst first."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("subnet", "PublicIP", "backend", "state"):
         shown.add_column(column, overflow="fold")
-    for peer in sorted(status.peers, key=lambda peer: _badness(_PEER_STYLES, peer.state)):
+    for peer in sorted(status.peers, key=_place):
+        if bad and _state(peer) in _GOOD:
+            continue
         cells = (_both(peer.subnet, peer.subnet6), _both(peer.public_ip, peer.public_ipv6), peer.backend_type or "none")
-        style = _PEER_STYLES.get(peer.state, "yellow")
-        shown.add_row(*(Text(printable(cell)) for cell in cells), Text(printable(_peer_state(peer)), style=style))
+        style = _PEER_STYLES.get(_state(peer), "yellow")
+        shown.add_row(*(Text(printable(cell)) for cell in cells), Text(printable(_peer_state(peer, now)), style=style))
     return shown
+
+
+def _state(peer: PeerStatus) -> str:
+    """What there is to say of it in a word: what probes say, where nothing else is the matter."""
+    if peer.state != "in-sync" or peer.probe is None or peer.probe.state == "unknown":
+        return peer.state
+    return peer.probe.state
+
+
+def _place(peer: PeerStatus) -> tuple[int, str]:
+    """The worst first, and of these the longest silent."""
+    since = peer.probe.since if peer.probe is not None else None
+    return _badness(_PEER_STYLES, _state(peer)), since or "~"
 
 
 def _badness(worst_first: Iterable[str], one: str) -> int:
@@ -111,6 +143,8 @@ def _lines(status: Status, now: datetime) -> Iterator[Line]:
     yield "subnet file", f"{status.subnet_file.path}, {'written' if status.subnet_file.written else 'not written'}"
     if status.kernel is not None:
         yield "peers", _peers(_others(status))
+        if status.probes_off is not None:
+            yield "probes", f"none: {status.probes_off}"
         yield from _kernel(status.kernel, now)
     yield from _conditions(status.conditions, now)
 
@@ -199,15 +233,24 @@ def _others(status: Status) -> list[PeerStatus]:
 
 
 def _peers(peers: Sequence[PeerStatus]) -> str:
-    counted = Counter(peer.state for peer in peers if peer.state != "in-sync")
-    odd = sorted(counted, key=lambda state: _badness(_PEER_STYLES, state))
+    counted = Counter(_state(peer) for peer in peers)
+    odd = sorted((state for state in counted if state != "in-sync"), key=lambda state: _badness(_PEER_STYLES, state))
     return "; ".join([f"{len(peers):,}", *(f"{counted[state]:,} {state}" for state in odd)])
 
 
-def _peer_state(peer: PeerStatus) -> str:
+def _peer_state(peer: PeerStatus, now: datetime) -> str:
+    if (state := _state(peer)) != peer.state and peer.probe is not None:
+        return _probed(peer.probe, state, now)
     left = "" if peer.seconds_left is None else f" for {span(peer.seconds_left)} more"
     dropped = f"; {peer.dropped:,} of its packets dropped" if peer.dropped else ""
     return f"{peer.state}{left}{f': {peer.why}' if peer.why else ''}{dropped}"
+
+
+def _probed(probe: ProbeStatus, state: str, now: datetime) -> str:
+    if state != "reachable":
+        return f"{state}{f' for {_ago(probe.since, now)}' if probe.since else ''}: {probe.why}"
+    told = "reachable" if probe.rtt_ms is None else f"reachable {probe.rtt_ms:.{1 if probe.rtt_ms < 10 else 0}f} ms"
+    return told + (f", {probe.loss:.0%} lost" if probe.loss else "")
 
 
 def _kernel(kernel: KernelStatus, now: datetime) -> Iterator[Line]:
@@ -225,7 +268,14 @@ def _conditions(conditions: tuple[ConditionStatus, ...], now: datetime) -> Itera
     if not conditions:
         yield "conditions", "none"
     worst_first = sorted(conditions, key=lambda condition: _badness(_SEVERITIES, condition.severity))
+    alike, left = Counter[str](), Counter(condition.code for condition in conditions)
     for number, condition in enumerate(worst_first):
+        code = condition.code
+        alike[code] += 1
+        if alike[code] >= LIKE_THESE and left[code] > LIKE_THESE:
+            if alike[code] == LIKE_THESE:
+                yield "" if number else "conditions", f"{condition.severity}: {left[code] - LIKE_THESE + 1:,} more of {code}"
+            continue
         told = printable(f"{condition.severity}: {condition.text}")
         yield "" if number else "conditions", Text(told, style=_STYLES.get(condition.severity, ""))
         yield "", Text(printable(f"{condition.code}, since {_when(condition.since, now)}: {condition.remedy}"), style="dim")
@@ -238,6 +288,14 @@ def _times(count: int) -> str:
 def _both(one: str | None, other: str | None) -> str:
     there = [each for each in (one, other) if each is not None]
     return " and ".join([each for each in there if each != NONE] or there)
+
+
+def _ago(moment: str | None, now: datetime) -> str:
+    """How long ago that was."""
+    try:
+        return span((now - datetime.fromisoformat(moment or "")).total_seconds())
+    except (ValueError, TypeError):
+        return json.dumps(moment)
 
 
 def _when(moment: str, now: datetime) -> str:

@@ -40,17 +40,20 @@ def agree(question: str) -> bool:
 
 
 def show(*shown: RenderableType, wide: int) -> None:
-    """Tables, as wide as the terminal or COLUMNS is; where there is neither, ``wide`` columns, and no blanks at the ends."""
+    """Print tables, as wide as the terminal or COLUMNS is."""
+    click.echo(rendered(*shown, wide=wide))
+
+
+def rendered(*shown: RenderableType, wide: int) -> str:
+    """Tables as text; where there is neither terminal nor COLUMNS, ``wide`` columns, and no blanks at the ends."""
     from rich.console import Console
 
     terminal = sys.stdout.isatty()
     console = Console(highlight=False, width=None if terminal or "COLUMNS" in os.environ else wide)
-    if terminal:
-        console.print(*shown, sep="\n")
-        return
     with console.capture() as captured:
         console.print(*shown, sep="\n")
-    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    lines = captured.get().splitlines()
+    return "\n".join(lines if terminal else [line.rstrip() for line in lines])
 
 
 def named(file: str) -> str:

@@ -139,6 +139,26 @@ _ALL = (
         "flannelpy lease list shows both; flannelpy lease release SUBNET for the wrong one (a clone has copied a state directory)",
     ),
     Condition(
+        "peers-unreachable",
+        Severity.ERROR,
+        "no peer answers through the overlay any more, of {detail}: this host is cut off",
+        "look at this host's uplink, its firewall and the network behind it; then flannelpy status --bad",
+        hides=("peer-unreachable",),
+        unready=True,
+    ),
+    Condition(
+        "peer-unreachable",
+        Severity.ERROR,
+        "a peer is not reached: {detail}",
+        "look at that host, at its firewall and this one's, and at the network between; flannelpy status --bad shows all of them",
+    ),
+    Condition(
+        "peer-silent",
+        Severity.WARNING,
+        "a peer has never answered: {detail}",
+        "let ICMP echo requests in there, or release its lease if the host is gone: flannelpy lease release SUBNET",
+    ),
+    Condition(
         "kernel-refused",
         Severity.ERROR,
         "{detail}",
@@ -278,7 +298,7 @@ _ALL = (
         Severity.ERROR,
         "no uplink to send from: {detail}; what is programmed stays as it is",
         "bring the interface and its address back (ip addr), or choose another with --iface",
-        hides=("route-astray", "reverse-path-filter"),
+        hides=("peers-unreachable", "peer-unreachable", "route-astray", "reverse-path-filter"),
         unready=True,
     ),
     Condition(
@@ -286,7 +306,7 @@ _ALL = (
         Severity.ERROR,
         "the uplink {detail} is down: no packet reaches another host",
         "look at the cable or the switch, or: ip link set INTERFACE up",
-        hides=("route-astray", "reverse-path-filter"),
+        hides=("peers-unreachable", "peer-unreachable", "route-astray", "reverse-path-filter"),
         unready=True,
     ),
     Condition(

@@ -81,6 +81,8 @@ class NetworkConfig:
     backend_options: Mapping[str, Any] = field(default_factory=dict)
     backend_given: bool = True
     """False where the config has no Backend key and the default was taken."""
+    probe: bool = True
+    """Whether agents ask peers whether they are there."""
 
     @property
     def networks(self) -> tuple[IPNetwork, ...]:
@@ -114,6 +116,7 @@ class NetworkConfig:
             backend_type=backend_type,
             backend_options=options,
             backend_given=given,
+            probe=keys.boolean("Probe", True),
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -121,6 +124,8 @@ class NetworkConfig:
         fields: dict[str, object] = {"EnableIPv4": self.v4 is not None, "EnableIPv6": self.v6 is not None}
         if self.enable_nftables:
             fields["EnableNFTables"] = True
+        if not self.probe:
+            fields["Probe"] = False
         for lead, pool in (("", self.v4), ("IPv6", self.v6)):
             if pool is not None:
                 fields[f"{lead}Network"] = str(pool.network)

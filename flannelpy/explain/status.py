@@ -86,10 +86,29 @@ class SubnetFileStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeStatus:
+    """What echo requests to a peer have brought back. ``state``: reachable, unreachable, silent (it has never answered) or unknown
+    (not asked for long enough), ``why`` says what is in the way, ``since`` when its silence began; ``rtt_ms`` through the overlay,
+    smoothed; ``loss`` of the last packets, 0 to 1; ``size``: of the largest, in bytes, and ``size_passes`` whether it is answered;
+    ``last_seen``: when the last answer came through the overlay.
+    """
+
+    state: str
+    why: str
+    since: str | None
+    rtt_ms: float | None
+    loss: float
+    size: int
+    size_passes: bool | None
+    last_seen: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class PeerStatus:
     """Another host's lease. ``state``: in-sync (the kernel holds what reaches it), pending, refused (by the kernel), excluded,
     or stale (its key is gone; it is kept for ``seconds_left`` more); ``why`` says why it is not in sync. ``dropped``: its packets
-    that source validation did not let in, as far as they are counted by peer.
+    that source validation did not let in, as far as they are counted by peer. ``probe``: whether it is there; None where it is not
+    asked.
     """
 
     key: str
@@ -102,6 +121,7 @@ class PeerStatus:
     why: str | None = None
     seconds_left: float | None = None
     dropped: int | None = None
+    probe: ProbeStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +179,9 @@ class SourceCheckStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """One agent at one moment. ``why_not`` is empty where it is ready; ``network`` is the config as derived."""
+    """One agent at one moment. ``why_not`` is empty where it is ready; ``network`` is the config as derived; ``probes_off``: why no
+    peer is asked whether it is there.
+    """
 
     schema: int | None = SCHEMA
     version: str
@@ -177,6 +199,7 @@ class Status:
     lease: LeaseStatus | None = None
     subnet_file: SubnetFileStatus
     peers: tuple[PeerStatus, ...] = ()
+    probes_off: str | None = None
     kernel: KernelStatus | None = None
     conditions: tuple[ConditionStatus, ...]
 

@@ -5,7 +5,8 @@ Both pass the same tests (tests/contract). Nothing outside this room knows of ne
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+import errno
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.core.errors import KernelError
 from flannelpy.core.forwarding import Hindrance
 from flannelpy.core.lookup import Found, Lookup
+from flannelpy.core.model import Family
 from flannelpy.core.objects import HostState, Key, Object, Route, Scope
 from flannelpy.core.plan import Step
 from flannelpy.core.secret import Secret
@@ -46,6 +48,56 @@ class Notice:
     """IP versions of which a route of the main table that is not ours changed, or a policy rule."""
     addressed: bool = False
     """An address of an interface that is not ours came or went, one that other links know, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """An answer, or (``request``) a request of another agent. ``size``: in bytes with the IP header."""
+
+    address: IPAddress
+    token: int
+    size: int
+    request: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What became of a request: this host's own kernel says that nobody is there. ``why``: its words."""
+
+    token: int
+    why: str
+
+
+class PacketTooLargeError(KernelError):
+    """A packet is larger than its way is known to carry: ``mtu`` in bytes, 0 where that was not said."""
+
+    def __init__(self, mtu: int) -> None:
+        super().__init__(f"the path carries packets of {mtu} bytes", errno.EMSGSIZE)
+        self.mtu = mtu
+
+
+class Echo(Protocol):
+    """Sends echo requests of one family, which are not fragmented, and hears the answers."""
+
+    def listen(self, heard: Callable[[], None]) -> None:
+        """Call this, in the loop that runs, whenever something may have come in."""
+        ...
+
+    def hear_requests(self, wanted: bool) -> None:
+        """Have other agents' requests, too, or not, where that can be had."""
+        ...
+
+    def send(self, address: IPAddress, token: int, size: int) -> None:
+        """A request of ``size`` bytes, with its IP header. Raises KernelError; PacketTooLargeError where the way carries less."""
+        ...
+
+    def receive(self) -> Iterable[Heard | Refused]:
+        """What has come in; nothing, where nothing has."""
+        ...
+
+    def close(self) -> None:
+        """May be called twice."""
+        ...
 
 
 class Notices(Protocol):
@@ -140,6 +192,10 @@ class Kernel(Protocol):
 
         Raises KernelError, above all where the kernel has no WireGuard.
         """
+        ...
+
+    def echo(self, version: Family) -> Echo:
+        """What asks hosts whether they are there. Raises KernelError where the agent may not."""
         ...
 
     def notices(self, scope: Scope) -> Notices:

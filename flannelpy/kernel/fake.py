@@ -43,6 +43,7 @@ from flannelpy.core.uplink import EVERYTHING, DefaultRoute, FactsQuery, HostFact
 from flannelpy.kernel import Result
 from flannelpy.kernel.channel import error
 from flannelpy.kernel.drivers import driver_of
+from flannelpy.kernel.fake_echo import Air, FakeEcho
 from flannelpy.kernel.fake_lookup import looked_up, net_of
 from flannelpy.kernel.fake_notices import FakeNotices, News
 from flannelpy.kernel.fake_scope import is_seen, known_elsewhere
@@ -69,6 +70,7 @@ class FakeKernel:
         self.firewall: tuple[Hindrance, ...] = ()
         """The host's own FORWARD chains, as far as they are in the way."""
         self.reintroduced: list[int] = []
+        self.air = Air()
         self.counters: dict[str, dict[str, int]] = {}
         self.detours = dict[IPNetwork, Found]()
         self.sysctls = dict.fromkeys(("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"), "1")
@@ -181,6 +183,10 @@ class FakeKernel:
         if "wireguard" in self.unknown:
             raise KernelError("this kernel has no wireguard devices: load the module wireguard", errno.EOPNOTSUPP)
         return public_key(private.reveal())
+
+    def echo(self, version: int) -> FakeEcho:
+        self._called("echo")
+        return self.air.open(version)
 
     def notices(self, scope: Scope) -> FakeNotices:
         self._called("notices")

@@ -28,6 +28,7 @@ from flannelpy.core.errors import KernelError
 from flannelpy.core.forward_accept import ForwardAccept
 from flannelpy.core.forwarding import Hindrance
 from flannelpy.core.lookup import Found, Lookup
+from flannelpy.core.model import Family
 from flannelpy.core.objects import (
     Address,
     FdbEntry,
@@ -54,6 +55,7 @@ from flannelpy.kernel.channel import GONE, Channel, Failure, error
 from flannelpy.kernel.counters import counted, counted_by_source
 from flannelpy.kernel.devices import Devices, index_of, name_of
 from flannelpy.kernel.dump import Dumped, dump_of_device, dump_routes
+from flannelpy.kernel.echo import EchoSocket
 from flannelpy.kernel.elements import AT_ONCE, Elements
 from flannelpy.kernel.facts import read_facts
 from flannelpy.kernel.forward import Forward
@@ -363,6 +365,9 @@ class NetlinkKernel:
             await self.apply(gone)
 
     # --------------------------------------------------------------------------------------------------- sockets
+
+    def echo(self, version: Family) -> EchoSocket:
+        return EchoSocket(version)
 
     def notices(self, scope: Scope) -> Notices:
         """Subscribe, now. Raises KernelError where that cannot be."""

@@ -40,7 +40,7 @@ DUAL = {"EnableIPv6": True, "IPv6Network": "fd00:10:1::/48"}
 # ------------------------------------------------------------------------------------------------------- DirectRouting
 
 
-@pytest.mark.topology(hosts=2, config={"Backend": {"DirectRouting": True}})
+@pytest.mark.topology(hosts=2, config={"Backend": {"DirectRouting": True}, "Probe": False})
 async def test_peers_on_the_segment_are_reached_directly(lab: Lab) -> None:
     remember_subnet(lab.host(1), "10.1.72.0/24", "10.1.0.0/16")
     remember_subnet(lab.host(2), "10.1.9.0/24", "10.1.0.0/16")

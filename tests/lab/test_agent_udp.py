@@ -32,7 +32,8 @@ from tests.lab.agent_support import (  # noqa: F401
 )
 from tests.lab.udp_support import start_s
 
-pytestmark = pytest.mark.topology(hosts=2, backend="udp", agent_options=("--udp-engine=pump",))
+# Packets on the wire are counted: no probes among them.
+pytestmark = pytest.mark.topology(hosts=2, backend="udp", agent_options=("--udp-engine=pump", "--probe=false"))
 
 
 @pytest.fixture

@@ -151,8 +151,8 @@ async def test_the_unit_as_an_operator_sees_it(lab: Lab, booted: Booted) -> None
     # The agent is confined; its workers may do nothing, and are replaced when they die.
     ((worker, user),) = await workers(booted)
     assert user == int(await booted.exec("id", "-u", "flannelpy"))
-    assert await rights(booted, await main_pid(booted)) == {**dict.fromkeys(SETS, "1000"), "NoNewPrivs": "1", "Seccomp": "2"}
-    assert await rights(booted, worker) == {**dict.fromkeys(SETS, "0"), "CapBnd": "1000", "NoNewPrivs": "1", "Seccomp": "2"}
+    assert await rights(booted, await main_pid(booted)) == {**dict.fromkeys(SETS, "3000"), "NoNewPrivs": "1", "Seccomp": "2"}
+    assert await rights(booted, worker) == {**dict.fromkeys(SETS, "0"), "CapBnd": "3000", "NoNewPrivs": "1", "Seccomp": "2"}
     await booted.exec("kill", "-KILL", str(worker))
 
     async def replaced() -> bool:
@@ -180,7 +180,7 @@ async def test_the_unit_as_an_operator_sees_it(lab: Lab, booted: Booted) -> None
 
 
 async def rights(systemd: Booted, process: int) -> dict[str, str]:
-    """Capability sets (CAP_NET_ADMIN is 1000), and what it cannot get or call any more."""
+    """Capability sets (CAP_NET_ADMIN is 1000, CAP_NET_RAW 2000), and what it cannot get or call any more."""
     status = await systemd.exec("cat", f"/proc/{process}/status")
     return dict(re.findall(r"^(Cap\w+|NoNewPrivs|Seccomp):\s+0*(\w+)$", status, re.MULTILINE))
 

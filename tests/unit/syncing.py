@@ -18,12 +18,12 @@ from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.agent.sync.scope import _SYSCTLS
 from flannelpy.core.backend import Local, Uplink
 from flannelpy.core.errors import KernelError
-from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.core.model import Family, Lease, LeaseAttrs
 from flannelpy.core.objects import HostState, Key, NftTable, Route, Scope
 from flannelpy.core.plan import Step
 from flannelpy.core.secret import Secret
 from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, Interface, InterfaceAddress, RouteAnswer
-from flannelpy.kernel import Notices, Result
+from flannelpy.kernel import Echo, Notices, Result
 from flannelpy.kernel.fake import FakeKernel
 from flannelpy.plugins import parse
 
@@ -155,6 +155,10 @@ class FailingKernel:
 
     async def public_key(self, private: Secret[bytes]) -> str:
         return await self.kernel.public_key(private)
+
+    def echo(self, version: Family) -> Echo:
+        self._maybe()
+        return self.kernel.echo(version)
 
     def notices(self, scope: Scope) -> Notices:
         return self.kernel.notices(scope)
