@@ -279,15 +279,6 @@ def test_a_subnet_file_is_put_back_whatever_was_done_to_it(tmp_path: Path) -> No
         assert file.put(ENV) is None
 
 
-def test_where_nobody_touches_it_it_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = SubnetFile(tmp_path / "subnet.env")
-    file.put(ENV)
-    read: list[Path] = []
-    monkeypatch.setattr(subnet_env, "read_file", lambda path, limit: read.append(path))
-    assert file.put(ENV) is None
-    assert read == []
-
-
 def test_a_fifo_in_its_place_is_said_and_waited_for_by_nobody(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "subnet.env")
     with pytest.raises(FlannelpyError, match="is a FIFO; expected a file"):
