@@ -28,7 +28,7 @@ LONGER = {
     "flannelpy/kernel/messages.py": "packing and unpacking of each message side by side",
 }
 """Files that may be longer, and why."""
-LONGEST = 530
+LONGEST = 560
 WHOLE = {"flannelpy/host/cni/plugin.py": 750}
 """What is installed as one file, and how long that may be."""
 
