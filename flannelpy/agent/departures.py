@@ -3,7 +3,7 @@
 Its owner may be taking it again this moment, and a route that was not taken away loses no packet. After that moment etcd is asked
 what became of the etcd lease that the key hung on. It is alive: somebody deleted the key, and the peer goes. It has ended, too: its
 host has not reached etcd for long, or etcd has lost its data, and neither says that the host no longer answers its peers. So it is
-kept for long, without standing in anybody's way.
+kept for long, without standing in anybody's way. While etcd does not answer nobody is taken away, however long that is.
 """
 
 from __future__ import annotations
@@ -99,20 +99,19 @@ class Departures:
 
     async def _decide(self, departure: Departure) -> None:
         key = departure.lease.key
-        if departure.state == LEAVING:
-            try:
-                deleted = await self._registry.outlives_key(departure.lease)
-            except RegistryError:
-                if self.kept.get(key) is departure:
-                    self._keep(departure.lease, LEAVING, self._timeouts.departure_s)
-                return
-            if self.kept.get(key) is not departure:
-                return  # it came back while we asked
-            if not deleted:
-                kept = span(self._timeouts.expired_s)
-                log.info("%s: its lease has ended, not been given back; kept for %s", departure.lease, kept)
-                self._keep(departure.lease, EXPIRED, self._timeouts.expired_s)
-                return
+        try:  # also of one whose time is over: who does not see etcd takes nobody away
+            deleted = await self._registry.outlives_key(departure.lease)
+        except RegistryError:
+            if self.kept.get(key) is departure:
+                self._keep(departure.lease, departure.state, self._timeouts.departure_s)
+            return
+        if self.kept.get(key) is not departure:
+            return  # it came back while we asked
+        if departure.state == LEAVING and not deleted:
+            kept = span(self._timeouts.expired_s)
+            log.info("%s: its lease has ended, not been given back; kept for %s", departure.lease, kept)
+            self._keep(departure.lease, EXPIRED, self._timeouts.expired_s)
+            return
         self.kept.pop(key, None)
         self.fates[key] = departure.state
         while len(self.fates) > FATES:

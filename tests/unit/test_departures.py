@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,30 @@ async def test_nobody_goes_while_etcd_cannot_be_asked(host: HostInMemory) -> Non
         assert host.holds(route(9))
         host.store.start()
         await until(lambda: not host.holds(route(9)))
+
+
+@pytest.mark.parametrize("how", ["expired", "lost"])
+@pytest.mark.parametrize("silent_after_s", [0.0, 0.05, 0.15])
+async def test_nobodys_time_is_over_while_etcd_cannot_be_asked(host: HostInMemory, how: str, silent_after_s: float) -> None:
+    """Neither of one whose lease has ended, nor of one that etcd has lost with its data; whenever etcd goes silent."""
+    host.timeouts = replace(TIMEOUTS, expired_s=0.2, reset_s=0.2)
+    put_leased(host, 9)
+    async with host.run():
+        await until(lambda: host.holds(route(9)))
+        if how == "expired":
+            host.store.expire(key(9))
+        else:
+            host.store.lose_data()
+            host.store.put(f"{PREFIX}/config", json.dumps(VXLAN))
+        put_leased(host, 10)
+        await until(lambda: host.holds(route(10)))
+        await asyncio.sleep(silent_after_s)
+        host.store.stop()
+        await asyncio.sleep(0.2 + 4 * TIMEOUTS.departure_s)
+        assert host.holds(route(9))
+        host.store.start()
+        await until(lambda: not host.holds(route(9)))
+        assert host.holds(route(10))
 
 
 async def test_a_store_that_lost_everything_and_has_a_higher_revision_than_before(host: HostInMemory) -> None:
@@ -269,8 +294,13 @@ def test_however_many_depart_each_goes_at_its_time_and_once(seed: int) -> None:
 
 
 def test_fates_that_nobody_asks_for_are_forgotten() -> None:
+    class Forgetful:
+        async def outlives_key(self, lease: Lease) -> bool:
+            return False
+
     async def play() -> int:
-        departures = Departures(None, replace(TIMEOUTS, departure_s=0.001, reset_s=0.001), lambda _: None)  # type: ignore[arg-type]
+        timeouts = replace(TIMEOUTS, departure_s=0.001, reset_s=0.001)
+        departures = Departures(Forgetful(), timeouts, lambda _: None)  # type: ignore[arg-type]
         task = asyncio.create_task(departures.run())
         for number in range(FATES + 500):
             departures.depart(Lease(IPNetwork((number << 4, 28)), LeaseAttrs(NO_ADDRESS)), reset=True)
