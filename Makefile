@@ -31,7 +31,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn chaos flood etcds flanneld prometheus fuzz dist pins test-lowest clean
+.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn chaos flood etcds flanneld prometheus fuzz dist deb pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,7 @@ lint: $(DEV) ## style of the code
 
 types: $(DEV) ## types of the code
 	$(PYTHON) -m mypy -p flannelpy -p backends -p netns_lab
+	MYPYPATH=packaging/debian $(PYTHON) -m mypy packaging/debian/*.py
 
 unit: $(DEV) ## tests that need no privileges
 	$(PYTHON) -m pytest -q tests/unit
@@ -119,6 +120,9 @@ dist: $(DEV) $(RELEASE) ## wheel and source archive in dist/, what a release ins
 	cp packaging/requirements.txt dist/requirements.txt
 	$(PYTHON) -W ignore::UserWarning -m cyclonedx_py requirements packaging/requirements.txt --pyproject pyproject.toml --output-reproducible \
 		--output-format JSON --output-file dist/flannelpy.cdx.json
+
+deb: $(DEV) $(RELEASE) ## Debian package in dist/, for this machine's release and architecture; the same bytes for the same commit
+	@$(PYTHON) packaging/debian/build.py --into dist
 
 pins: $(DEV) $(RELEASE) ## pin what a release installs, with hashes: packaging/requirements.txt, as the registry has it today
 	$(PYTHON) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-package win-inet-pton \

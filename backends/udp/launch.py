@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from backends.udp.protocol import READY, START, Order, Setting, pack
 from flannelpy.core.environment import PYTHON, bare
@@ -143,6 +144,13 @@ async def _execute(setting: Setting) -> asyncio.subprocess.Process:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=None,
-        env=bare(os.environ, *PYTHON),
+        env=_environment(),
         pass_fds=(setting.tun, setting.socket, setting.control, setting.counters),
     )
+
+
+def _environment() -> dict[str, str]:
+    """A worker imports from where this process does, also where that is nothing a Python knows by itself (python3 -I)."""
+    inherited = {} if sys.flags.ignore_environment else bare(os.environ, *PYTHON)
+    places = [os.fspath(Path(__file__).parents[2]), *filter(None, [inherited.get("PYTHONPATH")])]
+    return bare(os.environ, **{**inherited, "PYTHONPATH": os.pathsep.join(places)})

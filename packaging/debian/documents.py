@@ -1,0 +1,89 @@
+"""What is there to read? Man pages and completions of the command line's own table, changelogs, and everybody's licence."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+from email.utils import formatdate
+from importlib.metadata import Distribution
+from pathlib import Path
+from time import gmtime, strftime
+
+from click.shell_completion import get_completion_class
+from click_man.core import write_man_pages
+
+from flannelpy.cli import flannelpy
+
+COMPLETIONS = {
+    "bash": "usr/share/bash-completion/completions/flannelpy",
+    "zsh": "usr/share/zsh/vendor-completions/_flannelpy",
+    "fish": "usr/share/fish/vendor_completions.d/flannelpy.fish",
+}
+MAINTAINER = "flannelpy maintainers <maintainers@flannelpy.invalid>"
+
+COMMON = {"Apache License": "Apache-2.0", "GNU GENERAL PUBLIC LICENSE": "GPL-2"}
+"""Texts that every Debian has in /usr/share/common-licenses, by how they begin."""
+
+
+def write(root: Path, tree: Path, version: str, epoch: int) -> None:
+    """All of it, below ``root``; dated ``epoch``, in seconds since 1970."""
+    man_pages(root / "usr/share/man/man1", version, epoch)
+    completions(root)
+    doc = root / "usr/share/doc/flannelpy"
+    doc.mkdir(parents=True, exist_ok=True)
+    compress(doc / "changelog.gz", (tree / "CHANGELOG.md").read_text())
+    entry = f"flannelpy ({version}) unstable; urgency=medium\n\n  * What is new: /usr/share/doc/flannelpy/changelog.gz.\n\n"
+    compress(doc / "changelog.Debian.gz", f"{entry} -- {MAINTAINER}  {formatdate(epoch)}\n")
+    (doc / "copyright").write_text(copyright_text(root / "usr/lib/flannelpy", tree))
+
+
+def man_pages(into: Path, version: str, epoch: int) -> None:
+    """One of each command: flannelpy(1), flannelpy-status(1)..."""
+    into.mkdir(parents=True)
+    write_man_pages("flannelpy", flannelpy, version=version, target_dir=os.fspath(into), date=strftime("%Y-%m-%d", gmtime(epoch)))
+    for page in sorted(into.glob("*.1")):
+        compress(page.with_suffix(".1.gz"), page.read_text())
+        page.unlink()
+
+
+def completions(root: Path) -> None:
+    """Of each shell the few lines that ask the program itself."""
+    for shell, name in COMPLETIONS.items():
+        kind = get_completion_class(shell)
+        assert kind is not None
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(kind(flannelpy, {}, "flannelpy", "_FLANNELPY_COMPLETE").source())
+
+
+def compress(path: Path, text: str) -> None:
+    """As gzip -9n: neither a name nor a time in it."""
+    path.write_bytes(gzip.compress(text.encode(), compresslevel=9, mtime=0))
+
+
+def copyright_text(private: Path, tree: Path) -> str:
+    """The project's licence and those of all that is in the package, each with its own text."""
+    parts = [f"flannelpy\n\n{shortened((tree / 'LICENSE').read_text())}"]
+    for info in sorted(private.glob("*.dist-info")):
+        about = Distribution.at(info).metadata
+        if about["Name"] == "flannelpy":
+            continue
+        licence = next((about[name] for name in ("License-Expression", "License") if name in about), "its licence is below")
+        parts.append(f"{about['Name']} {about['Version']}: {licence.splitlines()[0]}")
+        parts += [shortened(path.read_text(errors="replace")) for path in licence_files(info)]
+    return f"\n\n{'-' * 78}\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def licence_files(info: Path) -> list[Path]:
+    """Of one package, in the order of their names."""
+    named = re.compile(r"licen[cs]e|copying|notice|authors", re.IGNORECASE)
+    return sorted(path for path in info.rglob("*") if path.is_file() and named.search(os.fspath(path.relative_to(info))))
+
+
+def shortened(text: str) -> str:
+    """The text, or where every Debian has it. What a maker has written above it stays."""
+    for begins, name in COMMON.items():
+        above, found, _ = text.partition(begins)
+        if found and len(above) < 2000 and not above.strip():
+            return f"Its text is in /usr/share/common-licenses/{name}."
+    return text
