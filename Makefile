@@ -4,6 +4,7 @@ VENV    ?= .venv
 PYTHON  := $(VENV)/bin/python
 DEV     := $(VENV)/.dev-installed
 DOCKER  := $(VENV)/docker/usr/bin/docker
+DEBIAN  := $(VENV)/cache/debian
 PROMETHEUS := $(VENV)/prometheus/usr/bin/prometheus
 RELEASE := $(VENV)/.release-tools-installed
 LOWEST  := $(VENV)/lowest
@@ -31,7 +32,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn chaos flood etcds flanneld prometheus fuzz dist deb pins test-lowest clean
+.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn chaos flood etcds flanneld prometheus fuzz dist deb test-package pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -124,6 +125,10 @@ dist: $(DEV) $(RELEASE) ## wheel and source archive in dist/, what a release ins
 deb: $(DEV) $(RELEASE) ## Debian package in dist/, for this machine's release and architecture; the same bytes for the same commit
 	@$(PYTHON) packaging/debian/build.py --into dist
 
+test-package: deb $(DEBIAN).made ## the package on a bare Debian 12 that systemd boots: install, upgrade, remove, purge; and is it rebuilt the same
+	FLANNELPY_DEB=$$(ls -t $(CURDIR)/dist/flannelpy_*.deb | head -n 1) FLANNELPY_DEBIAN=$(CURDIR)/$(DEBIAN) \
+		$(PYTHON) -m pytest -q tests/package tests/lab/test_package.py
+
 pins: $(DEV) $(RELEASE) ## pin what a release installs, with hashes: packaging/requirements.txt, as the registry has it today
 	$(PYTHON) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-package win-inet-pton \
 		--custom-compile-command 'make pins' --output-file packaging/requirements.txt pyproject.toml
@@ -177,3 +182,13 @@ $(DOCKER): | $(DEV)
 
 $(PROMETHEUS): | $(DEV)
 	$(call unpack,$(VENV)/prometheus,prometheus,usr/bin/prometheus)
+
+$(VENV)/mmdebstrap/usr/bin/mmdebstrap: | $(DEV)
+	$(call unpack,$(VENV)/mmdebstrap,mmdebstrap,usr/bin/mmdebstrap)
+
+# What the package depends on and what boots, nothing else: what it forgets to depend on is not there.
+$(DEBIAN).made: packaging/debian/control | $(VENV)/mmdebstrap/usr/bin/mmdebstrap
+	@echo "making a bare Debian 12 in $(DEBIAN) (half a minute)"; rm -rf $(DEBIAN); mkdir -p $(@D)
+	@needed=$$(sed -n 's/^Depends: //p' $< | sed 's/([^)]*)//g; s/|[^,]*//g; s/ //g'); \
+	$(VENV)/mmdebstrap/usr/bin/mmdebstrap --quiet --mode=root --variant=minbase --include=$$needed,systemd-sysv bookworm $(DEBIAN)
+	@touch $@

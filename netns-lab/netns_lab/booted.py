@@ -1,8 +1,8 @@
 """How does a host of the lab get a real systemd? systemd-nspawn boots one as PID 1 in its namespace, on a copy of this machine.
 
-The copy is an overlay of ``/`` in memory: what it writes is gone with it. Its ``/etc/systemd/system`` begins empty, so that it runs
-what Debian starts by itself and the units that it is given. It has a cgroup of its own, pure version 2 as on Debian, with the
-device rules of units in force. systemd-nspawn(1), Documentation/filesystems/overlayfs.rst.
+The copy is an overlay of ``/``, or of another root, in memory: what it writes is gone with it. Its ``/etc/systemd/system`` begins
+empty, so that it runs what Debian starts by itself and the units that it is given. It has a cgroup of its own, pure version 2 as on
+Debian, with the device rules of units in force. systemd-nspawn(1), Documentation/filesystems/overlayfs.rst.
 """
 
 from __future__ import annotations
@@ -93,15 +93,16 @@ class Booted:
         return [json.loads(line) for line in text.splitlines()]
 
 
-async def boot(namespace: Namespace, ledger: Ledger, directory: Path, files: Mapping[str, str]) -> Booted:
+async def boot(namespace: Namespace, ledger: Ledger, directory: Path, files: Mapping[str, str], base: Path = Path("/")) -> Booted:
     """Boot a systemd in ``namespace``; it takes half a second. Raises LabError, TimedOutError with the end of its console.
 
     ``files``: text by path, there before it boots; what begins with ``#!`` may be executed. All else goes into ``directory``.
+    ``base``: the root that it has a copy of.
     """
     version2 = _cgroup2()
     if version2 is None or missing():
         raise LabError(f"{namespace.name} cannot be booted: {missing()}")
-    root = _lay_root(ledger, directory / "booted", files)
+    root = _lay_root(ledger, directory / "booted", files, base)
     cgroup = version2 / f"netns-lab-{namespace.name}"
     for hierarchy in hierarchies():  # systemd-nspawn makes it in more than the one it is told
         ledger.note_folder(hierarchy / cgroup.name)
@@ -116,7 +117,7 @@ async def boot(namespace: Namespace, ledger: Ledger, directory: Path, files: Map
             f"--machine={namespace.name}",
             f"--directory={root}",
             f"--network-namespace-path={namespace.path}",
-            f"--bind-ro={TREE}:{INSTALLED}",
+            *([f"--bind-ro={TREE}:{INSTALLED}"] if base == Path("/") else []),
             "--capability=CAP_NET_ADMIN,CAP_BPF",
             "--system-call-filter=bpf",  # the device rules of units are programs (Documentation/admin-guide/cgroup-v2.rst)
         ]
@@ -129,7 +130,7 @@ async def boot(namespace: Namespace, ledger: Ledger, directory: Path, files: Map
     return Booted(namespace.name, process, pid)
 
 
-def _lay_root(ledger: Ledger, place: Path, files: Mapping[str, str]) -> Path:
+def _lay_root(ledger: Ledger, place: Path, files: Mapping[str, str], base: Path) -> Path:
     """The overlay: nothing of this machine's own units and journals shows in it."""
     place.mkdir()
     ledger.note_mount(place)
@@ -141,7 +142,7 @@ def _lay_root(ledger: Ledger, place: Path, files: Mapping[str, str]) -> Path:
     os.mknod(place / "upper/var/log/journal", 0o020000)  # character device 0,0: a whiteout
     root = place / "root"
     ledger.note_mount(root)
-    _mount("overlay", root, "overlay", f"lowerdir=/,upperdir={place}/upper,workdir={place}/work")
+    _mount("overlay", root, "overlay", f"lowerdir={base},upperdir={place}/upper,workdir={place}/work")
     for home in HOMES[:1]:
         (root / home.relative_to("/")).chmod(0o755)  # a Python in it is for everybody
     for name, text in files.items():

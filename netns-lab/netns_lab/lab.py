@@ -234,6 +234,14 @@ class Lab:
         host.subnet_file.symlink_to(booted.root / "run/flannel/subnet.env")
         return booted
 
+    async def boot(self, which: int | str, root: Path, files: Mapping[str, str] | None = None) -> Booted:
+        """Boot a systemd on a host from a copy of ``root``, another Debian, with these files in it. Raises LabError."""
+        host = self.host(which)
+        booted = await boot(host.namespace, self._ledger, host.directory, files or {}, root)
+        await booted.exec("chmod", "666", "/dev/net/tun")
+        host.subnet_file.symlink_to(booted.root / "run/flannel/subnet.env")
+        return booted
+
     async def connect_containers(self) -> None:
         """Give every host's bridge and containers their addresses from its subnet.env."""
         await asyncio.gather(*(host.connect_containers() for host in self.hosts))

@@ -1,0 +1,195 @@
+"""The Debian package on a bare Debian 12: what does installing, upgrading, disabling, removing and purging it do?
+
+c1 - h1 (a bare Debian: systemd and what the package depends on) ==== h2 (an ordinary agent) - c2         etcd apart; no internet
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from netns_lab.booted import Booted, missing
+from netns_lab.lab import Lab
+from tests.lab.agent_support import until
+from tests.lab.test_systemd import all_well, main_pid, pinged
+
+DEB, DEBIAN = os.environ.get("FLANNELPY_DEB", ""), os.environ.get("FLANNELPY_DEBIAN", "")
+UNIT = "flannelpy.service"
+PLACE = "/opt/flannelpy.deb"
+EXPECTED = re.compile(
+    r"/var/(log|cache/ldconfig|lib/systemd|tmp|lib/dpkg/(lock|triggers|status))|/etc/(passwd|group|shadow|gshadow)-$"
+)
+"""What an installed and purged package of any name leaves: logs, locks, backups."""
+
+pytestmark = [
+    pytest.mark.skipif(not (DEB and DEBIAN), reason="make test-package builds the package and a bare Debian, and runs these"),
+    pytest.mark.skipif(bool(missing()), reason=missing()),
+    pytest.mark.topology(hosts=2),
+]
+
+
+@pytest.fixture
+async def bare(lab: Lab) -> AsyncIterator[Booted]:
+    """h1, booted, with the package lying there."""
+    systemd = await lab.boot(1, Path(DEBIAN))
+    shutil.copyfile(DEB, systemd.root / PLACE.lstrip("/"))
+    yield systemd
+    logged = await systemd.journal(UNIT)
+    assert [line for line in logged if "Traceback" in str(line["MESSAGE"])] == []
+
+
+@pytest.fixture(scope="module")
+def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same package as a later version."""
+    work = tmp_path_factory.mktemp("newer")
+    subprocess.run(["dpkg-deb", "-R", DEB, work / "root"], check=True)
+    told = work / "root/DEBIAN/control"
+    told.write_text(re.sub(r"^(Version: .*)$", r"\1.1", told.read_text(), flags=re.MULTILINE))
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "-b", work / "root", work / "newer.deb"], check=True)
+    return work / "newer.deb"
+
+
+async def install(systemd: Booted, package: str = PLACE) -> str:
+    """What dpkg says. No network but the lab's is there."""
+    return await systemd.exec("dpkg", "-i", package, timeout_s=90)
+
+
+async def configure(lab: Lab, systemd: Booted, *options: str) -> None:
+    """As the operator edits the file, which keeps its mode."""
+    words = " ".join(lab.host(1).agent_options(*options))
+    (systemd.root / "etc/default/flannelpy").write_text(f'FLANNELPY_OPTIONS="{words}"\n')
+
+
+async def started(lab: Lab, systemd: Booted, *options: str) -> None:
+    """Installed, configured, enabled; both hosts are ready and their containers connected."""
+    await install(systemd)
+    await configure(lab, systemd, *options)
+    await asyncio.gather(systemd.exec("systemctl", "enable", "--now", UNIT), lab.host(2).start_agent(*options))
+    await lab.connect_containers()
+
+
+async def state(systemd: Booted) -> tuple[str, str]:
+    """Of the service: is it enabled, is it active?"""
+    told = await systemd.show(UNIT, "UnitFileState", "ActiveState")
+    return told["UnitFileState"], told["ActiveState"]
+
+
+async def everything(systemd: Booted) -> dict[str, str]:
+    """Each file by its path: mode, owner, and where it is a file of /etc a sum of what is in it."""
+    found = await systemd.exec("find", "/", "-xdev", "-printf", "%p\t%M %u %g %l\n", timeout_s=60)
+    runs = await systemd.exec("find", "/run", "-xdev", "-path", "/run/systemd", "-prune", "-o", "-printf", "%p\t%M %u %g %l\n")
+    sums = await systemd.exec("sh", "-c", "find /etc -type f -exec sha256sum {} + | sed 's/  /\\t/'")
+    listed = dict(line.split("\t") for line in (found + runs).splitlines())
+    for line in sums.splitlines():
+        digest, path = line.split("\t")
+        listed[path] += f" {digest}"
+    return {path: about for path, about in listed.items() if not EXPECTED.match(path)}
+
+
+async def test_it_is_installed_without_a_network_and_waits_to_be_configured(bare: Booted) -> None:
+    said = await install(bare)
+    assert "warning" not in said.lower()
+    assert await state(bare) == ("disabled", "inactive")
+    assert (await bare.exec("flannelpy", "--version")).startswith("flannelpy ")
+    assert (await bare.exec("stat", "-c", "%a %U %G", "/etc/default/flannelpy")).split() == ["640", "root", "root"]
+    assert "flannelpy" in await bare.exec("id", "flannelpy")
+    assert await bare.exec("dpkg", "--verify", "flannelpy") == ""
+    assert (await bare.attempt("test", "-e", "/etc/systemd/system/docker.service.d")).code != 0
+    compiled = await bare.exec("find", "/usr/lib/flannelpy/flannelpy", "-name", "cli*.pyc")
+    assert compiled.strip().endswith("/usr/lib/flannelpy/flannelpy/__pycache__/cli.cpython-311.pyc")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param((), marks=pytest.mark.topology(hosts=2, backend="vxlan"), id="vxlan"),
+        pytest.param(("--udp-engine=pump",), marks=pytest.mark.topology(hosts=2, backend="udp"), id="udp"),
+    ],
+)
+async def test_an_upgrade_loses_no_ping(lab: Lab, bare: Booted, newer: Path, options: tuple[str, ...]) -> None:
+    await started(lab, bare, *options)
+    await until(lambda: all_well(bare), 10, "nothing is wrong")
+    shutil.copyfile(newer, bare.root / "opt/newer.deb")
+    before, edited = await main_pid(bare), (bare.root / "etc/default/flannelpy").read_text()
+    async with pinged(lab):
+        await install(bare, "/opt/newer.deb")
+    assert await main_pid(bare) not in (0, before)
+    assert await state(bare) == ("enabled", "active")
+    assert (await bare.exec("dpkg-query", "-W", "-f", "${Version} ${db:Status-Abbrev}", "flannelpy")).split()[0].endswith(".1")
+    assert (bare.root / "etc/default/flannelpy").read_text() == edited
+    if options:  # the worker finds its modules, and numpy, without being told by an environment
+        status = json.loads(await bare.exec("flannelpy", "status", "--json"))
+        assert "gso" in json.dumps(status)
+    await until(lambda: all_well(bare), 10, "nothing is wrong")
+
+
+async def test_an_upgrade_does_not_wait_for_an_agent_that_waits_for_etcd(lab: Lab, bare: Booted, newer: Path) -> None:
+    await install(bare)
+    await configure(lab, bare)
+    lab.etcd.kill()
+    await bare.exec("systemctl", "start", "--no-block", UNIT)
+
+    async def waits() -> bool:
+        return (await bare.show(UNIT, "StatusText"))["StatusText"] != ""
+
+    await until(waits, 20, "the agent says what it waits for")
+    before = await main_pid(bare)
+    shutil.copyfile(newer, bare.root / "opt/newer.deb")
+    await install(bare, "/opt/newer.deb")
+
+    async def another() -> bool:
+        return await main_pid(bare) not in (0, before)
+
+    await until(another, 20, "the new version runs")
+    lab.etcd.restart()
+
+    async def ready() -> bool:
+        return (await state(bare))[1] == "active"
+
+    await until(ready, 30, "it is ready once etcd is there")
+
+
+async def test_an_upgrade_starts_nothing_that_was_stopped(lab: Lab, bare: Booted, newer: Path) -> None:
+    await started(lab, bare)
+    await bare.exec("systemctl", "disable", "--now", UNIT)
+    assert await state(bare) == ("disabled", "inactive")
+    assert (await lab.ping("c1", "c2")).ok  # what is programmed stays
+    shutil.copyfile(newer, bare.root / "opt/newer.deb")
+    await install(bare, "/opt/newer.deb")
+    assert await state(bare) == ("disabled", "inactive")
+
+
+async def test_remove_keeps_configuration_and_state_and_purge_leaves_nothing(lab: Lab, bare: Booted) -> None:
+    before = await everything(bare)
+    await started(lab, bare)
+    subnet = lab.host(1).subnet
+    assert {"/var/lib/flannelpy/state.json", "/run/flannel/subnet.env"} <= set(await everything(bare))
+
+    await bare.exec("dpkg", "-r", "flannelpy", timeout_s=60)
+    removed = set(await everything(bare)) - set(before)
+    assert {"/etc/default/flannelpy", "/var/lib/flannelpy/state.json"} <= removed
+    assert [path for path in removed if path.startswith("/usr")] == []
+    running = await bare.exec("sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+    assert "systemd" in running
+    assert "flannelpy" not in running
+
+    # Installed again it is what it was, to the subnet.
+    await install(bare)
+    await bare.exec("systemctl", "enable", "--now", UNIT)
+    assert lab.host(1).subnet == subnet
+
+    await bare.exec("dpkg", "-P", "flannelpy", timeout_s=60)
+    after = await everything(bare)
+    assert {path: about for path, about in after.items() if before.get(path) != about} == {}
+    assert set(before) - set(after) == set()
+    assert (await bare.attempt("id", "flannelpy")).code != 0
+    await bare.exec("systemctl", "daemon-reload")
+    assert (await bare.show(UNIT, "LoadState"))["LoadState"] == "not-found"

