@@ -122,10 +122,10 @@ dist: $(DEV) $(RELEASE) ## wheel and source archive in dist/, what a release ins
 	$(PYTHON) -W ignore::UserWarning -m cyclonedx_py requirements packaging/requirements.txt --pyproject pyproject.toml --output-reproducible \
 		--output-format JSON --output-file dist/flannelpy.cdx.json
 
-deb: $(DEV) $(RELEASE) ## Debian package in dist/, for this machine's release and architecture; the same bytes for the same commit
+deb: $(DEV) $(RELEASE) ## Debian packages in dist/, for this machine's release and architecture; the same bytes for the same commit
 	@$(PYTHON) packaging/debian/build.py --into dist
 
-test-package: deb $(DEBIAN).made ## the package on a bare Debian 12 that systemd boots: install, upgrade, remove, purge; and is it rebuilt the same
+test-package: deb $(DEBIAN).made ## the packages on a bare Debian 12 that systemd boots: install, upgrade, remove, purge; and is it rebuilt the same
 	FLANNELPY_DEB=$$(ls -t $(CURDIR)/dist/flannelpy_*.deb | head -n 1) FLANNELPY_DEBIAN=$(CURDIR)/$(DEBIAN) \
 		$(PYTHON) -m pytest -q tests/package tests/lab/test_package.py
 
@@ -187,8 +187,8 @@ $(VENV)/mmdebstrap/usr/bin/mmdebstrap: | $(DEV)
 	$(call unpack,$(VENV)/mmdebstrap,mmdebstrap,usr/bin/mmdebstrap)
 
 # What the package depends on and what boots, nothing else: what it forgets to depend on is not there.
-$(DEBIAN).made: packaging/debian/control | $(VENV)/mmdebstrap/usr/bin/mmdebstrap
+$(DEBIAN).made: packaging/debian/flannelpy/control packaging/debian/flannelpy-udp/control | $(VENV)/mmdebstrap/usr/bin/mmdebstrap
 	@echo "making a bare Debian 12 in $(DEBIAN) (half a minute)"; rm -rf $(DEBIAN); mkdir -p $(@D)
-	@needed=$$(sed -n 's/^Depends: //p' $< | sed 's/([^)]*)//g; s/|[^,]*//g; s/ //g'); \
-	$(VENV)/mmdebstrap/usr/bin/mmdebstrap --quiet --mode=root --variant=minbase --include=$$needed,systemd-sysv bookworm $(DEBIAN)
+	@needed=$$(sed -n 's/^Depends: //p' $^ | sed 's/([^)]*)//g; s/|[^,]*//g; s/ //g' | tr ',' '\n' | grep -v flannelpy | tr '\n' ',')systemd-sysv; \
+	$(VENV)/mmdebstrap/usr/bin/mmdebstrap --quiet --mode=root --variant=minbase --include=$$needed bookworm $(DEBIAN)
 	@touch $@

@@ -6,7 +6,9 @@ is published and any is accepted in a peer, as flannel does.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
@@ -22,6 +24,8 @@ from flannelpy.core.errors import ConfigError
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, HostState, Link, Route, Sysctl
+
+log = logging.getLogger(__name__)
 
 Word = TypeVar("Word", bound=str)
 
@@ -127,7 +131,12 @@ class Udp:
 
     def datapath(self, local: Local) -> UserspaceDatapath | None:
         terms = self.userspace
-        return None if terms is None else UserspaceDatapath(local, device=DEVICE, terms=terms)
+        if terms is None:
+            return None
+        bulk = find_spec("numpy") is not None
+        if not bulk:
+            log.info("udp workers: without numpy they move packets one by one; with Debian's packages it is in flannelpy-udp")
+        return UserspaceDatapath(local, device=DEVICE, terms=terms, offload=bulk)
 
 
 def _word(members: Members, name: str, words: tuple[Word, ...], default: Word) -> Word:

@@ -1,7 +1,8 @@
-"""How is the Debian package made? ``build.py --into dist``: a tree is laid in a temporary directory and packed by dpkg-deb.
+"""How are the Debian packages made? ``build.py --into dist``: trees are laid in a temporary directory and packed by dpkg-deb.
 
-What comes out is the same, byte for byte, for the same commit on the same release of Debian: times are the commit's
-(SOURCE_DATE_EPOCH), owners are root, and pip takes what ``packaging/requirements.txt`` pins by hash. deb(5), dpkg-deb(1).
+``flannelpy`` and, with numpy, ``flannelpy-udp``: what each is made of is in the directory of its name. What comes out is the same,
+byte for byte, for the same commit on the same release of Debian: times are the commit's (SOURCE_DATE_EPOCH), owners are root, and
+pip takes what ``packaging/requirements.txt`` pins by hash. deb(5), dpkg-deb(1).
 """
 
 from __future__ import annotations
@@ -25,16 +26,19 @@ PRIVATE = "usr/lib/flannelpy"
 SYSTEMD = TREE / "packaging" / "systemd"
 
 FILES = {
-    "usr/bin/flannelpy": (HERE / "flannelpy", 0o755),
+    "usr/bin/flannelpy": (HERE / "flannelpy/program", 0o755),
     "usr/lib/systemd/system/flannelpy.service": (SYSTEMD / "flannelpy.service", 0o644),
     "usr/lib/sysusers.d/flannelpy.conf": (SYSTEMD / "flannelpy.sysusers", 0o644),
     "etc/default/flannelpy": (SYSTEMD / "flannelpy.default", 0o640),  # it may come to hold a password
     "usr/share/doc/flannelpy/examples/docker-flannelpy.conf": (SYSTEMD / "docker-flannelpy.conf", 0o644),
-    "usr/share/lintian/overrides/flannelpy": (HERE / "lintian-overrides", 0o644),
 }
 """What is copied as it is: from where, and its mode."""
 
 SCRIPTS = {"conffiles": 0o644, "postinst": 0o755, "prerm": 0o755, "postrm": 0o755}
+"""What goes into DEBIAN/ where a package has it."""
+
+UDP = ("numpy", "numpy.libs", "numpy-*.dist-info")
+"""What goes into flannelpy-udp: half of it all, and only workers in user space use it."""
 
 
 def main() -> None:
@@ -43,29 +47,47 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=TREE / "dist", metavar="DIRECTORY", help="where the package goes")
     parser.add_argument("--revision", default="1", help="what follows the version after a hyphen")
     given = parser.parse_args()
-    print(build(given.into, given.revision))
+    for package in build(given.into, given.revision):
+        print(package)
 
 
-def build(into: Path, revision: str) -> Path:
-    """Make the package; its path. Raises CalledProcessError with what the failing tool has said on stderr."""
+def build(into: Path, revision: str) -> list[Path]:
+    """Make the packages; their paths. Raises CalledProcessError with what the failing tool has said on stderr."""
     os.environ["SOURCE_DATE_EPOCH"] = str(epoch := commit_time())
     os.umask(0o022)
     version = f"{project_version()}-{revision}"
-    architecture = told("dpkg", "--print-architecture")
+    into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="flannelpy-deb-") as work:
-        root = Path(work) / "root"
+        root, udp = Path(work, "flannelpy"), Path(work, "flannelpy-udp")
         wheels.install(TREE, root / PRIVATE)
         for name, (source, mode) in FILES.items():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, root / name)
-            (root / name).chmod(mode)
+            copy(source, root / name, mode)
         documents.write(root, TREE, version, epoch)
         wheels.prune(root / PRIVATE)
-        control(root, version, architecture)
-        settle(root, epoch)
-        into.mkdir(parents=True, exist_ok=True)
-        package = into / f"flannelpy_{version}_{architecture}.deb"
-        run("dpkg-deb", "--root-owner-group", "-Zxz", "--build", os.fspath(root), os.fspath(package))
+        (udp / PRIVATE).mkdir(parents=True)
+        for pattern in UDP:
+            for path in (root / PRIVATE).glob(pattern):
+                path.rename(udp / PRIVATE / path.name)
+        (udp / "usr/share/doc").mkdir(parents=True)
+        (udp / "usr/share/doc/flannelpy-udp").symlink_to("flannelpy")
+        return [pack(each, version, epoch, into) for each in (root, udp)]
+
+
+def copy(source: Path, target: Path, mode: int) -> None:
+    """A file as it is, with its mode."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    target.chmod(mode)
+
+
+def pack(root: Path, version: str, epoch: int, into: Path) -> Path:
+    """A tree by the name of its package becomes one; its path."""
+    architecture = told("dpkg", "--print-architecture")
+    copy(HERE / root.name / "lintian-overrides", root / "usr/share/lintian/overrides" / root.name, 0o644)
+    control(root, version, architecture)
+    settle(root, epoch)
+    package = into / f"{root.name}_{version}_{architecture}.deb"
+    run("dpkg-deb", "--root-owner-group", "-Zxz", "--build", os.fspath(root), os.fspath(package))
     return package
 
 
@@ -86,6 +108,7 @@ def project_version() -> str:
 
 def control(root: Path, version: str, architecture: str) -> None:
     """DEBIAN/: control, md5sums, conffiles, maintainer scripts. deb-control(5)."""
+    source = HERE / root.name
     files = sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
     major, minor = sys.version_info[:2]
     values = {
@@ -96,23 +119,25 @@ def control(root: Path, version: str, architecture: str) -> None:
         "PYTHON": f"{major}.{minor}",
         "NEXT_PYTHON": f"{major}.{minor + 1}",
     }
-    text = re.sub(r"@(\w+)@", lambda found: values[found[1]], (HERE / "control").read_text())
+    text = re.sub(r"@(\w+)@", lambda found: values[found[1]], (source / "control").read_text())
     debian = root / "DEBIAN"
     debian.mkdir()
     (debian / "control").write_text(text)
-    conffiles = (HERE / "conffiles").read_text().split()
+    conffiles = (source / "conffiles").read_text().split() if (source / "conffiles").exists() else []
     names = ((path, path.relative_to(root)) for path in files)
     sums = [f"{hashlib.md5(path.read_bytes()).hexdigest()}  {name}\n" for path, name in names if f"/{name}" not in conffiles]
     (debian / "md5sums").write_text("".join(sums))
     for name, mode in SCRIPTS.items():
-        shutil.copyfile(HERE / name, debian / name)
-        (debian / name).chmod(mode)
+        if (source / name).exists():
+            copy(source / name, debian / name, mode)
 
 
 def settle(root: Path, epoch: int) -> None:
     """Every time is the commit's, every mode one of Debian's."""
     for path in [root, *root.rglob("*")]:
-        if path.is_dir():
+        if path.is_symlink():
+            pass
+        elif path.is_dir():
             path.chmod(0o755)
         elif path.is_relative_to(root / PRIVATE):
             path.chmod(0o644)

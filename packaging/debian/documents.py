@@ -22,8 +22,13 @@ COMPLETIONS = {
 }
 MAINTAINER = "flannelpy maintainers <maintainers@flannelpy.invalid>"
 
-COMMON = {"Apache License": "Apache-2.0", "GNU GENERAL PUBLIC LICENSE": "GPL-2"}
-"""Texts that every Debian has in /usr/share/common-licenses, by how they begin."""
+COMMON = {
+    "Apache-2.0": r"[ \t]*Apache License\s+Version 2\.0, January 2004.*?any\s+such\s+warranty\s+or\s+additional\s+liability\."
+    r"(\s+END OF TERMS AND CONDITIONS(\s+APPENDIX.*?limitations\s+under\s+the\s+License\.)?)?",
+    "GPL-2": r"[ \t]*GNU GENERAL PUBLIC LICENSE\s+Version 2, June 1991.*?instead of this\s+License\.",
+    "GPL-3": r"[ \t]*GNU GENERAL PUBLIC LICENSE\s+Version 3, 29 June 2007.*?why-not-lgpl\.html>\.",
+}
+"""Texts that every Debian has in /usr/share/common-licenses, from their first words to their last."""
 
 
 def write(root: Path, tree: Path, version: str, epoch: int) -> None:
@@ -81,9 +86,7 @@ def licence_files(info: Path) -> list[Path]:
 
 
 def shortened(text: str) -> str:
-    """The text, or where every Debian has it. What a maker has written above it stays."""
-    for begins, name in COMMON.items():
-        above, found, _ = text.partition(begins)
-        if found and len(above) < 2000 and not above.strip():
-            return f"Its text is in /usr/share/common-licenses/{name}."
+    """The text, with where every Debian has it in place of each that it has. What stands around it stays."""
+    for name, whole in COMMON.items():
+        text = re.sub(whole, f"The text is in /usr/share/common-licenses/{name}.", text, flags=re.DOTALL)
     return text

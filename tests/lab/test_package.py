@@ -6,7 +6,6 @@ c1 - h1 (a bare Debian: systemd and what the package depends on) ==== h2 (an ord
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shutil
@@ -23,7 +22,7 @@ from tests.lab.test_systemd import all_well, main_pid, pinged
 
 DEB, DEBIAN = os.environ.get("FLANNELPY_DEB", ""), os.environ.get("FLANNELPY_DEBIAN", "")
 UNIT = "flannelpy.service"
-PLACE = "/opt/flannelpy.deb"
+PLACE, UDP_PLACE = "/opt/flannelpy.deb", "/opt/flannelpy-udp.deb"
 EXPECTED = re.compile(
     r"/var/(log|cache/ldconfig|lib/systemd|tmp|lib/dpkg/(lock|triggers|status))|/etc/(passwd|group|shadow|gshadow)-$"
 )
@@ -41,6 +40,7 @@ async def bare(lab: Lab) -> AsyncIterator[Booted]:
     """h1, booted, with the package lying there."""
     systemd = await lab.boot(1, Path(DEBIAN))
     shutil.copyfile(DEB, systemd.root / PLACE.lstrip("/"))
+    shutil.copyfile(DEB.replace("flannelpy_", "flannelpy-udp_"), systemd.root / UDP_PLACE.lstrip("/"))
     yield systemd
     logged = await systemd.journal(UNIT)
     assert [line for line in logged if "Traceback" in str(line["MESSAGE"])] == []
@@ -48,7 +48,7 @@ async def bare(lab: Lab) -> AsyncIterator[Booted]:
 
 @pytest.fixture(scope="module")
 def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same package as a later version."""
+    """flannelpy as a later version."""
     work = tmp_path_factory.mktemp("newer")
     subprocess.run(["dpkg-deb", "-R", DEB, work / "root"], check=True)
     told = work / "root/DEBIAN/control"
@@ -125,10 +125,22 @@ async def test_an_upgrade_loses_no_ping(lab: Lab, bare: Booted, newer: Path, opt
     assert await state(bare) == ("enabled", "active")
     assert (await bare.exec("dpkg-query", "-W", "-f", "${Version} ${db:Status-Abbrev}", "flannelpy")).split()[0].endswith(".1")
     assert (bare.root / "etc/default/flannelpy").read_text() == edited
-    if options:  # the worker finds its modules, and numpy, without being told by an environment
-        status = json.loads(await bare.exec("flannelpy", "status", "--json"))
-        assert "gso" in json.dumps(status)
     await until(lambda: all_well(bare), 10, "nothing is wrong")
+
+
+@pytest.mark.topology(hosts=2, backend="udp")
+async def test_udp_in_user_space_is_slow_without_its_package_and_fast_with_it(lab: Lab, bare: Booted) -> None:
+    """A worker finds its modules, and numpy, though no environment tells it where."""
+    await started(lab, bare, "--udp-engine=pump")
+    assert "one by one" in "".join(str(line["MESSAGE"]) for line in await bare.journal(UNIT))
+    assert "offloads      none" in await bare.exec("flannelpy", "status")
+    assert (await lab.ping("c1", "c2")).ok
+    await install(bare, UDP_PLACE)
+    await bare.exec("systemctl", "restart", UNIT)
+    status = await bare.exec("flannelpy", "status")
+    assert "header" in re.findall(r"^offloads +(.*)$", status, re.MULTILINE)[0]
+    await until(lambda: all_well(bare), 10, "nothing is wrong")
+    assert (await lab.ping("c1", "c2")).ok
 
 
 async def test_an_upgrade_does_not_wait_for_an_agent_that_waits_for_etcd(lab: Lab, bare: Booted, newer: Path) -> None:
@@ -170,10 +182,11 @@ async def test_an_upgrade_starts_nothing_that_was_stopped(lab: Lab, bare: Booted
 async def test_remove_keeps_configuration_and_state_and_purge_leaves_nothing(lab: Lab, bare: Booted) -> None:
     before = await everything(bare)
     await started(lab, bare)
+    await install(bare, UDP_PLACE)
     subnet = lab.host(1).subnet
     assert {"/var/lib/flannelpy/state.json", "/run/flannel/subnet.env"} <= set(await everything(bare))
 
-    await bare.exec("dpkg", "-r", "flannelpy", timeout_s=60)
+    await bare.exec("dpkg", "-r", "flannelpy", "flannelpy-udp", timeout_s=60)
     removed = set(await everything(bare)) - set(before)
     assert {"/etc/default/flannelpy", "/var/lib/flannelpy/state.json"} <= removed
     assert [path for path in removed if path.startswith("/usr")] == []
@@ -186,7 +199,7 @@ async def test_remove_keeps_configuration_and_state_and_purge_leaves_nothing(lab
     await bare.exec("systemctl", "enable", "--now", UNIT)
     assert lab.host(1).subnet == subnet
 
-    await bare.exec("dpkg", "-P", "flannelpy", timeout_s=60)
+    await bare.exec("dpkg", "-P", "flannelpy", "flannelpy-udp", timeout_s=60)
     after = await everything(bare)
     assert {path: about for path, about in after.items() if before.get(path) != about} == {}
     assert set(before) - set(after) == set()

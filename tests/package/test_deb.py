@@ -1,4 +1,4 @@
-"""What is in the Debian package: files and modes, no trace of the machine it was made on, and a program that runs from it."""
+"""What is in the Debian packages: files and modes, no trace of the machine it was made on, and a program that runs from them."""
 
 from __future__ import annotations
 
@@ -60,26 +60,27 @@ def test_nothing_of_it_is_switched_on_by_being_there(unpacked: Path) -> None:
     assert "usr/share/doc/flannelpy/examples/docker-flannelpy.conf" in names
 
 
-def test_owners_are_root(package: Path) -> None:
-    listed = subprocess.run(["dpkg-deb", "-c", package], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert {line.split()[1] for line in listed} == {"root/root"}
+def test_owners_are_root(package: Path, udp_package: Path) -> None:
+    for one in (package, udp_package):
+        listed = subprocess.run(["dpkg-deb", "-c", one], capture_output=True, text=True, check=True).stdout.splitlines()
+        assert {line.split()[1] for line in listed} == {"root/root"}
 
 
-def test_the_sums_are_those_of_the_files(unpacked: Path) -> None:
-    sums = dict(reversed(line.split("  ")) for line in (unpacked / "DEBIAN/md5sums").read_text().splitlines())
+def test_the_sums_are_those_of_the_files(each: Path) -> None:
+    sums = dict(reversed(line.split("  ")) for line in (each / "DEBIAN/md5sums").read_text().splitlines())
     there = {
-        path.relative_to(unpacked).as_posix(): hashlib.md5(path.read_bytes()).hexdigest()
-        for path in files(unpacked)
-        if path.is_file() and path != unpacked / "etc/default/flannelpy"
+        path.relative_to(each).as_posix(): hashlib.md5(path.read_bytes()).hexdigest()
+        for path in files(each)
+        if path.is_file() and path != each / "etc/default/flannelpy"
     }
     assert sums == there
 
 
-def test_no_file_names_the_machine_it_was_made_on(unpacked: Path) -> None:
+def test_no_file_names_the_machine_it_was_made_on(each: Path) -> None:
     traces = (os.fsencode(TREE), b"flannelpy-deb-", os.fsencode(Path(sys.prefix)))
     named = [
-        f"{path.relative_to(unpacked)}: {trace!r}"
-        for path in unpacked.rglob("*")
+        f"{path.relative_to(each)}: {trace!r}"
+        for path in each.rglob("*")
         if path.is_file()
         for content in [gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()]
         for trace in traces
@@ -88,8 +89,8 @@ def test_no_file_names_the_machine_it_was_made_on(unpacked: Path) -> None:
     assert named == []
 
 
-def test_what_only_a_developer_uses_is_left_out(unpacked: Path) -> None:
-    private = unpacked / "usr/lib/flannelpy"
+def test_what_only_a_developer_uses_is_left_out(each: Path) -> None:
+    private = each / "usr/lib/flannelpy"
     left = [
         path
         for path in private.rglob("*")
@@ -115,13 +116,26 @@ def test_a_python_without_anything_else_runs_it(unpacked: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["numpy", "grpc", "uvloop", "google.protobuf.message", "pyroute2", "flannelpy.agent.agent", "backends.udp.worker.fast_path"],
+    ["grpc", "uvloop", "google.protobuf.message", "pyroute2", "flannelpy.agent.agent", "backends.udp.worker.process"],
 )
 def test_what_is_imported_later_comes_from_the_private_directory(unpacked: Path, module: str) -> None:
     private = unpacked / "usr/lib/flannelpy"
     code = f"import sys; sys.path.insert(0, {str(private)!r}); import {module}; print(sys.modules[{module!r}].__file__)"
     asked = subprocess.run([sys.executable, "-I", "-S", "-B", "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert asked.stdout.startswith(str(private)), asked.stderr
+
+
+def test_half_of_it_is_a_package_of_its_own(unpacked: Path, udp_unpacked: Path) -> None:
+    assert list((unpacked / "usr/lib/flannelpy").glob("numpy*")) == []
+    assert sorted(path.name.partition("-")[0] for path in (udp_unpacked / "usr/lib/flannelpy").iterdir()) == [
+        "numpy",
+        "numpy",
+        "numpy.libs",
+    ]
+    places = [str(root / "usr/lib/flannelpy") for root in (unpacked, udp_unpacked)]
+    code = f"import sys; sys.path[:0] = {places!r}; import backends.udp.worker.fast_path; print(sys.modules['numpy'].__file__)"
+    asked = subprocess.run([sys.executable, "-I", "-S", "-B", "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert asked.stdout.startswith(places[1]), asked.stderr
 
 
 def test_the_backends_are_found_by_their_entry_points(unpacked: Path) -> None:
@@ -131,11 +145,11 @@ def test_the_backends_are_found_by_their_entry_points(unpacked: Path) -> None:
     assert asked.stdout.split() == ["alloc", "extension", "host-gw", "ipip", "udp", "vxlan", "wireguard"]
 
 
-def test_depends_is_complete(unpacked: Path) -> None:
+def test_depends_is_complete(each: Path) -> None:
     """Every library that a file of ours needs is in the package itself, or in one that it depends on."""
-    depends = {entry.split()[0] for entry in control(unpacked)["Depends"].split(", ")}
+    depends = {entry.split()[0] for entry in control(each)["Depends"].split(", ")}
     provided = {library for name in depends for library in LIBRARIES.get(name, ())}
-    private = unpacked / "usr/lib/flannelpy"
+    private = each / "usr/lib/flannelpy"
     bundled = {path.name for path in private.rglob("*.so*")}
     needed: set[str] = set()
     for path in private.rglob("*.so*"):
@@ -143,11 +157,13 @@ def test_depends_is_complete(unpacked: Path) -> None:
         needed |= set(re.findall(r"^\s+NEEDED\s+(\S+)$", told, re.MULTILINE))
     assert "libstdc++.so.6" in needed
     assert needed - bundled - provided == set()
-    assert {"python3", "libnftables1", "kmod"} <= depends
-    assert re.search(
-        rf"python3 \(>= 3\.{sys.version_info.minor}~\), python3 \(<< 3\.{sys.version_info.minor + 1}~\)",
-        control(unpacked)["Depends"],
-    )
+
+
+def test_the_python_that_it_was_built_for_is_asked_for(unpacked: Path, udp_unpacked: Path) -> None:
+    minor = sys.version_info.minor
+    depends = control(unpacked)["Depends"].split(", ")
+    assert {f"python3 (>= 3.{minor}~)", f"python3 (<< 3.{minor + 1}~)", "libnftables1", "kmod"} <= set(depends)
+    assert f"flannelpy (= {control(unpacked)['Version']})" in control(udp_unpacked)["Depends"].split(", ")
 
 
 def test_the_manual_has_every_option_and_command(unpacked: Path) -> None:
@@ -178,13 +194,17 @@ def test_bash_completes_commands(unpacked: Path, tmp_path: Path) -> None:
     assert completed.stdout.split() == ["release", "reserve"]
 
 
-def test_everybody_s_licence_is_there(unpacked: Path) -> None:
+def test_everybody_s_licence_is_there(unpacked: Path, udp_unpacked: Path) -> None:
     text = (unpacked / "usr/share/doc/flannelpy/copyright").read_text()
-    named = [path.name.partition("-")[0] for path in (unpacked / "usr/lib/flannelpy").glob("*.dist-info")]
-    assert len(named) > 15
-    folded = re.sub(r"[-_.]", "-", text).lower()
-    assert [name for name in named if f"\n{re.sub(r'[-_.]', '-', name).lower()}" not in f"\n{folded}"] == []
+    infos = [path for root in (unpacked, udp_unpacked) for path in (root / "usr/lib/flannelpy").glob("*.dist-info")]
+    assert len(infos) > 15
+
+    def folded(words: str) -> str:
+        return re.sub(r"[-_.]", "-", words).lower()
+
+    assert [path.name for path in infos if f"\n{folded(path.name.partition('-')[0])}" not in f"\n{folded(text)}"] == []
     assert "common-licenses/Apache-2.0" in text
+    assert (udp_unpacked / "usr/share/doc/flannelpy-udp").readlink() == Path("flannelpy")
 
 
 @pytest.mark.parametrize("script", ["postinst", "prerm", "postrm"])
@@ -195,9 +215,9 @@ def test_maintainer_scripts_are_plain_sh_that_stops_at_an_error(unpacked: Path, 
     assert stat.S_IMODE(path.stat().st_mode) == 0o755
 
 
-@pytest.mark.timeout(300)
-def test_the_same_commit_makes_the_same_bytes(package: Path, tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+def test_the_same_commit_makes_the_same_bytes(package: Path, udp_package: Path, tmp_path: Path) -> None:
     build = [sys.executable, TREE / "packaging/debian/build.py", "--into", tmp_path]
     subprocess.run(build, check=True, capture_output=True)
-    again = tmp_path / package.name
-    assert hashlib.sha256(again.read_bytes()).hexdigest() == hashlib.sha256(package.read_bytes()).hexdigest()
+    for one in (package, udp_package):
+        assert hashlib.sha256((tmp_path / one.name).read_bytes()).digest() == hashlib.sha256(one.read_bytes()).digest(), one.name

@@ -474,6 +474,18 @@ async def test_a_worker_gets_a_bare_environment(monkeypatch: pytest.MonkeyPatch)
     assert given["pass_fds"] == (7, 8, 9, 10)
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_without_numpy_nothing_is_asked_of_the_kernel(
+    there: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("backends.udp.backend.find_spec", lambda name: object() if there else None)
+    caplog.set_level("INFO")
+    made = Udp().datapath(LOCAL)
+    assert made is not None
+    assert made.queues.offload is there
+    assert ("one by one" in caplog.text) is not there
+
+
 # ----------------------------------------------------------------------------------------------------- a worker's own edge
 
 
