@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.backend import Local
+from flannelpy.core.backend import Local, Path
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError, ConfigError, MalformedError
 from flannelpy.core.json_members import Members
@@ -128,7 +128,7 @@ class WireguardBackend:
             objects += [address, Route(config.v6.network, dev=device)]
         return HostState.of(*objects)
 
-    def peer(self, lease: Lease, local: Local) -> HostState:
+    def path(self, lease: Lease, local: Local) -> Path:
         subnet = lease.subnet if local.config.v4 and lease.subnet.prefixlen else None
         subnet6 = lease.subnet6 if local.config.v6 else None
         data, data6, options, peers = lease.attrs.backend_data, lease.attrs.backend_v6_data, self.options, []
@@ -144,7 +144,7 @@ class WireguardBackend:
                 raise MalformedError("BackendV6Data.PublicKey: expected that of BackendData, for there is one tunnel")
             if subnets := tuple(net for net in (subnet, subnet6) if net):
                 peers.append(self._peer(DEVICE, lease, subnets, self._family(lease, local), (told, options.listen_port), local))
-        return HostState.of(*peers)
+        return Path.of(*peers, mtu=self.mtu(local))
 
     def _peer(
         self, device: str, lease: Lease, subnets: tuple[IPNetwork, ...], family: Family, told: tuple[object, int], local: Local

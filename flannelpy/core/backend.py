@@ -15,7 +15,7 @@ from netaddr import IPAddress
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError
 from flannelpy.core.model import Family, Lease, LeaseAttrs
-from flannelpy.core.objects import HostState
+from flannelpy.core.objects import HostState, Object, Route
 from flannelpy.core.wireguard import KeyPair
 
 HostOptions = Mapping[str, Mapping[str, Any]]
@@ -67,6 +67,29 @@ class Local:
         return self.lease
 
 
+@dataclass(frozen=True, slots=True)
+class Path:
+    """How a peer is reached. ``setup`` is what carries packets to it and takes in its own, ``routes`` send them there: so a peer
+    can be sent to by another way with the first untouched.
+    """
+
+    setup: HostState = field(default_factory=HostState)
+    routes: HostState = field(default_factory=HostState)
+    mtu: int = 0
+    """Bytes of a packet that goes this way whole; 0 where no packet does."""
+
+    @classmethod
+    def of(cls, *objects: Object, mtu: int = 0) -> Path:
+        """A path of exactly these. Raises ValueError where two claim one key."""
+        setup = HostState.from_iterable(item for item in objects if not isinstance(item, Route))
+        return cls(setup, HostState.from_iterable(item for item in objects if isinstance(item, Route)), mtu)
+
+    @property
+    def state(self) -> HostState:
+        """All that the kernel holds for it."""
+        return self.setup | self.routes
+
+
 class Backend(Protocol):
     """One way to carry packets between hosts. Everything is pure; called as often as anybody likes.
 
@@ -112,8 +135,8 @@ class Backend(Protocol):
         """Device, address and network-wide routes."""
         ...
 
-    def peer(self, lease: Lease, local: Local) -> HostState:
-        """What reaches this peer. Raises MalformedError where its lease does not say how."""
+    def path(self, lease: Lease, local: Local) -> Path:
+        """How this peer is reached. Raises MalformedError where its lease does not say how."""
         ...
 
     def datapath(self, local: Local) -> Datapath | None:

@@ -201,7 +201,7 @@ class Fragments:
             return self.desired.drop(owner)
         self._members[owner] = lease
         try:
-            state = target.backend.peer(lease, local) | target.admit(lease)
+            state = target.backend.path(lease, local).state | target.admit(lease)
             for route, words in target.shield.crossing(state):
                 raise MalformedError(f"{route} would take {words} into the overlay")
         except Exception as error:
