@@ -23,10 +23,14 @@ class HostGw:
     accepts: frozenset[str] | None = frozenset({"host-gw"})
     wants_on_link = False
     enclosed = True
+    needs_link, needs_answer = True, False
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> HostGw:
         return cls()
+
+    def beside(self) -> HostGw:
+        return self
 
     def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
         return {}

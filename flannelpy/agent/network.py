@@ -11,6 +11,7 @@ from functools import partial
 
 from netaddr import IPNetwork
 
+from flannelpy.agent.beside import Retirement
 from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.context import Context
 from flannelpy.agent.datapath import DatapathSupervisor
@@ -21,6 +22,7 @@ from flannelpy.agent.forwarding import Forwarding
 from flannelpy.agent.guarded import guarded
 from flannelpy.agent.introduction import introduce
 from flannelpy.agent.kept import recall
+from flannelpy.agent.offers import Offers
 from flannelpy.agent.parts import Parts
 from flannelpy.agent.phase import Phase
 from flannelpy.agent.preparation import Preparation
@@ -68,7 +70,9 @@ class Network:
         forwarding = Forwarding(context.kernel, context.reporter, self._change_firewall)
         surroundings = Surroundings(context, self.facts, wake=lambda: self.steering.changed.set())
         preparation = Preparation(context.reporter, wake=lambda: self.steering.changed.set())
-        running = (self.cluster, self.reconciler, self.datapath, self.publisher, forwarding, preparation)
+        offers = Offers(context, self.cluster, wake=lambda: self.steering.changed.set())
+        retirement = Retirement(lambda: self.steering.again(), none=context.settings.prefer == "none")
+        running = (self.cluster, self.reconciler, self.datapath, self.publisher, retirement, offers, forwarding, preparation)
         self._parts = Parts(self.facts, surroundings, *running)
         self.steering = Steering(context, kept, self._parts)
         self._notices: Notices | None = None
@@ -100,6 +104,8 @@ class Network:
         yield "relist", self.cluster.relist
         yield "departures", self.cluster.departures.run
         yield "lease", self._keep_lease
+        yield "offer", self._parts.offers.publish
+        yield "offers", self._parts.offers.listen
         yield "preparation", self._parts.preparation.run
         yield "datapath", self.datapath.run
         yield "reconcile", self.reconciler.run

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flannelpy.agent.beside import Retirement
 from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.datapath import DatapathSupervisor
 from flannelpy.agent.facts import Facts
 from flannelpy.agent.forwarding import Forwarding
+from flannelpy.agent.offers import Offers
 from flannelpy.agent.preparation import Preparation
 from flannelpy.agent.publish import Publisher
 from flannelpy.agent.surroundings import Surroundings
@@ -24,5 +26,7 @@ class Parts:
     reconciler: Reconciler
     datapath: DatapathSupervisor
     publisher: Publisher
+    retirement: Retirement
+    offers: Offers
     forwarding: Forwarding
     preparation: Preparation

@@ -186,7 +186,8 @@ def _text(value: object) -> str | None:
 
 def _peer(row: peers.Peer) -> documents.PeerStatus:
     left = None if row.seconds_left is None else round(row.seconds_left, 1)
-    return documents.PeerStatus(*_identity(row.lease), row.lease.attrs.backend_type, row.state, row.why, left)
+    way = (None, None) if row.path is None else (row.path.carrier, row.path.reason)
+    return documents.PeerStatus(*_identity(row.lease), row.lease.attrs.backend_type, row.state, row.why, left, *way)
 
 
 def _kernel(reconciler: Reconciler, calendar: Calendar) -> documents.KernelStatus:

@@ -6,7 +6,7 @@ is found by entry point (``flannelpy.plugins``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ from netaddr import IPAddress
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError
 from flannelpy.core.model import Family, Lease, LeaseAttrs
-from flannelpy.core.objects import HostState, Object, Route
+from flannelpy.core.objects import HostState, Key, Object, Route
 from flannelpy.core.wireguard import KeyPair
 
 HostOptions = Mapping[str, Mapping[str, Any]]
@@ -48,7 +48,7 @@ class Local:
     ``macs``: the stable MAC of each of the backend's devices that has one. ``keys``: the host's key pair, only for a backend that
     needs one (``Keyed``). ``on_link``: peers' addresses that the host reaches without a gateway, and through which device; filled
     in only for a backend whose ``wants_on_link`` is true. ``prepared``: what came of the backend's preparation (``Prepares``), None
-    for any other.
+    for any other. ``answered``: the peers of WireGuard from which something has come; filled in only where that decides something.
     """
 
     config: NetworkConfig
@@ -58,6 +58,7 @@ class Local:
     on_link: Mapping[IPAddress, str] = field(default_factory=dict)
     prepared: str | None = None
     keys: KeyPair | None = None
+    answered: Collection[Key] = frozenset()
 
     @property
     def own(self) -> Lease:
@@ -77,6 +78,9 @@ class Path:
     routes: HostState = field(default_factory=HostState)
     mtu: int = 0
     """Bytes of a packet that goes this way whole; 0 where no packet does."""
+    carrier: str = ""
+    """Whose routes these are, where there is a choice (``core.select``), and the reason."""
+    reason: str = ""
 
     @classmethod
     def of(cls, *objects: Object, mtu: int = 0) -> Path:
@@ -196,6 +200,32 @@ class Enclosed(Protocol):
 
     enclosed: bool
     """True where that is the backend's own ones and the uplink: whoever else sends as a container of another host lies."""
+
+
+class Beside(Protocol):
+    """A carrier that two hosts may use in a network of another Type (``Prefer``): no route of it but to the peers that use it."""
+
+    name: str
+    needs_link: bool
+    """Both hosts must be on one link."""
+    needs_answer: bool
+    """The peer must have answered by it before packets are sent that way."""
+
+    def attrs(self, local: Local) -> LeaseAttrs: ...
+    def devices(self, config: NetworkConfig) -> Mapping[str, bool]: ...
+    def mtu(self, local: Local) -> int: ...
+    def identities(self, attrs: LeaseAttrs) -> Mapping[str, str]: ...
+    def host(self, local: Local) -> HostState: ...
+    def path(self, lease: Lease, local: Local) -> Path: ...
+
+
+@runtime_checkable
+class StandsBeside(Protocol):
+    """What a backend has besides where it may be in ``Prefer``."""
+
+    def beside(self) -> Beside:
+        """The same, as it is in a network of another Type."""
+        ...
 
 
 @runtime_checkable

@@ -89,6 +89,7 @@ class SubnetFileStatus:
 class PeerStatus:
     """Another host's lease. ``state``: in-sync (the kernel holds what reaches it), pending, refused (by the kernel), excluded,
     or stale (its key is gone; it is kept for ``seconds_left`` more); ``why`` says why it is not in sync.
+    ``carrier`` and ``reason``: by what it is reached, where the network has a choice (Prefer).
     """
 
     key: str
@@ -100,6 +101,8 @@ class PeerStatus:
     state: str
     why: str | None = None
     seconds_left: float | None = None
+    carrier: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
