@@ -126,7 +126,7 @@ class Membership:
 
     def _offered(self, keys: Iterable[str], changes: Changes) -> Changes:
         """``changes`` with what follows from other leases or offers under these keys: a peer is told with what it offers."""
-        if not len(self._offers):
+        if not self._offers.any:
             return changes
         peers = dict(changes.peers)
         for key in self._offers.judge(keys, self._leases):

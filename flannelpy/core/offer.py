@@ -118,8 +118,10 @@ class Offers:
         self._claims = Ownership()
         self._counts: set[str] = set()
 
-    def __len__(self) -> int:
-        return len(self._said)
+    @property
+    def any(self) -> bool:
+        """False where nobody offers anything, nor did a moment ago."""
+        return bool(self._said or self._counts)
 
     @property
     def keys(self) -> Collection[str]:

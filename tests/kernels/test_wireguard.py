@@ -25,6 +25,7 @@ CHECKS = (
     "one tunnel for both",
     "a peer that goes",
     "another backend",
+    "preferred to the Type",
     "IPv6 only",
 )
 
