@@ -101,7 +101,8 @@ class Retirement:
         if none:
             off = dict.fromkeys(wanted, "switched off here (--prefer none)")
             found = replace(found, order=tuple(wanted), carriers={}, withheld=off)
-        return replace(found, retiring=self._linger(had, found, local.config))
+        retiring = self._linger(had, found, local.config)
+        return replace(found, retiring=retiring, keys=found.keys or (before.keys if before is not None and retiring else None))
 
     def _linger(self, had: Mapping[str, Beside], now: Preference, config: NetworkConfig) -> Mapping[str, Beside]:
         for name in now.carriers:

@@ -170,11 +170,11 @@ class Fragments:
         if not isinstance(self.target.backend, Preferring) or not self.target.backend.wants_answers:
             return
         for item in observed:
-            if isinstance(item, WireguardPeer) and item.answered and item.key not in self._facts.answered:
+            if not isinstance(item, WireguardPeer) or not item.answered or item.key in self._facts.answered:
+                continue
+            for owner in self.desired.claimants(item.key):  # none where it is about to go
                 self._facts.answered.add(item.key)
-                for owner in self.desired.claimants(item.key):
-                    if owner in self._members:
-                        self._pending.setdefault(owner, self._members[owner])
+                self._pending.setdefault(owner, self._members[owner])
 
     @property
     def waiting(self) -> bool:
