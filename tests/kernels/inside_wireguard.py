@@ -232,37 +232,6 @@ def another_key(a: Host, b: Host) -> None:
     meet(a, b)
 
 
-def preferred(a: Host, b: Host) -> None:
-    """In a network of vxlan, two hosts that prefer wireguard encrypt between them; turned on and off under pings that lose none."""
-    vxlan = {"Type": "vxlan", "PSK": PSK}
-    words = ["ip", "netns", "exec", "a", "ping", "-n", "-i", ".01", "-W2", "-I", a.inside, b.inside]
-    pings = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-
-    def way(host: Host, other: Host) -> str:
-        return shell(f"ip route show {other.subnet}; ip -6 route show {inside6(other).rpartition('::')[0]}::/64", host.name)
-
-    def both_by(device: str, device6: str) -> bool:
-        ways = [f"{way(one, other)} " for one, other in ((a, b), (b, a))]
-        return all(f"dev {device} " in each and f"dev {device6} " in each for each in ways)
-
-    try:
-        etcdctl("put", "/coreos.com/network/config", json.dumps({**BOTH, "Backend": {**vxlan, "Prefer": ["wireguard"]}}))
-        until(lambda: both_by("flannel-wg", "flannel-wg-v6"), f"by wireguard: {way(a, b)} {way(b, a)}")
-        on_the_wire(a, b)
-        assert pinged("b", inside6(b), inside6(a))
-        full = f"ping -n -c3 -i .3 -W2 -M do -s {1450 - 28} -I {a.inside} {b.inside}; true"
-        assert f"mtu={MTU}" in shell(full, "a")  # what containers were given and does not fit is told, not lost
-        etcdctl("put", "/coreos.com/network/config", json.dumps({**BOTH, "Backend": vxlan}))
-        until(lambda: both_by("flannel.1", "flannel-v6.1"), f"by vxlan: {way(a, b)} {way(b, a)}")
-        for host in (a, b):
-            until(lambda host=host: "flannel-wg" not in shell("ip -br link", host.name), "no device is left")  # type: ignore[misc]
-    finally:
-        pings.send_signal(signal.SIGINT)
-        said, _ = pings.communicate(timeout=10)
-    say("preferred", said[-200:].replace("\n", " "))
-    assert " 0% packet loss" in said, said[-300:]
-
-
 def contract() -> None:
     words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "real", CONTRACT]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -329,8 +298,6 @@ def main() -> None:
             for host in (a, b):
                 until(lambda host=host: "flannel-wg" not in shell("ip -br link", host.name), "no device is left")  # type: ignore[misc]
             until(lambda: pinged("a", a.inside, b.inside), "they meet by vxlan")
-        with check("preferred to the Type"):
-            preferred(a, b)
         with check("IPv6 only"):
             for host in (a, b):
                 host.stop()

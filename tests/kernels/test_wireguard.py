@@ -25,7 +25,6 @@ CHECKS = (
     "one tunnel for both",
     "a peer that goes",
     "another backend",
-    "preferred to the Type",
     "IPv6 only",
 )
 
