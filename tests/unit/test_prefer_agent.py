@@ -88,7 +88,9 @@ async def test_a_peer_on_the_link_that_offers_it_is_reached_directly_and_back(ho
             await until(lambda: way(host) == TUNNEL)
 
 
-async def test_a_peer_that_is_not_on_the_link_is_encrypted_to_once_it_has_answered(host: HostInMemory) -> None:
+@pytest.mark.parametrize("order", [["host-gw", "wireguard"], ["wireguard"], ["wireguard", "host-gw"]])
+async def test_a_peer_that_is_not_on_the_link_is_encrypted_to_once_it_has_answered(host: HostInMemory, order: list[str]) -> None:
+    host.put_config({**PLAIN, "Backend": {"Type": "vxlan", "Prefer": order}})
     host.put_peer("10.5.9.0-24", vxlan_value(FAR, MAC))
     offering(host, offer(FAR))
     async with host.run():

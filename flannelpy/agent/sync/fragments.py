@@ -151,7 +151,8 @@ class Fragments:
         local = replace(local, answered=frozenset(self._facts.answered)) if self._facts.answered else local
         touched = self._set_own(HOST, lambda: target.backend.host(local)) if anew or HOST in self.broken else set()
         for owner, lease in changed.items():
-            same = None if anew or target.backend.wants_on_link else self._re_ranked(owner, lease)
+            by_facts = target.backend.wants_on_link or isinstance(target.backend, Preferring)
+            same = None if anew or by_facts else self._re_ranked(owner, lease)
             touched |= self._set_peer(owner, lease, target, local) if same is None else same
         self._took(taken.keys())
         if anew or self._firewall_changed or FIREWALL in self.broken:
