@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from flannelpy.core.backend import Local
+from flannelpy.core.backend import Local, Path
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
 from flannelpy.core.objects import HostState
@@ -43,8 +43,8 @@ class Alloc:
     def host(self, local: Local) -> HostState:
         return HostState()
 
-    def peer(self, lease: Lease, local: Local) -> HostState:
-        return HostState()
+    def path(self, lease: Lease, local: Local) -> Path:
+        return Path()
 
     def datapath(self, local: Local) -> None:
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flannelpy.core.backend import Local
+from flannelpy.core.backend import Local, Path
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError, MalformedError
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
@@ -23,10 +23,14 @@ class HostGw:
     accepts: frozenset[str] | None = frozenset({"host-gw"})
     wants_on_link = False
     enclosed = True
+    needs_link, needs_answer = True, False
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> HostGw:
         return cls()
+
+    def beside(self) -> HostGw:
+        return self
 
     def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
         return {}
@@ -53,7 +57,7 @@ class HostGw:
     def host(self, local: Local) -> HostState:
         return HostState()
 
-    def peer(self, lease: Lease, local: Local) -> HostState:
+    def path(self, lease: Lease, local: Local) -> Path:
         routes = []
         if local.config.v4 and lease.subnet.prefixlen:
             routes.append(Route(lease.subnet, via=lease.public_ip, dev=local.uplink.name))
@@ -61,7 +65,7 @@ class HostGw:
             if lease.attrs.public_ipv6 is None:
                 raise MalformedError(f"PublicIPv6 is missing: expected the gateway to {lease.subnet6}")
             routes.append(Route(lease.subnet6, via=lease.attrs.public_ipv6, dev=local.uplink.name))
-        return HostState.of(*routes)
+        return Path.of(*routes, mtu=local.uplink.mtu)
 
     def datapath(self, local: Local) -> None:
         return None

@@ -11,7 +11,7 @@ from typing import Any
 
 from netaddr import IPNetwork
 
-from flannelpy.core.backend import Guard, GuardedPort, Local, SourceRule
+from flannelpy.core.backend import Guard, GuardedPort, Local, Path, SourceRule
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.json_members import Members
@@ -81,11 +81,13 @@ class IpipBackend:
             Address(IPNetwork((local.own.subnet.first, 32), version=4), DEVICE),
         )
 
-    def peer(self, lease: Lease, local: Local) -> HostState:
+    def path(self, lease: Lease, local: Local) -> Path:
         if lease.public_ip == NO_ADDRESS or not lease.subnet.prefixlen:
-            return HostState()  # an IPv6-only node
+            return Path()  # an IPv6-only node
         direct = direct_route(lease.subnet, lease.public_ip, local) if self.wants_on_link else None
-        return HostState.of(direct or Route(lease.subnet, via=lease.public_ip, dev=DEVICE, onlink=True))
+        if direct:
+            return Path.of(direct, mtu=local.uplink.mtu)
+        return Path.of(Route(lease.subnet, via=lease.public_ip, dev=DEVICE, onlink=True), mtu=self.mtu(local))
 
     def datapath(self, local: Local) -> None:
         return None

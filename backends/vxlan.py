@@ -14,7 +14,7 @@ from typing import Any
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.backend import Guard, GuardedPort, Local, SourceRule, Uplink
+from flannelpy.core.backend import Guard, GuardedPort, Local, Path, SourceRule, Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError, MalformedError
 from flannelpy.core.foreign import printable
@@ -148,7 +148,7 @@ class VxlanBackend:
             Sysctl(f"net/ipv6/conf/{device}/accept_ra", "0"),
         ]
 
-    def peer(self, lease: Lease, local: Local) -> HostState:
+    def path(self, lease: Lease, local: Local) -> Path:
         objects: list[Object] = []
         if local.config.v4 and lease.subnet.prefixlen:
             objects += self._peer(self.device, lease.subnet, lease.public_ip, lease.attrs.backend_data, local)
@@ -156,7 +156,8 @@ class VxlanBackend:
             if lease.attrs.public_ipv6 is None:
                 raise MalformedError(f"PublicIPv6 is missing: expected where to send {lease.subnet6}")
             objects += self._peer(self.device6, lease.subnet6, lease.attrs.public_ipv6, lease.attrs.backend_v6_data, local)
-        return HostState.of(*objects)
+        direct = not any(isinstance(item, FdbEntry) for item in objects)
+        return Path.of(*objects, mtu=local.uplink.mtu if direct else self.mtu(local))
 
     def _peer(self, device: str, subnet: IPNetwork, outer: IPAddress, data: object, local: Local) -> list[Object]:
         mac = vtep_mac(data)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.backend import Local
+from flannelpy.core.backend import Local, Path
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError, ConfigError, MalformedError
 from flannelpy.core.json_members import Members
@@ -28,6 +28,9 @@ OVERHEAD = 80
 """Bytes around a packet: IPv6 40, UDP 8, WireGuard's head 16 and tag 16. Over IPv4 60 would do; flannel takes 80 off, always."""
 
 LISTEN_PORT, LISTEN_PORT_V6 = 51_820, 51_821
+
+KEEPALIVE_S = 25
+"""What wg(8) advises; the first one goes out when the peer is set."""
 
 Mode = Literal["separate", "auto", "ipv4", "ipv6"]
 MODES: tuple[Mode, ...] = ("separate", "auto", "ipv4", "ipv6")
@@ -52,10 +55,11 @@ class WireguardBackend:
     families: tuple[Family, ...] = (4, 6)
     accepts: frozenset[str] | None = frozenset({"wireguard"})
     wants_on_link = False
-    enclosed = needs_key = True
+    enclosed = needs_key = needs_answer = True
+    needs_link = False
 
-    def __init__(self, options: WireguardOptions) -> None:
-        self.options, self.separate = options, options.mode == "separate"
+    def __init__(self, options: WireguardOptions, stands_beside: bool = False) -> None:
+        self.options, self.separate, self.stands_beside = options, options.mode == "separate", stands_beside
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> WireguardBackend:
@@ -70,6 +74,11 @@ class WireguardBackend:
                 psk=_psk(members),
             )
         )
+
+    def beside(self) -> WireguardBackend:
+        """With a route a peer instead of one for all; and asking each for an answer, which a keep-alive does at once."""
+        options = replace(self.options, keepalive_s=self.options.keepalive_s or KEEPALIVE_S)
+        return WireguardBackend(options, stands_beside=True)
 
     def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
         options = self.options
@@ -126,9 +135,9 @@ class WireguardBackend:
             device = DEVICE6 if self.separate else DEVICE
             address = Address(IPNetwork((own.subnet6.first, 128), version=6), device)
             objects += [address, Route(config.v6.network, dev=device)]
-        return HostState.of(*objects)
+        return HostState.of(*(item for item in objects if not (self.stands_beside and isinstance(item, Route))))
 
-    def peer(self, lease: Lease, local: Local) -> HostState:
+    def path(self, lease: Lease, local: Local) -> Path:
         subnet = lease.subnet if local.config.v4 and lease.subnet.prefixlen else None
         subnet6 = lease.subnet6 if local.config.v6 else None
         data, data6, options, peers = lease.attrs.backend_data, lease.attrs.backend_v6_data, self.options, []
@@ -144,7 +153,8 @@ class WireguardBackend:
                 raise MalformedError("BackendV6Data.PublicKey: expected that of BackendData, for there is one tunnel")
             if subnets := tuple(net for net in (subnet, subnet6) if net):
                 peers.append(self._peer(DEVICE, lease, subnets, self._family(lease, local), (told, options.listen_port), local))
-        return HostState.of(*peers)
+        routes = [Route(net, dev=item.dev) for item in peers for net in item.allowed_ips] if self.stands_beside else []
+        return Path.of(*peers, *routes, mtu=self.mtu(local))
 
     def _peer(
         self, device: str, lease: Lease, subnets: tuple[IPNetwork, ...], family: Family, told: tuple[object, int], local: Local

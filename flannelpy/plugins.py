@@ -9,9 +9,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 
-from flannelpy.core.backend import NO_HOST_OPTIONS, Backend, HostOptions
+from flannelpy.core.backend import NO_HOST_OPTIONS, Backend, Beside, Enclosed, HostOptions, StandsBeside
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError, ConfigError, FlannelpyError, MalformedError
+from flannelpy.core.json_members import Members
 from flannelpy.core.model import Family, LeaseAttrs
 from flannelpy.core.secret import hide, reveal
 
@@ -36,6 +37,31 @@ def load(config: NetworkConfig, host_options: HostOptions = NO_HOST_OPTIONS) -> 
     raise BackendError(f"Backend.Type {config.backend_type!r}: nobody provides it; installed are {', '.join(names())}")
 
 
+PREFER = "Prefer"
+
+
+def preferred(config: NetworkConfig, backend: Backend, host_options: HostOptions = NO_HOST_OPTIONS) -> Mapping[str, Beside]:
+    """The carriers that two hosts of this network may use between them instead of ``backend``, the first before the second.
+
+    Each finds its options in the same ``Backend`` object. Raises ConfigError.
+    """
+    members = Members(config.backend_options, "Backend.")
+    asked = members[PREFER] if PREFER in members else None
+    if asked is None or asked == []:
+        return {}
+    if not isinstance(backend, Enclosed):
+        raise members.wrong(PREFER, f"none with the Type {backend.name}, which has a way of its own")
+    found: dict[str, Beside] = {}
+    for name in asked if isinstance(asked, list) else [None]:
+        carrier: object = load(replace(config, backend_type=name), host_options) if name in names() else None
+        if not isinstance(carrier, StandsBeside):
+            raise members.wrong(PREFER, "a list of host-gw and wireguard")
+        if name != backend.name:
+            found[str(name)] = beside = carrier.beside()
+            beside.devices(config)  # raises where a device cannot be named
+    return found
+
+
 def lease_only(config: NetworkConfig, backend: Backend) -> Mapping[Family, str]:
     """The families that the config turns on and of which ``backend`` only takes leases; with each, what to warn of, or nothing."""
     words: Mapping[Family, str] = getattr(backend, "lease_only", {})
@@ -48,7 +74,7 @@ def lease_only(config: NetworkConfig, backend: Backend) -> Mapping[Family, str]:
 class Published:
     """``identities`` of a backend that may be anybody's: what it raises for a value of others is one kind of error."""
 
-    backend: Backend
+    backend: Backend | Beside
 
     def __call__(self, attrs: LeaseAttrs) -> Mapping[str, str]:
         """Raises FlannelpyError."""
@@ -74,5 +100,6 @@ def parse(text: str | bytes | None, host_options: HostOptions = NO_HOST_OPTIONS)
     if missing:
         raise ConfigError(f"Backend.Type {backend.name}: it does not carry {' and '.join(missing)}, which the config turns on")
     backend.devices(config)  # raises where a device cannot be named
+    preferred(config, backend, host_options)
     marked: Collection[str] = getattr(backend, "secrets", ())
     return replace(config, backend_options=hide(config.backend_options, {name.lower() for name in marked})), backend

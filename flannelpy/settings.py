@@ -65,6 +65,7 @@ class Settings:
     probe: bool = True
     udp_engine: str | None = None
     udp_workers: int | None = None
+    prefer: str | None = None
     healthz_ip: IPAddress = IPAddress("127.0.0.1")  # noqa: RUF009 - never changed in place
     healthz_port: int = 0
     state_dir: Path = Path("/var/lib/flannelpy")
@@ -108,6 +109,7 @@ def load(given: Given, environ: Mapping[str, str]) -> Settings:
         probe=source.value("probe", _boolean),
         udp_engine=source.optional("udp-engine", _one_of(UDP_ENGINES)),
         udp_workers=source.optional("udp-workers", _whole(1, 64, "worker processes")),
+        prefer=source.optional("prefer", _one_of(("none",))),
         healthz_ip=source.value("healthz-ip", _address),
         healthz_port=source.value("healthz-port", _whole(0, 65535, "a port; 0 is off")),
         state_dir=source.value("state-dir", _path),

@@ -11,7 +11,7 @@ from typing import Any
 from backends.extension.command import Command, Commands
 from backends.extension.datapath import CommandDatapath, backend_data
 from backends.extension.words import words
-from flannelpy.core.backend import Local
+from flannelpy.core.backend import Local, Path
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError, ConfigError
 from flannelpy.core.json_members import Members
@@ -87,9 +87,9 @@ class Extension:
     def host(self, local: Local) -> HostState:
         return HostState()
 
-    def peer(self, lease: Lease, local: Local) -> HostState:
+    def path(self, lease: Lease, local: Local) -> Path:
         backend_data(lease)
-        return HostState()
+        return Path(mtu=self.mtu(local))
 
     def datapath(self, local: Local) -> CommandDatapath:
         return CommandDatapath(local, self.commands)

@@ -17,7 +17,7 @@ from netaddr import IPNetwork
 from backends.udp import fou
 from backends.udp.protocol import GUARDS, OVERHEAD, Guard
 from backends.udp.supervisor import Terms, UserspaceDatapath
-from flannelpy.core.backend import Chosen, GuardedPort, Local
+from flannelpy.core.backend import Chosen, GuardedPort, Local, Path
 from flannelpy.core.backend import Guard as KernelGuard
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError
@@ -126,8 +126,8 @@ class Udp:
             *(Route(network, dev=DEVICE) for network in local.config.networks if network.version == 4),
         )
 
-    def peer(self, lease: Lease, local: Local) -> HostState:
-        return fou.peer(lease, DEVICE) if self.engine == "kernel" else HostState()
+    def path(self, lease: Lease, local: Local) -> Path:
+        return Path(routes=fou.routes(lease, DEVICE) if self.engine == "kernel" else HostState(), mtu=self.mtu(local))
 
     def datapath(self, local: Local) -> UserspaceDatapath | None:
         terms = self.userspace

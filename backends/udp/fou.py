@@ -36,7 +36,7 @@ def host(local: Local, device: str, mtu: int, port: int) -> HostState:
     )
 
 
-def peer(lease: Lease, device: str) -> HostState:
+def routes(lease: Lease, device: str) -> HostState:
     """The peer's subnet by way of its PublicIP, which becomes the outer destination; no neighbour entry, the device has none."""
     if lease.public_ip == NO_ADDRESS or lease.subnet.prefixlen == 0:
         return HostState()  # an IPv6-only node

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from flannelpy.agent.beside import Preference
 from flannelpy.agent.context import Context
 from flannelpy.agent.identity import stable_macs
 from flannelpy.agent.keys import HostKeys
@@ -39,6 +40,7 @@ class Carriage:
     engine: Chosen | None = None
     prepared: str | None = None
     keys: KeyPair | None = None
+    preference: Preference = Preference()  # noqa: RUF009 - never changed in place
 
     def local(self, lease: Lease | None = None) -> Local:
         """What the backend may ask of its host."""
@@ -52,7 +54,13 @@ class Carriage:
     @property
     def devices(self) -> frozenset[str]:
         """The devices that are ours."""
-        return frozenset(self.backend.devices(self.config))
+        beside = (name for each in self.preference.standing.values() for name in each.devices(self.config))
+        return frozenset({*self.backend.devices(self.config), *beside})
+
+    @property
+    def offer(self) -> str | None:
+        """What is to stand beside our lease."""
+        return self.preference.offer(self.attrs, self.local())
 
     def fits(self, lease: Lease) -> bool:
         """True where a lease is one of this network's."""
@@ -66,7 +74,12 @@ class Carriage:
     @property
     def _essence(self) -> tuple[object, ...]:
         engine = None if self.engine is None else self.engine.engine
-        return self.config, engine, self.uplink, self.mtu, dict(self.macs), self.prepared, self.keys
+        return self.config, engine, self.uplink, self.mtu, dict(self.macs), self.prepared, self.keys, self._beside
+
+    @property
+    def _beside(self) -> tuple[object, ...]:
+        preference = self.preference
+        return preference.order, tuple(preference.carriers), dict(preference.withheld), tuple(preference.retiring)
 
 
 async def resolve(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import aclosing, suppress
 
 from netaddr import IPAddress
@@ -13,11 +13,12 @@ from flannelpy.agent.context import Context
 from flannelpy.agent.departures import Departures
 from flannelpy.agent.view import Cursor, View
 from flannelpy.core import lease_events as ev
-from flannelpy.core.backend import Backend
+from flannelpy.core.backend import Backend, Beside
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import MalformedError, RegistryError, WatchGapError
 from flannelpy.core.membership import Changes, Membership
 from flannelpy.core.model import Lease, parse_subnet_key
+from flannelpy.core.offer import Offer
 from flannelpy.core.underlay import Underlay
 from flannelpy.plugins import Published
 from flannelpy.registry import ConfigChanged, Deleted, Event, Malformed, Put, Snapshot
@@ -78,6 +79,19 @@ class Cluster:
         """Judge the leases as a host of this network, that speaks this backend, publishes this address and has this around it."""
         self._config = config
         self._note(self._membership.configure(config, backend.accepts, address, underlay, Published(backend)))
+
+    def prefer(self, carriers: Mapping[str, Beside]) -> None:
+        """What peers offer of these carriers counts."""
+        self._note(self._membership.prefer({name: Published(carrier) for name, carrier in carriers.items()}))
+
+    def offer(self, key: str, offer: Offer | None) -> None:
+        """The host with the lease ``key`` offers this now."""
+        self._note(self._membership.offer(key, offer))
+
+    @property
+    def offers(self) -> Collection[str]:
+        """The keys of leases beside which something is offered."""
+        return self._membership.offers
 
     def set_own(self, lease: Lease) -> None:
         """Our lease is this now."""

@@ -141,7 +141,8 @@ async def _desired(
     def forward(networks: Iterable[IPNetwork], owner: str) -> HostState:
         return forward_rules(hindrances, networks, owner)[0]
 
-    firewall = Firewall(context.settings, carriage.config, carriage.backend, scope.table, own, forward, carriage.uplink.name)
+    parts = (carriage.config, carriage.backend, carriage.devices, scope.table, own)
+    firewall = Firewall(context.settings, *parts, forward, carriage.uplink.name)
     fragments = Fragments(context.reporter, Cursor(membership.peers, lambda: None), facts)
     fragments.set_target(Target(carriage.backend, carriage.local(own), scope, firewall.host, firewall.peer, shield))
     await fragments.refresh()

@@ -11,6 +11,7 @@ from functools import partial
 
 from netaddr import IPNetwork
 
+from flannelpy.agent.beside import Retirement
 from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.context import Context
 from flannelpy.agent.datapath import DatapathSupervisor
@@ -22,6 +23,7 @@ from flannelpy.agent.guarded import guarded
 from flannelpy.agent.host_watch import HostWatch
 from flannelpy.agent.introduction import introduce
 from flannelpy.agent.kept import recall
+from flannelpy.agent.offers import Offers
 from flannelpy.agent.parts import Parts
 from flannelpy.agent.phase import Phase
 from flannelpy.agent.preparation import Preparation
@@ -74,8 +76,10 @@ class Network:
         aim = aiming(context.settings, lambda: self.steering, self.facts, lambda: self.publisher.ready)
         probed = self.cluster.cursor(lambda: None)
         probes = Probes(context, probed, aim, partial(reaches, self.reconciler, self.datapath))
-        running = (self.cluster, self.reconciler, self.datapath, self.publisher, forwarding, preparation, probes)
-        self._parts = Parts(self.facts, surroundings, *running)
+        offers = Offers(context, self.cluster, wake=lambda: self.steering.changed.set())
+        retirement = Retirement(lambda: self.steering.again(), none=context.settings.prefer == "none")
+        running = (self.cluster, self.reconciler, self.datapath, self.publisher, retirement, offers)
+        self._parts = Parts(self.facts, surroundings, *running, forwarding, preparation, probes)
         self.steering = Steering(context, kept, self._parts)
         self._notices: Notices | None = None
         self._scope = Scope()
@@ -111,6 +115,8 @@ class Network:
         yield "relist", self.cluster.relist
         yield "departures", self.cluster.departures.run
         yield "lease", self._keep_lease
+        yield "offer", self._parts.offers.publish
+        yield "offers", self._parts.offers.listen
         yield "preparation", self._parts.preparation.run
         yield "datapath", self.datapath.run
         yield "reconcile", self.reconciler.run

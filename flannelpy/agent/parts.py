@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flannelpy.agent.beside import Retirement
 from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.datapath import DatapathSupervisor
 from flannelpy.agent.facts import Facts
 from flannelpy.agent.forwarding import Forwarding
+from flannelpy.agent.offers import Offers
 from flannelpy.agent.preparation import Preparation
 from flannelpy.agent.probes import Probes
 from flannelpy.agent.publish import Publisher
@@ -25,6 +27,8 @@ class Parts:
     reconciler: Reconciler
     datapath: DatapathSupervisor
     publisher: Publisher
+    retirement: Retirement
+    offers: Offers
     forwarding: Forwarding
     preparation: Preparation
     probes: Probes

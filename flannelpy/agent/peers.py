@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.departures import EXPIRED, LEAVING, RESET
 from flannelpy.agent.sync.reconcile import Reconciler
+from flannelpy.core.backend import Path
 from flannelpy.core.model import Lease
 
 IN_SYNC, PENDING, REFUSED, EXCLUDED, STALE = "in-sync", "pending", "refused", "excluded", "stale"
@@ -29,6 +30,8 @@ class Peer:
     state: str
     why: str | None = None
     seconds_left: float | None = None
+    path: Path | None = None
+    """By which way it is reached, where there is a choice."""
 
 
 def rows(cluster: Cluster, reconciler: Reconciler, failed: Mapping[str, str]) -> Iterator[Peer]:
@@ -37,7 +40,8 @@ def rows(cluster: Cluster, reconciler: Reconciler, failed: Mapping[str, str]) ->
     own = None if view.own is None else view.own.key
     for lease in sorted(view.leases.values(), key=_place):
         if lease.key != own:
-            yield _row(lease, cluster, reconciler, left_out, failed.get(lease.key))
+            row = _row(lease, cluster, reconciler, left_out, failed.get(lease.key))
+            yield replace(row, path=reconciler.fragments.paths.get(lease.key))
 
 
 def _row(lease: Lease, cluster: Cluster, reconciler: Reconciler, left_out: Mapping[str, str], failed: str | None) -> Peer:

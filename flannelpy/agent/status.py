@@ -224,7 +224,9 @@ def _rows(network: Network) -> Iterator[peers.Peer]:
 def _peer(row: peers.Peer, probes: Probes, calendar: Calendar, clock: float) -> documents.PeerStatus:
     left = None if row.seconds_left is None else round(row.seconds_left, 1)
     probe = _probe(probes, row.lease.key, calendar, clock)
-    return documents.PeerStatus(*_identity(row.lease), row.lease.attrs.backend_type, row.state, row.why, left, probe=probe)
+    carrier, reason = (None, None) if row.path is None else (row.path.carrier, row.path.reason)
+    told = (*_identity(row.lease), row.lease.attrs.backend_type, row.state, row.why, left)
+    return documents.PeerStatus(*told, carrier=carrier, reason=reason, probe=probe)
 
 
 def _probe(probes: Probes, key: str, calendar: Calendar, clock: float) -> documents.ProbeStatus | None:

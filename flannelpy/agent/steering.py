@@ -89,6 +89,11 @@ class Steering:
                 self.changed.set()
                 raise
 
+    def again(self) -> None:
+        """Work it out once more, whatever has not changed."""
+        self._text = None
+        self.changed.set()
+
     def advance(self, phase: Phase) -> None:
         """We are surer now, or (``Phase.RESUMED``, ``FROM_DISK``) have begun without etcd."""
         if phase is not self.phase:
@@ -119,11 +124,14 @@ class Steering:
                 self._disown()
             prepared = self._parts.preparation.of(asked[1])
             if prepared is None:
-                self._text = None  # it goes on from here when it is done
+                self._text = None  # goes on from here when it is done
                 return
             found = (facts.uplink, facts.reasons)
-            carriage = await resolve(self._context, text or "", asked, found, self._ownership.state.macs, self._copies.keys, before)
-            carriage = replace(carriage, prepared=prepared.text)
+            kept, settings, keys = self._ownership.state, self._context.settings, self._copies.keys
+            carriage = await resolve(self._context, text or "", asked, found, kept.macs, keys, before)
+            beside, had = plugins.preferred(*asked, settings.host_options), None if before is None else before.preference
+            preference = await self._parts.retirement.settle(beside, carriage.local(), keys, had, kept.devices)
+            carriage = replace(carriage, prepared=prepared.text, preference=preference, keys=carriage.keys or preference.keys)
         except ConfigError as error:
             words = f"at {where} {error}" if text is None else f"at {where}: {error}"
             reporter.set("config-unusable", {"": words} if before is None else {})
@@ -207,6 +215,8 @@ class Steering:
         carriage, lease = self.carriage, self._held()
         if carriage is None or lease is None or not carriage.fits(lease):
             return  # what is programmed stays, until there is a lease that fits
+        if not self._parts.offers.settle(carriage, None if self.keeper is None else self.keeper.held):
+            return  # what is there stays, until it was heard what the peers offer
         if self.keeper is not None and self.keeper.held is not None:
             self.advance(Phase.CONFIRMED)
         self._parts.cluster.set_own(lease)
@@ -274,9 +284,10 @@ class Steering:
         if not last and not isinstance(datapath, LeavesBehind):
             await self._parts.datapath.tried.wait()
         forward, uplink = self._parts.forwarding.rules, carriage.uplink.name
-        firewall = Firewall(settings, carriage.config, carriage.backend, scope.table, lease, forward, uplink)
+        firewall = Firewall(settings, carriage.config, carriage.backend, carriage.devices, scope.table, lease, forward, uplink)
         shield = self._parts.surroundings.shield(carriage.config.networks)
-        reconciler.set_target(Target(carriage.backend, local, scope, firewall.host, firewall.peer, shield))
+        carrier = carriage.preference.over(carriage.backend)
+        reconciler.set_target(Target(carrier, local, scope, firewall.host, firewall.peer, shield))
         self._ownership.own(carriage, lease, self._parts.facts.uplink_mac, self._ownership.state)
 
     def swept(self) -> None:

@@ -40,6 +40,7 @@ _OPTIONS: Mapping[str, str] = {
     "workers": "",
     "directrouting": "",
     "guard": "",
+    "prefer": "",
     "mtu": "",  # said once, for whatever reason the MTU becomes another one
 }
 """What a change of an option of a backend costs, by name in small letters; empty where it costs nothing."""

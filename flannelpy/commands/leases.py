@@ -192,7 +192,7 @@ def _unreachable(peers: Mapping[str, Lease], backend: Backend, local: Local) -> 
     desired = Desired()
     for key, lease in peers.items():
         try:
-            desired.put(key, backend.peer(lease, local), lease.create_revision)
+            desired.put(key, backend.path(lease, local).state, lease.create_revision)
         except (MalformedError, BackendError) as error:
             wrong[key] = str(error)
     for key, (holder, claimed) in desired.conflicts.items():

@@ -82,14 +82,16 @@ def table(status: Status, now: datetime) -> Table:
 def peers_table(status: Status, now: datetime, *, bad: bool = False) -> Table:
     """Each peer on a line, or each ``bad`` one, the worst first."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("subnet", "PublicIP", "backend", "state"):
+    chosen = any(peer.carrier for peer in status.peers)
+    for column in ("subnet", "PublicIP", "backend", "state", *(("by", "because") if chosen else ())):
         shown.add_column(column, overflow="fold")
     for peer in sorted(status.peers, key=_place):
         if bad and _state(peer) in _GOOD:
             continue
         cells = (_both(peer.subnet, peer.subnet6), _both(peer.public_ip, peer.public_ipv6), peer.backend_type or "none")
+        way = (Text(printable(peer.carrier or "")), Text(printable(peer.reason or ""))) if chosen else ()
         style = _PEER_STYLES.get(_state(peer), "yellow")
-        shown.add_row(*(Text(printable(cell)) for cell in cells), Text(printable(_peer_state(peer, now)), style=style))
+        shown.add_row(*(Text(printable(cell)) for cell in cells), Text(printable(_peer_state(peer, now)), style=style), *way)
     return shown
 
 

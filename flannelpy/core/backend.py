@@ -6,7 +6,7 @@ is found by entry point (``flannelpy.plugins``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ from netaddr import IPAddress
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError
 from flannelpy.core.model import Family, Lease, LeaseAttrs
-from flannelpy.core.objects import HostState
+from flannelpy.core.objects import HostState, Key, Object, Route
 from flannelpy.core.wireguard import KeyPair
 
 HostOptions = Mapping[str, Mapping[str, Any]]
@@ -48,7 +48,7 @@ class Local:
     ``macs``: the stable MAC of each of the backend's devices that has one. ``keys``: the host's key pair, only for a backend that
     needs one (``Keyed``). ``on_link``: peers' addresses that the host reaches without a gateway, and through which device; filled
     in only for a backend whose ``wants_on_link`` is true. ``prepared``: what came of the backend's preparation (``Prepares``), None
-    for any other.
+    for any other. ``answered``: the peers of WireGuard from which something has come; filled in only where that decides something.
     """
 
     config: NetworkConfig
@@ -58,6 +58,7 @@ class Local:
     on_link: Mapping[IPAddress, str] = field(default_factory=dict)
     prepared: str | None = None
     keys: KeyPair | None = None
+    answered: Collection[Key] = frozenset()
 
     @property
     def own(self) -> Lease:
@@ -65,6 +66,32 @@ class Local:
         if self.lease is None:
             raise BackendError("no lease yet")
         return self.lease
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """How a peer is reached. ``setup`` is what carries packets to it and takes in its own, ``routes`` send them there: so a peer
+    can be sent to by another way with the first untouched.
+    """
+
+    setup: HostState = field(default_factory=HostState)
+    routes: HostState = field(default_factory=HostState)
+    mtu: int = 0
+    """Bytes of a packet that goes this way whole; 0 where no packet does."""
+    carrier: str = ""
+    """Whose routes these are, where there is a choice (``core.select``), and the reason."""
+    reason: str = ""
+
+    @classmethod
+    def of(cls, *objects: Object, mtu: int = 0) -> Path:
+        """A path of exactly these. Raises ValueError where two claim one key."""
+        setup = HostState.from_iterable(item for item in objects if not isinstance(item, Route))
+        return cls(setup, HostState.from_iterable(item for item in objects if isinstance(item, Route)), mtu)
+
+    @property
+    def state(self) -> HostState:
+        """All that the kernel holds for it."""
+        return self.setup | self.routes
 
 
 class Backend(Protocol):
@@ -112,8 +139,8 @@ class Backend(Protocol):
         """Device, address and network-wide routes."""
         ...
 
-    def peer(self, lease: Lease, local: Local) -> HostState:
-        """What reaches this peer. Raises MalformedError where its lease does not say how."""
+    def path(self, lease: Lease, local: Local) -> Path:
+        """How this peer is reached. Raises MalformedError where its lease does not say how."""
         ...
 
     def datapath(self, local: Local) -> Datapath | None:
@@ -173,6 +200,32 @@ class Enclosed(Protocol):
 
     enclosed: bool
     """True where that is the backend's own ones and the uplink: whoever else sends as a container of another host lies."""
+
+
+class Beside(Protocol):
+    """A carrier that two hosts may use in a network of another Type (``Prefer``): no route of it but to the peers that use it."""
+
+    name: str
+    needs_link: bool
+    """Both hosts must be on one link."""
+    needs_answer: bool
+    """The peer must have answered by it before packets are sent that way."""
+
+    def attrs(self, local: Local) -> LeaseAttrs: ...
+    def devices(self, config: NetworkConfig) -> Mapping[str, bool]: ...
+    def mtu(self, local: Local) -> int: ...
+    def identities(self, attrs: LeaseAttrs) -> Mapping[str, str]: ...
+    def host(self, local: Local) -> HostState: ...
+    def path(self, lease: Lease, local: Local) -> Path: ...
+
+
+@runtime_checkable
+class StandsBeside(Protocol):
+    """What a backend has besides where it may be in ``Prefer``."""
+
+    def beside(self) -> Beside:
+        """The same, as it is in a network of another Type."""
+        ...
 
 
 @runtime_checkable

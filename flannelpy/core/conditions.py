@@ -133,6 +133,12 @@ _ALL = (
         "flannelpy lease list shows the lease and its host; restart flannelpy there, or flannelpy lease release SUBNET",
     ),
     Condition(
+        "offer-unusable",
+        Severity.WARNING,
+        "what a host offers besides the network's Type cannot be used: {detail}; it is reached by the Type",
+        "etcdctl get --prefix <prefix>/flannelpy/hosts/ shows it; a flannelpy that runs there writes its own anew",
+    ),
+    Condition(
         "peer-conflict",
         Severity.WARNING,
         "two leases cannot both be programmed: {detail}; the older one is",

@@ -17,6 +17,7 @@ from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.foreign import printable
 from flannelpy.core.model import NO_ADDRESS, Lease, LeaseAttrs
+from flannelpy.core.offer import Identities, Offer, Offers
 from flannelpy.core.ownership import Block, Claim, Ownership
 from flannelpy.core.underlay import Shield, Underlay
 
@@ -62,6 +63,7 @@ class Membership:
         self._peers: dict[str, Lease] = {}
         self._refused: dict[str, str] = {}
         self._ownership = Ownership()
+        self._offers = Offers()
 
     @property
     def leases(self) -> Mapping[str, Lease]:
@@ -103,6 +105,39 @@ class Membership:
         turned = {address for address, _words in before.strange.items() ^ after.strange.items()}
         return [key for key, lease in self._leases.items() if lease.public_ip in turned or lease.attrs.public_ipv6 in turned]
 
+    def prefer(self, identities: Mapping[str, Identities]) -> Changes:
+        """These carriers may be used besides the Type where a peer offers them, too."""
+        if identities == self._offers.identities:
+            return Changes()
+        self._offers.identities = dict(identities)
+        return self._offered(self._leases, Changes())
+
+    def offer(self, key: str, offer: Offer | None) -> Changes:
+        """The host with the lease ``key`` offers this now; None: nothing."""
+        if self._offers.says(key) == offer:
+            return Changes()
+        self._offers.said(key, offer)
+        return self._offered([key], Changes())
+
+    @property
+    def offers(self) -> Collection[str]:
+        """The keys of the leases under which something is offered, whether it counts or not."""
+        return self._offers.keys
+
+    def _offered(self, keys: Iterable[str], changes: Changes) -> Changes:
+        """``changes`` with what follows from other leases or offers under these keys: a peer is told with what it offers."""
+        if not self._offers.any:
+            return changes
+        peers = dict(changes.peers)
+        for key in self._offers.judge(keys, self._leases):
+            lease, offer = self._leases.get(key), self._offers.of(key)
+            if lease is None or lease.offer == offer:
+                continue
+            self._leases[key] = lease = replace(lease, offer=offer)
+            if key in self._peers:
+                self._peers[key] = peers[key] = lease
+        return Changes(peers, changes.refused)
+
     def set_own(self, own: Lease | None) -> Changes:
         """Our lease is another one now; every verdict is made anew where it moved."""
         old, self._own = self._own, own
@@ -112,13 +147,14 @@ class Membership:
 
     def put(self, lease: Lease) -> Changes:
         """A lease was created, renewed or changed. A pure renewal changes nothing."""
-        return Changes() if self._renewed(lease) else self._judge([lease.key], {lease.key})
+        changes = Changes() if self._renewed(lease) else self._judge([lease.key], {lease.key})
+        return self._offered([lease.key], changes)
 
     def remove(self, key: str) -> Changes:
         """A lease is gone."""
         if self._leases.pop(key, None) is None:
             return Changes()
-        return self._judge([key])
+        return self._offered([key], self._judge([key]))
 
     def replace(self, leases: Iterable[Lease], keep: Container[str] = ()) -> Changes:
         """A complete listing: what is not in it is gone, but for the keys in ``keep``; values are compared in full."""
@@ -127,12 +163,14 @@ class Membership:
         for key in gone:
             del self._leases[key]
         changed = {key for key, lease in wanted.items() if not self._renewed(lease)}
-        return self._judge([*gone, *changed], changed)
+        return self._offered([*gone, *wanted], self._judge([*gone, *changed], changed))
 
     def _renewed(self, lease: Lease) -> bool:
         """Take it in; True where it is what was there, renewed at the most."""
         key = lease.key
         old = self._leases.get(key)
+        if old is not None and old.offer is not None:
+            lease = replace(lease, offer=old.offer)  # until that is judged
         self._leases[key] = lease
         if old is None or not old.same_content(lease) or old.create_revision != lease.create_revision:
             return False

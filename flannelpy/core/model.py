@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from flannelpy.core.errors import MalformedError
 from flannelpy.core.json_text import decode
+
+if TYPE_CHECKING:
+    from flannelpy.core.offer import Offer
 
 Family = Literal[4, 6]
 
@@ -181,6 +184,8 @@ class Lease:
     etcd_lease: int = 0
     create_revision: int = 0
     mod_revision: int = 0
+    offer: Offer | None = field(default=None, kw_only=True)
+    """What its host offers besides, where that counts (``core.offer``). It is no part of the lease's own value."""
     key: str = field(init=False, compare=False)
     """The last part of the etcd key; the lease's identity. Kept, because it is asked for at every turn."""
 
@@ -208,7 +213,8 @@ class Lease:
 
     def same_content(self, other: Lease) -> bool:
         """True where nothing that is programmed differs; a pure renewal changes revisions only."""
-        return self.subnet == other.subnet and self.subnet6 == other.subnet6 and self.attrs == other.attrs
+        mine, theirs = (self.subnet, self.subnet6, self.attrs), (other.subnet, other.subnet6, other.attrs)
+        return mine == theirs and self.offer == other.offer
 
     def __str__(self) -> str:
         """The subnets that there are, and where the host is reached: an IPv6-only node's has no word of IPv4."""

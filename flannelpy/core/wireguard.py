@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from netaddr import IPAddress, IPNetwork
@@ -93,6 +93,8 @@ class WireguardPeer:
     allowed_ips: tuple[IPNetwork, ...]
     keepalive_s: int = 0
     preshared_key: Secret[bytes] = NO_KEY
+    answered: bool = field(default=False, compare=False)
+    """Something has come from it that proves who it is (only observed)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "allowed_ips", tuple(sorted(self.allowed_ips)))  # the kernel has them in an order of its own

@@ -108,7 +108,7 @@ class PeerStatus:
     """Another host's lease. ``state``: in-sync (the kernel holds what reaches it), pending, refused (by the kernel), excluded,
     or stale (its key is gone; it is kept for ``seconds_left`` more); ``why`` says why it is not in sync. ``dropped``: its packets
     that source validation did not let in, as far as they are counted by peer. ``probe``: whether it is there; None where it is not
-    asked.
+    asked. ``carrier`` and ``reason``: by what it is reached, where the network has a choice (Prefer).
     """
 
     key: str
@@ -122,6 +122,8 @@ class PeerStatus:
     seconds_left: float | None = None
     dropped: int | None = None
     probe: ProbeStatus | None = None
+    carrier: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from struct import Struct
 
@@ -42,7 +43,8 @@ from flannelpy.kernel.messages import (
 
 GET_DEVICE, SET_DEVICE = 0, 1
 DEVICE_IFINDEX, DEVICE_PRIVATE_KEY, DEVICE_PUBLIC_KEY, DEVICE_LISTEN_PORT, DEVICE_PEERS = 1, 3, 4, 6, 8
-PEER_PUBLIC_KEY, PEER_PRESHARED_KEY, PEER_FLAGS, PEER_ENDPOINT, PEER_KEEPALIVE, PEER_ALLOWED_IPS = 1, 2, 3, 4, 5, 9
+PEER_PUBLIC_KEY, PEER_PRESHARED_KEY, PEER_FLAGS, PEER_ENDPOINT, PEER_KEEPALIVE = 1, 2, 3, 4, 5
+PEER_LAST_HANDSHAKE, PEER_ALLOWED_IPS = 6, 9
 ALLOWED_FAMILY, ALLOWED_ADDRESS, ALLOWED_LENGTH = 1, 2, 3
 REMOVE_ME, REPLACE_ALLOWED_IPS = 1, 2
 NESTED = 0x8000
@@ -141,6 +143,7 @@ def read_peers(name: str, data: bytes, body: int, end: int) -> Iterator[Wireguar
             tuple(_read_allowed(net) for _at, net in each_attribute(nets, 0, len(nets))),
             U16.unpack(found.get(PEER_KEEPALIVE, b"\0\0"))[0],
             Secret(psk if any(psk) else b""),
+            answered=any(found.get(PEER_LAST_HANDSHAKE, b"")),  # a time, all zeros before the first
         )
 
 
@@ -150,14 +153,7 @@ def merged(peers: Sequence[WireguardPeer]) -> list[WireguardPeer]:
     for each in peers:
         first = found.get(each.public_key)
         if first is not None:
-            each = WireguardPeer(
-                first.dev,
-                first.public_key,
-                first.endpoint,
-                (*first.allowed_ips, *each.allowed_ips),
-                first.keepalive_s,
-                first.preshared_key,
-            )
+            each = replace(first, allowed_ips=(*first.allowed_ips, *each.allowed_ips))
         found[each.public_key] = each
     return list(found.values())
 

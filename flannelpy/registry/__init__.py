@@ -6,7 +6,7 @@ raises; it does not return an empty answer. Both implementations pass the same t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -77,7 +77,23 @@ class ConfigChanged:
     text: str | None
 
 
-Event = Put | Deleted | ConfigChanged | Malformed
+@dataclass(frozen=True, slots=True)
+class OfferPut:
+    """What stands beside the lease ``key`` now (core.offer); None: nothing any more."""
+
+    key: str
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """What stands beside leases now, by the lease's key: all there is where it is the ``whole``, else what has changed."""
+
+    values: Mapping[str, bytes | None]
+    whole: bool = False
+
+
+Event = Put | Deleted | ConfigChanged | Malformed | OfferPut
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +110,7 @@ class Batch:
 
 
 class Registry(Protocol):
-    """One cluster's keys: ``<prefix>/config`` and ``<prefix>/subnets/*``."""
+    """One cluster's keys: ``<prefix>/config``, ``<prefix>/subnets/*``, and beside each of those ``<prefix>/flannelpy/hosts/*``."""
 
     async def config(self) -> StoredConfig:
         """The network config as stored."""
@@ -152,6 +168,20 @@ class Registry(Protocol):
         """Delete the key if it is still at ``lease.mod_revision``. Raises ConflictError.
 
         The etcd lease is left to end by itself: that it outlives its key tells the peers that we do not return.
+        """
+        ...
+
+    async def offer(self, lease: Lease, text: str | None) -> None:
+        """Write this beside our lease, on its etcd lease; None deletes it. Only while the lease is as it is (ConflictError).
+
+        ``renew`` takes it along to the new etcd lease, if it can.
+        """
+        ...
+
+    def offers(self) -> AsyncIterator[Offered]:
+        """What stands beside leases: first all of it, then whatever changes, for ever. Raises RegistryError: begin anew then.
+
+        It depends on nothing else and nothing depends on it: where it may not be read, leases are as ever.
         """
         ...
 

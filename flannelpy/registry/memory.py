@@ -25,7 +25,7 @@ from flannelpy.core.errors import (
     WatchGapError,
 )
 from flannelpy.core.model import LEASE_TTL_S, Lease, LeaseAttrs, subnet_key
-from flannelpy.registry import Batch, ConfigChanged, Event, Malformed, Put, Snapshot, StoredConfig
+from flannelpy.registry import Batch, ConfigChanged, Event, Malformed, Offered, Put, Snapshot, StoredConfig
 from flannelpy.registry.etcd.records import Keys, decode_delete, decode_put
 from flannelpy.registry.memory_store import MemoryStore, Record
 
@@ -33,7 +33,10 @@ __all__ = ["MemoryRegistry", "MemoryStore"]
 
 
 METHODS = ("config", "put_config", "snapshot", "watch", "create", "renew", "keep_alive", "remaining", "release", "outlives_key")
-"""What can fail."""
+"""What can fail of what leases need."""
+BESIDE = ("offer", "offers")
+"""And what nothing depends on."""
+EVERY = (*METHODS, *BESIDE)
 
 
 @dataclass(slots=True)
@@ -77,21 +80,22 @@ class MemoryRegistry:
         self._down = False
         self.closed = False
         self._faults: dict[str, Fault] = {}
+        self._offered: dict[str, str] = {}
 
     def fail(self, method: str, error: RegistryError, times: float = 1, *, carried_out: bool = False) -> None:
         """The next ``times`` calls of a method raise ``error`` (infinity: until ``mend``); ``carried_out``: after doing the work.
 
         A watch that stands raises it at its next turn, one that begins at once.
         """
-        if method not in METHODS:
-            raise ValueError(f"{method!r}: expected one of {', '.join(METHODS)}")
+        if method not in EVERY:
+            raise ValueError(f"{method!r}: expected one of {', '.join(EVERY)}")
         error.undecided = isinstance(error, RegistryUnavailableError) or carried_out
         self._faults[method] = Fault(error, times, carried_out)
         self.store.wake()
 
     def mend(self, *methods: str) -> None:
         """These methods, or all, fail no longer."""
-        for method in methods or METHODS:
+        for method in methods or EVERY:
             self._faults.pop(method, None)
 
     def trip(self, method: str, *, carried_out: bool = False) -> None:
@@ -205,6 +209,8 @@ class MemoryRegistry:
         self._check(lease)
         etcd_lease = 0 if lease.reserved else self.store.grant(ttl_s)
         record = self.store.put(self.keys.lease(lease.key), attrs.to_json(), etcd_lease)
+        if (text := self._offered.get(lease.key)) is not None:
+            self.store.put(self.keys.host(lease.key), text, etcd_lease)
         self.store.revoke(lease.etcd_lease)
         return replace(lease, attrs=attrs, etcd_lease=etcd_lease, mod_revision=record.mod_revision)
 
@@ -240,6 +246,41 @@ class MemoryRegistry:
     async def outlives_key(self, lease: Lease) -> bool:
         """Asked of a lease whose key is gone: True where somebody deleted the key, False where the lease itself has ended."""
         return lease.reserved or lease.etcd_lease in self.store.grants
+
+    @_call
+    async def offer(self, lease: Lease, text: str | None) -> None:
+        """See ``Registry.offer``."""
+        self.store.check_space()
+        self._check(lease)
+        self._offered = {} if text is None else {lease.key: text}
+        if text is None:
+            self.store.delete(self.keys.host(lease.key))
+        else:
+            self.store.put(self.keys.host(lease.key), text, lease.etcd_lease)
+
+    async def offers(self) -> AsyncIterator[Offered]:
+        """See ``Registry.offers``."""
+        store = self.store
+        if self.down or self.closed:
+            raise RegistryUnavailableError("memory: no answer; expected the store to be up")
+        self.trip("offers")
+        revision, connection = store.revision, store.connection
+        found = {self.keys.host_name(key): record.value for key, record in store.records.items() if self._is_offer(key)}
+        yield Offered(found, whole=True)
+        while not self.closed:
+            self.trip("offers")
+            if store.connection != connection:
+                raise WatchGapError("memory: the stream was cut")
+            first = bisect_left(store.history, revision + 1, key=lambda record: record.mod_revision)
+            news = {self.keys.host_name(item.key): item.value for item in store.history[first:] if self._is_offer(item.key)}
+            revision = store.revision
+            if news:
+                yield Offered(news)
+            else:
+                await store.changed()
+
+    def _is_offer(self, key: bytes) -> bool:
+        return key.startswith(self.keys.hosts)
 
     @property
     def trouble(self) -> RegistryError | None:

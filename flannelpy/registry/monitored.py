@@ -9,7 +9,7 @@ from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import ConflictError, RegistryError, TakenError, WatchGapError
 from flannelpy.core.model import LEASE_TTL_S, Lease, LeaseAttrs
-from flannelpy.registry import Batch, Registry, Snapshot, StoredConfig
+from flannelpy.registry import Batch, Offered, Registry, Snapshot, StoredConfig
 from flannelpy.registry.health import Kind, RegistryHealth
 
 _ANSWERS = (ConflictError, TakenError, WatchGapError)
@@ -109,6 +109,14 @@ class Monitored:
         """Delete the key if it is still at ``lease.mod_revision``. Raises ConflictError."""
         with self._counted(Kind.WRITE):
             await self._registry.release(lease)
+
+    async def offer(self, lease: Lease, text: str | None) -> None:
+        """See ``Registry.offer``. Not counted: what somebody may not write there says nothing of leases."""
+        await self._registry.offer(lease, text)
+
+    def offers(self) -> AsyncIterator[Offered]:
+        """See ``Registry.offers``. Not counted."""
+        return self._registry.offers()
 
     @property
     def alive(self) -> bool:

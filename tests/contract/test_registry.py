@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import cast
 
 import pytest
 from netaddr import IPAddress
@@ -18,7 +20,7 @@ from flannelpy.core.errors import (
     WatchGapError,
 )
 from flannelpy.core.model import LEASE_TTL_S, LeaseAttrs
-from flannelpy.registry import ConfigChanged, Deleted, Malformed, Put, StoredConfig
+from flannelpy.registry import ConfigChanged, Deleted, Malformed, Offered, Put, StoredConfig
 from flannelpy.registry.memory import METHODS, MemoryRegistry
 
 from .registry_place import MemoryPlace, Place, attrs, bounded, net, watching
@@ -611,3 +613,42 @@ async def test_a_watch_that_stands_can_fail_too() -> None:
 def test_what_cannot_fail_is_a_mistake_in_the_test() -> None:
     with pytest.raises(ValueError, match="expected one of config, put_config"):
         MemoryRegistry().fail("snapshots", RegistryUnavailableError("gone"))
+
+
+# --------------------------------------------------------------------------------------------- beside the leases
+
+
+async def test_what_is_offered_stands_beside_the_lease_and_is_heard(place: Place) -> None:
+    ours, theirs = place.registry(), place.registry()
+    lease = await ours.create(A, attrs("192.0.2.1"))
+    await ours.offer(lease, "first")
+    assert await place.get(f"{place.prefix}/flannelpy/hosts/10.5.1.0-24") == "first"
+    async with bounded(), aclosing(cast(AsyncGenerator[Offered, None], theirs.offers())) as heard:
+        assert await anext(heard) == Offered({"10.5.1.0-24": b"first"}, whole=True)
+        await ours.offer(lease, "second")
+        assert await anext(heard) == Offered({"10.5.1.0-24": b"second"})
+        await ours.offer(lease, None)
+        assert await anext(heard) == Offered({"10.5.1.0-24": None})
+        await ours.offer(lease, None)  # once more is no change
+
+
+async def test_what_is_offered_goes_with_the_lease_over_a_renewal(place: Place) -> None:
+    registry = place.registry()
+    lease = await registry.create(A, attrs("192.0.2.1"))
+    await registry.offer(lease, "text")
+    renewed = await registry.renew(lease, attrs("192.0.2.1"))
+    assert renewed.etcd_lease != lease.etcd_lease
+    assert await place.get(f"{place.prefix}/flannelpy/hosts/10.5.1.0-24") == "text"
+    with pytest.raises(ConflictError):
+        await registry.offer(lease, "of a lease that is another one now")
+    text = await place.get(f"{place.prefix}/subnets/10.5.1.0-24")
+    assert text == '{"PublicIP":"192.0.2.1","PublicIPv6":null}'
+
+
+async def test_leases_know_nothing_of_what_stands_beside_them(place: Place) -> None:
+    registry = place.registry()
+    await place.put(f"{place.prefix}/flannelpy/hosts/10.5.2.0-24", "x" * 100_000)
+    async with bounded(), aclosing(cast(AsyncGenerator[Offered, None], registry.offers())) as heard:
+        assert (await anext(heard)).values["10.5.2.0-24"] == b"x" * 100_000
+    snapshot = await registry.snapshot()
+    assert (snapshot.leases, snapshot.malformed) == ((), ())

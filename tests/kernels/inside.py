@@ -271,7 +271,7 @@ async def objects_come_and_go() -> None:
         return Lease(IPNetwork(f"10.1.{third}.0/24"), LeaseAttrs(IPAddress(public_ip)))
 
     local = Local(config, Uplink("eth1", 2, 1500, IPAddress("192.168.90.3")), lease(72, "192.168.90.3"))
-    wanted = backend.host(local) | backend.peer(lease(9, "192.168.90.2"), local)
+    wanted = backend.host(local) | backend.path(lease(9, "192.168.90.2"), local).state
     scope = Scope(frozenset({"flannel0"}), config.networks, "eth1", fou_ports=backend.fou_ports)
     kernel = NetlinkKernel()
     try:

@@ -76,7 +76,7 @@ async def objects_come_and_go() -> None:
     backend, config = IpipBackend(), NetworkConfig.parse(json.dumps(CONFIG))
     own = Lease(IPNetwork("10.1.72.0/24"), LeaseAttrs(IPAddress("192.168.90.3")))
     local = Local(config, Uplink("eth1", 2, 1500, IPAddress("192.168.90.3")), own)
-    wanted = backend.host(local) | backend.peer(Lease(IPNetwork("10.1.9.0/24"), LeaseAttrs(IPAddress("192.168.90.2"))), local)
+    wanted = backend.host(local) | backend.path(Lease(IPNetwork("10.1.9.0/24"), LeaseAttrs(IPAddress("192.168.90.2"))), local).state
     scope = Scope(frozenset({DEVICE}), config.networks, "eth1")
     kernel = NetlinkKernel()
 

@@ -51,7 +51,7 @@ def test_vxlan_host_is_appendix_b() -> None:
 
 def test_vxlan_peer_is_three_entries_and_its_route_comes_last() -> None:
     backend, local = situation()
-    assert lines(backend.peer(peer(data={"VNI": 1, "VtepMAC": B_MAC}), local)) == [
+    assert lines(backend.path(peer(data={"VNI": 1, "VtepMAC": B_MAC}), local).state) == [
         f"neigh 10.5.9.0 lladdr {B_MAC} dev flannel.1 nud permanent",
         f"fdb {B_MAC} dst 192.0.2.2 dev flannel.1 self permanent",
         "route 10.5.9.0/24 via 10.5.9.0 dev flannel.1 onlink",
@@ -62,15 +62,15 @@ def test_vxlan_peer_is_three_entries_and_its_route_comes_last() -> None:
 def test_a_vxlan_peer_of_another_vni_is_left_out(vni: object) -> None:
     backend, local = situation()
     with pytest.raises(MalformedError, match=r"^BackendData\.VNI .{1,60}: expected ours, 1$"):
-        backend.peer(peer(data={"VNI": vni, "VtepMAC": B_MAC}), local)
+        backend.path(peer(data={"VNI": vni, "VtepMAC": B_MAC}), local)
 
 
 @pytest.mark.parametrize("data", [{}, {"VNI": None}, {"VNI": 1}, {"vni": 1}])
 def test_a_vxlan_peer_of_an_older_flannel_names_no_vni(data: dict[str, object]) -> None:
     backend, local = situation()
-    assert len(backend.peer(peer(data={**data, "VtepMAC": B_MAC}), local)) == 3
+    assert len(backend.path(peer(data={**data, "VtepMAC": B_MAC}), local).state) == 3
     other, local = situation('{"Type": "vxlan", "VNI": 5}')
-    assert len(other.peer(peer(data={**data, "VNI": 5, "VtepMAC": B_MAC}), local)) == 3
+    assert len(other.path(peer(data={**data, "VNI": 5, "VtepMAC": B_MAC}), local).state) == 3
 
 
 def test_vxlan_every_option_reaches_the_device() -> None:
@@ -84,8 +84,8 @@ def test_vxlan_every_option_reaches_the_device() -> None:
 def test_vxlan_direct_routing_only_where_the_peer_is_reached_without_a_gateway() -> None:
     backend, local = situation('{"Type": "vxlan", "DirectRouting": true}', on_link={IPAddress("192.0.2.2"): "eth1"})
     data = {"VtepMAC": B_MAC}
-    assert lines(backend.peer(peer(data=data), local)) == ["route 10.5.9.0/24 via 192.0.2.2 dev eth1"]
-    assert len(backend.peer(peer(data=data, at="198.51.100.2"), local)) == 3
+    assert lines(backend.path(peer(data=data), local).state) == ["route 10.5.9.0/24 via 192.0.2.2 dev eth1"]
+    assert len(backend.path(peer(data=data, at="198.51.100.2"), local).state) == 3
 
 
 def test_vxlan_sends_from_the_interface_even_where_another_address_is_published() -> None:
@@ -98,7 +98,7 @@ def test_vxlan_sends_from_the_interface_even_where_another_address_is_published(
 @pytest.mark.parametrize("mac", ["AA-BB-CC-DD-EE-0F", "aabb.ccdd.ee0f", "aa:bb:cc:dd:ee:0f"])
 def test_vxlan_takes_every_form_of_mac_that_go_takes(mac: str) -> None:
     backend, local = situation()
-    assert "fdb aa:bb:cc:dd:ee:0f dst" in lines(backend.peer(peer(data={"VtepMAC": mac}), local))[1]
+    assert "fdb aa:bb:cc:dd:ee:0f dst" in lines(backend.path(peer(data={"VtepMAC": mac}), local).state)[1]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_vxlan_takes_every_form_of_mac_that_go_takes(mac: str) -> None:
 def test_vxlan_refuses_a_peer_without_a_usable_mac(data: object) -> None:
     backend, local = situation()
     with pytest.raises(MalformedError, match="VtepMAC"):
-        backend.peer(peer(data=data), local)
+        backend.path(peer(data=data), local)
 
 
 def test_vxlan_dual_stack_has_a_device_and_a_mac_for_each_family() -> None:
@@ -130,13 +130,16 @@ def test_vxlan_dual_stack_has_a_device_and_a_mac_for_each_family() -> None:
         LeaseAttrs(IPAddress("192.0.2.2"), IPAddress("2001:db8::2"), "vxlan", {"VtepMAC": B_MAC}, {"VtepMAC": "ba:bb:bb:bb:bb:b6"}),
         IPNetwork("fd00:5:0:9::/64"),
     )
-    assert lines(backend.peer(theirs, local))[3:] == [
+    assert lines(backend.path(theirs, local).state) == [
+        f"neigh 10.5.9.0 lladdr {B_MAC} dev flannel.1 nud permanent",
+        f"fdb {B_MAC} dst 192.0.2.2 dev flannel.1 self permanent",
         "neigh fd00:5:0:9:: lladdr ba:bb:bb:bb:bb:b6 dev flannel-v6.1 nud permanent",
         "fdb ba:bb:bb:bb:bb:b6 dst 2001:db8::2 dev flannel-v6.1 self permanent",
+        "route 10.5.9.0/24 via 10.5.9.0 dev flannel.1 onlink",
         "route fd00:5:0:9::/64 via fd00:5:0:9:: dev flannel-v6.1 onlink",
     ]
     # A peer that has no IPv6 yet gets its IPv4 half (field-problems F9).
-    assert len(backend.peer(peer(data={"VtepMAC": B_MAC}), local)) == 3
+    assert len(backend.path(peer(data={"VtepMAC": B_MAC}), local).state) == 3
 
 
 @pytest.mark.parametrize(
@@ -158,7 +161,7 @@ def test_host_gw_is_one_route_a_peer() -> None:
     backend, local = situation('{"Type": "host-gw"}')
     assert backend.attrs(local).to_json() == '{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"host-gw"}'
     assert lines(backend.host(local)) == []
-    assert lines(backend.peer(peer("host-gw"), local)) == ["route 10.5.9.0/24 via 192.0.2.2 dev eth1"]
+    assert lines(backend.path(peer("host-gw"), local).state) == ["route 10.5.9.0/24 via 192.0.2.2 dev eth1"]
     assert backend.mtu(local) == 1500
 
 
@@ -171,7 +174,7 @@ def test_host_gw_behind_nat_is_refused_with_a_reason() -> None:
 def test_alloc_publishes_an_address_and_touches_nothing() -> None:
     backend, local = situation('{"Type": "alloc"}')
     assert backend.attrs(local).to_json() == '{"PublicIP":"192.0.2.1","PublicIPv6":null}'
-    assert lines(backend.host(local)) == lines(backend.peer(peer(""), local)) == []
+    assert lines(backend.host(local)) == lines(backend.path(peer(""), local).state) == []
     assert backend.mtu(local) == 1500
 
 

@@ -343,7 +343,7 @@ def test_the_backend_that_is_shown_is_found_by_its_type() -> None:
     assert backend.name == "via-router"
     peer = Lease(IPNetwork("10.5.9.0/24"), LeaseAttrs(IPAddress("192.0.2.2"), backend_type="via-router"))
     local = Local(config, Uplink("eth1", 2, 1500, IPAddress("192.0.2.1"), public_ip=IPAddress("192.0.2.1")))
-    assert [str(item) for item in backend.peer(peer, local)] == ["10.5.9.0/24 via 192.0.2.254 dev eth1"]
+    assert [str(item) for item in backend.path(peer, local).state] == ["10.5.9.0/24 via 192.0.2.254 dev eth1"]
     assert backend.mtu(local) == 1500
     assert backend.attrs(local).to_json() == '{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"via-router"}'
     with pytest.raises(ConfigError, match=r'Backend\.Router "x": expected an IPv4 address'):
@@ -355,7 +355,7 @@ def test_the_backend_that_is_shown_has_the_whole_contract() -> None:
     from via_router import ViaRouter  # type: ignore[import-not-found]
 
     contract = {name for name in [*vars(Backend), *Backend.__annotations__] if not name.startswith("_")}
-    assert contract >= {"name", "peer", "datapath"}
+    assert contract >= {"name", "path", "datapath"}
     assert [name for name in sorted(contract) if not hasattr(ViaRouter, name)] == []
 
 

@@ -276,7 +276,7 @@ def test_what_the_commands_add_to_a_packet_is_taken_off_the_mtu() -> None:
 @pytest.mark.parametrize("data", [5, {"a": "b"}, ["x"], True])
 def test_a_peer_whose_data_is_no_string_is_left_out(data: object) -> None:
     with pytest.raises(MalformedError, match=r"expected a string$"):
-        Extension.from_options({}).peer(peer(9, data), Local(V4, UPLINK, OWN))
+        Extension.from_options({}).path(peer(9, data), Local(V4, UPLINK, OWN))
 
 
 # ------------------------------------------------------------------------------------------------------ the datapath

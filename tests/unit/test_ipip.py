@@ -53,19 +53,20 @@ def test_the_host_is_a_device_and_an_address() -> None:
 
 
 def test_a_peer_is_one_route() -> None:
-    assert lines(IpipBackend().peer(peer(), local())) == ["route 10.5.9.0/24 via 192.0.2.2 dev flannel.ipip onlink"]
-    assert lines(IpipBackend().peer(peer(at=NO_ADDRESS), local())) == []
-    assert lines(IpipBackend().peer(peer("0.0.0.0/0"), local())) == []
+    assert lines(IpipBackend().path(peer(), local()).state) == ["route 10.5.9.0/24 via 192.0.2.2 dev flannel.ipip onlink"]
+    assert lines(IpipBackend().path(peer(at=NO_ADDRESS), local()).state) == []
+    assert lines(IpipBackend().path(peer("0.0.0.0/0"), local()).state) == []
 
 
 def test_direct_routing_only_where_asked_for_and_without_a_gateway() -> None:
     near = {PEER: "eth1"}
     direct = IpipBackend.from_options({"directrouting": True})
     assert direct.wants_on_link
-    assert lines(direct.peer(peer(), local(on_link=near))) == ["route 10.5.9.0/24 via 192.0.2.2 dev eth1"]
-    assert lines(direct.peer(peer(), local())) == ["route 10.5.9.0/24 via 192.0.2.2 dev flannel.ipip onlink"]
+    assert lines(direct.path(peer(), local(on_link=near)).state) == ["route 10.5.9.0/24 via 192.0.2.2 dev eth1"]
+    assert lines(direct.path(peer(), local()).state) == ["route 10.5.9.0/24 via 192.0.2.2 dev flannel.ipip onlink"]
     assert not IpipBackend().wants_on_link
-    assert lines(IpipBackend().peer(peer(), local(on_link=near))) == ["route 10.5.9.0/24 via 192.0.2.2 dev flannel.ipip onlink"]
+    tunnelled = IpipBackend().path(peer(), local(on_link=near))
+    assert lines(tunnelled.state) == ["route 10.5.9.0/24 via 192.0.2.2 dev flannel.ipip onlink"]
 
 
 @given(st.integers(0, 70_000))

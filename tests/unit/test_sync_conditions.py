@@ -17,10 +17,10 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.agent.sync import reconcile
 from flannelpy.agent.sync.drift import AT_ONCE, EVERY_S
 from flannelpy.agent.sync.kernel_errors import PROTOCOLS, explain
-from flannelpy.core.backend import Backend, Local
+from flannelpy.core.backend import Backend, Local, Path
 from flannelpy.core.errors import KernelError
 from flannelpy.core.model import Lease
-from flannelpy.core.objects import HostState, Key, Route, Sysctl
+from flannelpy.core.objects import Key, Route, Sysctl
 from flannelpy.core.plan import Step
 from flannelpy.kernel.fake import FakeKernel
 from tests.unit.syncing import World, mac_of, peer
@@ -38,10 +38,10 @@ class Odd:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._whole, name)
 
-    def peer(self, lease: Lease, local: Local) -> HostState:
+    def path(self, lease: Lease, local: Local) -> Path:
         if lease.key in self._faults:
             raise self._faults[lease.key]
-        found: HostState = self._whole.peer(lease, local)
+        found: Path = self._whole.path(lease, local)
         return found
 
 

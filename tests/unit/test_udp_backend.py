@@ -65,7 +65,7 @@ def test_where_inner_sources_are_not_checked_none_may_be_our_own(guard: Guard) -
 
 
 def test_a_peer_is_nothing_to_the_kernel() -> None:
-    assert len(Udp().peer(lease("10.5.9.0/24", "192.0.2.2"), LOCAL)) == 0
+    assert len(Udp().path(lease("10.5.9.0/24", "192.0.2.2"), LOCAL).state) == 0
 
 
 def test_mtu_and_overhead() -> None:
@@ -137,7 +137,7 @@ def test_both_halves_of_a_dual_stack_lease_are_handed_out(kind: str, words: str)
     both = Lease(IPNetwork("10.5.72.0/24"), LeaseAttrs(IPAddress("198.51.100.1")), subnet6=IPNetwork("fd00:5:0:72::/64"))
     local = Local(config, UPLINK, both)
     assert backend.attrs(local).to_json() == '{"PublicIP":"198.51.100.1","PublicIPv6":null}'
-    assert not any("fd00" in str(item) for item in backend.host(local) | backend.peer(both, local))
+    assert not any("fd00" in str(item) for item in backend.host(local) | backend.path(both, local).state)
 
 
 @pytest.mark.parametrize("kind", ["udp", "alloc"])

@@ -125,7 +125,7 @@ def test_what_is_tried() -> None:
 
 def test_the_host_and_its_peers_read_like_a_shell_session() -> None:
     backend = Udp(engine="kernel")
-    assert text(plan(backend.host(LOCAL) | backend.peer(PEER, LOCAL), HostState())) == "\n".join(
+    assert text(plan(backend.host(LOCAL) | backend.path(PEER, LOCAL).state, HostState())) == "\n".join(
         [
             "fou add port 8285 ipproto 4",
             "link add flannel0 mtu 1472 up type ipip local 192.0.2.1 remote any ttl 64 encap fou encap-sport 8285 encap-dport 8285",
@@ -139,12 +139,12 @@ def test_the_host_and_its_peers_read_like_a_shell_session() -> None:
 
 def test_what_goes_goes_before_its_port() -> None:
     backend = Udp(engine="kernel")
-    steps = plan(HostState(), backend.host(LOCAL) | backend.peer(PEER, LOCAL))
+    steps = plan(HostState(), backend.host(LOCAL) | backend.path(PEER, LOCAL).state)
     assert [step.key.kind for step in steps][-2:] == ["link", "fou"]
 
 
 def test_a_peer_without_ipv4_is_nothing() -> None:
-    assert len(Udp(engine="kernel").peer(Lease(IPNetwork("0.0.0.0/0"), LeaseAttrs(NO_ADDRESS)), LOCAL)) == 0
+    assert len(Udp(engine="kernel").path(Lease(IPNetwork("0.0.0.0/0"), LeaseAttrs(NO_ADDRESS)), LOCAL).state) == 0
 
 
 def test_an_interface_without_ipv4_is_refused() -> None:

@@ -133,7 +133,7 @@ def test_the_host_of_both_families_has_two_devices_in_mode_separate_and_one_in_t
 def test_a_host_of_ipv6_only() -> None:
     backend, local = situation(ONLY6)
     assert lines(backend.host(local))[0] == "link flannel-wg-v6 mtu 1420 up type wireguard"
-    assert lines(backend.peer(peer(v4=False, v6=True), local)) == [
+    assert lines(backend.path(peer(v4=False, v6=True), local).state) == [
         f"wgpeer flannel-wg-v6 peer {B} endpoint [2001:db8::2]:51821 allowed-ips fd05:0:0:9::/64"
     ]
 
@@ -145,7 +145,7 @@ def test_every_option_reaches_the_kernel() -> None:
         "link flannel-wg mtu 1320 up type wireguard",
         "wg flannel-wg listen-port 4500 private-key (not shown)",
     ]
-    (made,) = backend.peer(peer(), local)
+    (made,) = backend.path(peer(), local).state
     assert isinstance(made, WireguardPeer)
     assert str(made) == (
         f"flannel-wg peer {B} endpoint 192.0.2.2:51820 allowed-ips 10.5.9.0/24 persistent-keepalive 25 preshared-key (not shown)"
@@ -193,17 +193,17 @@ def test_an_underlay_that_is_too_narrow(config: dict[str, object], mtu: int, lea
 
 def test_peers_of_both_families() -> None:
     backend, local = situation(V4 | V6)
-    assert lines(backend.peer(peer(v6=True), local)) == [
+    assert lines(backend.path(peer(v6=True), local).state) == [
         f"wgpeer flannel-wg peer {B} endpoint 192.0.2.2:51820 allowed-ips 10.5.9.0/24",
         f"wgpeer flannel-wg-v6 peer {B} endpoint [2001:db8::2]:51821 allowed-ips fd05:0:0:9::/64",
     ]
-    assert len(backend.peer(peer(), local)) == 1  # of a dual-stack network, a lease of IPv4 only
+    assert len(backend.path(peer(), local).state) == 1  # of a dual-stack network, a lease of IPv4 only
 
 
 @pytest.mark.parametrize(("data", "port"), [({}, 51900), ({"Port": 0}, 51900), ({"Port": None}, 51900), ({"port": 7}, 7)], ids=str)
 def test_the_port_is_the_peers_or_where_it_says_none_our_own(data: dict[str, object], port: int) -> None:
     backend, local = situation(ListenPort=51900)
-    (made,) = backend.peer(peer(backend_data={"PublicKey": B, **data}), local)
+    (made,) = backend.path(peer(backend_data={"PublicKey": B, **data}), local).state
     assert f"endpoint 192.0.2.2:{port} " in str(made)
 
 
@@ -227,7 +227,7 @@ def test_where_one_tunnel_for_both_goes(
     backend, local = situation(V4 | V6, uplink, Mode=mode)
     lease = peer(v6=True, public_ip=IPAddress(theirs), public_ipv6=IPAddress(theirs6) if theirs6 else None)
     expected = endpoint or f"{theirs}:51820"
-    assert lines(backend.peer(lease, local)) == [
+    assert lines(backend.path(lease, local).state) == [
         f"wgpeer flannel-wg peer {B} endpoint {expected} allowed-ips 10.5.9.0/24,fd05:0:0:9::/64"
     ]
 
@@ -250,7 +250,7 @@ BROKEN = [
 def test_a_peer_without_a_key_is_left_out_in_one_line(data: object) -> None:
     backend, local = situation()
     with pytest.raises(MalformedError, match=r"^BackendData\.PublicKey .{1,62}: expected a public key, 32 bytes in base64$"):
-        backend.peer(peer(backend_data=data), local)
+        backend.path(peer(backend_data=data), local)
     assert backend.identities(peer(backend_data=data).attrs) == {}
 
 
@@ -258,23 +258,23 @@ def test_a_peer_without_a_key_is_left_out_in_one_line(data: object) -> None:
 def test_a_peer_at_no_port_is_left_out(port: object) -> None:
     backend, local = situation()
     with pytest.raises(MalformedError, match=r"^BackendData\.Port .{1,60}: expected a UDP port, 0 to 65535$"):
-        backend.peer(peer(backend_data={"PublicKey": B, "Port": port}), local)
+        backend.path(peer(backend_data={"PublicKey": B, "Port": port}), local)
 
 
 def test_a_peer_with_our_key_or_no_address_is_left_out() -> None:
     backend, local = situation(V4 | V6)
     with pytest.raises(MalformedError, match="is our own: two hosts cannot share it"):
-        backend.peer(peer(backend_data={"PublicKey": KEYS.public}), local)
+        backend.path(peer(backend_data={"PublicKey": KEYS.public}), local)
     with pytest.raises(MalformedError, match=r"^PublicIP is missing: expected where to send 10\.5\.9\.0/24$"):
-        backend.peer(peer(public_ip=NO_ADDRESS), local)
+        backend.path(peer(public_ip=NO_ADDRESS), local)
     with pytest.raises(MalformedError, match=r"^PublicIPv6 is missing: expected where to send fd05:0:0:9::/64$"):
-        backend.peer(peer(v6=True, public_ipv6=None), local)
+        backend.path(peer(v6=True, public_ipv6=None), local)
 
 
 def test_one_tunnel_has_one_key() -> None:
     backend, local = situation(V4 | V6, Mode="auto")
     with pytest.raises(MalformedError, match=r"^BackendV6Data\.PublicKey: expected that of BackendData, for there is one tunnel$"):
-        backend.peer(peer(v6=True, backend_v6_data={"PublicKey": key("c")}), local)
+        backend.path(peer(v6=True, backend_v6_data={"PublicKey": key("c")}), local)
 
 
 def test_a_key_is_an_identity() -> None:
@@ -293,7 +293,10 @@ def test_another_key_of_a_peer_is_in_before_the_old_one_goes() -> None:
     backend, local = situation()
     host = backend.host(local)
     new = key("b2")
-    before, after = host | backend.peer(peer(), local), host | backend.peer(peer(backend_data={"PublicKey": new}), local)
+    before, after = (
+        host | backend.path(peer(), local).state,
+        host | backend.path(peer(backend_data={"PublicKey": new}), local).state,
+    )
     assert text(plan(after, before)) == "\n".join(
         [
             f"wgpeer add flannel-wg peer {new} endpoint 192.0.2.2:51820 allowed-ips 10.5.9.0/24",
@@ -316,7 +319,7 @@ def test_whatever_a_lease_says_is_a_peer_or_one_line(data: object, data6: object
     lease = peer(v6=True, backend_data=data, backend_v6_data=data6)
     assert set(backend.identities(lease.attrs).values()) <= {B}
     try:
-        made, said = backend.peer(lease, local), ""
+        made, said = backend.path(lease, local).state, ""
     except MalformedError as error:
         made, said = HostState(), str(error)
     assert said.isprintable()
@@ -335,7 +338,7 @@ def test_no_secret_is_in_what_is_printed(private: bytes, psk: bytes) -> None:
     config = NetworkConfig.parse(json.dumps({**V4, "Backend": {"Type": "wireguard", "PSK": key_text(psk)}}))
     backend = plugins.load(config)
     local = Local(config, A_UPLINK, peer(), keys=KeyPair(Secret(private), key("a")))
-    state = backend.host(local) | backend.peer(replace(peer(), subnet=IPNetwork("10.5.8.0/24")), local)
+    state = backend.host(local) | backend.path(replace(peer(), subnet=IPNetwork("10.5.8.0/24")), local).state
     said = "".join(
         [text(plan(state, HostState())), repr(state), repr(local), str(config.to_dict()), backend.attrs(local).to_json()]
     )

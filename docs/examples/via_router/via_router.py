@@ -12,7 +12,7 @@ from typing import Any
 
 from netaddr import AddrFormatError, IPAddress
 
-from flannelpy.core.backend import Local
+from flannelpy.core.backend import Local, Path
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.json_members import Members
@@ -60,8 +60,8 @@ class ViaRouter:
     def host(self, local: Local) -> HostState:
         return HostState()
 
-    def peer(self, lease: Lease, local: Local) -> HostState:
-        return HostState.of(Route(lease.subnet, via=self.router, dev=local.uplink.name))
+    def path(self, lease: Lease, local: Local) -> Path:
+        return Path.of(Route(lease.subnet, via=self.router, dev=local.uplink.name), mtu=local.uplink.mtu)
 
     def datapath(self, local: Local) -> None:
         return None

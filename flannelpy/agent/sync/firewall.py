@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from netaddr import IPNetwork
 
@@ -23,13 +23,16 @@ ForwardRules = Callable[[Iterable[IPNetwork], str], HostState]
 
 
 class Firewall:
-    """The table named ``table`` for a host that holds ``lease``, the rules beside it, and the blackhole where it was asked for."""
+    """The table named ``table`` for a host with these ``devices`` of the overlay that holds ``lease``, the rules beside it, and the
+    blackhole where it was asked for.
+    """
 
     def __init__(
         self,
         settings: Settings,
         config: NetworkConfig,
         backend: Backend,
+        devices: Collection[str],
         table: str,
         lease: Lease,
         forward: ForwardRules,
@@ -39,7 +42,7 @@ class Firewall:
         self._forward = forward
         self._table = table
         checked = settings.container_source_check and isinstance(backend, Enclosed) and backend.enclosed
-        self._entrances = (uplink, *backend.devices(config)) if checked else ()
+        self._entrances = (uplink, *devices) if checked else ()
         self._guard: Guard | None = backend.guarded if isinstance(backend, Guarded) else None
         self._sides = [Side(config.v4.network, lease.subnet, config.v4.length)] if config.v4 and lease.subnet.prefixlen else []
         if config.v6 and lease.subnet6 is not None:

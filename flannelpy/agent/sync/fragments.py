@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from heapq import nsmallest
 from typing import Protocol
 
 from netaddr import IPAddress
 
 from flannelpy.agent.report import Reporter
-from flannelpy.core.backend import Backend, Local
+from flannelpy.core.backend import Local, Path
 from flannelpy.core.desired import Desired
 from flannelpy.core.errors import FlannelpyError, MalformedError
 from flannelpy.core.model import Lease
-from flannelpy.core.objects import HostState, Key, Scope
+from flannelpy.core.objects import HostState, Key, Object, Scope, WireguardPeer
+from flannelpy.core.select import Preferring
 from flannelpy.core.underlay import Shield
 
 log = logging.getLogger(__name__)
@@ -30,13 +31,22 @@ AT_ONCE = 200
 each, however often they change."""
 
 
+class Carrier(Protocol):
+    """What carries the overlay: a backend, alone or with others beside it (``core.select``)."""
+
+    @property
+    def wants_on_link(self) -> bool: ...
+    def host(self, local: Local) -> HostState: ...
+    def path(self, lease: Lease, local: Local) -> Path: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """What this host is to be; a value, swapped whole. ``firewall`` makes the firewall's part, ``admit`` a peer's share in it; no
     route may cover what ``shield`` keeps out of the overlay.
     """
 
-    backend: Backend
+    backend: Carrier
     local: Local
     scope: Scope
     firewall: Callable[[], HostState]
@@ -75,8 +85,9 @@ class Fragments:
         self._members: dict[str, Lease] = {}
         self._pending: dict[str, Lease | None] = {}
         self._turns = Counter[str]()  # how often each was made since all that waited were made
-        self._on_link: dict[IPAddress, str] = {}
-        self._moved: set[int] = set()
+        self._facts = _Facts()
+        self.paths: dict[str, Path] = {}
+        """By which way each peer is reached, by lease key, where there is a choice."""
         self._unreadable: dict[str, str] = {}
         self._firewall_changed = False
         self.broken: dict[str, str] = {}
@@ -124,7 +135,7 @@ class Fragments:
         """Routes of these IP versions have changed; True where that means anything here."""
         if self._target is None or not self._target.backend.wants_on_link:
             return False
-        self._moved.update(families)
+        self._facts.moved.update(families)
         return bool(families)
 
     async def refresh(self) -> set[Key]:
@@ -136,10 +147,12 @@ class Fragments:
         changed = {**self._members, **taken} if anew else dict(taken)
         if target.backend.wants_on_link:
             changed |= await self._look_up(changed, anew=anew)
-        local = replace(target.local, on_link=dict(self._on_link)) if target.backend.wants_on_link else target.local
+        local = replace(target.local, on_link=dict(self._facts.on_link)) if target.backend.wants_on_link else target.local
+        local = replace(local, answered=frozenset(self._facts.answered)) if self._facts.answered else local
         touched = self._set_own(HOST, lambda: target.backend.host(local)) if anew or HOST in self.broken else set()
         for owner, lease in changed.items():
-            same = None if anew or target.backend.wants_on_link else self._re_ranked(owner, lease)
+            by_facts = target.backend.wants_on_link or isinstance(target.backend, Preferring)
+            same = None if anew or by_facts else self._re_ranked(owner, lease)
             touched |= self._set_peer(owner, lease, target, local) if same is None else same
         self._took(taken.keys())
         if anew or self._firewall_changed or FIREWALL in self.broken:
@@ -152,6 +165,17 @@ class Fragments:
             self._reporter.set("peer-unreadable", unreadable)
             self._reporter.set("peer-conflict", self._conflicts())
         return touched
+
+    def hear_answers(self, observed: Iterable[Object]) -> None:
+        """Take in which peers of WireGuard have answered, where that decides by what they are reached."""
+        if not isinstance(self.target.backend, Preferring) or not self.target.backend.wants_answers:
+            return
+        for item in observed:
+            if not isinstance(item, WireguardPeer) or not item.answered or item.key in self._facts.answered:
+                continue
+            for owner in self.desired.claimants(item.key):  # none where it is about to go
+                self._facts.answered.add(item.key)
+                self._pending.setdefault(owner, self._members[owner])
 
     @property
     def waiting(self) -> bool:
@@ -195,13 +219,20 @@ class Fragments:
         return self.desired.put(owner, state)
 
     def _set_peer(self, owner: str, lease: Lease | None, target: Target, local: Local) -> set[Key]:
+        touched = self._put_peer(owner, lease, target, local)
+        self._facts.answered -= {key for key in touched if key.kind == "wgpeer" and self.desired.get(key) is None}
+        return touched
+
+    def _put_peer(self, owner: str, lease: Lease | None, target: Target, local: Local) -> set[Key]:
         self._unreadable.pop(owner, None)
+        self.paths.pop(owner, None)
         if lease is None:
             self._members.pop(owner, None)
             return self.desired.drop(owner)
         self._members[owner] = lease
         try:
-            state = target.backend.peer(lease, local) | target.admit(lease)
+            path = target.backend.path(lease, local)
+            state = path.state | target.admit(lease)
             for route, words in target.shield.crossing(state):
                 raise MalformedError(f"{route} would take {words} into the overlay")
         except Exception as error:
@@ -209,6 +240,8 @@ class Fragments:
                 log.debug("%s: its fragment cannot be made", lease, exc_info=error)
             self._unreadable[owner] = str(error) if isinstance(error, FlannelpyError) else f"{type(error).__name__}: {error}"
             return self.desired.drop(owner)
+        if path.carrier:
+            self.paths[owner] = path
         return self.desired.put(owner, state, rank=lease.create_revision)
 
     def _reached(self) -> tuple[Lease, ...]:
@@ -226,7 +259,7 @@ class Fragments:
 
     async def _look_up(self, changed: Mapping[str, Lease | None], *, anew: bool) -> dict[str, Lease | None]:
         """Find out who is reached without a gateway, of those that changed or where routes have; who is to be made anew for it."""
-        moved, self._moved = self._moved, set()
+        moved, self._facts.moved = self._facts.moved, set()
         came = {owner: lease for owner, lease in changed.items() if lease is not None}
         stay = {owner: lease for owner, lease in self._members.items() if owner not in changed}
         asked = {**stay, **came} if anew or moved else came
@@ -234,12 +267,22 @@ class Fragments:
         try:
             found = await self._gateways.on_link(addresses)
         except BaseException:
-            self._moved |= moved
+            self._facts.moved |= moved
             raise
-        before = {address: self._on_link[address] for address in addresses if address in self._on_link}
-        self._on_link = {**{address: dev for address, dev in self._on_link.items() if address not in addresses}, **found}
+        known = self._facts.on_link
+        before = {address: known[address] for address in addresses if address in known}
+        self._facts.on_link = {**{address: dev for address, dev in known.items() if address not in addresses}, **found}
         turned = {address for address in addresses if before.get(address) != found.get(address)}
         return {owner: lease for owner, lease in asked.items() if turned.intersection(_addresses(lease))}
+
+
+@dataclass(slots=True)
+class _Facts:
+    """What paths depend on. ``moved``: IP versions of which routes have changed; ``answered``: peers of WireGuard."""
+
+    on_link: dict[IPAddress, str] = field(default_factory=dict)
+    moved: set[int] = field(default_factory=set)
+    answered: set[Key] = field(default_factory=set)
 
 
 def _addresses(lease: Lease) -> tuple[IPAddress, ...]:

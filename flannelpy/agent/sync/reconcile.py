@@ -31,7 +31,6 @@ SILENT = frozenset({"fou", "sysctl", "forward", "wg", "wgpeer"})
 """Kinds of objects that the kernel changes without a notification are looked at this often, in seconds."""
 
 HASTEN_S = INCOMPLETE_S = 1.0
-
 UNREADABLE_S = 0.4
 """After a look that failed."""
 
@@ -214,16 +213,17 @@ class Reconciler:
     async def _observe(self, touched: set[Key] | None) -> HostState:
         """Everything from the kernel; or, for some keys, the mirror, and the kernel where the mirror is stale."""
         scope, mirror = self.fragments.scope, self._mirror
-        if touched is None:
-            observed = await self._kernel.observe(scope)
+        stale = None if touched is None else [key for key in touched if key in mirror.stale]
+        observed = HostState() if stale == [] else await self._kernel.observe(scope, stale)
+        self.fragments.hear_answers(observed)
+        if stale is None or touched is None:
             mirror.take_full(observed)
             self.dirty.add(mirror.stale)
             if observed.incomplete:  # a table never stood still while it was read
                 asyncio.get_running_loop().call_later(INCOMPLETE_S, self.dirty.add_everything)
             return HostState(mirror.objects, observed.incomplete)
-        stale = [key for key in touched if key in mirror.stale]
         if stale:
-            mirror.take_part(stale, await self._kernel.observe(scope, stale))
+            mirror.take_part(stale, observed)
             self.dirty.add(mirror.stale)
         return HostState(mirror.objects).only(touched)
 

@@ -20,7 +20,7 @@ _SYSCTLS = ("ipv6/conf/{}/accept_ra", "ipv4/conf/{}/accept_local")
 
 def find_scope(carriage: Carriage | None, kept: State, prefix: str) -> Scope:
     """The devices and networks in use now, and those that an earlier run of this network left behind (to be swept)."""
-    devices = {} if carriage is None else carriage.backend.devices(carriage.config)
+    devices = frozenset[str]() if carriage is None else carriage.devices
     ports = frozenset[int]() if carriage is None else fou_ports(carriage.backend)
     left = [device for device in kept.devices if OURS.fullmatch(device)]
     return Scope(

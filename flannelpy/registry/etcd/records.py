@@ -27,6 +27,8 @@ VALUE_MAX = 64 << 10
 class Keys:
     """One cluster's keys: the config's, and the range ``subnets`` <= key < ``end`` that holds every lease.
 
+    ``hosts`` <= key < ``hosts_end``: what hosts offer, outside of what flannel watches.
+
     The range starts after the slash. flannel's starts before it, at the string prefix ``<prefix>/subnets``, and so trips over
     ``<prefix>/subnets-oops`` (flannel-compat 6.4); we never see such a key.
     """
@@ -34,20 +36,33 @@ class Keys:
     config: bytes
     subnets: bytes
     end: bytes
+    hosts: bytes
+    hosts_end: bytes
 
     @classmethod
     def under(cls, prefix: str) -> Keys:
         """The keys below ``prefix``, joined and cleaned as Go's path.Join does: no ``//``, no ``/`` at the end."""
-        config, subnets = (_join(prefix, name).encode() for name in ("config", "subnets"))
-        return cls(config, subnets + b"/", subnets + b"0")  # "0" is the byte after "/"
+        config, subnets, hosts = (_join(prefix, name).encode() for name in ("config", "subnets", "flannelpy/hosts"))
+        return cls(config, subnets + b"/", subnets + b"0", hosts + b"/", hosts + b"0")  # "0" is the byte after "/"
 
     def lease(self, name: str) -> bytes:
         """The etcd key of the lease that is called ``name``."""
         return self.subnets + name.encode()
 
+    def host(self, name: str) -> bytes:
+        """The etcd key beside the lease that is called ``name``: what its host offers (core.offer)."""
+        return self.hosts + name.encode()
+
+    def host_name(self, key: bytes) -> str:
+        """The last part of such a key."""
+        return self._last(key, self.hosts)
+
     def name(self, key: bytes) -> str:
         """The last part of a lease's etcd key, readable whatever somebody wrote there; of one without end the beginning."""
-        name = key[len(self.subnets) :]
+        return self._last(key, self.subnets)
+
+    def _last(self, key: bytes, lead: bytes) -> str:
+        name = key[len(lead) :]
         if len(name) <= NAME_MAX:
             return name.decode(errors="backslashreplace")
         return f"{name[:NAME_SHOWN].decode(errors='backslashreplace')}... ({len(name):,} bytes, {zlib.crc32(name):08x})"

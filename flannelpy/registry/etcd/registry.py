@@ -7,6 +7,7 @@ then loses, what stands in etcd decides; our own value under our own new etcd le
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import secrets
 from collections import deque
@@ -17,11 +18,12 @@ from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import ConflictError, RegistryError, RegistryUnavailableError, TakenError
 from flannelpy.core.model import LEASE_TTL_S, Lease, LeaseAttrs, subnet_key
-from flannelpy.registry import Batch, Endpoint, Snapshot, StoredConfig
+from flannelpy.registry import Batch, Endpoint, Offered, Snapshot, StoredConfig
 from flannelpy.registry.etcd.backoff import Backoff
 from flannelpy.registry.etcd.channel import Call, Link
 from flannelpy.registry.etcd.listing import Listing
 from flannelpy.registry.etcd.names import resolve
+from flannelpy.registry.etcd.offers import OfferReader
 from flannelpy.registry.etcd.records import Keys
 from flannelpy.registry.etcd.stream import Pace
 from flannelpy.registry.etcd.watch import Watch
@@ -40,6 +42,9 @@ class EtcdRegistry:
 
     def __init__(self, endpoint: Endpoint, pace: Pace | None = None) -> None:
         self._pace = pace or Pace()
+        self._endpoint = endpoint
+        self._beside: Link | None = None  # a connection of its own, for what hosts offer
+        self._offered: dict[str, str] = {}
         self._link = Link(endpoint, backoff=Backoff(self._pace.backoff_s, self._pace.backoff_max_s))
         self._keys = Keys.under(endpoint.prefix)
         self._listing = Listing(self._link, self._keys)
@@ -121,8 +126,32 @@ class EtcdRegistry:
             else:
                 await self._give_back(etcd_lease)
             raise
+        renewed = Lease(lease.subnet, attrs, lease.subnet6, etcd_lease, lease.create_revision, revision)
+        if (text := self._offered.get(lease.key)) is not None:
+            with contextlib.suppress(RegistryError):  # whoever watches it writes it anew
+                await self.offer(renewed, text)
         await self._give_back(lease.etcd_lease, *self._undecided.pop(lease.key, ()))
-        return Lease(lease.subnet, attrs, lease.subnet6, etcd_lease, lease.create_revision, revision)
+        return renewed
+
+    async def offer(self, lease: Lease, text: str | None) -> None:
+        """See ``Registry.offer``."""
+        self._offered = {} if text is None else {lease.key: text}
+        key = self._keys.host(lease.key)
+        write = rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key))
+        if text is not None:
+            write = rpc.RequestOp(request_put=rpc.PutRequest(key=key, value=text.encode(), lease=lease.etcd_lease))
+        held = self._keys.lease(lease.key)
+        look = rpc.RequestOp(request_range=rpc.RangeRequest(key=held))
+        request = rpc.TxnRequest(compare=[_at(held, lease.mod_revision)], success=[write], failure=[look])
+        answer, _ = await self._link.settle(_kv("Txn", request))
+        if not answer.succeeded:
+            raise _conflict(lease, _found(answer))
+
+    def offers(self) -> AsyncIterator[Offered]:
+        """See ``Registry.offers``."""
+        if self._beside is None:
+            self._beside = Link(self._endpoint, backoff=Backoff(self._pace.backoff_s, self._pace.backoff_max_s))
+        return OfferReader(self._beside, self._keys, self._pace).follow()
 
     async def release(self, lease: Lease) -> None:
         """Delete the key if it is still at ``lease.mod_revision``. Raises ConflictError. Its etcd lease ends by itself."""
@@ -265,11 +294,15 @@ class EtcdRegistry:
 
     def reconnect(self) -> None:
         """Connections from an address that is gone lead nowhere: have new ones. What is under way fails, and is repeated."""
-        self._link.reconnect()
+        for link in (self._link, self._beside):
+            if link is not None:
+                link.reconnect()
 
     async def close(self) -> None:
         """End all streams and connections. May be called twice."""
-        await self._link.close()
+        for link in (self._link, self._beside):
+            if link is not None:
+                await link.close()
 
 
 def _kv(method: str, request: Any) -> Call:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,14 +53,16 @@ class Watch:
     next_config: int
     next_subnets: int
     delivered: int
+    decode: Callable[[Any, Keys], Event]
+    """What an event means that is not the config's."""
     _created: int = 0
     _deaths: int = 0
     _failing: RegistryError | None = None
 
     @classmethod
-    def since(cls, revision: int, link: Link, keys: Keys, pace: Pace) -> Watch:
+    def since(cls, revision: int, link: Link, keys: Keys, pace: Pace, decode: Callable[[Any, Keys], Event] | None = None) -> Watch:
         """A watch that begins with ``revision``."""
-        return cls(link, keys, pace, next_config=revision, next_subnets=revision, delivered=max(0, revision - 1))
+        return cls(link, keys, pace, revision, revision, max(0, revision - 1), decode or _lease_event)
 
     async def batches(self) -> AsyncGenerator[Batch, None]:
         """Batches for ever, or until the link is closed. The first one after every (re)connect is empty: both watches stand.
@@ -122,7 +124,7 @@ class Watch:
             events = tuple(_config_event(event) for event in response.events)
         else:
             self.next_subnets = told + 1
-            events = tuple(_lease_event(event, self.keys) for event in response.events)
+            events = tuple(self.decode(event, self.keys) for event in response.events)
         self.delivered = max(self.delivered, told)
         return Batch(events, self.delivered)
 

@@ -1,0 +1,173 @@
+"""What do we offer the other hosts beside the network's Type, and what do they offer us? Told and followed by keys of their own.
+
+Nothing waits for it for long, and nothing else fails with it: where those keys cannot be read or written, peers are reached as the
+last that was read says, and where nothing was, by the Type.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import cast
+
+from flannelpy.agent.carriage import Carriage
+from flannelpy.agent.cluster import Cluster
+from flannelpy.agent.context import Context
+from flannelpy.core.errors import ConflictError, MalformedError, RegistryError
+from flannelpy.core.foreign import printable
+from flannelpy.core.model import Lease, parse_subnet_key
+from flannelpy.core.offer import Offer
+from flannelpy.registry import Offered
+
+log = logging.getLogger("flannelpy")
+
+FIRST_RETRY_S, LAST_RETRY_S = 0.2, 30.0
+
+PATIENCE_S = 2.0
+"""How long a start waits for what the peers offer: until then nothing is known to have gone."""
+
+BELIEF_S = 1.0
+"""An offer that is gone is believed so much later: with a lease that ends it goes, too, and such a peer is kept as it is."""
+
+AGAIN_S = 5.0
+"""What somebody else has written over our own is put right this often at the most."""
+
+MOST = 50_000
+"""Keys that are looked at; more hosts than a network of ours has."""
+
+
+class Offers:
+    """``wake`` is called when it becomes known what the peers offer, or that this is not waited for any longer."""
+
+    def __init__(self, context: Context, cluster: Cluster, wake: Callable[[], None]) -> None:
+        self.known = False
+        """True once the peers' offers were listed, or waited for long enough."""
+        self._context = context
+        self._cluster = cluster
+        self._wake = wake
+        self._wanted: tuple[Lease, str | None] | None = None
+        self._changed = asyncio.Event()
+        self._following = asyncio.Event()
+        self._gone: dict[str, asyncio.TimerHandle] = {}
+        self._refused = set[str]()
+
+    def follow(self) -> None:
+        """Hear what the peers offer, from now on."""
+        if not self._following.is_set():
+            self._following.set()
+            asyncio.get_running_loop().call_later(PATIENCE_S, self._know)
+
+    def settle(self, carriage: Carriage, held: Lease | None) -> bool:
+        """Tell and hear what hosts may use beside the Type; False while it is still to be heard for the first time."""
+        preference = carriage.preference
+        self._cluster.prefer(preference.standing)
+        if held is not None:
+            self.tell(held, carriage.offer, wanted=bool(preference.order))
+        if preference.standing:
+            self.follow()
+        return self.known or not preference.standing
+
+    def tell(self, lease: Lease, text: str | None, *, wanted: bool) -> None:
+        """Beside our lease is to stand this; None: nothing. Where it is not ``wanted`` in this network, nobody reads it."""
+        if self._wanted is None and not wanted:
+            return
+        if self._wanted is None or self._wanted[1] != text or self._wanted[0] != lease:
+            self._wanted = lease, text
+            self._changed.set()
+
+    def _know(self) -> None:
+        if not self.known:
+            self.known = True
+            self._wake()
+
+    async def publish(self) -> None:
+        """Write what is to be told whenever it is another, or stands there otherwise, for ever."""
+        delay = FIRST_RETRY_S
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            if self._wanted is None:
+                continue
+            lease, text = self._wanted
+            try:
+                await self._context.registry.offer(lease, text)
+            except RegistryError as error:
+                log.debug("what we offer could not be written: %s", error)
+                if not isinstance(error, ConflictError):  # else the lease is another one by now, and we are told
+                    self._changed.set()
+                await asyncio.sleep(self._context.random.uniform(delay / 2, delay))
+                delay = min(2 * delay, LAST_RETRY_S)
+            else:
+                delay = FIRST_RETRY_S
+
+    async def listen(self) -> None:
+        """Follow what stands beside the leases, for ever."""
+        await self._following.wait()
+        delay = FIRST_RETRY_S
+        while True:
+            try:
+                news = cast(AsyncGenerator[Offered, None], self._context.registry.offers())
+                async with aclosing(news):
+                    async for offered in news:
+                        self._take(offered)
+                        delay = FIRST_RETRY_S
+            except RegistryError as error:
+                log.debug("what the peers offer could not be read: %s", error)
+            await asyncio.sleep(self._context.random.uniform(delay / 2, delay))
+            delay = min(2 * delay, LAST_RETRY_S)
+
+    def _take(self, offered: Offered) -> None:
+        values = dict(offered.values)
+        if offered.whole:
+            before = {*self._cluster.offers, *self._refused, *((self._wanted[0].key,) if self._wanted else ())}
+            values = {**dict.fromkeys(before), **values}
+        for name, value in values.items():
+            if self._wanted is not None and name == self._wanted[0].key:
+                self._hear_own(value)
+            elif value is None:
+                self._doubt(name)
+            elif len(self._cluster.offers) + len(self._refused) < MOST:
+                self._hear(name, value)
+        if offered.whole:
+            self._know()
+
+    def _hear_own(self, value: bytes | None) -> None:
+        """Somebody else has written beside our lease, or etcd has lost it."""
+        text = None if self._wanted is None else self._wanted[1]
+        if value != (None if text is None else text.encode()):
+            asyncio.get_running_loop().call_later(AGAIN_S, self._changed.set)
+
+    def _hear(self, name: str, value: bytes) -> None:
+        if (timer := self._gone.pop(name, None)) is not None:
+            timer.cancel()
+        try:
+            parse_subnet_key(name)
+            offer = Offer.from_json(value)
+        except MalformedError as error:
+            self._refused.add(name)
+            self._context.reporter.begin("offer-unusable", f"beside {printable(name, 100)}: {error}", name)
+            self._cluster.offer(name, None)
+            return
+        self._forgive(name)
+        self._cluster.offer(name, offer)
+
+    def _forgive(self, name: str) -> None:
+        if name in self._refused:
+            self._refused.discard(name)
+            self._context.reporter.end("offer-unusable", name)
+
+    def _doubt(self, name: str) -> None:
+        """It is gone, for now."""
+        self._forgive(name)
+        if name not in self._gone:
+            self._gone[name] = asyncio.get_running_loop().call_later(BELIEF_S, self._believe, name)
+
+    def _believe(self, name: str) -> None:
+        del self._gone[name]
+        lease = self._cluster.view.leases.get(name)
+        if lease is not None and lease.departing:
+            self._doubt(name)  # its host may be there all the same: it stays reached as it is
+        else:
+            self._cluster.offer(name, None)
