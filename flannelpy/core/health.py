@@ -166,7 +166,7 @@ class Health:
             self._drop(active)
         news = [Transition(active, resolved=True) for active in self._resolved]
         self._resolved.clear()
-        hidden = {code for condition in self._holding() for code in condition.hides}
+        hidden = self._hidden()
         waiting: list[float] = []
         for key, active in self._active.items():
             due = None if active.condition.code in hidden else active.due
@@ -193,10 +193,17 @@ class Health:
         if active.reported:
             self._resolved.append(active)
 
+    def _hidden(self) -> frozenset[str]:
+        """Codes of which something that holds says the same from closer by."""
+        return frozenset(code for condition in self._holding() for code in condition.hides)
+
     def __iter__(self) -> Iterator[Active]:
-        """What a person is to see: what holds, and what was reported and may come back any moment."""
-        yield from (active for active in self._active.values() if active.ended is None or active.reported)
-        yield from (rest.active for rest in self._rest.values() if rest.subjects)
+        """What a person is to see: what holds and nothing closer by says, and what was reported and may come back any moment."""
+        hidden = self._hidden()
+        for active in self._active.values():
+            if active.reported if active.ended is not None else active.condition.code not in hidden:
+                yield active
+        yield from (rest.active for rest in self._rest.values() if rest.subjects and rest.condition.code not in hidden)
 
     def _holding(self) -> Iterator[Condition]:
         """What holds this very moment, for each subject once."""
