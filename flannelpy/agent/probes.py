@@ -29,8 +29,8 @@ PAUSED_S = 1.0
 JUDGED_S, JUDGED_PEERS = 1.0, 200
 """Between two verdicts on the peers that do not answer: so long for each so many of them."""
 
-TAKEN_S = 1.0
-"""Between two looks at which peers came and went: one that flaps costs no more than that."""
+TAKEN_S, TAKEN_PEERS = 1.0, 1000
+"""Between two looks at which peers came and went, so long for each so many: one that flaps costs no more than that."""
 
 MOST_REQUESTS = 100
 """Of others between two verdicts; what is more is not listened to: they are worth a word, and anybody may send them."""
@@ -104,7 +104,7 @@ class Probes:
         taken = -inf
         while not isinstance(aim := self._aim(), str):
             now = clock()
-            if now >= taken + TAKEN_S or aim is not aimed:
+            if now >= taken + TAKEN_S * max(1.0, len(self._peers.current) / TAKEN_PEERS) or aim is not aimed:
                 changed = self._peers.take() if aim is aimed else self._peers.current
                 schedule.update({key: None if lease is None else aim(lease) for key, lease in changed.items()}, now)
                 taken, aimed = now, aim

@@ -143,7 +143,7 @@ def test_peers_that_never_answer_are_a_warning_or_an_error_where_nobody_is_there
             assert set(host.conditions()) == {"peer-silent 10.5.9.0-24", "peer-silent 10.5.10.0-24"}
             assert host.ready
             host.put_peer("10.5.9.0-24", vxlan_value("192.0.2.77", "02:00:00:00:00:77"))
-            await asyncio.sleep(1)
+            await asyncio.sleep(2.5)
             assert probe(host).state == "unknown"
             host.delete("10.5.9.0-24")
             host.delete("10.5.10.0-24")
