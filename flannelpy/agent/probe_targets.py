@@ -44,7 +44,8 @@ def aiming(
         if known is None or not known[0].same(carriage) or not known[1].same_content(own):
             host = carriage.backend.host(carriage.local(own))
             port = carried_by(host, carriage.backend)
-            known = carriage, own, lambda lease: target(lease, own, host, carriage.mtu, port)
+            held = frozenset(item.net.ip for item in host if isinstance(item, Address))
+            known = carriage, own, lambda lease: target(lease, own, held, carriage.mtu, port)
         known = carriage, own, known[2]
         return known[2]
 
@@ -57,11 +58,10 @@ def reaches(reconciler: Reconciler, datapath: DatapathSupervisor, key: str) -> b
     return carried and reconciler.standing.why_not(key) is None
 
 
-def target(lease: Lease, own: Lease, host: HostState, mtu: int, port: str) -> Target | None:
-    """Where to ask this peer; None where it has no address. ``host``: what our kernel is to hold for ourselves; ``mtu``: the
-    overlay's, in bytes; ``port``: what packets are carried by, in words.
+def target(lease: Lease, own: Lease, held: frozenset[IPAddress], mtu: int, port: str) -> Target | None:
+    """Where to ask this peer; None where it has no address. ``held``: addresses that our kernel is to hold for ourselves;
+    ``mtu``: the overlay's, in bytes; ``port``: what packets are carried by, in words.
     """
-    held = {item.net.ip for item in host if isinstance(item, Address)}
     halves = (
         (lease.subnet, own.subnet, None if lease.public_ip == NO_ADDRESS else lease.public_ip),
         (lease.subnet6, own.subnet6, lease.attrs.public_ipv6),

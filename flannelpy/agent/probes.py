@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from math import inf
 
 from flannelpy.agent.context import Context
 from flannelpy.agent.view import Cursor
@@ -27,6 +28,9 @@ PAUSED_S = 1.0
 
 JUDGED_S, JUDGED_PEERS = 1.0, 200
 """Between two verdicts on the peers that do not answer: so long for each so many of them."""
+
+TAKEN_S, TAKEN_PEERS = 1.0, 1000
+"""Between two looks at which peers came and went, so long for each so many: one that flaps costs no more than that."""
 
 MOST_REQUESTS = 100
 """Of others between two verdicts; what is more is not listened to: they are worth a word, and anybody may send them."""
@@ -97,11 +101,13 @@ class Probes:
         clock, schedule = self._context.clock, self._schedule
         aimed: Aim | None = None
         judged = due = clock()
+        taken = -inf
         while not isinstance(aim := self._aim(), str):
-            now, changed = clock(), self._peers.take()
-            if aim is not aimed:
-                aimed, changed = aim, self._peers.current
-            schedule.update({key: None if lease is None else aim(lease) for key, lease in changed.items()}, now)
+            now = clock()
+            if now >= taken + TAKEN_S * max(1.0, len(self._peers.current) / TAKEN_PEERS) or aim is not aimed:
+                changed = self._peers.take() if aim is aimed else self._peers.current
+                schedule.update({key: None if lease is None else aim(lease) for key, lease in changed.items()}, now)
+                taken, aimed = now, aim
             if now - due > ASLEEP_S:
                 schedule.forget(now)
             self._receive(now)

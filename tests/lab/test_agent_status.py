@@ -136,7 +136,7 @@ async def test_the_engine_and_the_pump_are_told(overlay: Lab) -> None:
     shown = (await status(one)).stdout
     assert "userspace; kernel unavailable: " in shown
     assert "replaced once" in shown
-    assert re.search(r"^inbound +\d+ packets, \d+ bytes *$", shown, re.MULTILINE)  # what was not counted is not worth a word
+    assert re.search(r"^inbound +\d+ packets, [\d,]+ bytes *$", shown, re.MULTILINE)  # what was not counted is not worth a word
     await one.exec("ip", "link", "del", "flannel0")  # the pump is opened anew
     await until_told(one, lambda seen: seen["ready"] and seen["pump"]["workers"][0]["pid"], "the pump is back")
 

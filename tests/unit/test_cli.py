@@ -107,8 +107,8 @@ def test_help_is_on_stdout_and_names_every_option_that_means_something(person: P
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--nope",), "flannelpy: No such option '--nope'\n"),
-        (("-nope",), "flannelpy: No such option '--nope'\n"),
+        (("--xyzzy",), "flannelpy: No such option '--xyzzy'\n"),
+        (("-xyzzy",), "flannelpy: No such option '--xyzzy'\n"),
         (("nope",), "flannelpy: No such command 'nope'\n"),
         (("--ip-masq", "false"), "flannelpy: --ip-masq false: expected --ip-masq=false\n"),
         (("--iface",), "flannelpy: --iface: expected a value after it (NAME|ADDRESS)\n"),
