@@ -19,6 +19,8 @@ ROUNDS  ?= 5
 MINUTES ?= 10
 FLOOD   ?= 10
 FLANNEL ?= v0.28.9
+# Test files side by side: those of the lab wait more than they work, so that it is one more than a machine of two cores has.
+JOBS    ?= 3
 
 # What the lab, the tests and the agent use on a Debian machine: the command that shows it is there, and its package.
 NEEDED  := ip:iproute2 ping:iputils-ping nft:nftables tcpdump:tcpdump iperf3:iperf3 ethtool:ethtool ps:procps modprobe:kmod \
@@ -47,7 +49,7 @@ demo: $(DEV) ## three hosts, a real etcd, every container pings every other
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab demo
 
 test: lint types $(DOCKER) $(CNI) ## everything that is checked: lint, types, all tests
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q -n $(JOBS) --dist loadfile
 
 lint: $(DEV) ## style of the code
 	$(PYTHON) -m ruff check . $(LAB)
