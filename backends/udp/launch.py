@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import os
 import socket
@@ -14,6 +15,9 @@ from backends.udp.protocol import READY, START, Order, Setting, pack
 from flannelpy.core.environment import PYTHON, bare
 
 log = logging.getLogger(__name__)
+
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+_LIBC = ctypes.CDLL(None)
 
 STOP_WITHIN_S = 1.0
 """A worker that has not ended this long after its control stream is killed."""
@@ -138,6 +142,13 @@ async def launch(setting: Callable[[int], Setting], beat: Callable[[], int], nam
             raise
 
 
+def _keep_nothing() -> None:
+    """In the child, before it becomes a worker: of what an agent that is not root may do, a program gets what is ambient
+    (capabilities(7)). One of root's gets everything, and gives it up itself, which takes a call that the unit refuses.
+    """
+    _LIBC.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+
+
 async def _execute(setting: Setting) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "backends.udp.worker.process", *setting.words()),
@@ -146,6 +157,7 @@ async def _execute(setting: Setting) -> asyncio.subprocess.Process:
         stderr=None,
         env=_environment(),
         pass_fds=(setting.tun, setting.socket, setting.control, setting.counters),
+        preexec_fn=_keep_nothing,
     )
 
 
