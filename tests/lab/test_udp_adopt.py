@@ -80,7 +80,7 @@ def test_a_smaller_mtu_is_told_to_who_sends_more(hosts: tuple[Host, Host]) -> No
         ip(f"-n {CA} route flush cache")
 
 
-@pytest.mark.parametrize("name", [HA, HB])
+@pytest.mark.parametrize("name", [HA, HB], ids=["a", "b"])
 def test_a_worker_that_was_stopped_is_replaced(hosts: tuple[Host, Host], name: str) -> None:
     host = next(each for each in hosts if each.name == name)
     worker = host.worker()
