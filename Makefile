@@ -36,7 +36,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn chaos flood etcds flanneld prometheus fuzz dist deb test-package pins test-lowest clean
+.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn gallery chaos flood etcds flanneld prometheus fuzz dist deb test-package pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ bench-guard: $(DEV) ## what source validation costs a vxlan host, at 10 and 10,0
 
 soak-udp: $(DEV) ## does udp in user space hold for long: traffic of all kinds for MINUTES=10
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab soak_udp --minutes $(MINUTES)
+
+gallery: $(DEV) ## put every fault into a lab (BACKEND=vxlan, udp, host-gw), and see what the agents say of it
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab gallery --backend $(BACKEND)
 
 churn: $(DEV) ## what veth pairs that come and go cost the agent: 2,000 a minute, 3 and 5,000 peers
 	@for peers in 3 5000; do \
