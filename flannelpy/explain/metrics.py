@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PAGE = "/metrics"
 PEER_STATES = ("in-sync", "pending", "refused", "excluded", "stale")
+PROBE_STATES = ("reachable", "unreachable", "silent", "unknown")
+QUANTILES = (0.5, 0.95, 1.0)
 LEASE_STATES = ("held", "unconfirmed", "lost", "from-disk")
 
 
@@ -86,6 +88,23 @@ def _info(measured: Measured) -> Iterator[Sample]:
 def _peers(measured: Measured) -> Iterator[Sample]:
     found = Counter(peer.state for peer in measured.status.peers)
     yield from (((state,), float(found[state])) for state in PEER_STATES)
+
+
+def _probed(measured: Measured) -> Iterator[Sample]:
+    found = Counter(peer.probe.state for peer in measured.status.peers if peer.probe is not None)
+    if found:
+        yield from (((state,), float(found[state])) for state in PROBE_STATES)
+
+
+def _rtt(measured: Measured) -> Iterator[Sample]:
+    times = sorted(peer.probe.rtt_ms for peer in measured.status.peers if peer.probe is not None and peer.probe.rtt_ms is not None)
+    for share in QUANTILES if times else ():
+        yield (f"{share:g}",), times[min(len(times) - 1, int(share * len(times)))] / 1000
+
+
+def _loss(measured: Measured) -> float | None:
+    shares = [peer.probe.loss for peer in measured.status.peers if peer.probe is not None]
+    return sum(shares) / len(shares) if shares else None
 
 
 def _lease(measured: Measured) -> Iterator[Sample]:
@@ -164,6 +183,9 @@ METRICS: tuple[Metric | Durations, ...] = (
     _gauge("flannelpy_ready", "1 while packets can flow, as far as is known (/readyz).", _one(lambda m: m.status.ready)),
     _gauge("flannelpy_conditions", "For how many subjects a condition holds; 0 for none.", _conditions, "code", "severity"),
     _gauge("flannelpy_peers", "Leases of other hosts, by what has become of them here.", _peers, "state"),
+    _gauge("flannelpy_peers_probed", "Peers that are asked whether they are there, by what is known of them.", _probed, "state"),
+    _gauge("flannelpy_probe_rtt_seconds", "Round trip to the peers that answer: half of them, 95 of 100, all.", _rtt, "quantile"),
+    _gauge("flannelpy_probe_loss_ratio", "Share of the last echo requests to all peers that had no answer.", _one(_loss)),
     _gauge("flannelpy_lease_state", "1 for the state that our lease is in.", _lease, "state"),
     _gauge(
         "flannelpy_lease_remaining_seconds",

@@ -95,7 +95,14 @@ FAULTS = (
         backends=ENCAPSULATED,
     ),
     _filter("peer-blocked", "a firewall drops all that the peer sends", DEAD, "input", "ip saddr PEERIP", backends=ENCAPSULATED),
-    _filter("forward-drop", "a firewall on the host forwards nothing to the bridge", DEAD, "forward", "oifname BRIDGE"),
+    Fault(
+        "forward-drop",
+        "the host's firewall forwards only what it knows, as a hardened host's does",
+        DEAD,
+        "nft 'add table inet labfault_forward; add chain inet labfault_forward c"
+        " { type filter hook forward priority 10; policy drop; }'",
+        "nft delete table inet labfault_forward",
+    ),
     _filter(
         "mtu-black-hole",
         "the network drops packets over 1400 bytes and tells nobody",

@@ -41,8 +41,8 @@ class Told:
 
     @property
     def well(self) -> bool:
-        """Whether a person learns of packets that die, and hears no more of it afterwards."""
-        return self.silent and (self.fault.traffic is FLOWS or self.after_s is not None)
+        """Whether a person learns of packets that die, and hears no more of it afterwards. Into a container no agent looks."""
+        return self.silent and (self.fault.traffic is FLOWS or self.fault.where == "container" or self.after_s is not None)
 
 
 async def conditions(lab: Lab, *, worst: bool = False) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from flannelpy.core.conditions import CONDITIONS
 from flannelpy.core.tally import BOUNDS_S, Histogram
 from flannelpy.explain import metrics
 from flannelpy.explain.metrics import METRICS, Durations, Measured
-from flannelpy.explain.status import GuardStatus, SourceCheckStatus, Status
+from flannelpy.explain.status import GuardStatus, PeerStatus, ProbeStatus, SourceCheckStatus, Status
 from flannelpy.registry.memory import MemoryStore
 
 from .agents import VXLAN, HostInMemory, until, vxlan_value
@@ -65,6 +65,19 @@ def test_what_an_agent_says_is_what_prometheus_reads() -> None:
     assert found["flannelpy_pump_packets_total"] == {("inbound",): 0, ("outbound",): 12345}
     assert found["flannelpy_pump_dropped_packets_total"] == {("outbound", "no_peer"): 3}
     assert found["flannelpy_pump_restarts_total"] == {(): 2}
+
+
+def test_what_probes_have_brought_back() -> None:
+    def probed(state: str, rtt_ms: float | None, loss: float) -> PeerStatus:
+        return replace(PEER, probe=ProbeStatus(state, "", None, rtt_ms, loss, 1450, None, None))
+
+    peers = (*(probed("reachable", float(number), 0.0) for number in range(1, 100)), probed("unreachable", None, 1.0), PEER)
+    found = read(metrics.page(measured(replace(WHOLE, peers=peers))))
+    assert found["flannelpy_peers_probed"] == {("reachable",): 99, ("unreachable",): 1, ("silent",): 0, ("unknown",): 0}
+    assert found["flannelpy_probe_rtt_seconds"] == {("0.5",): 0.05, ("0.95",): 0.095, ("1",): 0.099}
+    assert found["flannelpy_probe_loss_ratio"] == {(): 0.01}
+    nobody = read(metrics.page(measured(replace(WHOLE, peers=(PEER,)))))
+    assert not {"flannelpy_peers_probed", "flannelpy_probe_rtt_seconds", "flannelpy_probe_loss_ratio"} & nobody.keys()
 
 
 def test_what_is_not_known_yet_is_left_out() -> None:
