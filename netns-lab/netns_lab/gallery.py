@@ -2,7 +2,7 @@
 
     python -m netns_lab gallery --backend vxlan        a table; exit 1 where packets die and neither host says a word
 
-Of each fault: what containers notice, after how long an error stood in ``flannelpy status`` of either host, and what it said. Then
+Of each fault: what containers notice, after how long a word stood in ``flannelpy status`` of either host, and what it said. Then
 it is healed, and both have to fall silent.
 """
 
@@ -45,18 +45,14 @@ class Told:
         return self.silent and (self.fault.traffic is FLOWS or self.fault.where == "container" or self.after_s is not None)
 
 
-async def conditions(lab: Lab, *, worst: bool = False) -> list[tuple[str, str]]:
-    """(host, text) of what is wrong now on any host; ``worst``: errors and what keeps it from being ready alone."""
+async def conditions(lab: Lab) -> list[tuple[str, str]]:
+    """(host, text) of what is wrong now on any host."""
     found = []
     for host in lab.hosts:
         status = await host.status()
         if not status:
             found.append((host.name, "no agent answers"))
-        found += [
-            (host.name, each["text"])
-            for each in status.get("conditions", ())
-            if not worst or each["severity"] == "error" or each["blocksReady"]
-        ]
+        found += [(host.name, each["text"]) for each in status.get("conditions", ()) if each["severity"] != "info"]
     return found
 
 
@@ -68,7 +64,7 @@ async def ask(lab: Lab, fault: Fault) -> Told:
     within_s = STOPPED_WITHIN_S if fault.traffic is FLOWS else TOLD_WITHIN_S
     try:
         while time.monotonic() - began < within_s:
-            if said := await conditions(lab, worst=fault.traffic is not FLOWS):
+            if said := await conditions(lab):
                 host, words = said[0]
                 told = Told(fault, host, words, time.monotonic() - began)
                 break
