@@ -18,7 +18,7 @@ from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.model import Family
 from flannelpy.host.files import RefusedError, TooLargeError, is_stream, read_file, set_aside, write_file
 
-AT_REST_NS = 1_000_000_000
+AT_REST_S = 1.0
 
 LARGEST = 1 << 16
 """Bytes of a subnet file: six lines, and what a person may have written beside them."""
@@ -115,6 +115,7 @@ class SubnetFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: tuple[SubnetEnv, os.stat_result | None] | None = None
+        self._met: tuple[os.stat_result, float] | None = None
 
     def put(self, wanted: SubnetEnv) -> str | None:
         """Make it say ``wanted``; what was wrong with it, as the end of a sentence, None where nothing was. May wait for a disk.
@@ -131,9 +132,19 @@ class SubnetFile:
         wrong = self._look(wanted)
         if wrong is not None:
             write(self._path, wanted)
-        if stream or (wrong is None and now is not None and _at_rest(now)):
+        if stream or (wrong is None and now is not None and self._at_rest(now)):
             self._known = wanted, now
         return wrong
+
+    def _at_rest(self, now: os.stat_result) -> bool:
+        """True where whoever writes from now on leaves another stat(2).
+
+        A file's time is the kernel's clock at its last tick, up to 10 ms old: two writes within one, of the same length into the
+        same file, leave the same (as git knows of its index). So it has to be met twice, with a second between.
+        """
+        if self._met is None or not _alike(now, self._met[0]):
+            self._met = now, time.monotonic()
+        return time.monotonic() - self._met[1] > AT_REST_S
 
     def _look(self, wanted: SubnetEnv) -> str | None:
         if is_stream(self._path):
@@ -181,15 +192,6 @@ def _alike(now: os.stat_result | None, before: os.stat_result | None) -> bool:
         getattr(now, name) == getattr(before, name)
         for name in ("st_dev", "st_ino", "st_mode", "st_size", "st_mtime_ns", "st_ctime_ns")
     )
-
-
-def _at_rest(now: os.stat_result) -> bool:
-    """True where whoever writes from now on leaves another time.
-
-    A file's time is the kernel's clock at its last tick, up to 10 ms old: two writes within one, of the same length into the same
-    file, leave the same stat(2) (as git knows of its index).
-    """
-    return time.time_ns() - now.st_ctime_ns > AT_REST_NS
 
 
 def write(path: Path, env: SubnetEnv) -> bool:

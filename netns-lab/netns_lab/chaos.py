@@ -49,7 +49,8 @@ six at the most; what leaks has more after some rounds."""
 def topology(backend: str, hosts: int = 3) -> Topology:
     """The cluster: its own leases lie above 10.1.128.0, where no peer of the faults is."""
     options = ("--ip-masq", f"--subnet-lease-ttl={LEASE_S}", "--subnet-lease-renew-margin=1")
-    return Topology(hosts=hosts, backend=backend, agent_options=options, config={"SubnetMin": "10.1.128.0"})
+    # Uplinks of different MTU lose what is too large, and probes would say so for ever, rightly.
+    return Topology(hosts=hosts, backend=backend, agent_options=(*options, "--probe=false"), config={"SubnetMin": "10.1.128.0"})
 
 
 @dataclass(slots=True)

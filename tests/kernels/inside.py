@@ -153,6 +153,7 @@ class Host:
             "subnet-file": str(self.file),
             "state-dir": f"/run/{self.name}/state",
             "run-dir": f"/run/{self.name}/run",
+            "probe": "false",  # packets are counted
         }
         self.pid = os.fork()
         if not self.pid:

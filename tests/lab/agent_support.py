@@ -49,6 +49,12 @@ def no_traceback(lab: Lab) -> Iterator[None]:
             assert "Traceback" not in text, f"{path}: {text[text.index('Traceback') - 500 :][:3000]}"
 
 
+@pytest.fixture
+def no_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that count packets: none are sent but theirs."""
+    monkeypatch.setenv("FLANNELPY_PROBE", "false")
+
+
 @pytest.fixture(name="overlay")
 async def settled_overlay(lab: Lab) -> Lab:
     """Agents that are ready and containers with addresses; host n has subnet n, so that a test can name others."""

@@ -15,8 +15,10 @@ import pytest
 
 from netns_lab.host import Box, Host
 from netns_lab.lab import Lab
-from tests.lab.agent_support import lab_name, no_traceback, settled_overlay, shell  # noqa: F401
+from tests.lab.agent_support import lab_name, no_probes, no_traceback, settled_overlay, shell  # noqa: F401
 from tests.lab.test_agent_status import status
+
+pytestmark = pytest.mark.usefixtures("no_probes")
 
 COUNT = 100
 """Forged packets of each kind."""

@@ -15,9 +15,11 @@ import pytest
 from netns_lab.host import Box
 from netns_lab.lab import Lab
 from netns_lab.topology import NAT_ADDRESS, OUTSIDE
-from tests.lab.agent_support import lab_name, no_traceback, settled_overlay, shell  # noqa: F401
+from tests.lab.agent_support import lab_name, no_probes, no_traceback, settled_overlay, shell  # noqa: F401
 from tests.lab.test_agent_status import status
 from tests.lab.test_guard import COUNT, INNER, TARGETS, accepted, make_stranger
+
+pytestmark = pytest.mark.usefixtures("no_probes")
 
 C2, H2, H2_BRIDGE = "10.1.2.2", "192.168.50.12", "10.1.2.1"
 NODE_PORT = 30080

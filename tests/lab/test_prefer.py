@@ -24,6 +24,7 @@ from tests.lab.agent_support import (  # noqa: F401
     captured,
     lab_name,
     losing_nothing,
+    no_probes,
     no_traceback,
     routes,
     until,
@@ -39,7 +40,7 @@ ALL = ("c1", "c2", "c3")
 PREFERRED = {"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "Prefer": ["host-gw", "wireguard"]}}
 PLAIN = {"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}
 
-pytestmark = pytest.mark.topology(hosts=4)
+pytestmark = [pytest.mark.topology(hosts=4), pytest.mark.usefixtures("no_probes")]
 
 
 async def behind_a_router(lab: Lab) -> None:

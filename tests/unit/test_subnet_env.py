@@ -131,7 +131,7 @@ def test_a_file_at_rest_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Mo
     path, read = tmp_path / "subnet.env", subnet_env.read_file
     read_at: list[Path] = []
     monkeypatch.setattr(subnet_env, "read_file", lambda path, most: (read_at.append(path), read(path, most))[1])
-    monkeypatch.setattr(subnet_env, "AT_REST_NS", -1)
+    monkeypatch.setattr(subnet_env, "AT_REST_S", -1.0)
     file = SubnetFile(path)
     for _ in range(10):
         file.put(V4)

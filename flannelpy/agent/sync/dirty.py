@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
-from time import monotonic
 
 from flannelpy.core.objects import Key
 
@@ -56,7 +56,7 @@ class Dirty:
     def _set(self) -> None:
         self._event.set()
         if self._since is None:
-            self._since = monotonic()
+            self._since = time.monotonic()
 
     async def wait(self, at_most_s: float) -> None:
         """Until there is something to look at, or so many seconds; what is done until it is called again is a round."""
@@ -100,12 +100,12 @@ class Dirty:
     @property
     def age_s(self) -> float:
         """How long ago the first of what was last taken became dirty."""
-        return monotonic() - self._taken_since
+        return time.monotonic() - self._taken_since
 
     def take(self) -> set[Key] | None:
         """The keys that are dirty, None for everything; cleared."""
         keys, everything = self._keys, self._everything
         self._keys, self._everything = set(), False
         self._event.clear()
-        self._taken_since, self._since = self._since or monotonic(), None
+        self._taken_since, self._since = self._since or time.monotonic(), None
         return None if everything else keys
