@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TIMES = int(os.environ.get("FLOOD", "1"))
 MEMORY_MB = 300
 LOG_BYTES = 1_000_000
-SEEN_S, SEEN_FLAPPING_S = 5.0, 8.0
+SEEN_S, SEEN_FLAPPING_S = 5.0, 40.0
 """Of the processor. Behind 10,000 leases that were deleted at the end most of their 50,000 kernel objects are taken away first."""
 RATE = int(os.environ.get("FLOOD_RATE", "1500"))
 GOOD = Vtep("10.66.1.0/24", "192.168.50.91", "02:00:00:00:00:91")

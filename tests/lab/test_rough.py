@@ -100,7 +100,7 @@ async def test_a_hosts_cable_is_rough_for_the_block_and_as_before_after_it(lab: 
     with suppress(ZeroDivisionError):
         async with lab.rough("h1", Rates(duplication=1)) as rough:
             assert "DUP!" in await lab.host(1).exec("ping", "-c2", "-i0.01", str(lab.host(2).address))
-            assert rough.inbound.doubled == rough.inbound.seen > 0
+            await lab.until(lambda: rough.inbound.doubled == rough.inbound.seen > 0, what="each frame doubled")
             raise ZeroDivisionError
     assert await state() == before
     assert "rough" not in await net.exec("ip", "-br", "link")
