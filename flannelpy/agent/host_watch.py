@@ -2,7 +2,7 @@
 
 Of settings, bridges and policy rules of others no plan of ours knows, and each of them can cut the overlay off while all that is
 ours is in its place. What is asked for is small, and never a dump of a table: some settings and links by name, and a few look-ups a
-peer, spread over time (1,000 peers take eight minutes), at once only where routes or rules have changed.
+peer, spread over time (1,000 peers take eight minutes), sooner only where routes or rules have changed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from netaddr import IPAddress, IPNetwork
 
@@ -38,6 +39,9 @@ LOOK_S = 5.0
 
 PEERS_PER_S = 2.0
 """How many peers are asked for in a second where nothing has changed: all of ten in LOOK_S, of 1,000 in eight minutes."""
+
+DOUBTED = 100
+"""Of those that a change of routes may concern so many a look: where containers come and go all the time, routes do, too."""
 
 AT_ONCE = 32
 """Peers that are asked for in a turn of the loop: some 2 ms."""
@@ -80,6 +84,7 @@ class HostWatch:
         self._wrong: dict[str, Wrong] = {}
         self._asked: dict[str, Lease] = {}
         self._turn = 0
+        self._doubted: dict[str, None] = {}  # those that what has moved may concern, and that were not asked for since
         self._basis: object = None
 
     async def run(self) -> None:
@@ -155,18 +160,22 @@ class HostWatch:
             self._reporter.set(code, _gathered(code, self._wrong.values()))
 
     def _whose_turn(self, peers: Mapping[str, Lease]) -> list[str]:
-        """All where something has moved; else those that are new or wrong, and some of the others."""
+        """Those that are new or wrong, and some of the others; where something has moved all of them, a hundred a look."""
         keys = list(peers)
         if self._parts.facts.rerouted.is_set():
             self._parts.facts.rerouted.clear()
-            return keys
+            self._doubted |= dict.fromkeys(keys)
+        doubted = list(islice(self._doubted, DOUBTED))
+        for key in doubted:
+            del self._doubted[key]
         share = min(len(keys), max(1, int(PEERS_PER_S * LOOK_S)))
         start = self._turn % max(1, len(keys))
         self._turn = start + share
         turn = [*keys, *keys][start : start + share]
         new = [key for key in keys if self._asked.get(key) is not peers[key]]
         wrong = [key for key in keys if self._wrong.get(key)]
-        return list(dict.fromkeys([*new[: 10 * AT_ONCE], *wrong[:share], *turn]))
+        asked = [key for key in doubted if key in peers] or [*new[: 10 * AT_ONCE], *turn]
+        return list(dict.fromkeys([*wrong[:share], *asked]))
 
     async def _way(self, ground: Ground, lease: Lease, routes: list[Route]) -> Wrong:
         """What is wrong with the way to a peer, and back."""

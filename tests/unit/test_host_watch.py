@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Callable
 from pathlib import Path
@@ -182,6 +183,31 @@ async def test_where_nothing_moves_only_some_peers_are_asked_for_in_a_look(
         await until(lambda: host.kernel.calls["settings"] >= looks + 20)
         turns = host.kernel.calls["settings"] - looks + 1
         assert host.kernel.calls["look_up"] - asked <= 3 * turns
+
+
+@pytest.mark.parametrize("bound", [1, 3, PEERS])
+async def test_where_everything_moves_so_many_peers_are_asked_for_in_a_look_and_in_the_end_all(
+    host: HostInMemory, monkeypatch: pytest.MonkeyPatch, bound: int
+) -> None:
+    """Containers that come and go move routes all the time; a fault of one peer is found all the same."""
+    monkeypatch.setattr(host_watch, "PEERS_PER_S", 0.0)
+    monkeypatch.setattr(host_watch, "DOUBTED", bound)
+    for number in range(10, 10 + PEERS):
+        host.put_peer(f"10.5.{number}.0-24", vxlan_value(f"192.0.2.{number}", f"02:00:00:00:01:{number:02x}"))
+    async with host.run():
+        assert host.agent is not None
+        assert host.agent._network is not None
+        moved = host.agent._network.facts.rerouted
+        await until(lambda: host.agent is not None and len(host.agent.status().peers) > PEERS)
+        looks, asked = host.kernel.calls["settings"], host.kernel.calls["look_up"]
+        while host.kernel.calls["settings"] < looks + 20:
+            moved.set()
+            await asyncio.sleep(0)
+        turns = host.kernel.calls["settings"] - looks + 1
+        assert 0 < host.kernel.calls["look_up"] - asked <= 3 * (bound + 1) * turns
+        host.kernel.detours[IPNetwork(f"10.5.{10 + PEERS - 1}.0/25")] = other(f"10.5.{10 + PEERS - 1}.0/25")
+        moved.set()
+        await until(lambda: "route-astray" in " ".join(host.conditions()))
 
 
 @pytest.mark.parametrize(
