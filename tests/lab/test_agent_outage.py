@@ -155,7 +155,9 @@ async def test_the_leader_of_three_members_may_go(overlay: Lab) -> None:
         await put_somewhere(overlay, GONE)
         await until_programmed(one, GONE)
     assert log.begun("error:") == []
-    assert log.begun("does not answer") == []
+    # Where the members take long to elect one, that is told: in these words, and once.
+    assert all("no leader" in line for line in log.begun("does not answer"))
+    assert len(log.begun("does not answer")) <= 1
 
 
 async def put_somewhere(lab: Lab, peer: Vtep) -> None:

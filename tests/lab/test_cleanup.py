@@ -70,6 +70,11 @@ def setup(backend: str) -> object:
     return pytest.param(backend, marks=marks, id=backend.replace(" ", "-"))
 
 
+def others_apart(lines: list[str]) -> list[str]:
+    """Without the claims of an agent that was killed: the next agent of the machine, maybe another test's, takes them away."""
+    return [line for line in lines if "/flannelpy-claims/" not in line]
+
+
 def takes(kind: str) -> bool:
     """Whether this kernel makes such a device, tried in a namespace of its own."""
     return (
@@ -147,7 +152,7 @@ async def test_what_is_left_is_what_was_there_before(lab: Lab, backend: str, how
 
     code, again, err = await clean(one, "--yes", "--state")
     assert code == 0, err
-    assert again == out
+    assert others_apart(again) == others_apart(out)
     assert differences(before, await look(one)) == []
     assert not one.subnet_file.exists()
     assert not one.run_dir.exists()

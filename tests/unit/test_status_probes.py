@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,11 @@ class Watched:
         self.seen = ""
         self._master, terminal = pty.openpty()
         words = (sys.executable, "-m", "flannelpy", "status", "--watch", f"--run-dir={folder}", *words)
-        self.process = subprocess.Popen(words, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)
+        # Where the tests are a background job, SIGINT is ignored; at a terminal it is not.
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        self.process = subprocess.Popen(
+            words, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True, preexec_fn=heed
+        )
         os.close(terminal)
 
     def until(self, text: str, within_s: float = 60.0) -> None:
