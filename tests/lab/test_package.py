@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from netns_lab.booted import Booted, missing
+from netns_lab.host import Host
 from netns_lab.lab import Lab
 from tests.lab.agent_support import until
 from tests.lab.test_systemd import all_well, main_pid, pinged
@@ -179,24 +180,24 @@ async def test_an_upgrade_starts_nothing_that_was_stopped(lab: Lab, bare: Booted
     assert await state(bare) == ("disabled", "inactive")
 
 
-async def kernel(systemd: Booted) -> set[str]:
+async def kernel(host: Host) -> set[str]:
     """What an operator sees of the kernel's network; but the bridge, which is the lab's and gets its address from subnet.env."""
-    told = await systemd.exec(
+    told = await host.exec(
         "sh", "-c", "ip -br link; ip -br -4 addr; ip -4 route show table all; ip neigh show nud permanent; nft -s list ruleset"
     )
     return {line.strip() for line in told.splitlines() if "docker0" not in line and not line.startswith("vc")}
 
 
 async def test_remove_keeps_configuration_and_state_and_purge_leaves_nothing(lab: Lab, bare: Booted) -> None:
-    before, network = await everything(bare), await kernel(bare)
+    before, network = await everything(bare), await kernel(lab.host(1))
     await started(lab, bare)
     await install(bare, UDP_PLACE)
-    assert await kernel(bare) - network != set()
+    assert await kernel(lab.host(1)) - network != set()
     subnet = lab.host(1).subnet
     assert {"/var/lib/flannelpy/state.json", "/run/flannel/subnet.env"} <= set(await everything(bare))
 
     await bare.exec("dpkg", "-r", "flannelpy", "flannelpy-udp", timeout_s=60)
-    assert await kernel(bare) - network == set()
+    assert await kernel(lab.host(1)) - network == set()
     removed = set(await everything(bare)) - set(before)
     assert {"/etc/default/flannelpy", "/var/lib/flannelpy/state.json"} <= removed
     assert [path for path in removed if path.startswith("/usr")] == []
