@@ -201,7 +201,7 @@ async def test_probes_can_be_switched_off(where: str, lab: Lab) -> None:
     await lab.start_agents(*(("--probe=false",) if where == "host" else ()))
     await lab.connect_containers()
     one, two, _three = lab.hosts
-    said, _took = await until_told(one, lambda said: "switched off" in (said["probesOff"] or ""))
+    said, _took = await until_told(one, lambda said: "switched off" in (said["probesOff"] or "") and len(said["peers"]) == 2)
     assert [peer["probe"] for peer in said["peers"]] == [None, None]
     async with lab.pcap(two.name, "any", "icmp") as seen:
         await asyncio.sleep(12.0)
