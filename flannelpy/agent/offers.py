@@ -128,10 +128,14 @@ class Offers:
                 self._hear_own(value)
             elif value is None:
                 self._doubt(name)
-            elif len(self._cluster.offers) + len(self._refused) < MOST:
+            elif self._knows(name) or len(self._cluster.offers) + len(self._refused) < MOST:
                 self._hear(name, value)
         if offered.whole:
             self._know()
+
+    def _knows(self, name: str) -> bool:
+        """Whoever fills the room with junk keeps nobody who was in it from saying something else."""
+        return name in self._cluster.offers or name in self._refused
 
     def _hear_own(self, value: bytes | None) -> None:
         """Somebody else has written beside our lease, or etcd has lost it."""
