@@ -15,7 +15,7 @@ from typing import cast
 from flannelpy.agent.carriage import Carriage
 from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.context import Context
-from flannelpy.core.errors import ConflictError, MalformedError, RegistryError
+from flannelpy.core.errors import ConflictError, MalformedError, RegistryError, RegistryUnavailableError, WatchGapError
 from flannelpy.core.foreign import printable
 from flannelpy.core.model import Lease, parse_subnet_key
 from flannelpy.core.offer import Offer
@@ -94,13 +94,14 @@ class Offers:
             try:
                 await self._context.registry.offer(lease, text)
             except RegistryError as error:
-                log.debug("what we offer could not be written: %s", error)
+                self._tell_refusal("written", error)
                 if not isinstance(error, ConflictError):  # else the lease is another one by now, and we are told
                     self._changed.set()
                 await asyncio.sleep(self._context.random.uniform(delay / 2, delay))
                 delay = min(2 * delay, LAST_RETRY_S)
             else:
                 delay = FIRST_RETRY_S
+                self._tell_refusal("written", None)
 
     async def listen(self) -> None:
         """Follow what stands beside the leases, for ever."""
@@ -112,11 +113,21 @@ class Offers:
                 async with aclosing(news):
                     async for offered in news:
                         self._take(offered)
+                        self._tell_refusal("read", None)
                         delay = FIRST_RETRY_S
             except RegistryError as error:
-                log.debug("what the peers offer could not be read: %s", error)
+                self._tell_refusal("read", error)
             await asyncio.sleep(self._context.random.uniform(delay / 2, delay))
             delay = min(2 * delay, LAST_RETRY_S)
+
+    def _tell_refusal(self, what: str, error: RegistryError | None) -> None:
+        """etcd answers, and refuses these keys. Where it does not answer, that is told already; a gap is listed anew."""
+        if error is None:
+            self._context.reporter.end("offers-refused", what)
+        elif not isinstance(error, RegistryUnavailableError | ConflictError | WatchGapError):
+            self._context.reporter.begin("offers-refused", f"{what}: {error}", what)
+        else:
+            log.debug("what hosts offer could not be %s: %s", what, error)
 
     def _take(self, offered: Offered) -> None:
         values = dict(offered.values)

@@ -139,6 +139,13 @@ _ALL = (
         "etcdctl get --prefix <prefix>/flannelpy/hosts/ shows it; a flannelpy that runs there writes its own anew",
     ),
     Condition(
+        "offers-refused",
+        Severity.WARNING,
+        "what hosts offer each other besides the network's Type cannot be {detail}; peers are reached as was known last, or by it",
+        "let the agent's etcd user read and write the keys below <prefix>/flannelpy/hosts/, too: etcdctl role grant-permission",
+        after=5.0,
+    ),
+    Condition(
         "peer-conflict",
         Severity.WARNING,
         "two leases cannot both be programmed: {detail}; the older one is",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from netaddr import IPAddress
 
 from flannelpy.agent import beside
 from flannelpy.agent.sync import audit
-from flannelpy.core.errors import RegistryAuthError
+from flannelpy.core.errors import RegistryAuthError, RegistryUnavailableError
 from flannelpy.core.objects import Key, Route, WireguardPeer
 from flannelpy.core.offer import Offer
 from flannelpy.core.wireguard import clamped, key_text
@@ -169,8 +170,36 @@ async def test_where_offers_cannot_be_read_or_written_all_else_goes_on(host: Hos
     async with host.run():
         assert way(host) == TUNNEL
         assert told(host) is None
+        await until(lambda: {"offers-refused read", "offers-refused written"} <= set(host.conditions()))
         host.registry.mend("offer", "offers")
         await until(lambda: told(host) and way(host) == DIRECT)
+        await until(
+            lambda: not any(active.ended is None for active in host.agent.health if active.condition.code == "offers-refused")
+        )
+
+
+async def test_an_etcd_that_is_away_is_told_once_and_not_of_the_offers_too(host: HostInMemory) -> None:
+    for method in ("offer", "offers"):
+        host.registry.fail(method, RegistryUnavailableError("no answer"), float("inf"))
+    async with host.run():
+        await asyncio.sleep(0.5)
+        assert host.conditions() == {}
+
+
+@pytest.mark.parametrize("room", [1, 2, 5])
+async def test_junk_that_fills_the_room_keeps_nobody_in_it_from_changing(
+    host: HostInMemory, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setattr("flannelpy.agent.offers.MOST", room)
+    offering(host, offer(NEAR, "host-gw"))
+    async with host.run():
+        await until(lambda: way(host) == DIRECT)
+        for number in range(20):
+            offering(host, "junk", f"10.5.{100 + number}.0-24")
+        offering(host, offer(FAR))  # not where its lease says: it counts no longer
+        await until(lambda: way(host) == TUNNEL)
+        offering(host, offer(NEAR, "host-gw"))
+        await until(lambda: way(host) == DIRECT)
 
 
 async def test_what_somebody_writes_over_our_own_is_put_right(host: HostInMemory, monkeypatch: pytest.MonkeyPatch) -> None:
