@@ -66,10 +66,17 @@ class EchoSocket:
         self._sequence = 0
         self._requests: bool | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        try:
+            self._prepare()
+        except OSError as error:
+            self._socket.close()
+            raise KernelError(f"no ICMP socket: {error.strerror or error}", error.errno or 0) from None
+
+    def _prepare(self) -> None:
         self._socket.setblocking(False)
         self._epoll = select.epoll()
         self._epoll.register(self._socket, select.EPOLLIN)
-        if version == 4:
+        if self.version == 4:
             self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
             self._socket.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
         else:

@@ -6,6 +6,7 @@ us eth1 192.0.2.1, 2001:db8::1 ---- eth1p, in the same namespace: nobody answers
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import socket
@@ -196,3 +197,15 @@ def test_the_checksum_is_that_of_rfc_1071(packet: bytes) -> None:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     assert total == 0xFFFF
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_where_descriptors_run_out_halfway_nothing_stays_open(monkeypatch: pytest.MonkeyPatch, version: Family) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("flannelpy.kernel.echo.select.epoll", refuse)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(KernelError, match=r"^no ICMP socket: Too many open files$"):
+        EchoSocket(version)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
