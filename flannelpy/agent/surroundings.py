@@ -89,10 +89,10 @@ class Surroundings:
         return Shield.of(self.underlay, networks)
 
     def keep_out(self, reconciler: Reconciler) -> None:
-        """Have no route cover any of it."""
+        """Have no route cover any of it; what lies outside of the networks, where containers come and go, makes none anew."""
         if reconciler.fragments.has_target:
             target = reconciler.fragments.target
-            if (shield := self.shield(target.local.config.networks)) != target.shield:
+            if (shield := self.shield(target.local.config.networks)).kept != target.shield.kept:
                 reconciler.set_target(replace(target, shield=shield))
 
     def report(self, networks: tuple[IPNetwork, ...], lease: Lease | None) -> None:
