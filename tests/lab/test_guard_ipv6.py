@@ -16,10 +16,12 @@ from netaddr import IPNetwork
 
 from netns_lab.host import Box, Host
 from netns_lab.lab import Lab
-from tests.lab.agent_support import lab_name, losing_nothing, no_traceback, settled_overlay, shell, until  # noqa: F401
+from tests.lab.agent_support import lab_name, losing_nothing, no_probes, no_traceback, settled_overlay, shell, until  # noqa: F401
 from tests.lab.test_agent_status import status
 from tests.lab.test_guard import COUNT, accepted, checksum, datagram, ip_packet, make_stranger, received, vxlan
 from tests.lab.test_guard import SENDER as IPV4_SENDER
+
+pytestmark = pytest.mark.usefixtures("no_probes")
 
 DUAL = {"EnableIPv6": True, "IPv6Network": "fd00:10:1::/48"}
 PEER, VICTIM, STRANGER = "fd00:50::b", "fd00:50::c", "fd00:50::66"

@@ -5,7 +5,6 @@ c1 - h1 ==== vxlan ==== h2 - c2         one fault at a time on h1, as an operato
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -21,6 +20,8 @@ from tests.lab.host_support import meet, told, until_nothing_is_wrong, until_the
 
 WITHIN_S = 15.0
 """What is promised. A machine that others use, too, may take longer: the time is printed, and three times it fails."""
+
+TYPES = ("vxlan", "host-gw", "udp")
 
 Act = Callable[[Lab], Awaitable[object]]
 
@@ -175,13 +176,11 @@ async def test_a_fault_of_the_host_is_named_with_its_remedy(overlay: Lab, name: 
     await until_they_meet(overlay, "mended")
 
 
-@pytest.mark.topology(hosts=3)
-@pytest.mark.parametrize("backend", ["vxlan", "host-gw", "udp"])
+@pytest.mark.parametrize("backend", [pytest.param(name, marks=pytest.mark.topology(hosts=3, backend=name)) for name in TYPES])
 async def test_a_healthy_host_is_told_nothing_of(overlay: Lab, backend: str) -> None:
     """Six looks long, with containers that come and go, as they do."""
-    config = {"Network": overlay.topology.network, "Backend": {"Type": backend}}
-    overlay.etcd.ctl("put", "/coreos.com/network/config", json.dumps(config))
     await until_they_meet(overlay, backend)
+    await until_nothing_is_wrong(*overlay.hosts)
     host = overlay.host(1)
     log = Log.from_now(host)
     until_s = time.monotonic() + 20
