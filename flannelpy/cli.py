@@ -303,7 +303,7 @@ def lease_reserve(context: click.Context, /, subnet: str, **values: Any) -> None
 
 @lease.command("release")
 @click.argument("subnet", required=False)
-@_takes(BY_NAME["subnet-file"], BY_NAME["run-dir"], *ETCD)
+@_takes(BY_NAME["subnet-file"], BY_NAME["state-dir"], BY_NAME["run-dir"], *ETCD)
 @click.pass_context
 def lease_release(context: click.Context, /, subnet: str | None, **values: Any) -> None:
     """Delete the lease or reservation of SUBNET; of this host's own where none is named."""

@@ -191,7 +191,7 @@ async def give_back(registry: Registry, own: Own) -> str:
     lease = next((lease for lease in (await registry.snapshot()).leases if own.subnets.name(lease)), None)
     if lease is None:
         return f"lease {own.subnets}: it is gone already"
-    if own.address and own.address not in (str(lease.public_ip), str(lease.attrs.public_ipv6)):
+    if own.address and not reservations.published(lease, own.address):
         return f"lease {lease}: another host has it by now; it stays"
     if lease.reserved:
         return f"lease {lease}: it is a reservation and stays; flannelpy lease release {own.subnets} deletes it"

@@ -11,8 +11,10 @@ from flannelpy.commands.conversation import config_key, with_registry
 from flannelpy.commands.located import located
 from flannelpy.commands.terminal import say, warn
 from flannelpy.core.errors import FlannelpyError
+from flannelpy.host import state as state_file
+from flannelpy.host.files import read_file
 from flannelpy.options import Given
-from flannelpy.settings import load_public, load_subnet_file
+from flannelpy.settings import load_cleanup, load_public, load_subnet_file
 
 
 def show(given: Given, whom: str | None, *, as_json: bool) -> int:
@@ -50,14 +52,24 @@ def reserve(given: Given, subnet: str) -> None:
 
 
 def release(given: Given, subnet: str | None) -> None:
-    """Delete the lease or reservation of the subnet, or of this host. Raises FlannelpyError, UsageError."""
+    """Delete the lease or reservation of the subnet, or of this host, where it is still its. Raises FlannelpyError, UsageError."""
     given = located(given, os.environ)
     path = load_subnet_file(given, os.environ)
     if subnet is not None:
-        named, told_by = reservations.Subnets.parse(subnet), None
+        named, told = reservations.Subnets.parse(subnet), None
     elif (own := reservations.ours(path)) is not None:
-        named, told_by = own, path
+        named, told = own, reservations.Told(path, _kept_address(given))
     else:
         raise FlannelpyError(f"{path} names no subnet of this host; name the one to release: flannelpy lease release SUBNET")
-    for line in with_registry(given, lambda registry: reservations.release(registry, named, told_by, config_key(given))):
+    for line in with_registry(given, lambda registry: reservations.release(registry, named, told, config_key(given))):
         say(line)
+
+
+def _kept_address(given: Given) -> str:
+    """What this host's agent last published; empty where it has kept nothing, or nothing that may be read. Raises UsageError."""
+    directory, _run_dir, _subnet_file, prefix = load_cleanup(given, os.environ)
+    try:
+        state = state_file.parse(read_file(directory / state_file.FILE, state_file.LARGEST))
+    except (OSError, ValueError, FlannelpyError):
+        return ""
+    return state.address if prefix in (None, state.prefix) else ""

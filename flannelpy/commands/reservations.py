@@ -24,6 +24,14 @@ TRY_AGAIN = "somebody changed it meanwhile; nothing was written, try again"
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """Who says what this host's subnet is: its subnet file. ``address``: PublicIP as the agent kept it, empty for none."""
+
+    path: Path
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Subnets:
     """What a person named: one subnet of either family, or one of each."""
 
@@ -168,18 +176,22 @@ def _halves_by_family(lease: Lease) -> tuple[IPNetwork | None, IPNetwork | None]
 # ---------------------------------------------------------------------------------------------------------------- releasing
 
 
-async def release(registry: Registry, named: Subnets, told_by: Path | None, where: str) -> list[str]:
-    """Delete the key; ``told_by`` is the subnet file that named it. Returns what to say.
+async def release(registry: Registry, named: Subnets, told: Told | None, where: str) -> list[str]:
+    """Delete the key; ``told``: who named it, where no person did. Returns what to say.
 
     Raises FlannelpyError.
     """
-    if told_by is not None:
-        _check_network(told_by, await _config(registry, where))
+    if told is not None:
+        _check_network(told.path, await _config(registry, where))
     snapshot = await registry.snapshot()
     lease = next((lease for lease in snapshot.leases if named.name(lease)), None)
     bad = next((bad for bad in snapshot.malformed if bad.key == named.lease.key), None)
     if lease is None and bad is None:
         raise FlannelpyError(_unknown(named, snapshot))
+    if told is not None and told.address and lease is not None and not published(lease, told.address):
+        raise FlannelpyError(
+            f"{told.path}: {lease} is another host's by now, this one last published {told.address}; name the SUBNET to release it"
+        )
     try:
         if lease is not None:
             await registry.release(lease)
@@ -195,6 +207,11 @@ async def release(registry: Registry, named: Subnets, told_by: Path | None, wher
         f"released {subnets_text(lease)}; {was} {host}",
         f"an agent that still runs at {host} takes it again at once: stop it first, or stop it with --release-on-exit",
     ]
+
+
+def published(lease: Lease, address: str) -> bool:
+    """True where the lease is of a host with this PublicIP, of either family."""
+    return address in (str(lease.public_ip), str(lease.attrs.public_ipv6))
 
 
 def _unknown(named: Subnets, snapshot: Snapshot) -> str:

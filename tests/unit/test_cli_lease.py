@@ -15,6 +15,8 @@ from flannelpy.commands.reservations import Subnets, release, reserve
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConflictError, FlannelpyError, UsageError
 from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.host.state import State
+from flannelpy.host.state import write as write_state
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
 from netns_lab.etcd import Etcd
 
@@ -386,6 +388,35 @@ def test_without_a_name_it_is_this_hosts(operator: Operator, etcd: Etcd) -> None
     said = operator.leases("release")
     assert said.out.startswith("released 10.5.10.0/24; it was reserved for 192.0.2.10\n")
     assert etcd.keys(f"{PREFIX}/subnets") == [key("10.5.9.0/24")]
+
+
+@pytest.mark.parametrize(
+    ("kept", "released"),
+    [
+        ({"address": "192.0.2.10"}, True),
+        ({"address": "192.0.2.66"}, False),
+        ({"address": "192.0.2.66", "prefix": "/another"}, True),
+        ({"address": ""}, True),
+        (None, True),
+    ],
+)
+def test_without_a_name_another_hosts_lease_stays(
+    operator: Operator, etcd: Etcd, tmp_path: Path, kept: dict[str, str] | None, released: bool
+) -> None:
+    """The subnet file is an old one; what the agent has published last tells, where that was kept."""
+    put(etcd, "10.5.10.0/24", vxlan("192.0.2.10"))
+    operator.subnet_file.write_text("FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.10.1/24\n")
+    if kept is not None:
+        write_state(tmp_path, State(**{"prefix": PREFIX, **kept}))
+    said = operator.leases("release", f"--state-dir={tmp_path}", f"--etcd-prefix={PREFIX}")
+    assert etcd.keys(f"{PREFIX}/subnets") == ([] if released else [key("10.5.10.0/24")])
+    assert said.code == (0 if released else 1)
+    if not released:
+        assert said.err == (
+            f"flannelpy: {operator.subnet_file}: 10.5.10.0/24 at 192.0.2.10 is another host's by now, this one last published "
+            "192.0.2.66; name the SUBNET to release it\n"
+        )
+        assert operator.leases("release", "10.5.10.0/24").code == 0
 
 
 def test_a_subnet_file_of_another_network_releases_nothing(operator: Operator, etcd: Etcd) -> None:
