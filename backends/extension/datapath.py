@@ -153,9 +153,10 @@ class CommandDatapath:
     async def _remove(self, peer: _Peer) -> None:
         """With what SubnetAddCommand was told; also where that failed, for it may have done half of its work."""
         assert peer.told is not None
+        peer.done = False  # should it be wanted again after this has failed, it is added again
         if self._commands.remove is not None:
             await _run(self._commands.remove, _variables(peer.told), backend_data(peer.told))
-        peer.told, peer.done = None, False
+        peer.told = None
 
     async def _failed(self, key: str, peer: _Peer, error: str) -> None:
         """Tell it, and wait until it is worth another try."""

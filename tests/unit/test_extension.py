@@ -395,6 +395,24 @@ async def test_a_renewal_runs_nothing_and_a_move_runs_the_command_again(programs
     assert programs.noted == ["192.0.2.9", "192.0.2.10", "192.0.2.10"]
 
 
+@pytest.mark.parametrize("at", ["", "192.0.2.77"])
+async def test_a_peer_that_is_back_after_its_removal_failed_is_added_again(programs: Programs, at: str) -> None:
+    """Half of the removal may have been done: what was added before counts no more, and nothing is left to be told."""
+    options = {
+        "SubnetAddCommand": programs.make("add", "note add $PUBLIC_IP"),
+        "SubnetRemoveCommand": programs.make("rm", "note rm; exit 1"),
+    }
+    async with running(options) as (made, refused):
+        made.update({"10.5.9.0-24": peer(9)})
+        await until(lambda: programs.noted == ["add 192.0.2.9"])
+        made.update({"10.5.9.0-24": None})
+        await until(lambda: refused)
+        made.update({"10.5.9.0-24": peer(9, at=at)})
+        await until(lambda: programs.noted[-1].startswith("add") and not refused)
+    assert programs.noted[-1] == f"add {at or '192.0.2.9'}"
+    assert "rm" in programs.noted
+
+
 async def test_a_removal_that_always_fails_is_given_up(programs: Programs, quick: None, caplog: pytest.LogCaptureFixture) -> None:
     options = {"SubnetAddCommand": programs.make("add", "exit 1"), "SubnetRemoveCommand": programs.make("rm", "note rm; exit 1")}
     async with running(options) as (made, refused):
