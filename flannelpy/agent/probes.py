@@ -144,6 +144,8 @@ class Probes:
             try:
                 echo = self._context.kernel.echo(version)
             except KernelError as error:
+                if error.code == errno.EAFNOSUPPORT:  # a kernel without IPv6: peers of IPv4 are asked all the same
+                    raise
                 raise _NoSocketError(str(error)) from None
             echo.listen(self._hear)
             self._echoes[version] = echo

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import pytest
 from netaddr import IPAddress, IPNetwork
@@ -13,13 +15,16 @@ from backends.host_gw import HostGw
 from backends.udp.backend import Udp
 from flannelpy.agent.context import Timeouts
 from flannelpy.agent.probe_targets import carried_by, target
+from flannelpy.agent.probes import Probes
+from flannelpy.agent.view import Cursor
 from flannelpy.core.errors import KernelError
 from flannelpy.core.model import NO_ADDRESS, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, Fou, HostState, Ipip, Link, Object, Vxlan, WireguardDevice
-from flannelpy.core.reachability import Target
+from flannelpy.core.reachability import REACHABLE, Target
 from flannelpy.core.secret import Secret
 from flannelpy.explain.status import PeerStatus, ProbeStatus
 from flannelpy.kernel import Heard, Refused
+from flannelpy.kernel.fake_echo import FakeEcho
 from flannelpy.registry.memory import MemoryStore
 from tests.unit.agents import VXLAN, HostInMemory, vxlan_value
 from tests.unit.virtual_time import run
@@ -188,6 +193,53 @@ def test_an_agent_that_may_not_ask_says_so_and_that_is_all(tmp_path: Path) -> No
             assert probe(host).state == "reachable"
 
     run(minutes())
+
+
+class Two:
+    """A reader's place among the peers, where there are these."""
+
+    def __init__(self, current: Mapping[str, Lease]) -> None:
+        self.current = current
+
+    def take(self) -> Mapping[str, Lease | None]:
+        return {}
+
+
+@pytest.mark.parametrize(("without", "asked"), [(6, "four"), (4, "six")])
+def test_a_kernel_that_lacks_one_ip_version_asks_by_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: int, asked: str
+) -> None:
+    host = host_of(tmp_path)
+    echo = host.kernel.echo
+
+    def lacking(version: int) -> FakeEcho:
+        if version == without:
+            raise KernelError("no ICMP socket: Address family not supported by protocol", errno.EAFNOSUPPORT)
+        return echo(version)
+
+    monkeypatch.setattr(host.kernel, "echo", lacking)
+    leases = {"four": lease(), "six": lease(str(NO_ADDRESS), IPNetwork("0.0.0.0/0"), "fd00:5:0:9::/64", "2001:db8::9")}
+    through = {4: OVERLAY, 6: IPAddress("fd00:5:0:9::")}
+
+    def aim(lease: Lease) -> Target:
+        return Target(through[6 if lease.subnet6 is not None else 4], None, 1450)
+
+    async def minute() -> None:
+        probes = Probes(host.context(), cast(Cursor, Two(leases)), lambda: aim, lambda _key: True)
+        life = asyncio.create_task(probes.run())
+        await asyncio.sleep(60)
+        verdicts = {key: found[1] for key in leases if (found := probes.of(key)) is not None}
+        assert probes.off == ""
+        assert verdicts.pop(asked) == REACHABLE
+        (other,) = verdicts.values()
+        assert (other.state, other.why.split(": ", 1)[1]) == (
+            "unreachable",
+            "no ICMP socket: Address family not supported by protocol",
+        )
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+
+    run(minute())
 
 
 @pytest.mark.parametrize(
