@@ -178,6 +178,16 @@ class Host:
             self.pid = 0
 
 
+def finish(etcd: subprocess.Popen[bytes], *hosts: Host) -> None:
+    """End all, and show what the agents have said."""
+    for host in hosts:
+        host.stop()
+        for line in host.log.read_text().splitlines():
+            print(host.name, line)
+    etcd.kill()
+    etcd.wait()
+
+
 async def _live(words: dict[str, str]) -> int:
     logs.set_up("info", "text")
     return await run_agent(load({name: [value] for name, value in words.items()}, {}))
@@ -494,12 +504,7 @@ def main() -> None:
         for name, value in figures.items():
             say("figure", f"{name}: {value:.0f} Mbit/s, {value / figures['vxlan']:.2f} of vxlan")
     finally:
-        for host in (a, b):
-            host.stop()
-            for line in host.log.read_text().splitlines():
-                print(host.name, line)
-        etcd.kill()
-        etcd.wait()
+        finish(etcd, a, b)
     say("end")
 
 

@@ -31,7 +31,20 @@ from flannelpy.core.plan import Step, plan
 from flannelpy.kernel.netlink import NetlinkKernel
 from netns_lab.etcd import binary
 from tests.kernels import inside
-from tests.kernels.inside import ENDPOINT, Host, check, echo_request, echoes, enter, make_hosts, say, shell, socket_in, start_etcd
+from tests.kernels.inside import (
+    ENDPOINT,
+    Host,
+    check,
+    echo_request,
+    echoes,
+    enter,
+    finish,
+    make_hosts,
+    say,
+    shell,
+    socket_in,
+    start_etcd,
+)
 
 until = partial(inside.until, within_s=150.0)
 
@@ -263,12 +276,7 @@ def main() -> None:
                 until(lambda host=host: "flannel0" not in shell("ip -br link", host.name), "no device is left")  # type: ignore[misc]
             meet(a, b)
     finally:
-        for host in (a, b):
-            host.stop()
-            for line in host.log.read_text().splitlines():
-                print(host.name, line)
-        etcd.kill()
-        etcd.wait()
+        finish(etcd, a, b)
     say("end")
 
 

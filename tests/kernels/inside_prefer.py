@@ -12,7 +12,7 @@ import subprocess
 from functools import partial
 
 from tests.kernels import inside
-from tests.kernels.inside import NUMBER, Host, check, make_hosts, say, shell, start_etcd
+from tests.kernels.inside import NUMBER, Host, check, finish, make_hosts, say, shell, start_etcd
 from tests.kernels.inside_wireguard import BOTH, MTU, PSK, etcdctl, inside6, on_the_wire, pinged, settle
 
 until = partial(inside.until, within_s=100.0)
@@ -70,11 +70,7 @@ def main() -> None:
     finally:
         for host in (a, b):
             print(shell("ip route; ip -6 route; ip -br link", host.name))
-            host.stop()
-            for line in host.log.read_text().splitlines():
-                print(host.name, line)
-        etcd.kill()
-        etcd.wait()
+        finish(etcd, a, b)
     say("end")
 
 

@@ -28,7 +28,7 @@ from flannelpy.core.secret import Secret
 from flannelpy.kernel.netlink import NetlinkKernel
 from netns_lab.etcd import binary
 from tests.kernels import inside
-from tests.kernels.inside import ENDPOINT, NUMBER, Host, check, enter, make_hosts, say, shell, start_etcd
+from tests.kernels.inside import ENDPOINT, NUMBER, Host, check, enter, finish, make_hosts, say, shell, start_etcd
 
 until = partial(inside.until, within_s=200.0)
 
@@ -309,12 +309,7 @@ def main() -> None:
             meet(a, b, "6")
             assert {item.dev for item in peers(a)} == {"flannel-wg-v6"}
     finally:
-        for host in (a, b):
-            host.stop()
-            for line in host.log.read_text().splitlines():
-                print(host.name, line)
-        etcd.kill()
-        etcd.wait()
+        finish(etcd, a, b)
     say("end")
 
 
