@@ -11,7 +11,7 @@ from typing import Any
 
 from netaddr import IPNetwork
 
-from flannelpy.core.backend import Guard, GuardedPort, Local, Path, SourceRule
+from flannelpy.core.backend import Guard, GuardedPort, Local, Path, Plain, SourceRule
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.json_members import Members
@@ -31,7 +31,7 @@ PROTOCOL = 4
 """IPv4 in IPv4, in the outer header's protocol field."""
 
 
-class IpipBackend:
+class IpipBackend(Plain):
     """The device ``flannel.ipip``."""
 
     name = "ipip"
@@ -64,9 +64,6 @@ class IpipBackend:
             raise ConfigError(f"interface {uplink.name}: MTU {uplink.mtu} is too small for ipip, expected {least} or more")
         return uplink.mtu - OVERHEAD
 
-    def identities(self, attrs: LeaseAttrs) -> Mapping[str, str]:
-        return {}
-
     def attrs(self, local: Local) -> LeaseAttrs:
         if local.uplink.public_ip is None:
             raise ConfigError(f"interface {local.uplink.name} has no IPv4 address: expected one, for ipip")
@@ -88,6 +85,3 @@ class IpipBackend:
         if direct:
             return Path.of(direct, mtu=local.uplink.mtu)
         return Path.of(Route(lease.subnet, via=lease.public_ip, dev=DEVICE, onlink=True), mtu=self.mtu(local))
-
-    def datapath(self, local: Local) -> None:
-        return None

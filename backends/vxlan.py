@@ -14,7 +14,7 @@ from typing import Any
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.backend import Guard, GuardedPort, Local, Path, SourceRule, Uplink
+from flannelpy.core.backend import Guard, GuardedPort, Local, Path, Plain, SourceRule, Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError, MalformedError
 from flannelpy.core.foreign import printable
@@ -48,7 +48,7 @@ class VxlanOptions:
     guard: SourceRule | None = "default"
 
 
-class VxlanBackend:
+class VxlanBackend(Plain):
     """Devices ``flannel.<VNI>`` and ``flannel-v6.<VNI>``."""
 
     name = "vxlan"
@@ -179,9 +179,6 @@ class VxlanBackend:
         vni = members["VNI"] if "VNI" in members else None
         if vni is not None and (type(vni) is not int or vni != self.options.vni):
             raise MalformedError(f"BackendData.VNI {printable(str(vni), 60)}: expected ours, {self.options.vni}")
-
-    def datapath(self, local: Local) -> None:
-        return None
 
 
 def vtep_mac(data: object) -> str:

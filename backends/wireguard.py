@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.backend import Local, Path
+from flannelpy.core.backend import Local, Path, Plain
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError, ConfigError, MalformedError
 from flannelpy.core.json_members import Members
@@ -48,13 +48,12 @@ class WireguardOptions:
     psk: Secret[bytes] = NO_KEY
 
 
-class WireguardBackend:
+class WireguardBackend(Plain):
     """Device ``flannel-wg``, and in mode separate ``flannel-wg-v6`` for IPv6. Both have one key."""
 
     name = "wireguard"
     families: tuple[Family, ...] = (4, 6)
     accepts: frozenset[str] | None = frozenset({"wireguard"})
-    wants_on_link = False
     enclosed = needs_key = needs_answer = True
     needs_link = False
 
@@ -183,9 +182,6 @@ class WireguardBackend:
         if not theirs.is_ipv4_private_use():
             return 4
         return 4 if theirs6.is_ipv6_unique_local() or uplink.public_ipv6.is_ipv6_unique_local() else 6
-
-    def datapath(self, local: Local) -> None:
-        return None
 
 
 def _keys(local: Local) -> KeyPair:

@@ -17,7 +17,7 @@ from netaddr import IPNetwork
 from backends.udp import fou
 from backends.udp.protocol import GUARDS, OVERHEAD, Guard
 from backends.udp.supervisor import Terms, UserspaceDatapath
-from flannelpy.core.backend import Chosen, GuardedPort, Local, Path
+from flannelpy.core.backend import Chosen, GuardedPort, Local, Path, Plain
 from flannelpy.core.backend import Guard as KernelGuard
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError
@@ -43,7 +43,7 @@ MOST_WORKERS = 64
 """A quarter of the queues that the kernel gives a TUN device (MAX_TAP_QUEUES); nobody has packets for more."""
 
 
-class Udp:
+class Udp(Plain):
     """The ``udp`` backend. ``port`` is the cluster's: peers are sent to at our own configured port.
 
     An ``auto`` engine that nobody has decided about is userspace, which every kernel with TUN can run.
@@ -53,7 +53,6 @@ class Udp:
     families: tuple[Family, ...] = (4,)
     lease_only: Mapping[Family, str] = MappingProxyType({6: "udp carries IPv4 only: its IPv6 subnets are no more than leased"})
     accepts: frozenset[str] | None = None
-    wants_on_link = False
     enclosed = True
 
     def __init__(self, port: int = 8285, guard: Guard = "default", engine: Engine = "auto", workers: int = 1) -> None:
@@ -105,9 +104,6 @@ class Udp:
 
     def overhead(self, underlay: Family) -> int:
         return OVERHEAD
-
-    def identities(self, attrs: LeaseAttrs) -> Mapping[str, str]:
-        return {}
 
     def attrs(self, local: Local) -> LeaseAttrs:
         if local.uplink.public_ip is None:

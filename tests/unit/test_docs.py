@@ -11,11 +11,9 @@ import re
 import shlex
 import sys
 import textwrap
-import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -31,10 +29,10 @@ from flannelpy.core.errors import ConfigError
 from flannelpy.core.model import Lease, LeaseAttrs
 from flannelpy.explain.metrics import METRICS, Durations
 from flannelpy.options import Option
+from tests.third_party import EXAMPLE, install
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-EXAMPLE = DOCS / "examples" / "via_router"
 DOCUMENTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + sorted(DOCS.glob("*.md"))
 
 FOREIGN_FLAGS = {"--help", "--bip", "--mtu", "--ip-masq", "--prefix"}
@@ -321,17 +319,8 @@ def test_the_backend_that_is_shown_is_the_one_in_the_file() -> None:
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example as pip would leave it: the module, and the entry points of its pyproject.toml."""
-    declared: dict[str, Any] = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
-    points = declared["entry-points"][plugins.GROUP]
-    information = tmp_path / f"{declared['name'].replace('-', '_')}-{declared['version']}.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {declared['name']}\nVersion: {declared['version']}\n")
-    (information / "entry_points.txt").write_text(
-        "\n".join([f"[{plugins.GROUP}]", *(f"{name} = {where}" for name, where in points.items())]) + "\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.syspath_prepend(str(EXAMPLE))
+    for folder in install(tmp_path):
+        monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, "via_router", raising=False)
 
 
