@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from flannelpy.core.backend import Local, Path, Plain
+from flannelpy.core.backend import Local, Path
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
+from flannelpy.core.plain import Plain
 
 
 class Alloc(Plain):

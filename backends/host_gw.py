@@ -5,10 +5,11 @@ Works where hosts share a link, because the gateway must be a neighbour. flannel
 
 from __future__ import annotations
 
-from flannelpy.core.backend import Local, Path, Plain
+from flannelpy.core.backend import Local, Path
 from flannelpy.core.errors import ConfigError, MalformedError
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Route
+from flannelpy.core.plain import Plain
 
 
 class HostGw(Plain):

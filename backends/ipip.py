@@ -11,12 +11,13 @@ from typing import Any
 
 from netaddr import IPNetwork
 
-from flannelpy.core.backend import Guard, GuardedPort, Local, Path, Plain, SourceRule
+from flannelpy.core.backend import Guard, GuardedPort, Local, Path, SourceRule
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, HostState, Ipip, Link, Route
+from flannelpy.core.plain import Plain
 from flannelpy.core.shared_options import direct_route, source_rule
 
 DEVICE = "flannel.ipip"

@@ -14,13 +14,14 @@ from typing import Any
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.backend import Guard, GuardedPort, Local, Path, Plain, SourceRule, Uplink
+from flannelpy.core.backend import Guard, GuardedPort, Local, Path, SourceRule, Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError, MalformedError
 from flannelpy.core.foreign import printable
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, FdbEntry, HostState, Link, Neighbour, Object, Route, Sysctl, Vxlan
+from flannelpy.core.plain import Plain
 from flannelpy.core.shared_options import direct_route, source_rule
 
 OUTER_IPV4 = 50

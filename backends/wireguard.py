@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.backend import Local, Path, Plain
+from flannelpy.core.backend import Local, Path
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError, ConfigError, MalformedError
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, HostState, Link, Object, Route, Wireguard, WireguardDevice, WireguardPeer
+from flannelpy.core.plain import Plain
 from flannelpy.core.secret import Secret
 from flannelpy.core.wireguard import NO_KEY, KeyPair, key_bytes, told_key, told_port
 

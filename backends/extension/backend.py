@@ -11,10 +11,11 @@ from typing import Any
 from backends.extension.command import Command, Commands
 from backends.extension.datapath import CommandDatapath, backend_data
 from backends.extension.words import words
-from flannelpy.core.backend import Local, Path, Plain
+from flannelpy.core.backend import Local, Path
 from flannelpy.core.errors import BackendError, ConfigError
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
+from flannelpy.core.plain import Plain
 
 NAMES = ("PreStartupCommand", "PostStartupCommand", "SubnetAddCommand", "SubnetRemoveCommand")
 

@@ -17,13 +17,14 @@ from netaddr import IPNetwork
 from backends.udp import fou
 from backends.udp.protocol import GUARDS, OVERHEAD, Guard
 from backends.udp.supervisor import Terms, UserspaceDatapath
-from flannelpy.core.backend import Chosen, GuardedPort, Local, Path, Plain
+from flannelpy.core.backend import Chosen, GuardedPort, Local, Path
 from flannelpy.core.backend import Guard as KernelGuard
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, HostState, Link, Route, Sysctl
+from flannelpy.core.plain import Plain
 
 log = logging.getLogger(__name__)
 

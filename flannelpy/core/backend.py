@@ -4,13 +4,11 @@ A backend says what a lease publishes and what the kernel should hold for the ho
 is found by entry point (``flannelpy.plugins``).
 """
 
-# ruff: noqa: ARG002, ARG003 - a contract has arguments that not everybody needs
-
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from netaddr import IPAddress
 
@@ -148,37 +146,6 @@ class Backend(Protocol):
     def datapath(self, local: Local) -> Datapath | None:
         """The part that moves packets in user space, where there is one."""
         ...
-
-
-class Plain:
-    """What most backends say of these, to be inherited: no options, no device, nothing added to a packet, nothing in user space.
-
-    What is left is what a backend is about: name, families, accepts, attrs and path.
-    """
-
-    wants_on_link = False
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> Self:
-        return cls()
-
-    def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
-        return {}
-
-    def overhead(self, underlay: Family) -> int:
-        return 0
-
-    def mtu(self, local: Local) -> int:
-        return local.uplink.mtu
-
-    def identities(self, attrs: LeaseAttrs) -> Mapping[str, str]:
-        return {}
-
-    def host(self, local: Local) -> HostState:
-        return HostState()
-
-    def datapath(self, local: Local) -> Datapath | None:
-        return None
 
 
 SourceRule = Literal["default", "strict", "peers"]
@@ -338,7 +305,7 @@ class NoFdStore:
 
     names: tuple[str, ...] = ()
 
-    def take(self, name: str) -> int | None:
+    def take(self, name: str) -> int | None:  # noqa: ARG002 - the contract's
         return None
 
     def keep(self, name: str, fd: int) -> None:

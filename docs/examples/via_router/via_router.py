@@ -10,11 +10,12 @@ from typing import Any
 
 from netaddr import AddrFormatError, IPAddress
 
-from flannelpy.core.backend import Local, Path, Plain
+from flannelpy.core.backend import Local, Path
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Route
+from flannelpy.core.plain import Plain
 
 
 class ViaRouter(Plain):
