@@ -17,7 +17,6 @@ from flannelpy.core.errors import ConfigError
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, HostState, Ipip, Link, Route
-from flannelpy.core.plain import Plain
 from flannelpy.core.shared_options import direct_route, source_rule
 
 DEVICE = "flannel.ipip"
@@ -32,7 +31,7 @@ PROTOCOL = 4
 """IPv4 in IPv4, in the outer header's protocol field."""
 
 
-class IpipBackend(Plain):
+class IpipBackend:
     """The device ``flannel.ipip``."""
 
     name = "ipip"
@@ -65,6 +64,9 @@ class IpipBackend(Plain):
             raise ConfigError(f"interface {uplink.name}: MTU {uplink.mtu} is too small for ipip, expected {least} or more")
         return uplink.mtu - OVERHEAD
 
+    def identities(self, attrs: LeaseAttrs) -> Mapping[str, str]:
+        return {}
+
     def attrs(self, local: Local) -> LeaseAttrs:
         if local.uplink.public_ip is None:
             raise ConfigError(f"interface {local.uplink.name} has no IPv4 address: expected one, for ipip")
@@ -86,3 +88,6 @@ class IpipBackend(Plain):
         if direct:
             return Path.of(direct, mtu=local.uplink.mtu)
         return Path.of(Route(lease.subnet, via=lease.public_ip, dev=DEVICE, onlink=True), mtu=self.mtu(local))
+
+    def datapath(self, local: Local) -> None:
+        return None

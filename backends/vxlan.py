@@ -21,7 +21,6 @@ from flannelpy.core.foreign import printable
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, FdbEntry, HostState, Link, Neighbour, Object, Route, Sysctl, Vxlan
-from flannelpy.core.plain import Plain
 from flannelpy.core.shared_options import direct_route, source_rule
 
 OUTER_IPV4 = 50
@@ -49,7 +48,7 @@ class VxlanOptions:
     guard: SourceRule | None = "default"
 
 
-class VxlanBackend(Plain):
+class VxlanBackend:
     """Devices ``flannel.<VNI>`` and ``flannel-v6.<VNI>``."""
 
     name = "vxlan"
@@ -180,6 +179,9 @@ class VxlanBackend(Plain):
         vni = members["VNI"] if "VNI" in members else None
         if vni is not None and (type(vni) is not int or vni != self.options.vni):
             raise MalformedError(f"BackendData.VNI {printable(str(vni), 60)}: expected ours, {self.options.vni}")
+
+    def datapath(self, local: Local) -> None:
+        return None
 
 
 def vtep_mac(data: object) -> str:

@@ -19,7 +19,6 @@ from flannelpy.core.errors import BackendError, ConfigError, MalformedError
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, HostState, Link, Object, Route, Wireguard, WireguardDevice, WireguardPeer
-from flannelpy.core.plain import Plain
 from flannelpy.core.secret import Secret
 from flannelpy.core.wireguard import NO_KEY, KeyPair, key_bytes, told_key, told_port
 
@@ -49,12 +48,13 @@ class WireguardOptions:
     psk: Secret[bytes] = NO_KEY
 
 
-class WireguardBackend(Plain):
+class WireguardBackend:
     """Device ``flannel-wg``, and in mode separate ``flannel-wg-v6`` for IPv6. Both have one key."""
 
     name = "wireguard"
     families: tuple[Family, ...] = (4, 6)
     accepts: frozenset[str] | None = frozenset({"wireguard"})
+    wants_on_link = False
     enclosed = needs_key = needs_answer = True
     needs_link = False
 
@@ -183,6 +183,9 @@ class WireguardBackend(Plain):
         if not theirs.is_ipv4_private_use():
             return 4
         return 4 if theirs6.is_ipv6_unique_local() or uplink.public_ipv6.is_ipv6_unique_local() else 6
+
+    def datapath(self, local: Local) -> None:
+        return None
 
 
 def _keys(local: Local) -> KeyPair:

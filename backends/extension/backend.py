@@ -12,10 +12,11 @@ from backends.extension.command import Command, Commands
 from backends.extension.datapath import CommandDatapath, backend_data
 from backends.extension.words import words
 from flannelpy.core.backend import Local, Path
+from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError, ConfigError
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
-from flannelpy.core.plain import Plain
+from flannelpy.core.objects import HostState
 
 NAMES = ("PreStartupCommand", "PostStartupCommand", "SubnetAddCommand", "SubnetRemoveCommand")
 
@@ -24,12 +25,13 @@ LONGEST_LIMIT_S = 3600
 MOST_OVERHEAD = 1000
 
 
-class Extension(Plain):
+class Extension:
     """The ``extension`` backend."""
 
     name = "extension"
     families: tuple[Family, ...] = (4, 6)
     accepts: frozenset[str] | None = frozenset({"extension"})
+    wants_on_link = False
 
     def __init__(self, commands: Commands, overhead: int = 0) -> None:
         self._overhead = overhead
@@ -56,6 +58,9 @@ class Extension(Plain):
             raise BackendError(f"{self.commands.pre.name} printed too much: expected what is to be published, 64 KiB at most")
         return output.text
 
+    def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
+        return {}
+
     def overhead(self, underlay: Family) -> int:
         return self._overhead
 
@@ -66,6 +71,9 @@ class Extension(Plain):
             raise ConfigError(f"Backend.{words}: at least {least} are needed")
         return mtu
 
+    def identities(self, attrs: LeaseAttrs) -> Mapping[str, str]:
+        return {}
+
     def attrs(self, local: Local) -> LeaseAttrs:
         """The interface's own addresses, as in flannel, also where others are advertised with ``--public-ip``."""
         uplink, config = local.uplink, local.config
@@ -75,6 +83,9 @@ class Extension(Plain):
             backend_type=self.name,
             backend_data=local.prepared,
         )
+
+    def host(self, local: Local) -> HostState:
+        return HostState()
 
     def path(self, lease: Lease, local: Local) -> Path:
         backend_data(lease)

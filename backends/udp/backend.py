@@ -24,7 +24,6 @@ from flannelpy.core.errors import ConfigError
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, HostState, Link, Route, Sysctl
-from flannelpy.core.plain import Plain
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ MOST_WORKERS = 64
 """A quarter of the queues that the kernel gives a TUN device (MAX_TAP_QUEUES); nobody has packets for more."""
 
 
-class Udp(Plain):
+class Udp:
     """The ``udp`` backend. ``port`` is the cluster's: peers are sent to at our own configured port.
 
     An ``auto`` engine that nobody has decided about is userspace, which every kernel with TUN can run.
@@ -54,6 +53,7 @@ class Udp(Plain):
     families: tuple[Family, ...] = (4,)
     lease_only: Mapping[Family, str] = MappingProxyType({6: "udp carries IPv4 only: its IPv6 subnets are no more than leased"})
     accepts: frozenset[str] | None = None
+    wants_on_link = False
     enclosed = True
 
     def __init__(self, port: int = 8285, guard: Guard = "default", engine: Engine = "auto", workers: int = 1) -> None:
@@ -105,6 +105,9 @@ class Udp(Plain):
 
     def overhead(self, underlay: Family) -> int:
         return OVERHEAD
+
+    def identities(self, attrs: LeaseAttrs) -> Mapping[str, str]:
+        return {}
 
     def attrs(self, local: Local) -> LeaseAttrs:
         if local.uplink.public_ip is None:
