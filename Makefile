@@ -48,8 +48,8 @@ setup: $(DEV) $(DOCKER) $(CNI) ## install what is missing: Debian packages (as r
 demo: $(DEV) ## three hosts, a real etcd, every container pings every other
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab demo
 
-test: lint types $(DOCKER) $(CNI) ## everything that is checked: lint, types, all tests
-	$(PYTHON) -m pytest -q -n $(JOBS) --dist loadfile
+test: lint types $(DOCKER) $(CNI) ## lint, types, all tests but those that take QEMU (make test-kernels)
+	$(PYTHON) -m pytest -q -n $(JOBS) --dist loadfile --ignore=tests/kernels
 
 lint: $(DEV) ## style of the code
 	$(PYTHON) -m ruff check . $(LAB)

@@ -30,7 +30,7 @@ AT_ONCE = 100
 """Operations in one transaction; etcd takes up to 128."""
 VALUE_BYTES = 1_400_000
 """Just below what etcd takes in one request (1.5 MiB)."""
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 MB = 1_000_000
 
 rpc: Any = load()

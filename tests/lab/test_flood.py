@@ -23,7 +23,7 @@ import pytest
 
 from netns_lab.host import Host
 from netns_lab.lab import Lab
-from tests.lab.agent_support import Log, Vtep, lab_name, no_traceback, put_leased, until  # noqa: F401
+from tests.lab.agent_support import Log, Vtep, lab_name, no_probes, no_traceback, put_leased, until  # noqa: F401
 from tests.lab.host_support import conditions, told, until_condition, until_nothing_is_wrong
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,11 @@ RATE = int(os.environ.get("FLOOD_RATE", "1500"))
 GOOD = Vtep("10.66.1.0/24", "192.168.50.91", "02:00:00:00:00:91")
 LATE = Vtep("10.66.2.0/24", "192.168.50.92", "02:00:00:00:00:92")
 
-pytestmark = [pytest.mark.topology(hosts=1, network="10.64.0.0/10"), pytest.mark.timeout(300 * TIMES)]
+pytestmark = [
+    pytest.mark.topology(hosts=1, network="10.64.0.0/10"),
+    pytest.mark.timeout(300 * TIMES),
+    pytest.mark.usefixtures("no_probes"),  # the peers are nothing but keys
+]
 
 
 async def flood(lab: Lab, kind: str, *words: str) -> None:
