@@ -2,7 +2,7 @@
 
 Only click is imported here; everything else comes with the command that needs it, so that ``--version`` and ``--help`` are quick
 and the agent carries nothing it does not use. Exit codes: 0 done, 1 failed, 2 wrong usage; 3 from ``status`` and
-``doctor`` while an error holds, 4 from ``doctor`` where only a warning does.
+``doctor`` while an error holds, from ``trace`` and ``ping`` where packets are lost; 4 from ``doctor`` where only a warning holds.
 """
 
 from __future__ import annotations
@@ -169,6 +169,31 @@ def doctor(context: click.Context, /, preflight: bool, as_json: bool, **values: 
     from flannelpy.commands.doctor.run import examine
 
     return examine(_own(context, values), preflight=preflight, as_json=as_json)
+
+
+@flannelpy.command()
+@click.argument("dst", metavar="DST")
+@click.option("--from", "source", metavar="SRC", help="a container's address on this host  [one that nobody has]")
+@click.option("--json", "as_json", is_flag=True, help="for programs: each hop with what becomes of the packet")
+@_takes(*ETCD, *AGENT)
+@click.pass_context
+def trace(context: click.Context, /, dst: str, source: str | None, as_json: bool, **values: Any) -> int:
+    """What becomes of a container's packet to DST (address, or a peer's name, PublicIP or subnet). Exit code 0: gets through; 3: not."""
+    from flannelpy.commands.trace.run import trace as follow
+
+    return follow(_own(context, values), dst, source, as_json=as_json)
+
+
+@flannelpy.command()
+@click.argument("dst", metavar="DST")
+@click.option("--count", metavar="N", default=4, show_default=True, type=click.IntRange(1, 1_000_000), help="so many, one a second")
+@_takes(*ETCD, *AGENT)
+@click.pass_context
+def ping(context: click.Context, /, dst: str, count: int, **values: Any) -> int:
+    """Ask DST (as for trace) from this host, with small and with full packets. Exit code 0: all came back; 3: some did not."""
+    from flannelpy.commands.trace.ping import ping as ask
+
+    return ask(_own(context, values), dst, count)
 
 
 @flannelpy.command()
