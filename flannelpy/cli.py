@@ -178,7 +178,7 @@ def doctor(context: click.Context, /, preflight: bool, as_json: bool, **values: 
 @_takes(*ETCD, *AGENT)
 @click.pass_context
 def trace(context: click.Context, /, dst: str, source: str | None, as_json: bool, **values: Any) -> int:
-    """What becomes of a container's packet to DST (address, or a peer's name, PublicIP or subnet). Exit code 0: gets through; 3: not."""
+    """What becomes of a container's packet to DST (address, peer's name, PublicIP or subnet). Exit code 0: gets through; 3: not."""
     from flannelpy.commands.trace.run import trace as follow
 
     return follow(_own(context, values), dst, source, as_json=as_json)

@@ -170,7 +170,8 @@ def outer_hop(found: Found, address: IPAddress, uplink: str, ours: frozenset[str
         said = f"{address} itself is reached by {found}: the overlay's packets go in circles"
         return Hop("outer route", "stops", said, f"ip route del {found}", shared=True)
     if bound and uplink and found.dev not in ("", uplink):
-        return Hop("outer route", "note", f"{address} by {found}, not by the uplink {uplink}", f"ip route del {found}", shared=True)
+        said = f"{address} by {found}, not by the uplink {uplink}"
+        return Hop("outer route", "note", said, f"ip route get {address}", shared=True)
     return Hop("outer route", "passes", f"{address} by {found}", shared=True)
 
 
@@ -215,8 +216,24 @@ def hindered(hindrances: Iterable[Hindrance], network: IPNetwork) -> str:
 # -------------------------------------------------------------------------------------------------------------- all of it
 
 
-def answer_hop(answers: Answers, destination: IPAddress, host: str, port: str, why: str = "") -> Hop:
+@dataclass(frozen=True, slots=True)
+class Muted:
+    """What this host's firewall does to its own small and full echo requests, and to the answers."""
+
+    small: Ruling | None = None
+    full: Ruling | None = None
+
+
+NOT_MUTED = Muted()
+
+
+def answer_hop(answers: Answers, destination: IPAddress, host: str, port: str, why: str = "", muted: Muted = NOT_MUTED) -> Hop:
     """What echo requests of this host have brought back. ``host``: the peer's PublicIP; ``why``: what the agent says of it."""
+    mute = muted.small if answers.small is False else muted.full if answers.full is False and not answers.carries else None
+    if mute is not None and mute.dropped:
+        what = "echo requests" if answers.small is False else "large echo requests"
+        said = f"this host's own {what} are dropped here, so that nobody can be asked: {mute.dropped}"
+        return Hop("answer", "unknown", said, mute.remedy)
     if answers.small is None:
         return Hop("answer", "unknown", answers.error or "not asked")
     if answers.small:

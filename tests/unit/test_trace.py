@@ -15,7 +15,7 @@ from flannelpy.commands.trace.run import journey_of, page
 from flannelpy.core.envelope import Envelope
 from flannelpy.core.errors import FlannelpyError, KernelError, UsageError
 from flannelpy.core.lookup import Found
-from flannelpy.core.objects import FdbEntry, Key, Link, Neighbour, Route, Vxlan
+from flannelpy.core.objects import Address, FdbEntry, Key, Link, Neighbour, Route, Vxlan
 from flannelpy.core.trace import Journey
 from flannelpy.explain.status import PeerStatus, ProbeStatus
 from flannelpy.explain.trace import exit_code, to_json, verdict
@@ -261,6 +261,18 @@ async def test_what_an_answer_contradicts_has_stopped_nothing(host: About, name:
     journey = await journey_of(host, DST, None)
     assert journey.outcome == "passes"
     assert any(hop.state == "note" and "answers come all the same" in hop.said for hop in journey.hops)
+
+
+@pytest.mark.parametrize(("hook", "key"), [("output", "oifname"), ("input", "iifname")])
+async def test_a_host_that_mutes_itself_proves_nothing(host: About, hook: str, key: str) -> None:
+    """Packets of containers do not pass output and input, this host's own do."""
+    fake(host).plant(Address(IPNetwork("10.5.7.0/32"), "flannel.1"))
+    rules(hook=hook, key=key, name="flannel.1")(host, fake(host))
+    assert (await journey_of(host, DST, None)).outcome == "passes"
+    NOBODY(host, fake(host))
+    journey = await journey_of(host, DST, None)
+    assert (journey.outcome, journey.hops[-1].state) == ("unknown", "unknown")
+    assert "this host's own echo requests are dropped here" in verdict(journey)
 
 
 async def test_a_firewall_that_nobody_may_read_is_not_known(host: About) -> None:

@@ -44,6 +44,7 @@ class Ground:
     overlay: Overlay
     observed: HostState
     hops: list[Hop] = field(default_factory=list)
+    muted: trace.Muted = trace.NOT_MUTED
 
     @property
     def version(self) -> int:
@@ -77,7 +78,7 @@ async def walk(about: About, source: IPAddress, target: Destination) -> Journey:
     probe = None if target.peer is None else target.peer.probe
     why = probe.why if probe is not None and probe.state == "unreachable" else ""
     host = "" if target.local else str(target.public or "the other host")
-    hops.append(trace.answer_hop(answers, target.address, host, port, why))
+    hops.append(trace.answer_hop(answers, target.address, host, port, why, ground.muted))
     return Journey(source, target.address, "" if target.peer is None else target.peer.public_ip, tuple(hops))
 
 
@@ -112,6 +113,7 @@ async def _hops(ground: Ground) -> str:
     if envelope is not None and outer is not None and uplink is not None:
         await _inside(ground, rules, envelope, outer, uplink)
     await _back(ground, rules, bridge if forwards else None, device)
+    ground.muted = _muted(ground, rules, device)
     return "the overlay's traffic" if envelope is None else str(envelope)
 
 
@@ -301,6 +303,23 @@ def _judged(ground: Ground, rules: Ruleset, name: str, passed: Sequence[tuple[Ho
         small.append(judge(rules, hook, packet))
         full.append(judge(rules, hook, packet.larger(more)))
     ground.hops.append(trace.firewall_hop(name, small, full, shared=shared))
+
+
+def _muted(ground: Ground, rules: Ruleset | None, device: str) -> trace.Muted:
+    """What the rules do to echo requests of this host itself: they pass other hooks than what containers send."""
+    leaves = ground.interfaces.get(device)
+    own = None if leaves is None else _own(leaves, ground.version)
+    if rules is None or own is None:
+        return trace.NOT_MUTED
+    there, icmp = ground.target.address, ICMP[ground.version]
+    out = Packet(own, there, "", device, icmp)
+    back = Packet(there, own, device, "", icmp, states=frozenset({"established"}))
+    passed: list[tuple[Hook, Packet]] = [("output", out), ("postrouting", out), ("prerouting", back), ("input", back)]
+    found = []
+    for more in (0, max(0, ground.about.mtu - asking.SMALL)):
+        rulings = [judge(rules, hook, packet.larger(more)) for hook, packet in passed]
+        found.append(next((ruling for ruling in rulings if ruling.dropped), Ruling()))
+    return trace.Muted(*found)
 
 
 # ----------------------------------------------------------------------------------------------------------------- agent
