@@ -144,16 +144,21 @@ def help_(context: click.Context, /, command: tuple[str, ...]) -> None:
 @click.option("--bad", is_flag=True, help="each peer that something is the matter with, and no other")
 @click.option("--watch", is_flag=True, help="again each 2 seconds; q or ctrl-C ends it")
 @click.option("--json", "as_json", is_flag=True, help="for programs: everything, with each peer")
+@click.option("--graph", metavar="FILE.svg|-", help="draw whom this host reaches, by what and how fast")
 @_takes(BY_NAME["run-dir"])
 @click.pass_context
-def status(context: click.Context, /, peers: bool, bad: bool, watch: bool, as_json: bool, **values: Any) -> int:
+def status(context: click.Context, /, peers: bool, bad: bool, watch: bool, as_json: bool, graph: str | None, **values: Any) -> int:
     """What this host's agent is doing. Exit code 0: ready; 1: not ready, or no agent can be asked; 3: an error holds."""
-    from flannelpy.commands.ask import follow, report
+    from flannelpy.commands.ask import follow, picture, report
     from flannelpy.settings import load_run_dir
 
     run_dir = load_run_dir(_own(context, values), os.environ)
     if as_json and (bad or watch):
         raise UsageError(f"--json has every peer, once: expected no {'--watch' if watch else '--bad'} with it")
+    if graph is not None and (as_json or watch or peers or bad):
+        raise UsageError("--graph draws every peer: expected no --json, --watch, --peers or --bad with it")
+    if graph is not None:
+        return picture(run_dir, graph)
     if watch:
         return follow(run_dir, peers=peers, bad=bad)
     return report(run_dir, peers=peers, bad=bad, as_json=as_json)
