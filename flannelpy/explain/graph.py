@@ -38,7 +38,7 @@ _STYLE = """
 
 def draw(status: Status) -> str:
     """The picture as SVG text."""
-    peers = sorted(status.peers, key=lambda peer: (_WORST_FIRST.index(_mood(peer)), peer.key))
+    peers = sorted(status.peers, key=lambda peer: (_WORST_FIRST.index(mood_of(peer)), peer.key))
     shown, more = peers[:MOST], max(0, len(peers) - MOST)
     left, right = shown[1::2], shown[::2]
     rows = max(len(left), len(right), 1)
@@ -77,7 +77,8 @@ def _heading(status: Status) -> str:
     return f"{' and '.join(whole) or 'no network yet'}, {backend}, {count:,} peer{'' if count == 1 else 's'}"
 
 
-def _mood(peer: PeerStatus) -> str:
+def mood_of(peer: PeerStatus) -> str:
+    """How it is with a peer: bad, odd, unasked or good."""
     if peer.state in _KERNEL:
         return _KERNEL[peer.state]
     return "unasked" if peer.probe is None else _STATES.get(peer.probe.state, "unasked")
@@ -85,7 +86,7 @@ def _mood(peer: PeerStatus) -> str:
 
 def _peer(peer: PeerStatus, x: float, y: float, width: float, middle: float, squeeze: float) -> Iterator[str]:
     """A card, and the line to it. ``squeeze``: how much closer together lines are at this host."""
-    mood, by = _mood(peer), peer.carrier or peer.backend_type or "none"
+    mood, by = mood_of(peer), peer.carrier or peer.backend_type or "none"
     leftmost = x < width / 2
     edge, hub = (x + CARD, (width - HUB) / 2) if leftmost else (x, (width + HUB) / 2)
     bend, end = (edge + hub) / 2, middle + (y + HIGH / 2 - middle) * squeeze
