@@ -20,7 +20,7 @@ _WIREGUARD = 40
 @dataclass(frozen=True, slots=True)
 class Envelope:
     """``port`` 0: none. ``vni`` None: no VXLAN. ``hidden``: what is inside cannot be seen from outside, or is not as written here.
-    ``bound``: it leaves by this device, whatever the routes say.
+    ``bound``: it is to leave by this device; an FDB entry without one of its own follows the routes all the same.
     """
 
     protocol: int = UDP

@@ -162,7 +162,7 @@ def back_hop(found: Found, bridge: str, device: str, source: IPAddress) -> Hop:
 
 
 def outer_hop(found: Found, address: IPAddress, uplink: str, ours: frozenset[str], *, bound: bool) -> Hop:
-    """The way of the encapsulated packet. ``bound``: it leaves by the uplink whatever the routes say."""
+    """The way of the encapsulated packet. ``bound``: its device is to send by the uplink."""
     if found.code:
         said = f"no way to {address} ({errno.errorcode.get(found.code, str(found.code))})"
         return Hop("outer route", "stops", said, f"ip route get {address}", shared=True)
@@ -170,8 +170,9 @@ def outer_hop(found: Found, address: IPAddress, uplink: str, ours: frozenset[str
         said = f"{address} itself is reached by {found}: the overlay's packets go in circles"
         return Hop("outer route", "stops", said, f"ip route del {found}", shared=True)
     if bound and uplink and found.dev not in ("", uplink):
-        said = f"{address} by {found}, not by the uplink {uplink}"
-        return Hop("outer route", "note", said, f"ip route get {address}", shared=True)
+        said = f"{address} is reached by {found}, not by the uplink {uplink}"
+        mend = f"ip route del {found}" if found.route is not None and found.route.prefixlen else f"ip route get {address}"
+        return Hop("outer route", "stops", said, mend, shared=True)
     return Hop("outer route", "passes", f"{address} by {found}", shared=True)
 
 
@@ -231,8 +232,10 @@ def answer_hop(answers: Answers, destination: IPAddress, host: str, port: str, w
     """What echo requests of this host have brought back. ``host``: the peer's PublicIP; ``why``: what the agent says of it."""
     mute = muted.small if answers.small is False else muted.full if answers.full is False and not answers.carries else None
     if mute is not None and mute.dropped:
-        what = "echo requests" if answers.small is False else "large echo requests"
-        said = f"this host's own {what} are dropped here, so that nobody can be asked: {mute.dropped}"
+        if answers.small:
+            said = f"{destination} answers; this host's own large requests are dropped here: {mute.dropped}"
+            return Hop("answer", "note", said, mute.remedy)
+        said = f"this host's own echo requests are dropped here, so that nobody can be asked: {mute.dropped}"
         return Hop("answer", "unknown", said, mute.remedy)
     if answers.small is None:
         return Hop("answer", "unknown", answers.error or "not asked")

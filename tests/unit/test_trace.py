@@ -206,6 +206,18 @@ FAULTS: dict[str, tuple[str, str, str, Break]] = {
         "ip route del 192.0.2.9/32 dev flannel.1",
         both(detour("192.0.2.9/32", Found("flannel.1", None, IPNetwork("192.0.2.9/32"))), NOBODY),
     ),
+    "to the peer by another link": (
+        "outer route",
+        "192.0.2.9 is reached by 192.0.2.9/32 via 192.0.2.254 dev eth0, not by the uplink eth1",
+        "ip route del 192.0.2.9/32",
+        both(detour("192.0.2.9/32", Found("eth0", IPAddress("192.0.2.254"), IPNetwork("192.0.2.9/32"))), NOBODY),
+    ),
+    "POSTROUTING back": (
+        "forward back",
+        "drops it",
+        "nft delete rule",
+        rules(hook="postrouting", key="iifname", name="flannel.1"),
+    ),
     "no carrier": (
         "uplink",
         "eth1 has no carrier",
@@ -254,7 +266,7 @@ async def test_the_first_thing_that_stops_it_is_named_with_its_remedy(host: Abou
     assert (journey.outcome == "large") == (name == "only large ones")
 
 
-@pytest.mark.parametrize("name", ["no fdb entry", "no way to the peer", "OUTPUT"])
+@pytest.mark.parametrize("name", ["no fdb entry", "no way to the peer", "OUTPUT", "to the peer by another link"])
 async def test_what_an_answer_contradicts_has_stopped_nothing(host: About, name: str) -> None:
     FAULTS[name][3](host, fake(host))
     silent()(host, fake(host))
@@ -273,6 +285,19 @@ async def test_a_host_that_mutes_itself_proves_nothing(host: About, hook: str, k
     journey = await journey_of(host, DST, None)
     assert (journey.outcome, journey.hops[-1].state) == ("unknown", "unknown")
     assert "this host's own echo requests are dropped here" in verdict(journey)
+
+
+async def test_large_requests_of_this_host_that_it_drops_itself_prove_nothing(host: About) -> None:
+    fake(host).plant(Address(IPNetwork("10.5.7.0/32"), "flannel.1"))
+    long = [asks(meta("length"), 1000, ">"), asks(meta("oifname"), "flannel.1"), DROP]
+    fake(host).rules = table(long, hook="output")
+    silent(DST, size=1000)(host, fake(host))
+    journey = await journey_of(host, DST, None)
+    assert (journey.outcome, journey.hops[-1].state) == ("passes", "note")
+    fake(host).rules = table(long, hook="forward")
+    journey = await journey_of(host, DST, None)
+    assert (journey.outcome, stopped(journey)[0], exit_code(journey)) == ("large", "forward", 3)
+    assert verdict(journey).startswith("large packets are stopped at forward: ")
 
 
 async def test_a_firewall_that_nobody_may_read_is_not_known(host: About) -> None:

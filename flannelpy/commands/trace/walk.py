@@ -203,13 +203,15 @@ async def _outside(
     if outer is None:
         return None
     (found,) = await ground.about.kernel.look_up([Lookup(outer)])
-    ground.hops.append(trace.outer_hop(found, outer, envelope.bound, ground.overlay.devices, bound=bool(envelope.bound)))
+    route = trace.outer_hop(found, outer, envelope.bound, ground.overlay.devices, bound=bool(envelope.bound))
     name = envelope.bound or found.dev
     if not name:
+        ground.hops.append(route)
         return None
     needed = mtu + envelope.overhead(outer.version) if mtu else 0
     uplink = ground.interfaces.get(name)
-    ground.hops.append(trace.uplink_hop(uplink, name, needed))
+    hop = trace.uplink_hop(uplink, name, needed)
+    ground.hops += [hop, route] if hop.state == "stops" else [route, hop]  # where it is down, the route is only what follows
     own = None if uplink is None else _own(uplink, outer.version)
     if rules is not None and own is not None:
         sent = _enveloped(ground, envelope, own, outer, leaves=name)
@@ -291,8 +293,7 @@ def _enveloped(
 
 def _forwarded(packet: Packet) -> list[tuple[Hook, Packet]]:
     arriving = Packet(packet.source, packet.destination, packet.arrives, "", packet.protocol, states=packet.states)
-    leaving = Packet(packet.source, packet.destination, "", packet.leaves, packet.protocol, states=packet.states)
-    return [("prerouting", arriving), ("forward", packet), ("postrouting", leaving)]
+    return [("prerouting", arriving), ("forward", packet), ("postrouting", packet)]  # the last knows both interfaces (Linux 5.7)
 
 
 def _judged(ground: Ground, rules: Ruleset, name: str, passed: Sequence[tuple[Hook, Packet]], *, shared: bool = False) -> None:
