@@ -20,6 +20,8 @@ ICMP = {4: 1, 6: 58}
 UDP, IPIP = 17, 4
 _PROTOCOLS = {"icmp": 1, "ipencap": 4, "tcp": 6, "udp": 17, "gre": 47, "esp": 50, "ipv6-icmp": 58, "icmpv6": 58, "sctp": 132}
 _ECHO = {4: 8, 6: 128}
+_TOLD = 64
+"""Bits of a number that nft's JSON tells; of a longer one it is not known what it tells."""
 _OF = {1: ("icmp", "th"), 17: ("udp", "th"), 58: ("icmpv6", "th")}
 MATCHING = frozenset({"limit", "quota", "ct count", "last", "connlimit"})
 """Statements that let a packet go on to the next or not, by what happened before."""
@@ -121,7 +123,7 @@ def among(left: Parts | tuple[Parts, ...] | bool, right: Any, sets: Sets) -> Tru
         case bool():
             return None
         case int(number):
-            return number in left
+            return _unsigned(number) in left
     return None
 
 
@@ -167,7 +169,7 @@ def _protocol(packet: Packet) -> Parts:
 
 
 def _bits(data: bytes, offset: int, length: int) -> Parts | None:
-    if offset + length > len(data) * 8:
+    if offset + length > len(data) * 8 or length > _TOLD:
         return None
     whole = int.from_bytes(data, "big")
     return frozenset({whole >> (len(data) * 8 - offset - length) & ((1 << length) - 1)})
@@ -197,7 +199,7 @@ def _ordered(left: Parts | tuple[Parts, ...] | bool, right: Any, op: str) -> Tru
 
 def _number(text: Any) -> int | None:
     if isinstance(text, int):
-        return text
+        return _unsigned(text)
     if not isinstance(text, str):
         return None
     if text in _PROTOCOLS:
@@ -206,6 +208,11 @@ def _number(text: Any) -> int | None:
         return int(IPAddress(text)) if "." in text or ":" in text else None
     except (AddrFormatError, ValueError):
         return None
+
+
+def _unsigned(number: int) -> int:
+    """nft writes what has the highest of 64 bits set as a negative number."""
+    return number + (1 << _TOLD) if number < 0 else number
 
 
 def _network(address: str, length: int) -> IPNetwork | None:

@@ -138,6 +138,7 @@ def _nft(random: Random, selectors: tuple[str, ...]) -> str:
 async def inject(lab: Lab, one: Breakage) -> None:
     """Put it in. Raises LabError."""
     host = lab.host(one.on)
+    await _known(lab)
     if one.fault:
         await faults.inject(lab, faults.fault(one.fault), host)
     else:
@@ -146,11 +147,17 @@ async def inject(lab: Lab, one: Breakage) -> None:
 
 async def heal(lab: Lab, one: Breakage) -> None:
     """Take it out again; also what was put in by half."""
+    await _known(lab)
     if one.fault:
         await faults.heal(lab)
     else:
         host = lab.host(one.on)
         await host.attempt("sh", "-c", filled(one.heal, words(lab, host)))
+
+
+async def _known(lab: Lab) -> None:
+    """Subnets are told by a file, which one of the faults takes away until the agent has it back."""
+    await lab.until(lambda: all("FLANNEL_SUBNET" in host.subnet_env() for host in lab.hosts), timeout_s=40, what="subnet files")
 
 
 def words(lab: Lab, host: Host) -> dict[str, str]:

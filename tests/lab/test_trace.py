@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from netaddr import IPNetwork
 
 from netns_lab import faults
 from netns_lab.host import Host
@@ -165,6 +166,30 @@ async def test_with_an_agent_and_without_it_gets_through(overlay: Lab, backend: 
     await one.agent.stop()
     if backend != "udp":  # a pump goes with its agent
         await lab.until(lambda: through(str(lab.container("c2").address)), timeout_s=30, every_s=0.2)
+
+
+@pytest.mark.topology(
+    hosts=2, segment6="fd00:50::/64", config={"EnableIPv6": True, "IPv6Network": "fd00:10:1::/48"}, agent_options=()
+)
+async def test_both_families_get_through_and_our_own_guard_is_understood(overlay: Lab) -> None:
+    lab, one, two = overlay, overlay.host(1), overlay.container("c2")
+    for target in (str(two.address), str(two.address6)):
+
+        async def through(target: str = target) -> bool:
+            document = await trace(one, target)
+            odd = {hop["name"]: hop["said"] for hop in document["hops"] if hop["state"] != "passes"}
+            assert (document["outcome"], odd) == ("passes", {}), document
+            return True
+
+        await lab.until(through, timeout_s=40, every_s=0.2)
+    half = next(iter(IPNetwork(two.host.subnet_env()["FLANNEL_IPV6_SUBNET"]).cidr.subnet(65)))
+    await one.exec("ip", "-6", "route", "add", "blackhole", str(half))
+
+    async def stopped() -> bool:
+        document = await trace(one, str(two.address6))
+        return document["stoppedBy"] == "route"
+
+    await lab.until(stopped, timeout_s=40, every_s=0.2)
 
 
 @pytest.mark.topology(hosts=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -157,6 +158,18 @@ def test_sets_hold_addresses_prefixes_ranges_and_pairs() -> None:
     assert outcome(table(pair, [DROP], pairs=({"concat": ["192.0.2.9", 0x0A0508]},)), ENCAPSULATED) == "dropped"
     ranges = ({"concat": [net("192.0.2.0/24"), {"range": [0x0A0500, 0x0A05FF]}]},)
     assert outcome(table(pair, [DROP], pairs=ranges), ENCAPSULATED) == "passes"
+
+
+def test_numbers_of_64_bits_are_told_with_a_sign_and_longer_ones_not_at_all() -> None:
+    here, there = IPAddress("fd00:10:1:255a::2"), IPAddress("fd00:10:1:a9ec::2")
+    inner = Envelope(port=8472, vni=1).transport(there, here)
+    packet = replace(ENCAPSULATED, source=IPAddress("fd00:50::c"), destination=IPAddress("fd00:50::b"), transport=inner)
+    told = (int(there) >> 64) - (1 << 64)
+    assert told < 0
+    assert outcome(table([asks(payload(304, 64), told), DROP]), packet) == "dropped"
+    assert outcome(table([asks(payload(304, 64), told + 1), DROP]), packet) == "passes"
+    assert outcome(table([asks(payload(304, 64), {"range": [told - 1, told + 1]}), DROP]), packet) == "dropped"
+    assert outcome(table([asks(payload(304, 128), 5), DROP]), packet) == "doubt"
 
 
 def test_every_table_of_the_hook_has_a_say() -> None:
