@@ -2,7 +2,7 @@
 
 Only click is imported here; everything else comes with the command that needs it, so that ``--version`` and ``--help`` are quick
 and the agent carries nothing it does not use. Exit codes: 0 done, 1 failed, 2 wrong usage; 3 from ``status`` and
-``doctor`` while an error holds, 4 from ``doctor`` where only a warning does.
+``doctor`` while an error holds, from ``trace`` and ``ping`` where packets are lost; 4 from ``doctor`` where only a warning holds.
 """
 
 from __future__ import annotations
@@ -144,16 +144,21 @@ def help_(context: click.Context, /, command: tuple[str, ...]) -> None:
 @click.option("--bad", is_flag=True, help="each peer that something is the matter with, and no other")
 @click.option("--watch", is_flag=True, help="again each 2 seconds; q or ctrl-C ends it")
 @click.option("--json", "as_json", is_flag=True, help="for programs: everything, with each peer")
+@click.option("--graph", metavar="FILE.svg|-", help="draw whom this host reaches, by what and how fast")
 @_takes(BY_NAME["run-dir"])
 @click.pass_context
-def status(context: click.Context, /, peers: bool, bad: bool, watch: bool, as_json: bool, **values: Any) -> int:
+def status(context: click.Context, /, peers: bool, bad: bool, watch: bool, as_json: bool, graph: str | None, **values: Any) -> int:
     """What this host's agent is doing. Exit code 0: ready; 1: not ready, or no agent can be asked; 3: an error holds."""
-    from flannelpy.commands.ask import follow, report
+    from flannelpy.commands.ask import follow, picture, report
     from flannelpy.settings import load_run_dir
 
     run_dir = load_run_dir(_own(context, values), os.environ)
     if as_json and (bad or watch):
         raise UsageError(f"--json has every peer, once: expected no {'--watch' if watch else '--bad'} with it")
+    if graph is not None and (as_json or watch or peers or bad):
+        raise UsageError("--graph draws every peer: expected no --json, --watch, --peers or --bad with it")
+    if graph is not None:
+        return picture(run_dir, graph)
     if watch:
         return follow(run_dir, peers=peers, bad=bad)
     return report(run_dir, peers=peers, bad=bad, as_json=as_json)
@@ -169,6 +174,31 @@ def doctor(context: click.Context, /, preflight: bool, as_json: bool, **values: 
     from flannelpy.commands.doctor.run import examine
 
     return examine(_own(context, values), preflight=preflight, as_json=as_json)
+
+
+@flannelpy.command()
+@click.argument("dst", metavar="DST")
+@click.option("--from", "source", metavar="SRC", help="a container's address on this host  [one that nobody has]")
+@click.option("--json", "as_json", is_flag=True, help="for programs: each hop with what becomes of the packet")
+@_takes(*ETCD, *AGENT)
+@click.pass_context
+def trace(context: click.Context, /, dst: str, source: str | None, as_json: bool, **values: Any) -> int:
+    """What becomes of a container's packet to DST (address, peer's name, PublicIP or subnet). Exit code 0: gets through; 3: not."""
+    from flannelpy.commands.trace.run import trace as follow
+
+    return follow(_own(context, values), dst, source, as_json=as_json)
+
+
+@flannelpy.command()
+@click.argument("dst", metavar="DST")
+@click.option("--count", metavar="N", default=4, show_default=True, type=click.IntRange(1, 1_000_000), help="so many, one a second")
+@_takes(*ETCD, *AGENT)
+@click.pass_context
+def ping(context: click.Context, /, dst: str, count: int, **values: Any) -> int:
+    """Ask DST (as for trace) from this host, with small and with full packets. Exit code 0: all came back; 3: some did not."""
+    from flannelpy.commands.trace.ping import ping as ask
+
+    return ask(_own(context, values), dst, count)
 
 
 @flannelpy.command()

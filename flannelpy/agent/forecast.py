@@ -33,6 +33,7 @@ from flannelpy.core.lookup import Found, Lookup
 from flannelpy.core.membership import Membership
 from flannelpy.core.model import Family
 from flannelpy.core.objects import HostState, Key, NftTable, Route, Scope
+from flannelpy.core.packet_filter import Ruleset
 from flannelpy.core.plan import Plan, Step, plan
 from flannelpy.core.secret import Secret
 from flannelpy.core.underlay import Shield
@@ -221,6 +222,10 @@ class Spectator:
     async def hindrances(self) -> Sequence[Hindrance]:
         """As the kernel says."""
         return await self._kernel.hindrances()
+
+    async def filter_rules(self) -> Ruleset:
+        """As the kernel says."""
+        return await self._kernel.filter_rules()
 
     async def counted(self, table: str) -> Mapping[str, int]:
         """As the kernel says."""

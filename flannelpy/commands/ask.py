@@ -73,6 +73,28 @@ def follow(run_dir: Path, *, peers: bool, bad: bool) -> int:
     return watch(draw)
 
 
+def picture(run_dir: Path, file: str) -> int:
+    """Draw what the agent says, into a file or, for ``-``, on stdout. The exit code is as ``report``'s. Raises FlannelpyError."""
+    path = run_dir / SOCKET
+    try:
+        status = from_json(ask(path))
+    except _ODD as error:
+        raise _another_version(path, error) from None
+    from flannelpy.explain.graph import draw
+
+    drawn = draw(status)
+    if file == "-":
+        click.echo(drawn, nl=False)
+    else:
+        try:
+            Path(file).write_text(drawn, encoding="utf-8")
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise FlannelpyError(f"{printable(file)}: cannot be written: {why}") from None
+        click.echo(f"drawn: {printable(file)}")
+    return exit_code(status.ready, [condition.severity for condition in status.conditions])
+
+
 def _page(path: Path, *, peers: bool, bad: bool) -> tuple[str, int]:
     """What a person reads, and the exit code."""
     try:

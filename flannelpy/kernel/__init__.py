@@ -17,6 +17,7 @@ from flannelpy.core.forwarding import Hindrance
 from flannelpy.core.lookup import Found, Lookup
 from flannelpy.core.model import Family
 from flannelpy.core.objects import HostState, Key, Object, Route, Scope
+from flannelpy.core.packet_filter import Ruleset
 from flannelpy.core.plan import Step
 from flannelpy.core.secret import Secret
 from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer
@@ -150,6 +151,13 @@ class Kernel(Protocol):
         """Chains of the host's own firewall that drop what is forwarded (``core.forwarding``). Raises KernelError.
 
         Cheap: a listing of chains, and of the base chains of hook forward.
+        """
+        ...
+
+    async def filter_rules(self) -> Ruleset:
+        """All rules of all tables, and what is in their sets: to say what would become of a packet. Raises KernelError.
+
+        Not cheap: 10,000 elements take 0.1 s. The agent never asks for it.
         """
         ...
 

@@ -37,6 +37,7 @@ from flannelpy.core.objects import (
     WireguardDevice,
     WireguardPeer,
 )
+from flannelpy.core.packet_filter import Ruleset
 from flannelpy.core.plan import Step
 from flannelpy.core.secret import Secret
 from flannelpy.core.uplink import EVERYTHING, DefaultRoute, FactsQuery, HostFacts, Interface, InterfaceAddress, RouteAnswer
@@ -69,6 +70,7 @@ class FakeKernel:
         """Kinds that this kernel was built without: ``fou``, ``ipip``."""
         self.firewall: tuple[Hindrance, ...] = ()
         """The host's own FORWARD chains, as far as they are in the way."""
+        self.rules = Ruleset()
         self.reintroduced: list[int] = []
         self.air = Air()
         self.counters: dict[str, dict[str, int]] = {}
@@ -143,6 +145,10 @@ class FakeKernel:
     async def hindrances(self) -> tuple[Hindrance, ...]:
         self._called("hindrances")
         return self.firewall
+
+    async def filter_rules(self) -> Ruleset:
+        self._called("filter_rules")
+        return self.rules
 
     async def observe(self, scope: Scope, keys: Iterable[Key] | None = None) -> HostState:
         self._called("observe")

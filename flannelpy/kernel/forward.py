@@ -17,9 +17,11 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from flannelpy.core.errors import KernelError
+from flannelpy.core import packet_filter
+from flannelpy.core.errors import KernelError, MalformedError
 from flannelpy.core.forward_accept import ForwardAccept, command
 from flannelpy.core.forwarding import DOCKER_USER, FORWARD, Hindrance
+from flannelpy.core.packet_filter import Ruleset
 from flannelpy.kernel.forward_text import (
     FAMILIES,
     VERSIONS,
@@ -35,6 +37,7 @@ from flannelpy.kernel.forward_text import (
     read_rules,
     spelled,
 )
+from flannelpy.kernel.legacy_rules import with_legacy
 from flannelpy.kernel.nft import Nft, run_command
 
 NAMES = {4: Path("/proc/thread-self/net/ip_tables_names"), 6: Path("/proc/thread-self/net/ip6_tables_names")}
@@ -66,6 +69,17 @@ class Forward:
         docker = chains_named(listed, DOCKER_USER)
         found = [await self._look(base, (base.family, base.table) in docker) for base in base_chains(listed)]
         return (*(one for one in found if one is not None), *await self._legacy_hindrances())
+
+    async def filter_rules(self) -> Ruleset:
+        """Those of nft's tables, which are iptables-nft's, too, and of iptables-legacy's ``filter``. Raises KernelError."""
+        try:
+            rules = packet_filter.read(await self._nft.everything())
+        except MalformedError as error:
+            raise KernelError(str(error), errno.EPROTO) from None
+        for version in FAMILIES:
+            if lines := await self._legacy_lines(version):
+                rules = with_legacy(rules, version, lines)
+        return rules
 
     async def observe(self, owner: str) -> list[ForwardAccept]:
         """The rules whose comment is ``owner``.
@@ -178,11 +192,11 @@ class Forward:
         lines = await self._legacy_lines(version, FORWARD)
         return lines + (await self._legacy_lines(version, DOCKER_USER) if f"-A {FORWARD} -j {DOCKER_USER}" in lines else [])
 
-    async def _legacy_lines(self, version: int, chain: str) -> list[str]:
-        """A chain as ``iptables -S`` prints it; nothing where iptables-legacy is not in use, or is not there."""
+    async def _legacy_lines(self, version: int, *chain: str) -> list[str]:
+        """A chain, or all, as ``iptables -S`` prints it; nothing where iptables-legacy is not in use, or is not there."""
         if not in_use(version) or shutil.which(command("legacy", version), path=PATH) is None:
             return []
-        return (await self._legacy(version, "-S", chain)).splitlines()
+        return (await self._legacy(version, "-S", *chain)).splitlines()
 
     async def _legacy(self, version: int, *words: str) -> str:
         program = command("legacy", version)

@@ -47,6 +47,7 @@ from flannelpy.core.objects import (
     WireguardDevice,
     WireguardPeer,
 )
+from flannelpy.core.packet_filter import Ruleset
 from flannelpy.core.plan import Step
 from flannelpy.core.secret import Secret
 from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer
@@ -151,6 +152,10 @@ class NetlinkKernel:
     async def hindrances(self) -> tuple[Hindrance, ...]:
         """See ``Kernel.hindrances``."""
         return await self._forward.hindrances()
+
+    async def filter_rules(self) -> Ruleset:
+        """See ``Kernel.filter_rules``."""
+        return await self._forward.filter_rules()
 
     async def counted(self, table: str) -> dict[str, int]:
         """See ``Kernel.counted``."""

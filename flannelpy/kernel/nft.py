@@ -34,7 +34,11 @@ NUMBERS = 1 << 7
 HANDLES = 1 << 3
 """NFT_CTX_OUTPUT_HANDLE, the ``-a``: with what a rule is deleted by."""
 
+JSON = 1 << 4
+"""NFT_CTX_OUTPUT_JSON, the ``-j``."""
+
 PRINTED = STATELESS | TERSE | NUMBERS
+_LETTERS = {STATELESS: "-s", TERSE: "-t", NUMBERS: "-p", HANDLES: "-a", JSON: "-j"}
 
 NETLINK_NETFILTER = 12
 
@@ -138,7 +142,12 @@ class Nft:
     async def ask(self, commands: str, *, handles: bool = False) -> str:
         """What nft prints for commands about tables of others; with ``handles`` by which a rule is deleted. Raises KernelError."""
         async with self._turn:
-            return await self._run(commands, handles=handles)
+            return await self._run(commands, HANDLES if handles else 0)
+
+    async def everything(self) -> str:
+        """All tables, whosever, with the elements of their sets, as JSON (libnftables-json(5)). Raises KernelError."""
+        async with self._turn:
+            return await self._run("list ruleset\n", JSON, TERSE)
 
     def close(self) -> None:
         if self._nft is not None:
@@ -158,7 +167,9 @@ class Nft:
             raise KernelError(f"nft printed {text[:60]!r} where table inet {name} was asked for", errno.EPROTO)
         return rest[: rest.rindex("}")]
 
-    async def _run(self, commands: str, *, handles: bool = False) -> str:
+    async def _run(self, commands: str, more: int = 0, less: int = 0) -> str:
+        """What is printed, with ``more`` flags than usual, or ``less``."""
+        flags = (PRINTED | more) & ~less
         if self._nft is None and self._library is not None:
             _demand_netfilter()
             try:
@@ -167,10 +178,11 @@ class Nft:
                 self._library = None
         if self._nft is not None:
             # In a thread: before it lists or changes a table the library reads all elements of its sets, 0.3 s for 20,000.
-            return await asyncio.to_thread(self._nft.run, commands, PRINTED | (HANDLES if handles else 0))
+            return await asyncio.to_thread(self._nft.run, commands, flags)
         if self._command is None or shutil.which(self._command) is None:
             raise KernelError(MISSING, errno.ENOPKG)
-        return await run_command([self._command, "-s", "-t", "-p", *(["-a"] if handles else []), "-f", "-"], commands)
+        letters = (letter for flag, letter in _LETTERS.items() if flags & flag)
+        return await run_command([self._command, *letters, "-f", "-"], commands)
 
 
 def _demand_netfilter() -> None:

@@ -1,5 +1,5 @@
 """What can be said to the lab on a command line? ``lab up``, ``down``, ``status``, ``exec``, ``ping``, ``fault``, ``heal``,
-``pcap``, ``draw``, ``swarm``.
+``pcap``, ``draw``, ``graph``, ``swarm``.
 
 Exit 0: done. 1: it could not be done, one line says why. 2: the command line is wrong.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DRAWING = Path("lab-out/topology.svg")
+DRAWING, GRAPH = Path("lab-out/topology.svg"), Path("lab-out/reach.svg")
 LAB = "netns-lab/lab"
 """The command as it is typed in the checkout: what we propose works when it is pasted."""
 
@@ -218,6 +218,32 @@ def draw(name: str, out: Path | None, topology: str | None) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(draw_svg(wanted, name, envs))
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written: {error.strerror}") from None
+    click.echo(f"drawn: {path}")
+
+
+@lab.command()
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help=f"the SVG file [default: {GRAPH}]")
+@name_option
+def graph(name: str, out: Path | None) -> None:
+    """Draw who reaches whom in the lab that is up, as its agents say."""
+    from netns_lab.lab import Lab
+    from netns_lab.reach import draw as draw_reach
+
+    _need_root()
+    here = _guard(lambda: Lab.attach(name))
+
+    async def ask() -> dict[str, dict[str, Any]]:
+        return dict(
+            zip((host.name for host in here.hosts), await asyncio.gather(*(host.status() for host in here.hosts)), strict=True)
+        )
+
+    path = out or REPOSITORY / GRAPH
+    drawn = draw_reach(name, asyncio.run(ask()))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(drawn)
     except OSError as error:
         raise click.ClickException(f"{path} cannot be written: {error.strerror}") from None
     click.echo(f"drawn: {path}")

@@ -14,12 +14,14 @@ from typing import Protocol
 
 import pytest
 import uvloop
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import KernelError
+from flannelpy.core.filter_match import Packet
 from flannelpy.core.forward_accept import ForwardAccept, Tool
 from flannelpy.core.forwarding import Hindrance, forward_rules
 from flannelpy.core.objects import HostState, Key, Scope
+from flannelpy.core.packet_filter import judge
 from flannelpy.core.plan import plan
 from flannelpy.kernel import Kernel
 from flannelpy.kernel.fake import FakeKernel
@@ -441,3 +443,44 @@ def test_an_error_names_what_is_missing() -> None:
     rule = ForwardAccept("nft", "DOCKER-USER", "flannelpy", NETWORK, NETWORK)
     results = uvloop.run(FakeKernel().apply(plan(HostState.of(rule), HostState())))
     assert [one.error.code if one.error else 0 for one in results] == [errno.ENOENT]
+
+
+@real_only
+def test_every_rule_is_listed_and_judges_a_packet(real: RealFirewall) -> None:
+    """By iptables-nft: what its commands drop is dropped in our words, too, and a set is told with its elements."""
+    out = Packet(IPAddress("10.5.7.2"), IPAddress("10.5.9.2"), "docker0", "flannel.1")
+
+    async def test() -> None:
+        assert not judge(await real.kernel.filter_rules(), "forward", out).dropped
+        shell("nft 'add table inet t; add set inet t who { type ipv4_addr; flags interval; elements = { 10.5.9.0/24 }; }'")
+        shell("nft 'add chain inet t c { type filter hook forward priority 5; }; add rule inet t c ip daddr @who drop'")
+        ruling = judge(await real.kernel.filter_rules(), "forward", out)
+        assert "chain c of nft table inet t" in ruling.dropped
+        shell(ruling.remedy)
+        assert not judge(await real.kernel.filter_rules(), "forward", out).dropped
+
+    run(test())
+
+
+@real_only
+@pytest.mark.parametrize("tool", ["nft", "legacy"])
+def test_what_iptables_drops_is_dropped(tool: Tool) -> None:
+    if tool == "legacy" and (missing := legacy_missing()):
+        pytest.skip(missing)
+    words = f"iptables-{tool}"
+
+    async def test(real: RealFirewall) -> None:
+        out = Packet(IPAddress("10.5.7.2"), IPAddress("10.5.9.2"), "docker0", "flannel.1")
+        back = Packet(out.destination, out.source, "flannel.1", "docker0", states=frozenset({"established"}))
+        shell(f"{words} -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT")
+        shell(f"{words} -A FORWARD ! -s 10.5.8.0/24 -i docker+ -p icmp -m comment --comment x -j REJECT")
+        rules = await real.kernel.filter_rules()
+        assert judge(rules, "forward", out).dropped
+        assert not judge(rules, "forward", back).dropped
+        shell(f"{words} -F FORWARD; {words} -P FORWARD DROP")
+        rules = await real.kernel.filter_rules()
+        assert "policy drop" in judge(rules, "forward", out).dropped
+        assert judge(rules, "forward", back).dropped
+
+    for made in real_firewall(tool):
+        run(test(made))

@@ -47,6 +47,23 @@ async def read(host: Host) -> dict[tuple[str, ...], float]:
 
 
 @pytest.mark.topology(hosts=2)
+async def test_a_browser_sees_whom_this_host_reaches_and_what_has_happened(lab: Lab) -> None:
+    one, two = lab.hosts
+    await one.start_agent("--healthz-port=8080")
+    await two.start_agent()
+    seen = [""]
+
+    async def told() -> bool:
+        seen[0] = await page(one, "http://127.0.0.1:8080/")
+        reached = re.search(r"\d ms(, \d+% lost)?</text>", seen[0])  # a first request may come before the other host is there
+        return reached is not None and str(two.subnet) in seen[0] and f"peer {two.subnet}" in seen[0]
+
+    await until(told, 40, "the peer on the page", lambda: seen[0][-3000:])
+    assert seen[0].startswith("<!DOCTYPE html>")
+    assert ">ready</span>" in seen[0]
+
+
+@pytest.mark.topology(hosts=2)
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw", "udp"])
 async def test_an_agent_tells_what_it_carries(lab: Lab, backend: str) -> None:
     await lab.put_config({"Network": "10.1.0.0/16", "Backend": {"Type": backend}})

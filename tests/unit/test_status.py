@@ -612,6 +612,25 @@ def test_peers_are_shown_one_by_one_where_asked_for(person: Person, tmp_path: Pa
     assert all(len(line) <= 80 and line == line.rstrip() for line in said.out.splitlines())
 
 
+def test_a_picture_goes_into_a_file_or_to_stdout(person: Person, tmp_path: Path) -> None:
+    drawn = tmp_path / "drawn.svg"
+    for number, file in enumerate((str(drawn), "-", str(tmp_path / "not" / "there.svg"))):
+        with somebody(tmp_path, page(to_json(replace(WHOLE, conditions=(BROKEN,))))):
+            said = person.types("status", "--graph", file, "--run-dir", str(tmp_path))
+        (tmp_path / SOCKET).unlink()
+        if number == 0:
+            assert said == Outcome(3, f"drawn: {drawn}\n", "")
+        elif number == 1:
+            assert (said.code, said.out, said.err) == (3, drawn.read_text(), "")
+        else:
+            assert said == Outcome(1, "", f"flannelpy: {file}: cannot be written: No such file or directory\n")
+    assert drawn.read_text().startswith("<svg ")
+    for other in ("--json", "--watch", "--peers", "--bad"):
+        said = person.types("status", "--graph", "-", other, "--run-dir", str(tmp_path))
+        assert (said.code, said.out) == (2, "")
+        assert "expected no --json, --watch, --peers or --bad with it" in said.err
+
+
 EXPECTED = "expected an agent with this --run-dir; systemctl status flannelpy tells whether it runs"
 
 

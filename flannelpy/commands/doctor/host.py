@@ -150,7 +150,7 @@ async def uplink(about: About) -> AsyncIterator[Finding]:
 
 async def port(about: About) -> AsyncIterator[Finding]:
     """Whether the overlay's UDP port is free; where an agent runs, it has it, or says who else."""
-    number = 0 if about.backend is None else _port(about.backend)
+    number = 0 if about.backend is None else port_of(about.backend)
     if about.status is not None or not number:
         yield Finding(
             "port", SKIPPED, "the running agent has it" if about.status is not None else "no UDP port is needed, or none known"
@@ -166,7 +166,7 @@ async def port(about: About) -> AsyncIterator[Finding]:
         yield Finding("port", OK, f"UDP port {number} is {'our device' + chr(39) + 's' if who else 'free'}")
 
 
-def _port(backend: Backend) -> int:
+def port_of(backend: Backend) -> int:
     """The UDP port that a backend receives at; 0 where it has none."""
     if isinstance(backend, Guarded) and backend.guarded is not None and backend.guarded.port.datagram:
         return backend.guarded.port.number

@@ -1,0 +1,134 @@
+"""Whose is the address that was typed? A container's, a peer's name, PublicIP or subnet, one of this host; and from where."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from netaddr import AddrFormatError, IPAddress, IPNetwork
+
+from flannelpy.commands.doctor.about import About
+from flannelpy.core.errors import FlannelpyError, UsageError
+from flannelpy.core.foreign import cut
+from flannelpy.core.model import Family
+from flannelpy.explain.status import PeerStatus
+
+_NOBODY = "0.0.0.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """``address`` is where packets go. ``peer``: whose subnet it is in, None for this host's own (``local``) and where no agent has
+    said; ``host``: the address of the peer itself in the overlay, as probes ask it.
+    """
+
+    address: IPAddress
+    peer: PeerStatus | None = None
+    local: bool = False
+    host: IPAddress | None = None
+
+    @property
+    def public(self) -> IPAddress | None:
+        """Where the peer is sent to."""
+        if self.peer is None:
+            return None
+        text = self.peer.public_ip if self.address.version == 4 else self.peer.public_ipv6
+        return IPAddress(text) if text and text != _NOBODY else None
+
+
+def networks(about: About) -> tuple[IPNetwork, ...]:
+    """Of the overlay: as configured, else as the subnet file has it."""
+    if about.config is not None:
+        return about.config.networks
+    return tuple(net for net in (about.told.network, about.told.network6) if net is not None)
+
+
+def destination(about: About, text: str) -> Destination:
+    """Raises UsageError where it is nothing that one could send to, FlannelpyError where nobody is there."""
+    if not about.subnets or not networks(about):
+        why = about.silent or about.unknown or "the agent has no lease yet"
+        raise FlannelpyError(f"this host has no subnet that is known, neither from an agent nor from a subnet file: {why}")
+    try:
+        net = IPNetwork(text)
+    except (AddrFormatError, ValueError):
+        return _named(about, text)
+    if "/" in text and net.ip == net.network and net.size > 1:
+        peers = [peer for peer in _peers(about) if text in (peer.subnet, peer.subnet6)]
+        if peers:
+            return _host(about, peers[0], net.version)
+        if any(net == own for own in about.subnets):
+            raise UsageError(f"DST {text}: this host's own subnet: expected an address in it, or another host")
+        raise FlannelpyError(f"no host that the agent knows of has {text}: flannelpy lease list {text}")
+    return _address(about, net.ip)
+
+
+def source(about: About, text: str | None, version: Family) -> IPAddress:
+    """An address of a container; where none was typed, one near the end of the subnet, which most probably nobody has."""
+    own = next((net for net in about.subnets if net.version == version), None)
+    if own is None:
+        raise FlannelpyError(f"this host has no IPv{version} subnet")
+    if text is None:
+        return IPAddress(own.last - 2 if own.size > 8 else own.last - 1, version)
+    try:
+        found = IPAddress(text)
+    except (AddrFormatError, ValueError):
+        raise UsageError(f"--from {cut(text, 40)!r}: expected an address in {own}, this host's subnet") from None
+    if found not in own:
+        raise UsageError(f"--from {found}: expected an address in {own}, this host's subnet")
+    return found
+
+
+def _peers(about: About) -> tuple[PeerStatus, ...]:
+    return () if about.status is None else about.status.peers
+
+
+def _address(about: About, address: IPAddress) -> Destination:
+    for peer in _peers(about):
+        if str(address) in (peer.public_ip, peer.public_ipv6):
+            return _host(about, peer, 4 if address.version == 4 and peer.subnet is not None else 6)
+    if any(address in own for own in about.subnets if own.version == address.version):
+        return Destination(address, local=True)
+    if not any(address in net for net in networks(about) if net.version == address.version):
+        nets = " and ".join(map(str, networks(about)))
+        raise UsageError(f"DST {address}: expected an address in {nets}, the overlay's, or another host's")
+    for peer in _peers(about):
+        if (net := _subnet(peer, address.version)) is not None and address in net:
+            return Destination(address, peer, host=_own(about, net))
+    return Destination(address)
+
+
+def _named(about: About, text: str) -> Destination:
+    try:
+        found = {IPAddress(each[4][0]) for each in socket.getaddrinfo(text, None, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError, ValueError):
+        raise UsageError(f"DST {cut(text, 40)!r}: expected an address, a subnet, or a host's name that can be resolved") from None
+    if any(str(address) in (peer.public_ip, peer.public_ipv6) for peer in _peers(about) for address in found):
+        return next(_address(about, each) for each in sorted(found) if _is_public(about, each))
+    raise FlannelpyError(f"{text} is {_list(found)}, which is no peer's PublicIP: flannelpy status --peers")
+
+
+def _is_public(about: About, address: IPAddress) -> bool:
+    return any(str(address) in (peer.public_ip, peer.public_ipv6) for peer in _peers(about))
+
+
+def _host(about: About, peer: PeerStatus, version: Family) -> Destination:
+    net = _subnet(peer, version)
+    if net is None:
+        raise FlannelpyError(f"{peer.public_ip} has no IPv{version} subnet")
+    own = _own(about, net)
+    return Destination(own, peer, host=own)
+
+
+def _subnet(peer: PeerStatus, version: int) -> IPNetwork | None:
+    text = peer.subnet if version == 4 else peer.subnet6
+    return None if text is None else IPNetwork(text)
+
+
+def _own(about: About, net: IPNetwork) -> IPAddress:
+    """The peer's own address in its subnet: its device's, which is the first; without a device the bridge's, as Docker makes it."""
+    return IPAddress(net.first + (0 if about.devices else 1), net.version)
+
+
+def _list(found: Iterable[IPAddress]) -> str:
+    return ", ".join(map(str, sorted(found)))

@@ -1,0 +1,339 @@
+"""Which hops does a packet pass on this host, out and back? The kernel is asked for each as it asks itself; ``core.trace`` judges.
+
+What cannot be asked, for want of root or of an agent, is a hop that says so; the others are looked at all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from netaddr import IPAddress
+
+from flannelpy.commands.doctor.about import About
+from flannelpy.commands.doctor.host import port_of
+from flannelpy.commands.trace import asking
+from flannelpy.commands.trace.target import Destination, networks
+from flannelpy.core import trace
+from flannelpy.core.envelope import Envelope, envelope_of
+from flannelpy.core.errors import KernelError
+from flannelpy.core.filter_match import ICMP, Packet
+from flannelpy.core.forwarding import OURS
+from flannelpy.core.host_diagnosis import FORWARDING, Overlay
+from flannelpy.core.host_facts import Interface
+from flannelpy.core.lookup import FILTERED, Found, Lookup, expected, goes
+from flannelpy.core.objects import FdbEntry, HostState, Key, Link, Neighbour, Route, Scope, WireguardPeer
+from flannelpy.core.packet_filter import Hook, Ruleset, Ruling, judge
+from flannelpy.core.trace import Hop, Journey
+
+LOOKED_AT = ("link", "neigh", "fdb", "route", "wg", "wgpeer")
+"""Kinds of kernel objects that may carry a packet."""
+
+_EITHER = frozenset({"new", "established"})
+
+
+@dataclass(slots=True)
+class Ground:
+    """What is known of this host before the first hop. ``version``: of IP, inside."""
+
+    about: About
+    source: IPAddress
+    target: Destination
+    interfaces: dict[str, Interface]
+    overlay: Overlay
+    observed: HostState
+    hops: list[Hop] = field(default_factory=list)
+    muted: trace.Muted = trace.NOT_MUTED
+
+    @property
+    def version(self) -> int:
+        return int(self.target.address.version)
+
+    @property
+    def whose(self) -> str:
+        peer = self.target.peer
+        if peer is None:
+            return str(self.target.address)
+        return f"{peer.subnet if self.version == 4 else peer.subnet6} of {peer.public_ip}"
+
+
+async def walk(about: About, source: IPAddress, target: Destination) -> Journey:
+    """The journey of a packet, and of what answers it. Raises KernelError where the kernel tells nothing at all."""
+    kernel = about.kernel
+    facts = await kernel.facts()
+    interfaces = {one.name: one for one in facts.interfaces}
+    devices = about.devices if about.config is not None else frozenset(name for name in interfaces if name.startswith(OURS))
+    subnets = tuple(net for net in about.subnets if net.version == source.version)
+    overlay = Overlay(networks(about), subnets, about.mtu, devices)
+    scope = Scope(devices, networks(about))
+    observed = await kernel.observe(scope, [Key(kind, "") for kind in LOOKED_AT])
+    ground = Ground(about, source, target, interfaces, overlay, observed)
+    size = about.mtu or 1400
+    async with asyncio.TaskGroup() as together:
+        asked = together.create_task(asking.answers(kernel, target.address, target.host, target.public, size))
+        port = await _hops(ground)
+    answers = asked.result()
+    hops = list(trace.settled(ground.hops, bool(answers.small)))
+    probe = None if target.peer is None else target.peer.probe
+    why = probe.why if probe is not None and probe.state == "unreachable" else ""
+    host = "" if target.local else str(target.public or "the other host")
+    hops.append(trace.answer_hop(answers, target.address, host, port, why, ground.muted))
+    return Journey(source, target.address, "" if target.peer is None else target.peer.public_ip, tuple(hops))
+
+
+async def _hops(ground: Ground) -> str:
+    """All but the answer; what packets are carried by, in words."""
+    kernel, target = ground.about.kernel, ground.target
+    hop, bridge = trace.bridge_hop(list(ground.interfaces.values()), ground.overlay, ground.source)
+    ground.hops.append(hop)
+    if target.local:
+        return "the bridge"
+    routes = [item for item in ground.observed if isinstance(item, Route)]
+    wanted = expected(routes, target.address)
+    device = wanted.dev if wanted is not None and wanted.dev else ""
+    arriving = [one for one in ("" if bridge is None else bridge.name, device) if one]
+    settings = await kernel.settings(trace.forwarding_names(ground.version, arriving))
+    ground.hops.append(trace.forwarding_hop(settings, ground.version, arriving))
+    forwards = settings.get(FORWARDING[ground.version]) != "0"
+    found, plain = await _way(ground, bridge if forwards else None, wanted)
+    link = ground.observed.get(Key("link", device))
+    mtu = link.mtu if isinstance(link, Link) else ground.interfaces[device].mtu if device in ground.interfaces else 0
+    ground.hops.append(trace.route_hop(wanted, found, plain, ground.whose, mtu))
+    if target.peer is None and ground.about.status is not None:
+        said, remedy = f"no host has leased a subnet with {target.address}", f"flannelpy lease list {target.address}"
+        ground.hops.append(Hop("peer", "stops", said, remedy))
+    if wanted is None or not device:
+        return "the overlay's traffic"
+    rules = await _rules(ground)
+    _forward(ground, rules, bridge, device)
+    envelope, outer = _carrier(ground, wanted, link)
+    uplink = await _outside(ground, rules, envelope, outer, device)
+    _peer(ground)
+    if envelope is not None and outer is not None and uplink is not None:
+        await _inside(ground, rules, envelope, outer, uplink)
+    await _back(ground, rules, bridge if forwards else None, device)
+    ground.muted = _muted(ground, rules, device)
+    return "the overlay's traffic" if envelope is None else str(envelope)
+
+
+# ------------------------------------------------------------------------------------------------------------------ out
+
+
+async def _way(ground: Ground, bridge: Interface | None, wanted: Route | None) -> tuple[Found, Found]:
+    """The look-up as a container sends, and as this host does; the second for both where the first was odd, or cannot be asked."""
+    plain = Lookup(ground.target.address)
+    asked = plain if bridge is None else Lookup(ground.target.address, ground.source, bridge.index)
+    found, simply = await ground.about.kernel.look_up([asked, plain])
+    if found.code in FILTERED and wanted is not None and not goes(wanted, simply):
+        return simply, simply
+    return found, simply
+
+
+def _carrier(ground: Ground, wanted: Route, link: object) -> tuple[Envelope | None, IPAddress | None]:
+    """What carries it, and where to: None where it goes without anything around it, or where that is not known."""
+    device, target = wanted.dev or "", ground.target
+    if not isinstance(link, Link):
+        if device in ground.overlay.devices:
+            ground.hops.append(Hop("device", "stops", f"{device} is not there", "flannelpy plan; systemctl restart flannelpy"))
+        return None, None
+    if not link.up:
+        ground.hops.append(Hop("device", "stops", f"{device} is down", f"ip link set {device} up", shared=True))
+    else:
+        said = f"{device}, {link.kind}{'' if link.detail is None else f' {link.detail}'}"
+        ground.hops.append(Hop("device", "passes", said, mtu=link.mtu, shared=True))
+    backend = ground.about.backend
+    envelope = envelope_of(link, 0 if backend is None else port_of(backend))
+    if link.kind == "vxlan":
+        return envelope, _vtep(ground, wanted)
+    if link.kind == "wireguard":
+        return envelope, _endpoint(ground, device)
+    return envelope, wanted.via or target.public
+
+
+def _vtep(ground: Ground, wanted: Route) -> IPAddress | None:
+    """The peer's outer address, by neighbour and FDB entry."""
+    plan = "flannelpy plan; flannelpy status --peers"
+    neighbour = ground.observed.get(Key("neigh", f"{wanted.via} dev {wanted.dev}"))
+    if not isinstance(neighbour, Neighbour):
+        said = f"{wanted.via} has no permanent entry on {wanted.dev}: its MAC would be asked for in vain"
+        ground.hops.append(Hop("neighbour", "stops", said, plan, shared=True))
+        return ground.target.public
+    ground.hops.append(Hop("neighbour", "passes", f"{wanted.via} is {neighbour.mac}", shared=True))
+    entry = ground.observed.get(Key("fdb", f"{neighbour.mac} dev {wanted.dev}"))
+    if not isinstance(entry, FdbEntry):
+        said = f"{neighbour.mac} has no entry on {wanted.dev}: nobody knows which host that is"
+        ground.hops.append(Hop("fdb", "stops", said, plan, shared=True))
+        return ground.target.public
+    public = ground.target.public
+    if public is not None and entry.dst != public:
+        said = f"{neighbour.mac} is sent to {entry.dst}; the lease says {public}"
+        ground.hops.append(Hop("fdb", "stops", said, plan, shared=True))
+    else:
+        ground.hops.append(Hop("fdb", "passes", f"{neighbour.mac} is at {entry.dst}", shared=True))
+    return entry.dst
+
+
+def _endpoint(ground: Ground, device: str) -> IPAddress | None:
+    """Where WireGuard's peer for the destination is."""
+    address = ground.target.address
+    peers = [item for item in ground.observed if isinstance(item, WireguardPeer) and item.dev == device]
+    mine = [peer for peer in peers if any(net.version == address.version and address in net for net in peer.allowed_ips)]
+    if not mine:
+        said = f"no peer of {device} may have {address}"
+        ground.hops.append(Hop("wireguard", "stops", said, f"wg show {device}; flannelpy plan", shared=True))
+        return None
+    endpoint = mine[0].endpoint
+    if endpoint is None:
+        said = f"{address} is of a peer that has not been heard of: it has to speak first"
+        ground.hops.append(Hop("wireguard", "stops", said, f"wg show {device}", shared=True))
+        return None
+    ground.hops.append(Hop("wireguard", "passes", f"{address} is behind {endpoint[0]}, port {endpoint[1]}", shared=True))
+    return endpoint[0]
+
+
+async def _outside(
+    ground: Ground, rules: Ruleset | None, envelope: Envelope | None, outer: IPAddress | None, device: str
+) -> Interface | None:
+    """The way of the encapsulated packet; the interface that it leaves by."""
+    mtu = ground.about.mtu
+    if envelope is None:
+        ground.hops.append(trace.uplink_hop(ground.interfaces.get(device), device, 0))
+        return None
+    if outer is None:
+        return None
+    (found,) = await ground.about.kernel.look_up([Lookup(outer)])
+    route = trace.outer_hop(found, outer, envelope.bound, ground.overlay.devices, bound=bool(envelope.bound))
+    name = envelope.bound or found.dev
+    if not name:
+        ground.hops.append(route)
+        return None
+    needed = mtu + envelope.overhead(outer.version) if mtu else 0
+    uplink = ground.interfaces.get(name)
+    hop = trace.uplink_hop(uplink, name, needed)
+    ground.hops += [hop, route] if hop.state == "stops" else [route, hop]  # where it is down, the route is only what follows
+    own = None if uplink is None else _own(uplink, outer.version)
+    if rules is not None and own is not None:
+        sent = _enveloped(ground, envelope, own, outer, leaves=name)
+        _judged(ground, rules, "output", [("output", sent), ("postrouting", sent)], shared=True)
+    return uplink
+
+
+def _own(interface: Interface, version: int) -> IPAddress | None:
+    return next((held.address for held in interface.addresses if held.address.version == version), None)
+
+
+# ----------------------------------------------------------------------------------------------------------------- back
+
+
+async def _inside(ground: Ground, rules: Ruleset | None, envelope: Envelope, outer: IPAddress, uplink: Interface) -> None:
+    """What the peer sends, where it arrives."""
+    own = _own(uplink, outer.version)
+    if own is None:
+        return
+    (back,) = await ground.about.kernel.look_up([Lookup(own, outer, uplink.index)])
+    if back.code in FILTERED:
+        ground.hops.append(trace.filtered_hop(uplink.name, outer))
+    if rules is not None:
+        comes = _enveloped(ground, envelope, outer, own, arrives=uplink.name)
+        _judged(ground, rules, "input", [("prerouting", comes), ("input", comes)], shared=True)
+
+
+async def _back(ground: Ground, rules: Ruleset | None, bridge: Interface | None, device: str) -> None:
+    """The answer, from our device to the container."""
+    if bridge is None or device not in ground.interfaces:
+        return
+    arrives = ground.interfaces[device]
+    (found,) = await ground.about.kernel.look_up([Lookup(ground.source, ground.target.address, arrives.index)])
+    ground.hops.append(trace.back_hop(found, bridge.name, device, ground.source))
+    if rules is not None:
+        packet = _packet(ground, ground.target.address, ground.source, device, bridge.name, frozenset({"established"}))
+        _judged(ground, rules, "forward back", _forwarded(packet))
+
+
+# ------------------------------------------------------------------------------------------------------------- firewalls
+
+
+async def _rules(ground: Ground) -> Ruleset | None:
+    """All rules; a hop that says why where they cannot be had."""
+    kernel = ground.about.kernel
+    try:
+        return await kernel.filter_rules()
+    except KernelError as error:
+        said = f"its rules cannot be read: {error}"
+    try:
+        net = next(net for net in ground.overlay.networks if net.version == ground.version)
+        if dropped := trace.hindered(await kernel.hindrances(), net):
+            ground.hops.append(Hop("firewall", "unknown", f"may be dropped by {dropped}; {said}", "sudo flannelpy trace"))
+            return None
+    except (KernelError, StopIteration):
+        pass
+    ground.hops.append(Hop("firewall", "unknown", said, "sudo flannelpy trace"))
+    return None
+
+
+def _forward(ground: Ground, rules: Ruleset | None, bridge: Interface | None, device: str) -> None:
+    if rules is not None and bridge is not None:
+        packet = _packet(ground, ground.source, ground.target.address, bridge.name, device, frozenset({"new"}))
+        _judged(ground, rules, "forward", _forwarded(packet))
+
+
+def _packet(ground: Ground, source: IPAddress, to: IPAddress, arrives: str, leaves: str, states: frozenset[str]) -> Packet:
+    return Packet(source, to, arrives, leaves, ICMP[ground.version], states=states)
+
+
+def _enveloped(
+    ground: Ground, envelope: Envelope, source: IPAddress, to: IPAddress, *, arrives: str = "", leaves: str = ""
+) -> Packet:
+    ends = (ground.target.address, ground.source) if arrives else (ground.source, ground.target.address)
+    size = asking.SMALL + envelope.overhead(source.version)
+    transport = envelope.transport(*ends)
+    return Packet(source, to, arrives, leaves, envelope.protocol, envelope.port, size, _EITHER, transport)
+
+
+def _forwarded(packet: Packet) -> list[tuple[Hook, Packet]]:
+    arriving = Packet(packet.source, packet.destination, packet.arrives, "", packet.protocol, states=packet.states)
+    return [("prerouting", arriving), ("forward", packet), ("postrouting", packet)]  # the last knows both interfaces (Linux 5.7)
+
+
+def _judged(ground: Ground, rules: Ruleset, name: str, passed: Sequence[tuple[Hook, Packet]], *, shared: bool = False) -> None:
+    """A hop for what the rules say at these hooks."""
+    more = max(0, ground.about.mtu - asking.SMALL)
+    small, full = list[Ruling](), list[Ruling]()
+    for hook, packet in passed:
+        small.append(judge(rules, hook, packet))
+        full.append(judge(rules, hook, packet.larger(more)))
+    ground.hops.append(trace.firewall_hop(name, small, full, shared=shared))
+
+
+def _muted(ground: Ground, rules: Ruleset | None, device: str) -> trace.Muted:
+    """What the rules do to echo requests of this host itself: they pass other hooks than what containers send."""
+    leaves = ground.interfaces.get(device)
+    own = None if leaves is None else _own(leaves, ground.version)
+    if rules is None or own is None:
+        return trace.NOT_MUTED
+    there, icmp = ground.target.address, ICMP[ground.version]
+    out = Packet(own, there, "", device, icmp)
+    back = Packet(there, own, device, "", icmp, states=frozenset({"established"}))
+    passed: list[tuple[Hook, Packet]] = [("output", out), ("postrouting", out), ("prerouting", back), ("input", back)]
+    found = []
+    for more in (0, max(0, ground.about.mtu - asking.SMALL)):
+        rulings = [judge(rules, hook, packet.larger(more)) for hook, packet in passed]
+        found.append(next((ruling for ruling in rulings if ruling.dropped), Ruling()))
+    return trace.Muted(*found)
+
+
+# ----------------------------------------------------------------------------------------------------------------- agent
+
+
+def _peer(ground: Ground) -> None:
+    """What the agent says of the peer."""
+    about, peer = ground.about, ground.target.peer
+    if about.status is None:
+        ground.hops.append(Hop("peer", "note", f"what the agent knows of it is not known: {about.silent}"))
+    elif peer is not None and peer.state != "in-sync":
+        ground.hops.append(Hop("peer", "note", f"{peer.public_ip} is {peer.state}: {peer.why or ''}", "flannelpy status --peers"))
+    elif peer is not None:
+        probe = peer.probe
+        said = f"{peer.public_ip}, in sync" if probe is None else f"{peer.public_ip}, {probe.state}{probe.why and f': {probe.why}'}"
+        ground.hops.append(Hop("peer", "passes", said))

@@ -1,0 +1,93 @@
+"""What does a browser see of an agent? One page, made anew for each look: the picture, conditions, peers that want a look, events.
+
+It has no script and asks for nothing else; the browser fetches it again each ``AGAIN_S``. Nothing can be done with it but look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+
+from flannelpy.core.foreign import cut, printable
+from flannelpy.explain.events import Event
+from flannelpy.explain.graph import draw, mood_of
+from flannelpy.explain.status import ConditionStatus, PeerStatus, Status
+
+PAGE = "/"
+CONTENT_TYPE = "text/html; charset=utf-8"
+AGAIN_S = 5
+MOST_PEERS, MOST_CONDITIONS, MOST_EVENTS = 100, 50, 50
+WORDS = 400
+"""Letters of a text of others that are shown."""
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+_STYLE = """
+:root{color-scheme:light dark}
+body{font:15px/1.45 system-ui,sans-serif;margin:1.5rem auto;max-width:1104px;padding:0 1rem;background:#fff;color:#1f2933}
+h1{font-size:1.25rem}h2{font-size:1.05rem;margin:1.6rem 0 .4rem}svg{width:100%;height:auto}
+table{border-collapse:collapse;width:100%}
+td,th{padding:.25rem .8rem .25rem 0;text-align:left;vertical-align:top;overflow-wrap:anywhere}
+th{font-weight:600;border-bottom:1px solid #8795a1}td:first-child{white-space:nowrap}
+.t{color:#52677a}.error{color:#c62828}.warning{color:#b26a00}.yes{color:#2f8f4e}
+@media (prefers-color-scheme:dark){body{background:#14181d;color:#e6ebf0}.t{color:#9fb0c0}
+.error{color:#ff6b6b}.warning{color:#f0b04a}.yes{color:#5cc27f}}
+@media (max-width:640px){td,th{display:block;padding:.1rem 0}tr{display:block;padding:.4rem 0;border-bottom:1px solid #8795a1}}
+"""
+
+
+def page(status: Status, events: Sequence[Event] = ()) -> str:
+    """The page. ``events``: the oldest first."""
+    return "\n".join(["<!DOCTYPE html>", '<html lang="en">', *_head(), *_body(status, events), "</html>", ""])
+
+
+def _head() -> Iterator[str]:
+    yield '<head><meta charset="utf-8"><title>flannelpy</title>'
+    yield f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+    yield f'<meta http-equiv="refresh" content="{AGAIN_S}">'
+    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    yield f"<style>{_STYLE}</style></head>"
+
+
+def _body(status: Status, events: Sequence[Event]) -> Iterator[str]:
+    ready = '<span class="yes">ready</span>' if status.ready else '<span class="error">not ready</span>'
+    yield f"<body><h1>flannelpy {_text(status.version)}: {ready}</h1>"
+    yield from (f'<p class="error">{_text(why)}</p>' for why in status.why_not[:MOST_CONDITIONS])
+    yield draw(status)
+    conditions = status.conditions[:MOST_CONDITIONS]
+    yield from _table("What is wrong", ("", "since", "what to do"), (_condition(each) for each in conditions), "nothing")
+    odd = [peer for peer in status.peers if mood_of(peer) in ("bad", "odd")]
+    heads = ("subnet", "PublicIP", "why")
+    yield from _table("Peers that want a look", heads, (_peer(peer) for peer in odd[:MOST_PEERS]), "none", len(odd) - MOST_PEERS)
+    newest = list(reversed(events))[:MOST_EVENTS]
+    rows = (f'<td class="t">{_text(each.at[:19].replace("T", " "))}</td><td>{_text(each.text)}</td>' for each in newest)
+    yield from _table("What has happened, UTC", ("when", "what"), rows, "nothing yet")
+    yield f'<p class="t">Every {AGAIN_S} s anew. More: flannelpy status --peers, flannelpy events, flannelpy doctor.</p></body>'
+
+
+def _table(title: str, heads: Sequence[str], rows: Iterator[str], none: str, more: int = 0) -> Iterator[str]:
+    yield f"<h2>{title}</h2>"
+    found = [f"<tr>{row}</tr>" for row in rows]
+    if not found:
+        yield f'<p class="t">{none}</p>'
+        return
+    yield f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{''.join(found)}</table>"
+    if more > 0:
+        yield f'<p class="t">and {more:,} more</p>'
+
+
+def _condition(each: ConditionStatus) -> str:
+    style = each.severity if each.severity in ("error", "warning") else "t"
+    said = f'<td class="{style}" style="white-space:normal">{_text(each.text)}</td>'
+    return f'{said}<td class="t">{_text(each.since[:19].replace("T", " "))}</td><td>{_text(each.remedy)}</td>'
+
+
+def _peer(peer: PeerStatus) -> str:
+    subnets = " ".join(each for each in (peer.subnet, peer.subnet6) if each)
+    probe = peer.probe
+    why = peer.why or (f"{probe.state}: {probe.why}" if probe is not None else peer.state)
+    return f"<td>{_text(subnets)}</td><td>{_text(peer.public_ip)}</td><td>{_text(why)}</td>"
+
+
+def _text(text: str) -> str:
+    return escape(cut(printable(text), WORDS))

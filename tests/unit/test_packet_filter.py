@@ -1,0 +1,232 @@
+"""Does a rule of the firewall do to a packet what we say? Rules as nft prints them in JSON, and as iptables -S does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from netaddr import IPAddress
+
+from flannelpy.core.envelope import Envelope
+from flannelpy.core.errors import MalformedError
+from flannelpy.core.filter_match import Packet
+from flannelpy.core.packet_filter import Ruleset, judge, read
+from flannelpy.kernel.legacy_rules import with_legacy
+
+HERE, THERE = IPAddress("10.5.7.2"), IPAddress("10.5.9.2")
+OUT = Packet(HERE, THERE, "docker0", "flannel.1")
+BACK = Packet(THERE, HERE, "flannel.1", "docker0", states=frozenset({"established"}))
+INNER = Envelope(port=8472, vni=1).transport(THERE, HERE)
+ENCAPSULATED = Packet(
+    IPAddress("192.0.2.9"), IPAddress("192.0.2.7"), "eth1", "", 17, 8472, 134, frozenset({"new", "established"}), INNER
+)
+
+DROP = {"drop": None}
+ACCEPT = {"accept": None}
+
+
+def asks(left: Any, right: Any, op: str = "==") -> dict[str, Any]:
+    return {"match": {"op": op, "left": left, "right": right}}
+
+
+def ip(field: str) -> dict[str, Any]:
+    return {"payload": {"protocol": "ip", "field": field}}
+
+
+def meta(key: str) -> dict[str, Any]:
+    return {"meta": {"key": key}}
+
+
+def payload(offset: int, length: int) -> dict[str, Any]:
+    return {"payload": {"base": "th", "offset": offset, "len": length}}
+
+
+def net(text: str) -> dict[str, Any]:
+    address, _, length = text.partition("/")
+    return {"prefix": {"addr": address, "len": int(length)}}
+
+
+def table(*rules: list[Any], policy: str = "accept", family: str = "inet", hook: str = "forward", **others: Any) -> Ruleset:
+    """One base chain ``c`` of table ``t`` with these rules; ``others``: more chains (lists) and sets (tuples), by name."""
+    items: list[Any] = [{"table": {"family": family, "name": "t"}}]
+    items.append(
+        {"chain": {"family": family, "table": "t", "name": "c", "type": "filter", "hook": hook, "prio": 0, "policy": policy}}
+    )
+    chains = {"c": list(rules), **{name: held for name, held in others.items() if isinstance(held, list)}}
+    for name, held in chains.items():
+        for number, expr in enumerate(held):
+            items.append({"rule": {"family": family, "table": "t", "chain": name, "handle": number, "expr": expr}})
+    for name, held in others.items():
+        if isinstance(held, tuple):
+            items.append({"set": {"family": family, "table": "t", "name": name, "elem": list(held)}})
+    return read(json.dumps({"nftables": items}))
+
+
+STATE = {"ct": {"key": "state"}}
+RULES = {
+    "nothing": ([], OUT, "passes"),
+    "a source": ([[asks(ip("saddr"), net("10.5.7.0/24")), DROP]], OUT, "dropped"),
+    "another source": ([[asks(ip("saddr"), net("10.5.8.0/24")), DROP]], OUT, "passes"),
+    "not that source": ([[asks(ip("saddr"), net("10.5.8.0/24"), "!="), DROP]], OUT, "dropped"),
+    "an address": ([[asks(ip("daddr"), "10.5.9.2"), {"reject": None}]], OUT, "dropped"),
+    "a range": ([[asks(ip("daddr"), {"range": ["10.5.9.1", "10.5.9.3"]}), DROP]], OUT, "dropped"),
+    "one of several": ([[asks(ip("daddr"), {"set": ["10.5.1.1", net("10.5.9.0/24")]}), DROP]], OUT, "dropped"),
+    "none of several": ([[asks(ip("daddr"), {"set": ["10.5.1.1", net("10.5.2.0/24")]}), DROP]], OUT, "passes"),
+    "accepted before": ([[asks(meta("iifname"), "docker0"), ACCEPT], [DROP]], OUT, "passes"),
+    "accepted the other way only": ([[asks(meta("iifname"), "docker0"), ACCEPT], [DROP]], BACK, "dropped"),
+    "a name with a star": ([[asks(meta("oifname"), "flannel*"), DROP]], OUT, "dropped"),
+    "established": ([[asks(STATE, ["established", "related"], "in"), ACCEPT], [DROP]], BACK, "passes"),
+    "new": ([[asks(STATE, ["established", "related"], "in"), ACCEPT], [DROP]], OUT, "dropped"),
+    "either": ([[asks(STATE, "established", "in"), ACCEPT], [DROP]], ENCAPSULATED, "doubt"),
+    "icmp": ([[asks(meta("l4proto"), "icmp"), DROP]], OUT, "dropped"),
+    "an echo request": ([[asks({"payload": {"protocol": "icmp", "field": "type"}}, "echo-request"), DROP]], OUT, "dropped"),
+    "a port of another protocol": (
+        [[asks({"payload": {"protocol": "tcp", "field": "dport"}}, 22, "!="), DROP]],
+        OUT,
+        "passes",
+    ),
+    "the port": ([[asks({"payload": {"protocol": "udp", "field": "dport"}}, 8472), DROP]], ENCAPSULATED, "dropped"),
+    "another port": ([[asks({"payload": {"protocol": "udp", "field": "dport"}}, 8473), DROP]], ENCAPSULATED, "passes"),
+    "too long": ([[asks(meta("length"), 1400, ">"), DROP]], OUT.larger(1400), "dropped"),
+    "not too long": ([[asks(meta("length"), 1400, ">"), DROP]], OUT, "passes"),
+    "a mark": ([[asks({"&": [meta("mark"), 16384]}, 16384), DROP]], OUT, "passes"),
+    "the fib": ([[asks({"fib": {"result": "type"}}, "local"), DROP]], OUT, "doubt"),
+    "a limit": ([[{"limit": {"rate": 1, "per": "second"}}, ACCEPT], [DROP]], OUT, "doubt"),
+    "a match that nft does not tell": ([[{"xt": {"type": "match", "name": "addrtype"}}, DROP]], OUT, "doubt"),
+    "iptables' conntrack, new": ([[{"xt": {"type": "match", "name": "conntrack"}}, ACCEPT], [DROP]], OUT, "dropped"),
+    "iptables' conntrack, established": ([[{"xt": {"type": "match", "name": "conntrack"}}, ACCEPT], [DROP]], BACK, "passes"),
+    "iptables' REJECT": ([[{"counter": None}, {"xt": {"type": "target", "name": "REJECT"}}]], OUT, "dropped"),
+    "iptables' LOG": ([[{"xt": {"type": "target", "name": "LOG"}}]], OUT, "passes"),
+    "IPv6's address": ([[asks({"payload": {"protocol": "ip6", "field": "saddr"}}, "fd00::1", "!="), DROP]], OUT, "passes"),
+    "a VNI": ([[asks(payload(96, 24), 1), DROP]], ENCAPSULATED, "dropped"),
+    "the inner source": ([[asks(payload(336, 24), 0x0A0509), DROP]], ENCAPSULATED, "dropped"),
+    "beyond what is known": ([[asks(payload(3360, 8), 0), DROP]], ENCAPSULATED, "doubt"),
+    "a map by source": (
+        [[{"vmap": {"key": ip("saddr"), "data": {"set": [["10.5.1.1", ACCEPT], ["10.5.7.2", DROP]]}}}]],
+        OUT,
+        "dropped",
+    ),
+    "a map by state": ([[{"vmap": {"key": STATE, "data": {"set": [["established", ACCEPT], ["new", DROP]]}}}]], OUT, "dropped"),
+    "a map without it": ([[{"vmap": {"key": ip("saddr"), "data": {"set": [["10.5.1.1", DROP]]}}}]], OUT, "passes"),
+}
+
+
+def outcome(rules: Ruleset, packet: Packet, hook: Any = "forward") -> str:
+    ruling = judge(rules, hook, packet)
+    assert not (ruling.dropped and ruling.doubts)
+    return "dropped" if ruling.dropped else "doubt" if ruling.doubts else "passes"
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule(name: str) -> None:
+    rules, packet, expected = RULES[name]
+    assert outcome(table(*rules), packet) == expected
+
+
+def test_a_policy_drops_what_no_rule_accepts() -> None:
+    ruling = judge(table(policy="drop", family="ip"), "forward", OUT)
+    assert ruling.dropped == "chain c of nft table ip t (policy drop)"
+    assert ruling.remedy == "nft insert rule ip t c ip saddr 10.5.7.2 accept"
+    assert outcome(table([ACCEPT], policy="drop"), OUT) == "passes"
+    assert outcome(table(policy="drop", family="ip6"), OUT) == "passes"
+    assert outcome(table(policy="drop"), OUT, "input") == "passes"
+
+
+def test_chains_of_chains() -> None:
+    source = asks(ip("saddr"), net("10.5.7.0/24"))
+    assert outcome(table([{"jump": {"target": "more"}}], [DROP], more=[[ACCEPT]]), OUT) == "passes"
+    assert outcome(table([{"jump": {"target": "more"}}], [DROP], more=[[source, {"return": None}], [ACCEPT]]), OUT) == "dropped"
+    assert outcome(table([{"goto": {"target": "more"}}], [DROP], more=[]), OUT) == "passes"
+    assert outcome(table([{"goto": {"target": "more"}}], policy="drop", more=[]), OUT) == "dropped"
+    assert outcome(table([{"jump": {"target": "c"}}]), OUT) == "passes"
+    dropped = judge(table([{"jump": {"target": "more"}}], more=[[ACCEPT], [DROP]], policy="drop"), "forward", BACK)
+    assert not dropped.dropped
+    found = judge(table([{"jump": {"target": "more"}}], more=[[source, DROP]]), "forward", OUT)
+    assert found.remedy == "nft delete rule inet t more handle 0"
+
+
+def test_sets_hold_addresses_prefixes_ranges_and_pairs() -> None:
+    in_set = [asks(ip("saddr"), "@who"), DROP]
+    assert outcome(table(in_set, who=("10.5.1.1", "10.5.7.2")), OUT) == "dropped"
+    assert outcome(table(in_set, who=({"elem": {"val": net("10.5.7.0/24"), "timeout": 5}},)), OUT) == "dropped"
+    assert outcome(table(in_set, who=()), OUT) == "passes"
+    assert outcome(table(in_set), OUT) == "doubt"
+    pair = [asks({"concat": [ip("saddr"), payload(336, 24)]}, "@pairs"), ACCEPT]
+    assert outcome(table(pair, [DROP], pairs=({"concat": ["192.0.2.9", 0x0A0509]},)), ENCAPSULATED) == "passes"
+    assert outcome(table(pair, [DROP], pairs=({"concat": ["192.0.2.9", 0x0A0508]},)), ENCAPSULATED) == "dropped"
+    ranges = ({"concat": [net("192.0.2.0/24"), {"range": [0x0A0500, 0x0A05FF]}]},)
+    assert outcome(table(pair, [DROP], pairs=ranges), ENCAPSULATED) == "passes"
+
+
+def test_numbers_of_64_bits_are_told_with_a_sign_and_longer_ones_not_at_all() -> None:
+    here, there = IPAddress("fd00:10:1:255a::2"), IPAddress("fd00:10:1:a9ec::2")
+    inner = Envelope(port=8472, vni=1).transport(there, here)
+    packet = replace(ENCAPSULATED, source=IPAddress("fd00:50::c"), destination=IPAddress("fd00:50::b"), transport=inner)
+    told = (int(there) >> 64) - (1 << 64)
+    assert told < 0
+    assert outcome(table([asks(payload(304, 64), told), DROP]), packet) == "dropped"
+    assert outcome(table([asks(payload(304, 64), told + 1), DROP]), packet) == "passes"
+    assert outcome(table([asks(payload(304, 64), {"range": [told - 1, told + 1]}), DROP]), packet) == "dropped"
+    assert outcome(table([asks(payload(304, 128), 5), DROP]), packet) == "doubt"
+
+
+def test_every_table_of_the_hook_has_a_say() -> None:
+    both = json.dumps(
+        {
+            "nftables": [
+                {
+                    "chain": {
+                        "family": "ip",
+                        "table": name,
+                        "name": "c",
+                        "type": "filter",
+                        "hook": "forward",
+                        "prio": 0,
+                        "policy": policy,
+                    }
+                }
+                for name, policy in (("a", "accept"), ("b", "drop"))
+            ]
+        }
+    )
+    assert judge(read(both), "forward", OUT).dropped == "chain c of nft table ip b (policy drop)"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"nftables": [{"chain": {}}]}', '{"nftables": 5}'])
+def test_what_is_no_list_of_rules_is_refused_in_a_line(text: str) -> None:
+    with pytest.raises(MalformedError):
+        read(text)
+    assert read("") == Ruleset()
+
+
+LEGACY = {
+    "-P FORWARD DROP": "dropped",
+    "-P FORWARD ACCEPT": "passes",
+    "-A FORWARD -s 10.5.7.0/24 -j DROP": "dropped",
+    "-A FORWARD ! -s 10.5.7.0/24 -j DROP": "passes",
+    "-A FORWARD -d 10.5.9.2/32 -i docker0 -j REJECT --reject-with icmp-port-unreachable": "dropped",
+    "-A FORWARD -i eth+ -j DROP": "passes",
+    "-A FORWARD -i docker+ -j DROP": "dropped",
+    "-A FORWARD -p icmp -j DROP": "dropped",
+    "-A FORWARD -p udp -m udp --dport 53:100 -j DROP": "passes",
+    "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j DROP": "passes",
+    "-A FORWARD -m conntrack --ctstate NEW -j DROP": "dropped",
+    '-A FORWARD -s 10.5.7.0/24 -m comment --comment "a b" -j DROP': "dropped",
+    "-A FORWARD -m statistic --mode random --probability 0.5 -j DROP": "doubt",
+    "-A FORWARD -s broken -j DROP": "doubt",
+    '-A FORWARD -m comment --comment "unclosed -j DROP': "passes",
+}
+
+
+@pytest.mark.parametrize("line", LEGACY)
+def test_lines_of_iptables_legacy(line: str) -> None:
+    lines = [line] if line.startswith("-P") else ["-P FORWARD ACCEPT", line]
+    assert outcome(with_legacy(Ruleset(), 4, lines), OUT) == LEGACY[line]
+
+
+def test_chains_of_iptables_legacy() -> None:
+    lines = ["-P FORWARD DROP", "-N USER", "-A FORWARD -j USER", "-A USER -s 10.5.7.0/24 -j ACCEPT", "-A USER -j RETURN"]
+    assert outcome(with_legacy(Ruleset(), 4, lines), OUT) == "passes"
+    assert outcome(with_legacy(Ruleset(), 4, lines), BACK) == "dropped"
