@@ -322,10 +322,30 @@ def lease_release(context: click.Context, /, subnet: str | None, **values: Any) 
 @click.option("-c", "combined", is_flag=True, help="one variable with all options; without -i and -c both are written")
 @click.option("-k", "key", metavar="NAME", default="DOCKER_OPTS", show_default=True, help="the combined variable's name")
 @click.option("-m", "without_ip_masq", is_flag=True, help="leave --ip-masq out")
-def docker_opts(env_file: str, output: str, individual: bool, combined: bool, key: str, without_ip_masq: bool) -> None:
+@click.option("--daemon-json", is_flag=True, help="put them into Docker's own config file instead, and keep all else in it")
+@click.option("--daemon-json-file", metavar="FILE", default="/etc/docker/daemon.json", show_default=True, help="which file that is")
+@click.option("--dry-run", is_flag=True, help="with --daemon-json: say what would be another value there, and write nothing")
+def docker_opts(
+    env_file: str,
+    output: str,
+    individual: bool,
+    combined: bool,
+    key: str,
+    without_ip_masq: bool,
+    daemon_json: bool,
+    daemon_json_file: str,
+    dry_run: bool,
+) -> None:
     """Write Docker's daemon options for the subnet that the agent leased, as flannel's mk-docker-opts.sh does."""
     from flannelpy.commands import docker
 
+    if daemon_json:
+        if individual or combined:
+            raise UsageError("--daemon-json writes no variables: expected neither -i nor -c with it")
+        docker.merge_options(env_file, daemon_json_file, with_ip_masq=not without_ip_masq, dry_run=dry_run)
+        return
+    if dry_run:
+        raise UsageError("--dry-run: expected --daemon-json with it")
     docker.write_options(
         env_file,
         output,
