@@ -21,6 +21,7 @@ TEXTS = sorted(
 
 LINES = 400
 LONGER = {
+    "flannelpy/cli.py": "all that a person may type, command by command",
     "flannelpy/core/leasing.py": "the rules of a lease are read together; a tenth is the list of words they use",
     "flannelpy/core/objects.py": "each kind of kernel object beside the others",
     "flannelpy/kernel/netlink.py": "the contract of a kernel, kind by kind",
