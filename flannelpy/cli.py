@@ -240,17 +240,50 @@ def plan(context: click.Context, /, config: str | None, as_json: bool, exit_code
 
 
 @flannelpy.command()
+@click.option("--dry-run", is_flag=True, help="say what would be done, and change nothing")
+@click.option("--yes", is_flag=True, help="do not ask; scripts need it")
+@click.option("--network", metavar="CIDR", help="the overlay's network, where the cluster has no config yet")
+@click.option("--backend", metavar="TYPE", help="with --network: the backend  [vxlan]")
+@click.option("--config", metavar="FILE|-", help="the whole network config instead, where the cluster has none yet")
+@click.option("--wait", metavar="SECONDS", type=click.FloatRange(min=0), default=120, help="for the agent to be ready  [120]")
+@_takes(*ETCD, *AGENT)
+@click.pass_context
+def setup(
+    context: click.Context,
+    /,
+    dry_run: bool,
+    yes: bool,
+    network: str | None,
+    backend: str | None,
+    config: str | None,
+    wait: float,
+    **values: Any,
+) -> int:
+    """A first start: look at the host, write the service's options and Docker's drop-in, start, wait until it is ready."""
+    from flannelpy.commands.setup import Wish
+    from flannelpy.commands.setup import setup as set_up
+
+    return set_up(_own(context, values), Wish(dry_run, yes, network, backend, config, wait))
+
+
+@flannelpy.command()
 @click.option("--dry-run", is_flag=True, help="say what would go, and change nothing")
 @click.option("--yes", is_flag=True, help="do not ask; scripts need it")
+@click.option("--all", "everything", is_flag=True, help="stop the service, take back what setup wrote, then this with --state")
 @click.option("--state", is_flag=True, help="what survives a reboot, too: MACs, keys, which lease is ours")
 @click.option("--release-lease", is_flag=True, help="give the subnet back to etcd, too; else the lease ends within a day")
 @_takes(BY_NAME["state-dir"], BY_NAME["run-dir"], BY_NAME["subnet-file"], *ETCD)
 @click.pass_context
-def cleanup(context: click.Context, /, dry_run: bool, yes: bool, state: bool, release_lease: bool, **values: Any) -> int:
+def cleanup(
+    context: click.Context, /, dry_run: bool, yes: bool, everything: bool, state: bool, release_lease: bool, **values: Any
+) -> int:
     """Take away all that the agent has made on this host, once it is stopped. Needs neither etcd nor a config."""
     from flannelpy.commands.cleanup import Wish
     from flannelpy.commands.cleanup import cleanup as clean
+    from flannelpy.commands.takeback import take_back
 
+    if everything:
+        return take_back(_own(context, values), Wish(dry_run, yes, state, release_lease))
     return clean(_own(context, values), Wish(dry_run, yes, state, release_lease))
 
 
@@ -352,10 +385,30 @@ def lease_release(context: click.Context, /, subnet: str | None, **values: Any) 
 @click.option("-c", "combined", is_flag=True, help="one variable with all options; without -i and -c both are written")
 @click.option("-k", "key", metavar="NAME", default="DOCKER_OPTS", show_default=True, help="the combined variable's name")
 @click.option("-m", "without_ip_masq", is_flag=True, help="leave --ip-masq out")
-def docker_opts(env_file: str, output: str, individual: bool, combined: bool, key: str, without_ip_masq: bool) -> None:
+@click.option("--daemon-json", is_flag=True, help="put them into Docker's own config file instead, and keep all else in it")
+@click.option("--daemon-json-file", metavar="FILE", default="/etc/docker/daemon.json", show_default=True, help="which file that is")
+@click.option("--dry-run", is_flag=True, help="with --daemon-json: say what would be another value there, and write nothing")
+def docker_opts(
+    env_file: str,
+    output: str,
+    individual: bool,
+    combined: bool,
+    key: str,
+    without_ip_masq: bool,
+    daemon_json: bool,
+    daemon_json_file: str,
+    dry_run: bool,
+) -> None:
     """Write Docker's daemon options for the subnet that the agent leased, as flannel's mk-docker-opts.sh does."""
     from flannelpy.commands import docker
 
+    if daemon_json:
+        if individual or combined:
+            raise UsageError("--daemon-json writes no variables: expected neither -i nor -c with it")
+        docker.merge_options(env_file, daemon_json_file, with_ip_masq=not without_ip_masq, dry_run=dry_run)
+        return
+    if dry_run:
+        raise UsageError("--dry-run: expected --daemon-json with it")
     docker.write_options(
         env_file,
         output,

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
+import click
 from netaddr import AddrFormatError, IPNetwork
 
 from flannelpy.commands.ask import ask
 from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.foreign import printable
 from flannelpy.explain.status import SOCKET, from_json
-from flannelpy.host.docker import Surroundings, docker_opts
-from flannelpy.host.files import write_file
+from flannelpy.host.daemon_json import LARGEST, flags_of, merge, wanted
+from flannelpy.host.docker import Surroundings, checked, docker_opts
+from flannelpy.host.docker_unit import command_line
+from flannelpy.host.files import read_file, write_file
 from flannelpy.settings import load_run_dir
 
+ROOT = Path("/")
 WITHIN_S = 2.0
 """How long an agent may take to say what it has leased; one that does not is not waited for, because Docker waits for us."""
 
@@ -30,6 +36,36 @@ def write_options(env_file: str, output: str, *, key: str | None, individual: bo
         surroundings=Surroundings(leased=leased(load_run_dir({}, os.environ), path)),
     )
     write_file(Path(output), text)
+
+
+def merge_options(env_file: str, daemon_json: str, *, with_ip_masq: bool, dry_run: bool, root: Path = ROOT) -> None:
+    """Put bip, mtu and ip-masq into daemon.json, and say each that was another. Raises FlannelpyError before it is written."""
+    source, path = Path(env_file), Path(daemon_json)
+    around = Surroundings(leased=leased(load_run_dir({}, os.environ), source))
+    values = wanted(checked({}, source, around, with_ip_masq=with_ip_masq))
+    try:
+        text: str | None = read_file(path, LARGEST).decode()
+    except FileNotFoundError:
+        text = None
+    except UnicodeDecodeError as error:
+        raise FlannelpyError(f"{path}: byte {error.start} is not UTF-8: dockerd would not start; nothing was written") from None
+    try:
+        merged = merge(text, values, flags_of(command_line(root)))
+    except FlannelpyError as error:
+        raise FlannelpyError(f"{path}: {error}") from None
+    for change in merged.changes:
+        _say(f"{path}: {change}")
+    if not merged.changes:
+        _say(f"{path} is up to date")
+    elif dry_run:
+        click.echo("flannelpy: dry run: nothing was written", err=True)
+    else:
+        write_file(path, merged.text, 0o644 if text is None else stat.S_IMODE(path.stat().st_mode))
+        _say("Docker takes it up at its next start: systemctl restart docker (it stops its containers)")
+
+
+def _say(line: str) -> None:
+    click.echo(printable(line, 2000))
 
 
 def leased(run_dir: Path, env_file: Path) -> IPNetwork | None:

@@ -128,6 +128,16 @@ def docker_opts(
     around = surroundings or Surroundings()
     if key is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
         raise UsageError(f"-k {key!r}: expected the name of a variable")
+    made = checked(environ, env_file, around, with_ip_masq=with_ip_masq)
+    if key is not None and (keys := clash(made, _config(around.daemon_json))):
+        them = "it" if len(keys) == 1 else "them"
+        said = f"{around.daemon_json} says {' and '.join(keys)}, too, and Docker would not start"
+        raise FlannelpyError(f"{said}: take {them} out there; nothing was written (or docker-opts --daemon-json: all of it there)")
+    return render(made, key=key, before=environ.get(key, "") if key else "", individual=individual)
+
+
+def checked(environ: Mapping[str, str], env_file: Path, around: Surroundings, *, with_ip_masq: bool) -> dict[str, str]:
+    """As ``daemon_options``, of a subnet that may be Docker's on this host. Raises FlannelpyError."""
     told = _told(env_file)
     if not told.get("FLANNEL_SUBNET"):
         raise FlannelpyError(f"{env_file}: no FLANNEL_SUBNET to be had: is the agent running? Nothing was written")
@@ -141,11 +151,7 @@ def docker_opts(
     elsewhere = conflict(told["FLANNEL_SUBNET"], around.routes.read_text() if around.routes.exists() else "")
     if elsewhere is not None:
         raise FlannelpyError(f"FLANNEL_SUBNET is routed elsewhere: {elsewhere}; expected no such route; nothing was written")
-    if key is not None and (keys := clash(made, _config(around.daemon_json))):
-        them = "it" if len(keys) == 1 else "them"
-        said = f"{around.daemon_json} says {' and '.join(keys)}, too, and Docker would not start"
-        raise FlannelpyError(f"{said}: take {them} out there; nothing was written")
-    return render(made, key=key, before=environ.get(key, "") if key else "", individual=individual)
+    return made
 
 
 def _config(path: Path) -> str | None:

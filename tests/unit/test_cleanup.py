@@ -36,6 +36,8 @@ from flannelpy.core.objects import (
     Object,
     Route,
     Vxlan,
+    Wireguard,
+    WireguardPeer,
 )
 from flannelpy.core.plan import Step, plan
 from flannelpy.core.uplink import Interface, InterfaceAddress
@@ -135,6 +137,67 @@ def test_what_goes_reads_as_it_is_typed(places: Places) -> None:
         "iptables -D FORWARD -s 10.5.0.0/16 -m comment --comment flannelpy -j ACCEPT",
         "nft delete table inet flannelpy",
     ]
+
+
+OUTER, PEERS_SUBNET = IPAddress("192.0.2.1"), IPNetwork("10.5.9.0/24")
+KEY = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Wg="
+CARRIED: dict[str, tuple[tuple[Object, ...], list[str]]] = {
+    "ipip": (
+        (
+            Link("flannel.ipip", "ipip", 1480, detail=Ipip(OUTER, ttl=0)),
+            Address(IPNetwork("10.5.72.0/32"), "flannel.ipip"),
+            Route(PEERS_SUBNET, IPAddress("192.0.2.2"), "flannel.ipip", onlink=True),
+        ),
+        ["ip link del flannel.ipip type ipip"],
+    ),
+    "wireguard": (
+        (
+            Link("flannel-wg", "wireguard", 1420, detail=Wireguard()),
+            Address(IPNetwork("10.5.72.0/32"), "flannel-wg"),
+            WireguardPeer("flannel-wg", KEY, (IPAddress("192.0.2.2"), 51820), (PEERS_SUBNET,)),
+            Route(PEERS_SUBNET, dev="flannel-wg"),
+        ),
+        ["ip link del flannel-wg type wireguard"],
+    ),
+    "udp by the kernel": (
+        (
+            Fou(8285),
+            Link("flannel0", "ipip", 1472, detail=Ipip(OUTER, port=8285, ttl=64)),
+            Address(IPNetwork("10.5.72.0/32"), "flannel0"),
+            Route(PEERS_SUBNET, IPAddress("192.0.2.2"), "flannel0", onlink=True),
+            Route(IPNetwork("10.5.0.0/16"), kind="unreachable"),
+        ),
+        ["ip fou del port 8285", "ip link del flannel0 type ipip", "ip route del unreachable 10.5.0.0/16 proto 102"],
+    ),
+}
+"""What the other backends make on a host, and what takes it away."""
+THEIRS = (Link("tunl9", "ipip", 1480, detail=Ipip(IPAddress("192.0.2.77"), ttl=0)), Fou(9000))
+
+
+@pytest.mark.parametrize("remembered", [True, False], ids=["state file", "claims only"])
+@pytest.mark.parametrize("backend", CARRIED)
+def test_each_backends_devices_and_ports_go_and_others_like_them_stay(tmp_path: Path, backend: str, remembered: bool) -> None:
+    mine, expected = CARRIED[backend]
+    devices = tuple(item.name for item in mine if isinstance(item, Link))
+    ports = tuple(item.port for item in mine if isinstance(item, Fou))
+    kernel = host(*mine, *THEIRS)
+    assert there(kernel, list(mine)) == [str(item) for item in mine]
+    if remembered:
+        known = Known("/coreos.com/network", State("/coreos.com/network", {}, "10.5.72.0-24", (str(NETWORK),), devices, ports))
+    else:
+        left = [*(f"device {name}" for name in devices), *(f"udp-port {port}" for port in ports), f"network {NETWORK}"]
+        known = Known("/coreos.com/network", State(networks=(str(NETWORK),)), tuple((name, tmp_path / name) for name in left))
+    nowhere = Places(tmp_path / "state", tmp_path / "run", tmp_path / "subnet.env", claims=tmp_path / "claims")
+
+    async def twice() -> tuple[list[str], list[str]]:
+        steps, _notes = await leftovers.find(kernel, nowhere, known)
+        await cleanup.take_away(kernel, steps)
+        return lines(steps), lines((await leftovers.find(kernel, nowhere, known))[0])
+
+    first, second = asyncio.run(twice())
+    assert (sorted(first), second) == (expected, [])
+    assert there(kernel, list(mine)) == []
+    assert there(kernel, list(THEIRS)) == [str(item) for item in THEIRS]
 
 
 def test_a_device_that_has_another_mac_than_we_gave_it_is_somebody_elses(places: Places) -> None:

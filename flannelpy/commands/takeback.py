@@ -1,0 +1,103 @@
+"""What does ``flannelpy cleanup --all`` take back beside what ``cleanup`` does? All that ``flannelpy setup`` has written."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+import click
+
+from flannelpy.commands import cleanup
+from flannelpy.commands.setup import DROP_IN, UNIT, Host, Step, unit_there
+from flannelpy.commands.terminal import agree, say
+from flannelpy.core.errors import FlannelpyError
+from flannelpy.host import service
+from flannelpy.host.files import directory, write_file
+from flannelpy.host.service import TextFile
+from flannelpy.host.shipped import DOCKER_DROP_IN, shipped
+from flannelpy.options import Given
+
+
+def take_back(given: Given, wish: cleanup.Wish) -> int:
+    """Stop and disable the service, take the files back, then clean up, identity included. As ``cleanup.cleanup``.
+
+    Raises FlannelpyError.
+    """
+    if os.geteuid() != 0:
+        raise FlannelpyError("cleanup needs root: start it with sudo")
+    host = Host()
+    first, last = list(service_steps(host)), list(file_steps(host))
+    for step in (*first, *last):
+        say(step.text)
+    if wish.dry_run and first:
+        click.echo("flannelpy: dry run: nothing was changed; what the agent has made is listed once it is stopped", err=True)
+        return 0
+    if (first or last) and not wish.dry_run and not wish.yes and not _agreed():
+        return 1
+    if wish.dry_run:
+        return cleanup.cleanup(given, replace(wish, state=True))
+    for step in first:
+        step.do()
+    # The options say where the agent's files are: they go after it.
+    code = cleanup.cleanup(given, replace(wish, state=True, yes=wish.yes or bool(first or last)))
+    if code == 0:
+        for step in last:
+            step.do()
+    return code
+
+
+def service_steps(host: Host) -> Iterator[Step]:
+    """Nothing where it neither runs nor would at the next boot."""
+    if not unit_there(host):
+        return
+    enabled, active = host.systemctl("is-enabled", UNIT)[1] == "enabled", host.active() not in ("inactive", "failed", "unknown")
+    if enabled or active:
+
+        def stop() -> None:
+            code, said = host.systemctl("disable", "--now", UNIT)
+            if code:
+                raise FlannelpyError(f"systemctl disable --now {UNIT}: {said.splitlines()[-1] if said else code}")
+
+        yield Step(f"systemctl disable --now {UNIT}", stop)
+
+
+def file_steps(host: Host) -> Iterator[Step]:
+    """Our block in the service's options, and the drop-in where it is as we wrote it. Raises FlannelpyError."""
+    options = TextFile.read(host.defaults)
+    if options.text is not None and service.MARK in options.text:
+        before = service.without_block(options.text)
+        if before:
+            yield Step(f"take what setup wrote out of {options.path}", lambda: _write(options, before))
+        else:
+            yield Step(f"rm {options.path}", lambda: _remove(options))
+    drop_in = TextFile.read(host.root / DROP_IN)
+    if drop_in.text is not None and drop_in.text == shipped(DOCKER_DROP_IN):
+
+        def gone() -> None:
+            _remove(drop_in)
+            with suppress(OSError):
+                drop_in.path.parent.rmdir()
+            host.systemctl("daemon-reload")
+
+        yield Step(f"rm {drop_in.path}", gone)
+
+
+def _write(file: TextFile, text: str) -> None:
+    write_file(file.path, text, 0o640)
+
+
+def _remove(file: TextFile) -> None:
+    with suppress(FileNotFoundError), directory(file.path.parent) as parent:
+        os.unlink(file.path.name, dir_fd=parent)
+
+
+def _agreed() -> bool:
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise FlannelpyError("nobody is there to be asked; nothing was changed (--yes does it)")
+    if agree("Take all of this away?"):
+        return True
+    click.echo("nothing was changed", err=True)
+    return False

@@ -1,0 +1,81 @@
+"""With which flags does systemd start Docker? Read from docker.service and its drop-ins, as systemd.unit(5) puts them together."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from flannelpy.core.errors import FlannelpyError
+from flannelpy.host.files import read_given
+from flannelpy.host.subnet_env import variables
+
+UNIT = "docker.service"
+FOLDERS = (
+    "etc/systemd/system",
+    "run/systemd/system",
+    "usr/local/lib/systemd/system",
+    "usr/lib/systemd/system",
+    "lib/systemd/system",
+)
+"""The first that has a file of a name wins."""
+
+_LARGEST = 1 << 18
+
+
+def command_line(root: Path = Path("/")) -> list[str]:
+    """The words behind dockerd, with the variables of its files put in; empty where there is no such unit, or it cannot be read."""
+    line = ""
+    environment: dict[str, str] = {}
+    for text in _texts(root):
+        for name, value in _settings(text):
+            if name == "ExecStart":
+                line = value  # an empty one forgets those before
+            elif name == "Environment":
+                environment |= _assignments(value)
+            elif name == "EnvironmentFile" and value:
+                environment |= variables(_read(root / value.lstrip("-").lstrip("/")) or "")
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        return []
+    return [part for word in words[1:] for part in _expanded(word, environment)]
+
+
+def _expanded(word: str, environment: dict[str, str]) -> list[str]:
+    """``$NAME`` as a word of its own is split at blanks, ``${NAME}`` is not (systemd.service(5))."""
+    if match := re.fullmatch(r"\$([A-Za-z_]\w*)", word):
+        return environment.get(match[1], "").split()
+    return [re.sub(r"\$\{([A-Za-z_]\w*)\}", lambda found: environment.get(found[1], ""), word)]
+
+
+def _assignments(text: str) -> dict[str, str]:
+    try:
+        return {name: value for name, equals, value in (word.partition("=") for word in shlex.split(text)) if equals}
+    except ValueError:
+        return {}
+
+
+def _settings(text: str) -> Iterator[tuple[str, str]]:
+    for line in re.sub(r"\\\n", " ", text).splitlines():
+        name, equals, value = line.strip().partition("=")
+        if equals and not name.startswith(("#", ";")):
+            yield name.strip(), value.strip()
+
+
+def _texts(root: Path) -> Iterator[str]:
+    """The unit, then its drop-ins in the order of their names."""
+    yield from [text for folder in FOLDERS if (text := _read(root / folder / UNIT)) is not None][:1]
+    drop_ins: dict[str, Path] = {}
+    for folder in FOLDERS:
+        for path in (root / folder / f"{UNIT}.d").glob("*.conf"):
+            drop_ins.setdefault(path.name, path)
+    yield from (text for _name, path in sorted(drop_ins.items()) if (text := _read(path)) is not None)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return read_given(path, _LARGEST).decode(errors="replace")
+    except (OSError, FlannelpyError):
+        return None
