@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flannelpy.registry.kube.names import PREFIX
+from flannelpy.core.errors import UsageError
+from flannelpy.registry.kube.names import PREFIX, Names
 
 NET_CONFIG = Path("/etc/kube-flannel/net-conf.json")
 """Where kube-flannel's DaemonSet mounts the network config."""
@@ -38,3 +40,20 @@ def find_node(environ: Mapping[str, str], hostname: str = "") -> tuple[str, tupl
     if pod and namespace:
         return "", (namespace, pod)
     return (hostname or socket.gethostname()).strip().lower(), None
+
+
+def parse_api_url(text: str, where: str) -> str:
+    """The API server's URL without a slash at its end; may be empty. Raises UsageError."""
+    if text and not re.fullmatch(r"https?://[^/@\s]+/?", text):
+        shown = f"...@{text.rpartition('@')[2]}" if "@" in text else text
+        raise UsageError(f"{where} {shown!r}: expected a URL like https://10.0.0.1:6443")
+    return text.rstrip("/")
+
+
+def parse_prefix(text: str, where: str) -> str:
+    """The prefix of annotations, as it was written. Raises UsageError."""
+    try:
+        Names.under(text)
+    except UsageError as error:
+        raise UsageError(f"{where} {error}") from None
+    return text

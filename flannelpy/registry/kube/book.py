@@ -77,7 +77,7 @@ class Book:
         return self._change(name, None)
 
     def _change(self, name: str, node: Node | None) -> list[Event]:
-        was_bad = self._bad.get(name)
+        was_bad, overwrites = self._bad.get(name), self._overwrites(name)
         keys = {lease.key for lease in (self._leases.get(name),) if lease is not None}
         held = {key: self._held(key) for key in keys}
         self._set(name, node)
@@ -88,7 +88,7 @@ class Book:
             claims.add(name)
         events: list[Event] = []
         for key, before in held.items():
-            if (event := self._event(key, before)) is not None:
+            if (event := self._event(key, before, meant=self._overwrites(name) != overwrites)) is not None:
                 events.append(event)
         why = self._bad.get(name)
         if why is not None and why != was_bad:
@@ -97,11 +97,16 @@ class Book:
             events.append(Deleted(name, self.version))  # no key of a lease: it ends what was said of the node
         return events
 
-    def _event(self, key: str, before: Lease | None) -> Event | None:
+    def _overwrites(self, name: str) -> list[str | None]:
+        """The addresses that a person wants a node to publish: that they are others concerns the node's own agent."""
+        node = self.nodes.get(name)
+        return [] if node is None else [node.annotations.get(each) for each in self.names.overwrite]
+
+    def _event(self, key: str, before: Lease | None, *, meant: bool) -> Event | None:
         after = self._held(key)
         if after is None:
             return None if before is None else Deleted(key, self.version)
-        if before is not None and before.same_content(after) and before.create_revision == after.create_revision:
+        if before is not None and not meant and before.same_content(after) and before.create_revision == after.create_revision:
             return None
         return Put(replace(after, mod_revision=self.version))
 
