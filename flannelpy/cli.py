@@ -18,7 +18,7 @@ import click
 from flannelpy import __version__
 from flannelpy.core.errors import FlannelpyError, UsageError
 from flannelpy.core.foreign import LINE, printable
-from flannelpy.options import ACCEPTED, AGENT, BY_NAME, ETCD, REFUSED, WHOSE, Given, Option, spell_out
+from flannelpy.options import ACCEPTED, AGENT, BY_NAME, ETCD, KUBE, WHOSE, Given, Option, spell_out
 
 Wrapped = TypeVar("Wrapped", bound=Callable[..., Any])
 
@@ -104,8 +104,8 @@ def _show_version(context: click.Context, _parameter: click.Parameter, wanted: b
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     epilog="The environment may set every option: FLANNELPY_ETCD_ENDPOINTS is --etcd-endpoints; flanneld's FLANNELD_* work too.",
 )
-@_takes(*ETCD, *AGENT)
-@_takes(*ACCEPTED, *REFUSED, hidden=True)
+@_takes(*ETCD, *KUBE, *AGENT)
+@_takes(*ACCEPTED, hidden=True)
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="say the version")
 @click.pass_context
 def flannelpy(context: click.Context, /, **values: Any) -> int:

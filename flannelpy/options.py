@@ -1,7 +1,7 @@
 """What may a person write on the command line or in the environment? The table, and flannel's way of writing flags.
 
 Nothing heavy is imported here: ``cli`` builds its options from this table, ``settings`` reads what was given.
-Source: flannel-compat 1 and 2. Deviations: a wrong flag is an error (exit 2), and Kubernetes mode is refused.
+Source: flannel-compat 1 and 2. Deviation: a wrong flag is an error (exit 2).
 """
 
 from __future__ import annotations
@@ -58,6 +58,25 @@ ETCD = (
     Option("etcd-password-file", "FILE", "a file that holds the user's password"),
 )
 """What every command that talks to etcd takes."""
+
+KUBE = (
+    Option(
+        "kube-subnet-mgr", help="leases are Kubernetes' nodes, as kube-flannel has them; no etcd", default="false", boolean=True
+    ),
+    Option("kube-api-url", "URL", "the API server; in a pod its service account knows it"),
+    Option(
+        "kubeconfig-file", "FILE", "a kubeconfig with the way to the API server and who we are; in a pod its service account is"
+    ),
+    Option("kube-annotation-prefix", "TEXT", "how the annotations of the nodes begin", "flannel.alpha.coreos.com"),
+    Option("net-config-path", "FILE", "the network config; what changes in it is followed", "/etc/kube-flannel/net-conf.json"),
+    Option(
+        "set-node-network-unavailable",
+        help="say of our node that its network is there (NetworkUnavailable False) once it is",
+        default="true",
+        boolean=True,
+    ),
+)
+"""What the agent takes instead of those where its leases are in Kubernetes."""
 
 LOG = (
     Option("log-level", "LEVEL", "debug, info, warning or error", "info"),
@@ -120,19 +139,7 @@ ACCEPTED = (
 )
 """flannel's flags that mean nothing here: accepted, with a line in the log."""
 
-_KUBERNETES = "Kubernetes mode is not provided; flannelpy keeps its leases in etcd"
-
-REFUSED = (
-    Option("kube-subnet-mgr", default="false", boolean=True, why=_KUBERNETES),
-    Option("kube-api-url", "URL", why=_KUBERNETES),
-    Option("kubeconfig-file", "FILE", why=_KUBERNETES),
-    Option("kube-annotation-prefix", "TEXT", why=_KUBERNETES),
-    Option("net-config-path", "FILE", why=_KUBERNETES),
-    Option("set-node-network-unavailable", default="true", boolean=True, why=_KUBERNETES),
-)
-"""flannel's flags that we cannot follow; only ``--kube-subnet-mgr=false`` is harmless."""
-
-ALL = (*ETCD, *AGENT, *ACCEPTED, *REFUSED)
+ALL = (*ETCD, *KUBE, *AGENT, *ACCEPTED)
 BY_NAME: Mapping[str, Option] = {option.name: option for option in ALL}
 
 

@@ -21,9 +21,10 @@ from flannelpy.core.errors import UsageError
 from flannelpy.core.re2 import compile_re2
 from flannelpy.core.secret import Secret
 from flannelpy.host.files import read_given
-from flannelpy.options import ACCEPTED, ALL, BY_NAME, ETCD, OUR_ENV, REFUSED, Given
+from flannelpy.options import ACCEPTED, ALL, BY_NAME, ETCD, KUBE, OUR_ENV, Given
 from flannelpy.registry import Endpoint
 from flannelpy.registry.etcd.endpoints import parse_endpoints
+from flannelpy.registry.kube.access import Access, find_node, parse_api_url, parse_prefix
 
 Parsed = TypeVar("Parsed")
 
@@ -75,7 +76,14 @@ class Settings:
     log_level: str = "info"
     log_format: str = "text"
     resolver_file: Path = Path("/etc/resolv.conf")
+    kube: Access | None = None
+    """How Kubernetes is reached, where leases are its nodes; ``endpoint`` then only names the network."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def config_place(self) -> str:
+        """Where the network config is, in words."""
+        return f"{self.endpoint.prefix}/config" if self.kube is None else str(self.kube.net_config)
 
     @property
     def host_options(self) -> HostOptions:
@@ -88,9 +96,10 @@ class Settings:
 def load(given: Given, environ: Mapping[str, str]) -> Settings:
     """Everything the agent needs to know. Raises UsageError: which flag or variable, its value, what was expected."""
     source = _Source(given, environ)
-    _refuse_kubernetes(source)
+    kube = _kubernetes(source)
     return Settings(
-        endpoint=_endpoint(source),
+        endpoint=_endpoint(source) if kube is None else Endpoint((kube.api_url or kube.kubeconfig or "in-cluster",), kube.prefix),
+        kube=kube,
         iface=source.each("iface", _interface),
         iface_regex=source.each("iface-regex", _pattern),
         iface_can_reach=source.optional("iface-can-reach", _address),
@@ -284,6 +293,23 @@ def _mode(file: str) -> int:
         return 0
 
 
+# ------------------------------------------------------------------------------------------------------------ Kubernetes
+
+
+def _kubernetes(source: _Source) -> Access | None:
+    """How Kubernetes is reached; None without ``--kube-subnet-mgr``."""
+    if not source.value("kube-subnet-mgr", _boolean):
+        return None
+    return Access(
+        parse_api_url(source.text("kube-api-url"), source.where("kube-api-url")),
+        source.optional("kubeconfig-file", _readable_file) or "",
+        parse_prefix(source.text("kube-annotation-prefix"), source.where("kube-annotation-prefix")),
+        source.value("net-config-path", _path),
+        *find_node(source.environ),
+        source.value("set-node-network-unavailable", _boolean),
+    )
+
+
 # -------------------------------------------------------------------------------------------------- one parser a kind of value
 
 
@@ -359,17 +385,12 @@ def _one_of(words: tuple[str, ...]) -> Callable[[str], str]:
 # ----------------------------------------------------------------------------------------------- what is said about the options
 
 
-def _refuse_kubernetes(source: _Source) -> None:
-    for option in REFUSED:
-        for where, text in source.found(option.name)[-1:]:
-            if option.name == "kube-subnet-mgr" and not _understand(where, text, _boolean):
-                continue
-            raise UsageError(f"{where} {text!r}: {option.why}")
-
-
 def _notes(source: _Source) -> tuple[str, ...]:
     """Lines for the log at start: what was accepted without meaning, and what deserves a better place."""
     notes = [f"{source.where(option.name)} has no effect: {option.why}" for option in ACCEPTED if source.found(option.name)]
+    others, place = (ETCD, "Kubernetes") if source.value("kube-subnet-mgr", _boolean) else (KUBE[1:], "etcd")
+    if unused := [source.where(option.name) for option in others if source.found(option.name)]:
+        notes.append(f"{' and '.join(unused)} not used: as --kube-subnet-mgr stands, leases are in {place}")
     twins = [where for option in ALL for where, _ in source.found(option.name)[-1:] if where == option.variables[1]]
     if twins:
         notes.append(f"taken from flanneld's environment: {', '.join(twins)}")

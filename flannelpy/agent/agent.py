@@ -28,7 +28,7 @@ from flannelpy.agent.report import Reporter
 from flannelpy.agent.status import document, measured, why_not, with_drops
 from flannelpy.agent.systemd import Notifier, feed_watchdog, inherited, keep_posted, status_line, watchdog_s
 from flannelpy.core.backend import FdStore, NoFdStore
-from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.errors import FlannelpyError, UsageError
 from flannelpy.core.health import Health
 from flannelpy.core.objects import Scope
 from flannelpy.core.plan import Plan
@@ -38,7 +38,7 @@ from flannelpy.explain.http import Page, Pages, health_pages
 from flannelpy.explain.status import Status
 from flannelpy.explain.wall_clock import wall_clock
 from flannelpy.kernel import Kernel
-from flannelpy.registry import Registry
+from flannelpy.registry import Assigned, Registry
 from flannelpy.settings import Settings
 
 log = logging.getLogger("flannelpy")
@@ -49,16 +49,30 @@ STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 async def run(settings: Settings) -> int:
     """Run the agent until it is told to stop. Returns the exit code: 0 for a clean stop, 1 for a failure (said in one line)."""
     from flannelpy.kernel.netlink import NetlinkKernel
-    from flannelpy.registry.etcd.registry import EtcdRegistry
 
     notifier, left = Notifier(), inherited()
     fd_store = SystemdFdStore(notifier, left) if notifier.listened_to else NoFdStore()
-    registry, kernel = EtcdRegistry(settings.endpoint), NetlinkKernel()
+    (registry, assigned), kernel = reach(settings), NetlinkKernel()
     try:
-        return await Agent(settings, registry, kernel, notifier, fd_store).run()
+        return await Agent(settings, registry, kernel, notifier, fd_store, assigned=assigned).run()
     finally:
         await registry.close()
         await kernel.close()
+
+
+def reach(settings: Settings) -> tuple[Registry, Assigned | None]:
+    """Where leases live, and what of it is ours where they are assigned; no other's libraries are loaded. Raises UsageError."""
+    if settings.kube is not None:
+        try:
+            from flannelpy.registry.kube.registry import KubeRegistry
+        except ModuleNotFoundError as error:
+            raise UsageError(f"--kube-subnet-mgr needs {error.name}: pip install 'flannelpy[kube]'") from None
+
+        nodes = KubeRegistry(settings.kube)
+        return nodes, nodes
+    from flannelpy.registry.etcd.registry import EtcdRegistry
+
+    return EtcdRegistry(settings.endpoint), None
 
 
 def clock() -> float:
@@ -78,6 +92,7 @@ class Agent:
         fd_store: FdStore | None = None,
         timeouts: Timeouts | None = None,
         claims: Claims | None = None,
+        assigned: Assigned | None = None,
     ) -> None:
         wish = Wish(settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip, settings.public_ipv6)
         self._context = Context(
@@ -91,6 +106,7 @@ class Agent:
             clock,
             timeouts or Timeouts(),
             claims=claims or Claims(Claimant(os.getpid(), str(settings.run_dir), settings.endpoint.prefix)),
+            assigned=assigned,
         )
         self._context.reporter.listeners.append(self._context.events.conditions)
         self._network: Network | None = None

@@ -14,7 +14,7 @@ from flannelpy.core.tally import Histogram
 from flannelpy.core.uplink import Wish
 from flannelpy.explain.wall_clock import wall_clock
 from flannelpy.kernel import Kernel
-from flannelpy.registry import Registry
+from flannelpy.registry import Assigned, Registry
 from flannelpy.settings import Settings
 
 
@@ -58,6 +58,8 @@ class Context:
     lateness: Histogram = field(default_factory=Histogram)
     """Of a timer, once a second: how long the loop was busy with something else."""
     claims: Claims = field(default_factory=lambda: Claims(Claimant()))
+    assigned: Assigned | None = None
+    """What of the registry is this host's own, where subnets are assigned and not chosen."""
 
     def spread(self, peers: int) -> float:
         """A random wait in seconds, so that ``peers`` hosts do not all do now what one event asks of all of them."""

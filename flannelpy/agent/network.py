@@ -23,6 +23,7 @@ from flannelpy.agent.guarded import guarded
 from flannelpy.agent.host_watch import HostWatch
 from flannelpy.agent.introduction import introduce
 from flannelpy.agent.kept import recall
+from flannelpy.agent.node import announce
 from flannelpy.agent.offers import Offers
 from flannelpy.agent.parts import Parts
 from flannelpy.agent.phase import Phase
@@ -124,6 +125,8 @@ class Network:
         if self.context.settings.forward_rules:
             yield "forwarding", self._parts.forwarding.run
         yield "host watch", HostWatch(self.context.kernel, self.context.reporter, self._parts, self.steering).run
+        if self.context.assigned is not None:
+            yield "announcement", partial(announce, self.context, self.context.assigned, lambda: self.ready)
         yield "publish", self._publish
         yield "files", self.publisher.run
         yield "liveness", self._watch_liveness

@@ -17,9 +17,9 @@ from flannelpy.agent.carriage import Carriage, clamped, introduce, resolve
 from flannelpy.agent.context import Context
 from flannelpy.agent.copies import Copies
 from flannelpy.agent.datapath import Wanted, make_way
+from flannelpy.agent.keeping import Keeping, asked, keep
 from flannelpy.agent.kept import Kept
 from flannelpy.agent.keys import HostKeys
-from flannelpy.agent.lease import Keeper
 from flannelpy.agent.ownership import Ownership
 from flannelpy.agent.parts import Parts
 from flannelpy.agent.phase import Phase
@@ -28,7 +28,6 @@ from flannelpy.agent.sync.fragments import Target
 from flannelpy.core.backend import LeavesBehind
 from flannelpy.core.config import differences
 from flannelpy.core.errors import ConfigError
-from flannelpy.core.leasing import Leasing
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Fou, Scope
 from flannelpy.core.uplink_change import describe_change
@@ -46,7 +45,7 @@ class Steering:
         self.phase = Phase.WAITING
         self.carriage: Carriage | None = None
         self.lease: Lease | None = None
-        self.keeper: Keeper | None = None
+        self.keeper: Keeping | None = None
         self.known = asyncio.Event()
         """Set once there is a carriage, and a keeper for its lease."""
         self.changed = asyncio.Event()
@@ -113,23 +112,23 @@ class Steering:
         if before is not None and text == self._text and not facts.stale:
             return
         self._text = text
-        where = f"{self._context.settings.endpoint.prefix}/config"
+        where = self._context.settings.config_place
         try:
-            asked = plugins.parse(text, self._context.settings.host_options)
-            another = await facts.look(asked[0], self._devices)
+            wanted = asked(self._context.settings, text)
+            another = await facts.look(wanted[0], self._devices)
             self._parts.surroundings.stale |= another or before is None
             if facts.uplink is None or (before is None and facts.missing):
                 return
             if before is None:
                 self._disown()
-            prepared = self._parts.preparation.of(asked[1])
+            prepared = self._parts.preparation.of(wanted[1])
             if prepared is None:
                 self._text = None  # goes on from here when it is done
                 return
             found = (facts.uplink, facts.reasons)
             kept, settings, keys = self._ownership.state, self._context.settings, self._copies.keys
-            carriage = await resolve(self._context, text or "", asked, found, kept.macs, keys, before)
-            beside, had = plugins.preferred(*asked, settings.host_options), None if before is None else before.preference
+            carriage = await resolve(self._context, text or "", wanted, found, kept.macs, keys, before)
+            beside, had = plugins.preferred(*wanted, settings.host_options), None if before is None else before.preference
             preference = await self._parts.retirement.settle(beside, carriage.local(), keys, had, kept.devices)
             carriage = replace(carriage, prepared=prepared.text, preference=preference, keys=carriage.keys or preference.keys)
         except ConfigError as error:
@@ -172,18 +171,7 @@ class Steering:
 
     def _begin(self, carriage: Carriage, where: str) -> None:
         introduce(carriage, where)
-        settings = self._context.settings
-        machine = Leasing(
-            carriage.config,
-            carriage.attrs,
-            self._context.random,
-            previous=self._kept.previous,
-            kept=self._kept.own,
-            promised=self._kept.promised,
-            ttl_s=settings.lease_ttl_s,
-            renew_margin_s=settings.renew_margin_s,
-        )
-        self.keeper = Keeper(self._context, self._parts.cluster.refresh, machine, self.changed.set, self._parts.publisher.promise)
+        self.keeper = keep(self._context, self._kept, self._parts, carriage, self.changed.set)
         self._parts.cluster.tell = self.keeper.tell
         self._judge(carriage)
         self.known.set()

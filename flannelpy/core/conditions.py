@@ -81,6 +81,14 @@ _ALL = (
         unready=True,
     ),
     Condition(
+        "node-unassigned",
+        Severity.ERROR,
+        "Kubernetes has given this host no subnet: {detail}; waiting for one",
+        "kubectl get node NAME -o yaml; the controller-manager gives podCIDRs with --allocate-node-cidrs=true, inside Network",
+        unready=True,
+        after=2.0,
+    ),
+    Condition(
         "lease-lost",
         Severity.ERROR,
         "our lease is gone from etcd: {detail}; asking for it again",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
@@ -30,6 +30,8 @@ class Pool:
     length: int
     first: IPAddress
     last: IPAddress
+    assigned: bool = False
+    """True where others cut the network into blocks, of whatever length and from its first address on."""
 
     @property
     def size(self) -> int:
@@ -52,14 +54,16 @@ class Pool:
         low, whole_bits = int(self.network.value or 0), (32 if net.version == 4 else 128) - self.network.prefixlen
         if net.version != self.network.version or (value >> whole_bits) != (low >> whole_bits):
             return f"lies outside the network {self.network}"
-        if net.prefixlen < self.network.prefixlen + 2:
-            return f"takes more than a quarter of the network {self.network}"
+        if net.prefixlen < self.network.prefixlen + (0 if self.assigned else 2):
+            return f"takes more than {'all' if self.assigned else 'a quarter'} of the network {self.network}"
         if value & mask != value:
             return f"{net.ip}/{net.prefixlen} has host bits: expected {net.cidr}"
         return ""
 
     def fits(self, subnet: IPNetwork) -> bool:
         """flannel's compatibility test: base within first..last and the right length (flannel-compat 5.3)."""
+        if self.assigned:
+            return not self.misfit(subnet)
         return bool(
             subnet.version == self.network.version
             and subnet.prefixlen == self.length
@@ -94,6 +98,11 @@ class NetworkConfig:
         """The families that are on, IPv4 first."""
         wanted: tuple[tuple[Literal[4, 6], Pool | None], ...] = ((4, self.v4), (6, self.v6))
         return tuple(version for version, pool in wanted if pool)
+
+    def assigned(self) -> NetworkConfig:
+        """The same where others cut its networks into subnets."""
+        v4, v6 = (None if pool is None else replace(pool, assigned=True) for pool in (self.v4, self.v6))
+        return replace(self, v4=v4, v6=v6)
 
     @classmethod
     def parse(cls, text: str | bytes) -> NetworkConfig:

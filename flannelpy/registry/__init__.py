@@ -218,6 +218,25 @@ class Registry(Protocol):
         ...
 
 
+class Assigned(Protocol):
+    """Beside a Registry whose subnets somebody else gives out: what this host was given. Raises RegistryError.
+
+    Such a lease has no end but its deletion: it stands as a reservation. ``Registry.renew`` writes what we publish into it.
+    """
+
+    async def own(self) -> Lease | None:
+        """What we were given, with what is published of it; None where that is nothing yet. ConflictError: nobody knows us."""
+        ...
+
+    async def advertise(self, attrs: LeaseAttrs) -> LeaseAttrs:
+        """What is to be published for ``attrs``: a person may have written other addresses beside them."""
+        ...
+
+    async def announce(self) -> None:
+        """Say that this host's network is there; nothing where that is said."""
+        ...
+
+
 NO_PASSWORD = Secret("")
 
 

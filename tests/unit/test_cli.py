@@ -100,8 +100,7 @@ def test_version_is_said_whatever_else_is_wrong(person: Person) -> None:
 def test_help_is_on_stdout_and_names_every_option_that_means_something(person: Person, word: str) -> None:
     said = person.types(word)
     assert (said.code, said.err) == (0, "")
-    assert all(option.flag in said.out for option in (*options.ETCD, *options.AGENT))
-    assert "--kube" not in said.out
+    assert all(option.flag in said.out for option in (*options.ETCD, *options.KUBE, *options.AGENT))
 
 
 @pytest.mark.parametrize(

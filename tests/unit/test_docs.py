@@ -83,12 +83,11 @@ def metrics_table() -> str:
 def options_tables() -> dict[str, str]:
     """The tables in docs/configuration.md by the name in their markers."""
     does_nothing = "\n".join(f"| `{option.flag}` | {option.why} |" for option in options.ACCEPTED)
-    refused = "\n".join(f"| `{option.flag}` | {option.why} |" for option in options.REFUSED)
     return {
         "etcd": _table(options.ETCD),
+        "kubernetes": _table(options.KUBE),
         "agent": _table(options.AGENT),
         "accepted": f"| flag | why it does nothing |\n|---|---|\n{does_nothing}\n",
-        "refused": f"| flag | why it is refused |\n|---|---|\n{refused}\n",
     }
 
 

@@ -26,6 +26,7 @@ LONGER = {
     "flannelpy/core/objects.py": "each kind of kernel object beside the others",
     "flannelpy/kernel/netlink.py": "the contract of a kernel, kind by kind",
     "flannelpy/kernel/fake.py": "a whole kernel, as far as we use one",
+    "flannelpy/settings.py": "what each option may say, one beside the other",
     "flannelpy/kernel/messages.py": "packing and unpacking of each message side by side",
 }
 """Files that may be longer, and why."""

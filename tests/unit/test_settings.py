@@ -12,6 +12,7 @@ from netaddr import IPAddress
 
 from flannelpy.core.errors import UsageError
 from flannelpy.options import ALL, BY_NAME, spell_out
+from flannelpy.registry.kube.access import Access, find_node
 from flannelpy.settings import Settings, load, load_endpoint
 
 
@@ -279,24 +280,39 @@ def test_a_variable_of_ours_that_is_no_option_is_told() -> None:
     assert settings(FLANNELPY_IFCAE="eth1", FLANNELPY_OPTIONS="--iface eth1").notes == ("FLANNELPY_IFCAE: no such option, ignored",)
 
 
+def test_without_kubernetes_mode_its_options_are_told_and_mean_nothing() -> None:
+    assert settings("--kube-subnet-mgr=false") == settings()
+    got = settings("--kube-api-url=http://a", "--net-config-path=/x")
+    assert got.kube is None
+    assert got.notes == ("--kube-api-url and --net-config-path not used: as --kube-subnet-mgr stands, leases are in etcd",)
+
+
+def test_kubernetes_mode_is_flannels() -> None:
+    got = settings("--kube-subnet-mgr", "--kube-api-url=https://10.0.0.1:6443/", "--etcd-prefix=/x", NODE_NAME="n1")
+    assert got.kube == Access(api_url="https://10.0.0.1:6443", node="n1")
+    assert got.config_place == "/etc/kube-flannel/net-conf.json"
+    assert got.notes == ("--etcd-prefix not used: as --kube-subnet-mgr stands, leases are in Kubernetes",)
+    assert settings(FLANNELD_KUBE_SUBNET_MGR="true", NODE_NAME="n1").kube == Access(node="n1")
+
+
+def test_our_node_is_named_by_the_environment_or_is_our_pods_or_the_hosts() -> None:
+    assert find_node({"NODE_NAME": "n1", "POD_NAME": "p", "POD_NAMESPACE": "s"}) == ("n1", None)
+    assert find_node({"POD_NAME": "p", "POD_NAMESPACE": "s"}) == ("", ("s", "p"))
+    assert find_node({"POD_NAME": "p"}, " Host-A.Example ") == ("host-a.example", None)
+
+
 @pytest.mark.parametrize(
-    "word",
+    ("word", "said"),
     [
-        "--kube-subnet-mgr",
-        "--kube-api-url=http://a",
-        "--kubeconfig-file=/x",
-        "--kube-annotation-prefix=a/b",
-        "--net-config-path=/x",
-        "--set-node-network-unavailable=false",
+        ("--kube-api-url=ftp://x", "--kube-api-url 'ftp://x': expected a URL like https://10.0.0.1:6443"),
+        ("--kube-api-url=https://u:p@x", "--kube-api-url '...@x': expected a URL like https://10.0.0.1:6443"),
+        ("--kubeconfig-file=/nowhere/x", "--kubeconfig-file '/nowhere/x': expected a readable file: No such file or directory"),
+        ("--kube-annotation-prefix=A", "--kube-annotation-prefix 'A': expected a domain in lower case"),
+        ("--net-config-path=", "--net-config-path '': expected a path"),
     ],
 )
-def test_kubernetes_mode_is_refused(word: str) -> None:
-    assert "Kubernetes mode is not provided" in refusal(word)
-
-
-def test_kubernetes_mode_off_is_harmless_and_refused_from_the_environment_too() -> None:
-    assert settings("--kube-subnet-mgr=false") == settings()
-    assert refusal(FLANNELD_KUBE_SUBNET_MGR="true").startswith("FLANNELD_KUBE_SUBNET_MGR 'true': Kubernetes")
+def test_what_kubernetes_mode_cannot_take_is_one_line(word: str, said: str) -> None:
+    assert refusal("--kube-subnet-mgr", word).startswith(said)
 
 
 # -------------------------------------------------------------------------------------------------------------- any input

@@ -1,0 +1,175 @@
+"""Who keeps a lease that Kubernetes gives? The shell around our node: what it has is ours, what we publish is written into it.
+
+There is no race and no end: the controller-manager chooses, and a node lives until it is deleted. So this only looks, writes where
+something else stands there than we publish, and looks again when the watch has seen something, or after a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
+from math import inf
+
+from netaddr import IPNetwork
+
+from flannelpy.agent.context import Context
+from flannelpy.core import lease_events as ev
+from flannelpy.core.claims import unusable
+from flannelpy.core.config import NetworkConfig
+from flannelpy.core.errors import ConflictError, RegistryError
+from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.explain.events import LEASE
+from flannelpy.registry import Assigned
+
+log = logging.getLogger("flannelpy")
+
+UNASSIGNED = "node-unassigned"
+
+FIRST_RETRY_S, LAST_RETRY_S = 0.2, 5.0
+LOOK_S = 300.0
+"""How often our node is looked at where nothing was heard of it."""
+ANNOUNCE_S = 300.0
+READY_S = 0.2
+
+
+class NodeKeeper:
+    """Our node's lease, for as long as the agent runs; see ``agent.keeping``. ``wake``: ``held`` or ``lost`` are others now;
+    ``promise`` keeps what the node is going to say, for the next life, and is awaited before that is written.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        assigned: Assigned,
+        config: NetworkConfig,
+        attrs: LeaseAttrs,
+        wake: Callable[[], None],
+        promise: Callable[[Lease], Awaitable[None]],
+    ) -> None:
+        self.held: Lease | None = None
+        """The lease, as far as is known; the last one while our node has none."""
+        self.lost = False
+        """True while our node has none."""
+        self._context = context
+        self._assigned = assigned
+        self._config = config
+        self._attrs = attrs
+        self._wake = wake
+        self._promise = promise
+        self._changed = asyncio.Event()
+        self._publishing: asyncio.TimerHandle | None = None
+
+    @property
+    def sure_until(self) -> float:
+        """A node has no end."""
+        return inf
+
+    def tell(self, event: ev.Event) -> None:
+        """Something happened to a lease: our node is looked at where it may be ours."""
+        match event:
+            case ev.OwnPut(lease) if self.held is not None and lease.key != self.held.key:
+                pass
+            case ev.SubnetFreed() | ev.OwnDefaced():
+                pass
+            case _:
+                self._changed.set()
+
+    def move(self, config: NetworkConfig) -> None:
+        """The network is this now; our subnet is what it is, and fits or not."""
+        self._config = config
+        self._changed.set()
+
+    def publish(self, attrs: LeaseAttrs, after_s: float = 0.0) -> None:
+        """Write these into our node, ``after_s`` seconds from now; the last that was asked for counts."""
+        if self._publishing is not None:
+            self._publishing.cancel()
+        self._attrs = attrs
+        self._publishing = asyncio.get_running_loop().call_later(after_s, self._changed.set)
+
+    def avoid(self, networks: Iterable[IPNetwork]) -> None:
+        """Nothing: Kubernetes chooses."""
+
+    async def run(self) -> None:
+        """Have what Kubernetes gives us, and publish in it, for ever."""
+        delay = FIRST_RETRY_S
+        try:
+            while True:
+                self._changed.clear()
+                try:
+                    settled = await self._look()
+                except RegistryError as error:
+                    log.debug("our node: %s", error)
+                    settled = False
+                delay = FIRST_RETRY_S if settled else min(2 * delay, LAST_RETRY_S)
+                pause = LOOK_S if settled else delay
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._context.random.uniform(pause / 2, pause)):
+                        await self._changed.wait()
+        finally:
+            if self._publishing is not None:
+                self._publishing.cancel()
+
+    async def _look(self) -> bool:
+        """See what our node is, and make it say what we publish; False where it has no lease for us. Raises RegistryError."""
+        try:
+            own = await self._assigned.own()
+        except ConflictError as error:
+            return self._miss(str(error))
+        if own is None:
+            return self._miss("our node has no podCIDR of the network's families yet")
+        if why := unusable(own, (), self._config):
+            return self._miss(f"our node's podCIDR is {' and '.join(_subnets(own))}: {why}")
+        wanted = await self._assigned.advertise(self._attrs)
+        if own.attrs != wanted:
+            await self._promise(replace(own, attrs=wanted))
+            own = await self._context.registry.renew(own, wanted)
+        self._hold(own)
+        return True
+
+    def _miss(self, why: str) -> bool:
+        self._context.reporter.set(UNASSIGNED, {"": why})
+        if self.held is not None and not self.lost:
+            self.lost = True
+            text = f"lost our lease {self.held}: {why}; what is programmed stays until we have one again"
+            self._context.events.note(LEASE, self.held.key, text, logging.WARNING)
+            self._wake()
+        return False
+
+    def _hold(self, lease: Lease) -> None:
+        self._context.reporter.set(UNASSIGNED, {})
+        before, was_lost = self.held, self.lost
+        if before == lease and not was_lost:
+            return
+        self.held, self.lost = lease, False
+        note = self._context.events.note
+        if before is None:
+            note(LEASE, lease.key, f"lease {lease}, from our node")
+        elif before.key != lease.key:
+            note(LEASE, lease.key, f"our subnet is {lease} now, it was {before}", logging.WARNING)
+        elif was_lost:
+            note(LEASE, lease.key, f"lease {lease} is ours again")
+        elif before.public_ip != lease.public_ip:
+            note(LEASE, lease.key, f"lease {lease}: peers reach us there now, it was {before.public_ip}")
+        self._wake()
+
+
+async def announce(context: Context, assigned: Assigned, ready: Callable[[], bool]) -> None:
+    """Say of our node that its network is there, once it is, and again where somebody says otherwise; for ever."""
+    delay = FIRST_RETRY_S
+    while True:
+        try:
+            pause = READY_S
+            if ready():
+                await assigned.announce()
+                delay, pause = FIRST_RETRY_S, ANNOUNCE_S
+        except RegistryError as error:
+            log.debug("that our node's network is there could not be said: %s", error)
+            delay = pause = min(2 * delay, LAST_RETRY_S)
+        await asyncio.sleep(context.random.uniform(pause / 2, pause))
+
+
+def _subnets(lease: Lease) -> list[str]:
+    return [str(net) for net in (lease.subnet, lease.subnet6) if net is not None and net.prefixlen]

@@ -1,0 +1,311 @@
+"""Where do leases live in Kubernetes? In its nodes: a registry that lists and watches them, and writes into our own node alone.
+
+A version of the cluster is the revision, the subnets are Kubernetes' to give, and a lease has no end but its node's. So there is
+nothing to create, to keep alive or to give back: ``create`` is refused, and every lease is a reservation. The network config is a
+file. The book of nodes is at one version; what the API server says of an older one is no news, whichever way it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from math import inf
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from netaddr import AddrFormatError, IPAddress, IPNetwork
+
+from flannelpy.core.config import NetworkConfig
+from flannelpy.core.errors import (
+    ConfigError,
+    ConflictError,
+    FlannelpyError,
+    MalformedError,
+    RegistryError,
+    RegistryRefusedError,
+    RegistryUnavailableError,
+    WatchGapError,
+)
+from flannelpy.core.model import LEASE_TTL_S, Lease, LeaseAttrs
+from flannelpy.host.files import read_given
+from flannelpy.registry import Batch, ConfigChanged, Offered, Snapshot, StoredConfig
+from flannelpy.registry.kube.access import Access
+from flannelpy.registry.kube.book import Book
+from flannelpy.registry.kube.client import CALL_S, NETWORK_UNAVAILABLE, QUIET_S, ApiServer
+from flannelpy.registry.kube.names import Names
+from flannelpy.registry.kube.nodes import Node, advertised, annotations_for, bare_lease, lease_of
+
+FILE_S = 1.0
+"""How often the file with the network config is looked at. kubelet takes a minute to change it."""
+FIRST_RETRY_S, LAST_RETRY_S = 0.2, 2.0
+RESOLVE_S = 1.0
+
+
+class KubeRegistry:
+    """One host's way to the nodes of a cluster. One watch at a time. Raises UsageError where ``access`` cannot be."""
+
+    def __init__(self, access: Access, api: ApiServer | None = None) -> None:
+        self.names = Names.under(access.prefix)
+        self._access = access
+        self._api = api or ApiServer(access, self.names)
+        self._book = Book(self.names)
+        self._node = access.node
+        self._listed = False
+        self._trouble: RegistryError | None = None
+        self._closed = False
+        self._moved = asyncio.Event()
+
+    # ---------------------------------------------------------------------------------------------------- reading
+
+    async def config(self) -> StoredConfig:
+        """The network config in its file; what cannot be read is as one that is absent, and the agent says so."""
+        return StoredConfig(await asyncio.to_thread(self._read_config), 0, self._book.version)
+
+    async def put_config(self, text: str, expected: StoredConfig | None = None) -> int:
+        """Refused: the config is a file, and Kubernetes puts it there."""
+        raise RegistryRefusedError(f"{self._access.net_config}: it is a file; change the ConfigMap that it comes from")
+
+    async def snapshot(self) -> Snapshot:
+        """Every lease now."""
+        await self._learn_families()
+        before = self._book.version
+        nodes, version = await self._api.nodes()
+        if not self._listed or version >= self._book.version or version < before:
+            self._book.replace(nodes, version)
+            self._listed = True
+            self._move()
+        return self._book.snapshot
+
+    async def watch(self, from_revision: int) -> AsyncIterator[Batch]:
+        """Every change from ``from_revision`` on; the first batch after every (re)connect is empty. Raises WatchGapError."""
+        if not self._listed or from_revision > self._book.version + 1:
+            raise WatchGapError(f"revision {from_revision}: not the one that was listed")
+        news: asyncio.Queue[Batch | RegistryError] = asyncio.Queue()
+        work = [self._follow_nodes(news.put_nowait), self._follow_config(news.put_nowait)]
+        tasks = [asyncio.create_task(each, name="kubernetes watch") for each in work]
+        try:
+            while not self._closed:
+                said = await news.get()
+                if isinstance(said, RegistryError):
+                    raise said
+                yield said
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _follow_nodes(self, tell: Callable[[Batch | RegistryError], None]) -> None:
+        """Tell what happens to the nodes, for ever or up to a gap. An end that is no failure is gone over without a word."""
+        delay, failed = FIRST_RETRY_S, True
+        while True:
+            try:
+                if failed:
+                    await self._api.node(
+                        self._node or "none"
+                    )  # that it answers; a watch alone says nothing until something happens
+                    tell(Batch((), self._book.version, connected=True))
+                    failed, self._trouble, delay = False, None, FIRST_RETRY_S
+                async with aclosing(cast(Any, self._api.watch(self._book.version))) as changes:
+                    async for kind, node in changes:
+                        before = self._book.nodes.get(node.name)
+                        events = self._book.remove(node.name, node.version) if kind == "DELETED" else self._book.put(node)
+                        if self._book.nodes.get(node.name) is not before:
+                            self._move()
+                        if events:
+                            tell(Batch(tuple(events), self._book.version))
+                await self._api.node(self._node or "none")
+            except WatchGapError as gap:
+                return tell(gap)
+            except RegistryError as error:
+                failed, self._trouble = True, error
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, LAST_RETRY_S)
+
+    async def _follow_config(self, tell: Callable[[Batch | RegistryError], None]) -> None:
+        """Tell what the file says whenever that is something else. With other families every lease is another one."""
+        before = (await self.config()).text
+        while True:
+            await asyncio.sleep(FILE_S)
+            text = (await self.config()).text
+            if text == before:
+                continue
+            before = text
+            if _families(text, self._book.families) != self._book.families:
+                return tell(WatchGapError("the network has other families now"))
+            tell(Batch((ConfigChanged(text),), self._book.version))
+
+    def _read_config(self) -> str | None:
+        try:
+            return read_given(self._access.net_config).decode(errors="replace")
+        except (OSError, ValueError, FlannelpyError):
+            return None
+
+    async def _learn_families(self) -> None:
+        self._book.families = _families((await self.config()).text, self._book.families)
+
+    # ------------------------------------------------------------------------------------------------------ our own
+
+    @property
+    def node(self) -> str:
+        """Our node's name; empty until it is found out."""
+        return self._node
+
+    async def own(self) -> Lease | None:
+        """What our node is as a lease now, published or not; None where it has no subnet yet. ConflictError: it is gone."""
+        node = await self._own_node()
+        try:
+            return lease_of(node, self.names, self._book.families) or bare_lease(node, self._book.families)
+        except MalformedError:
+            return bare_lease(node, self._book.families)
+
+    async def advertise(self, attrs: LeaseAttrs) -> LeaseAttrs:
+        """What is to be published for ``attrs``: with the addresses that a person has written into our node."""
+        try:
+            return advertised(attrs, await self._own_node(), self.names)
+        except MalformedError as error:
+            raise RegistryRefusedError(f"node {self._node}: {error}") from None
+
+    async def renew(self, lease: Lease, attrs: LeaseAttrs, *, ttl_s: int = LEASE_TTL_S) -> Lease:
+        """Write ``attrs`` into our node, if it still has the lease's subnets. Raises ConflictError."""
+        there = await self.own()
+        if there is None or there.key != lease.key:
+            raise ConflictError(f"{lease.key}: node {self._node} has {there.key if there else 'no podCIDR'}; nothing was written")
+        node = await self._api.patch(self._node, annotations_for(attrs, self.names, self._book.families))
+        return replace(lease, attrs=attrs, create_revision=there.create_revision, mod_revision=node.version)
+
+    async def announce(self) -> None:
+        """Say of our node that its network is there, where it is not said: pods are kept off it until then."""
+        await self._find_node()
+        _node, said = await self._api.node(self._node)
+        if said or not self._access.network_available:
+            return
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        condition = {
+            "type": NETWORK_UNAVAILABLE,
+            "status": "False",
+            "reason": "FlannelIsUp",
+            "message": "Flannel is running on this node",
+            "lastHeartbeatTime": now,
+            "lastTransitionTime": now,
+        }
+        await self._api.patch(self._node, {}, {"conditions": [condition]})
+
+    async def _own_node(self) -> Node:
+        await self._find_node()
+        node, _ = await self._api.node(self._node)
+        if node is None:
+            raise ConflictError(f"there is no node {self._node}: expected one of that name; kubelet makes it")
+        return node
+
+    async def _find_node(self) -> None:
+        if not self._node and self._access.pod is not None:
+            self._node = await self._api.node_of_pod(*self._access.pod)
+        if not self._node:
+            raise RegistryUnavailableError("our pod is on no node yet")
+
+    # -------------------------------------------------------------------------------------- what Kubernetes does itself
+
+    async def create(
+        self, subnet: IPNetwork, attrs: LeaseAttrs, *, subnet6: IPNetwork | None = None, ttl_s: int = LEASE_TTL_S
+    ) -> Lease:
+        """Refused: the controller-manager gives every node its podCIDR."""
+        raise RegistryRefusedError(f"{subnet}: Kubernetes gives subnets out; nothing was written")
+
+    async def keep_alive(self, lease: Lease) -> float:
+        """A node has no end."""
+        return inf
+
+    async def remaining(self, lease: Lease) -> float:
+        """A node has no end."""
+        return inf
+
+    async def outlives_key(self, lease: Lease) -> bool:
+        """True: what is gone was deleted. Asked of the server all the same: who does not see it takes nobody away."""
+        await self._api.node(self._node or "none")
+        return True
+
+    async def release(self, lease: Lease) -> None:
+        """Refused: a node is given up by deleting it."""
+        raise RegistryRefusedError(f"{lease.key}: a node's subnet is given back by deleting the node")
+
+    # ------------------------------------------------------------------------------------------------------ offers
+
+    async def offer(self, lease: Lease, text: str | None) -> None:
+        """Write this into our node, beside its lease; None takes it away. Raises ConflictError."""
+        there = await self.own()
+        if there is None or there.key != lease.key:
+            raise ConflictError(f"{lease.key}: node {self._node} has another subnet; nothing was written")
+        await self._api.patch(self._node, {self.names.offer: text})
+
+    async def offers(self) -> AsyncIterator[Offered]:
+        """What stands beside leases: first all of it, then whatever changes."""
+        while not self._listed:
+            await self._moved.wait()
+        before = dict(self._book.offers)
+        yield Offered(before, whole=True)
+        while not self._closed:
+            await self._moved.wait()
+            now = dict(self._book.offers)
+            news = {key: now.get(key) for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+            before = now
+            if news:
+                yield Offered(news)
+
+    # ------------------------------------------------------------------------------------------------ how is the server
+
+    @property
+    def alive(self) -> bool:
+        """False once the server has not been heard for longer than a quiet watch and a call may last."""
+        return self._trouble is None and time.monotonic() - self._api.answered_at < QUIET_S + 2 * CALL_S
+
+    @property
+    def trouble(self) -> RegistryError | None:
+        """What keeps the watch from going on; None where it goes on, or there is none."""
+        return self._trouble
+
+    @property
+    def silent_s(self) -> float:
+        """How long the oldest call has been without an answer, in seconds; 0 where none is open."""
+        return self._api.silent_s
+
+    @property
+    def endpoint(self) -> str:
+        """Who is spoken to."""
+        return self._api.url
+
+    async def addresses(self) -> frozenset[IPAddress]:
+        """Where the API server may be spoken to, as far as that is known now."""
+        host = urlsplit(self._api.url).hostname or ""
+        with suppress(AddrFormatError, ValueError):
+            return frozenset({IPAddress(host)})
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(RESOLVE_S):
+                found = await asyncio.get_running_loop().getaddrinfo(host, None)
+            return frozenset(IPAddress(str(address[0]).partition("%")[0]) for *_, address in found)
+        return frozenset()
+
+    def reconnect(self) -> None:
+        """This host has another address: have new connections."""
+        self._api.renew()
+
+    async def close(self) -> None:
+        """End all connections. May be called twice."""
+        self._closed = True
+        self._move()
+        await self._api.close()
+
+    def _move(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+
+def _families(text: str | None, before: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The families of a network config; as before where it cannot be used."""
+    try:
+        return before if text is None else NetworkConfig.parse(text).families
+    except ConfigError:
+        return before
