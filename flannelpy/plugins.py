@@ -14,6 +14,7 @@ from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError, ConfigError, FlannelpyError, MalformedError
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import Family, LeaseAttrs
+from flannelpy.core.offer import type_of
 from flannelpy.core.secret import hide, reveal
 
 GROUP = "flannelpy.backends"
@@ -84,6 +85,28 @@ class Published:
             raise
         except Exception as error:
             raise MalformedError(f"its value cannot be read: {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """``identities`` where several backends are in use: each lease is read by the one whose it is."""
+
+    backends: tuple[Backend, ...]
+
+    def __call__(self, attrs: LeaseAttrs) -> Mapping[str, str]:
+        """Raises FlannelpyError."""
+        backend = next((each for each in self.backends if each.name == type_of(attrs)), self.backends[0])
+        return Published(backend)(attrs)
+
+    @property
+    def accepts(self) -> frozenset[str] | None:
+        """The BackendTypes of peers that one of them can talk to; None is any."""
+        found = frozenset[str]()
+        for each in self.backends:
+            if each.accepts is None:
+                return None
+            found |= each.accepts
+        return found
 
 
 def parse(text: str | bytes | None, host_options: HostOptions = NO_HOST_OPTIONS) -> tuple[NetworkConfig, Backend]:

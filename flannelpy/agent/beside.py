@@ -14,6 +14,7 @@ from flannelpy.core.backend import Backend, Beside, Keyed, Local
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.model import LeaseAttrs
+from flannelpy.core.moving import Outgoing, named
 from flannelpy.core.offer import Offer
 from flannelpy.core.select import Preferring
 from flannelpy.core.wireguard import KeyPair
@@ -27,6 +28,9 @@ class Preference:
     """What stands beside the Type here. ``order``: what the network prefers; ``carriers``: those of them that this host offers;
     ``withheld``: the others, and why; ``retiring``: those that it only takes packets by any more. ``keys``: by what the peers know
     us, where a carrier needs that.
+
+    While the network moves to another Type, ``outgoing`` are those that it had before, the last one first; ``up``: which of all
+    these Types are set up here, and ``needed``: which of the outgoing peers are still sent to by.
     """
 
     order: tuple[str, ...] = ()
@@ -34,23 +38,48 @@ class Preference:
     withheld: Mapping[str, str] = field(default_factory=dict)
     retiring: Mapping[str, Beside] = field(default_factory=dict)
     keys: KeyPair | None = None
+    outgoing: tuple[Outgoing, ...] = ()
+    up: frozenset[str] = frozenset()
+    needed: frozenset[str] = frozenset()
+
+    @property
+    def aside(self) -> Mapping[str, Beside]:
+        """All of ``Prefer`` that is set up."""
+        return {**self.retiring, **self.carriers}
 
     @property
     def standing(self) -> Mapping[str, Beside]:
         """All that is set up."""
-        return {**self.retiring, **self.carriers}
+        return {**{each.name: each for each in self.outgoing}, **self.aside}
+
+    @property
+    def leaving(self) -> tuple[str, ...]:
+        """The names of the Types before."""
+        return tuple(each.name for each in self.outgoing)
 
     def over(self, backend: Backend) -> Backend | Preferring:
         """``backend`` with these beside it."""
-        if not self.order and not self.retiring:
+        if not self.order and not self.standing:
             return backend
-        return Preferring(backend, self.standing, self.order, self.withheld, frozenset(self.carriers))
+        standing = {name: carrier for name, carrier in self.standing.items() if name != backend.name}
+        ready = not self.outgoing or backend.name in self.up
+        return Preferring(backend, standing, self.order, self.withheld, frozenset(self.carriers), self.leaving, ready)
 
-    def offer(self, own: LeaseAttrs, local: Local) -> str | None:
+    def published(self, backend: Backend) -> Backend:
+        """Whose our lease is: ``backend``'s once that is set up, and until then that of the Type before."""
+        if backend.name in self.up:
+            return backend
+        return next((each.backend for each in self.outgoing if each.name in self.up), backend)
+
+    def offer(self, own: LeaseAttrs, local: Local, backend: Backend) -> str | None:
         """What is to stand beside our lease, whose value is ``own``; None where nothing is offered."""
-        if not self.carriers:
+        told: dict[str, Beside | Backend] = {each.name: each for each in self.outgoing if each.name in self.up & self.needed}
+        if self.outgoing and backend.name in self.up:
+            told[backend.name] = backend
+        told |= self.carriers
+        if not told:
             return None
-        return Offer.of(own, [carrier.attrs(local) for carrier in self.carriers.values()]).to_json()
+        return Offer.of(own, [named(carrier.attrs(local), name) for name, carrier in told.items()]).to_json()
 
 
 async def prefer(wanted: Mapping[str, Beside], local: Local, host_keys: HostKeys) -> Preference:
@@ -97,7 +126,7 @@ class Retirement:
         none = self._none
         usable = {name: carrier for name, carrier in wanted.items() if not none or _left(carrier, local.config, left)}
         found = await prefer(usable, local, host_keys)
-        had = found.carriers if before is None else before.standing
+        had = found.carriers if before is None else before.aside
         if none:
             off = dict.fromkeys(wanted, "switched off here (--prefer none)")
             found = replace(found, order=tuple(wanted), carriers={}, withheld=off)

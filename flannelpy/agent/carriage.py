@@ -11,7 +11,7 @@ from flannelpy.agent.beside import Preference
 from flannelpy.agent.context import Context
 from flannelpy.agent.identity import stable_macs
 from flannelpy.agent.keys import HostKeys
-from flannelpy.core.backend import Backend, Chosen, Engines, Keyed, Local, Uplink
+from flannelpy.core.backend import Backend, Chosen, Datapath, Engines, Keyed, Local, Uplink
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import Lease, LeaseAttrs
@@ -47,9 +47,19 @@ class Carriage:
         return Local(self.config, self.uplink, lease, self.macs, prepared=self.prepared, keys=self.keys)
 
     @property
+    def backends(self) -> tuple[Backend, ...]:
+        """The Type's, and those of the Types before it that are still in use."""
+        return (self.backend, *(each.backend for each in self.preference.outgoing))
+
+    def moved_by(self, local: Local) -> tuple[Backend, Datapath | None]:
+        """The backend whose running code moves packets here, and that; where none has any, the Type's."""
+        found = ((backend, backend.datapath(local)) for backend in self.backends)
+        return next((each for each in found if each[1] is not None), (self.backend, None))
+
+    @property
     def attrs(self) -> LeaseAttrs:
         """What our lease publishes. Raises ConfigError where the host cannot do it (host-gw behind NAT)."""
-        return self.backend.attrs(self.local())
+        return self.preference.published(self.backend).attrs(self.local())
 
     @property
     def devices(self) -> frozenset[str]:
@@ -60,7 +70,7 @@ class Carriage:
     @property
     def offer(self) -> str | None:
         """What is to stand beside our lease."""
-        return self.preference.offer(self.attrs, self.local())
+        return self.preference.offer(self.attrs, self.local(), self.backend)
 
     def fits(self, lease: Lease) -> bool:
         """True where a lease is one of this network's."""
@@ -79,7 +89,8 @@ class Carriage:
     @property
     def _beside(self) -> tuple[object, ...]:
         preference = self.preference
-        return preference.order, tuple(preference.carriers), dict(preference.withheld), tuple(preference.retiring)
+        moving = preference.leaving, preference.up, preference.needed
+        return preference.order, tuple(preference.carriers), dict(preference.withheld), tuple(preference.retiring), moving
 
 
 async def resolve(

@@ -20,7 +20,7 @@ from flannelpy.core.membership import Changes, Membership
 from flannelpy.core.model import Lease, parse_subnet_key
 from flannelpy.core.offer import Offer
 from flannelpy.core.underlay import Underlay
-from flannelpy.plugins import Published
+from flannelpy.plugins import Published, Spoken
 from flannelpy.registry import ConfigChanged, Deleted, Event, Malformed, Put, Snapshot
 
 log = logging.getLogger("flannelpy")
@@ -75,12 +75,14 @@ class Cluster:
 
     # --------------------------------------------------------------------------------------------- what we are to it
 
-    def configure(self, config: NetworkConfig, backend: Backend, address: IPAddress | None, underlay: Underlay) -> None:
-        """Judge the leases as a host of this network, that speaks this backend, publishes this address and has this around it."""
-        self._config = config
-        self._note(self._membership.configure(config, backend.accepts, address, underlay, Published(backend)))
+    def configure(
+        self, config: NetworkConfig, backends: tuple[Backend, ...], address: IPAddress | None, underlay: Underlay
+    ) -> None:
+        """Judge the leases as a host of this network, that speaks these backends, has this address and this around it."""
+        self._config, spoken = config, Spoken(backends)
+        self._note(self._membership.configure(config, spoken.accepts, address, underlay, spoken))
 
-    def prefer(self, carriers: Mapping[str, Beside]) -> None:
+    def prefer(self, carriers: Mapping[str, Backend | Beside]) -> None:
         """What peers offer of these carriers counts."""
         self._note(self._membership.prefer({name: Published(carrier) for name, carrier in carriers.items()}))
 

@@ -143,7 +143,7 @@ async def _desired(
     def forward(networks: Iterable[IPNetwork], owner: str) -> HostState:
         return forward_rules(hindrances, networks, owner)[0]
 
-    parts = (carriage.config, carriage.backend, carriage.devices, scope.table, own)
+    parts = (carriage.config, carriage.backends, carriage.devices, scope.table, own)
     firewall = Firewall(context.settings, *parts, forward, carriage.uplink.name)
     fragments = Fragments(context.reporter, Cursor(membership.peers, lambda: None), facts)
     fragments.set_target(Target(carriage.backend, carriage.local(own), scope, firewall.host, firewall.peer, shield))

@@ -12,6 +12,7 @@ from netaddr import IPNetwork
 from flannelpy.agent.carriage import Carriage
 from flannelpy.agent.context import Context
 from flannelpy.agent.sync.scope import fou_ports
+from flannelpy.agent.view import View
 from flannelpy.core.errors import FlannelpyError, MalformedError
 from flannelpy.core.model import Lease, parse_subnet_key
 from flannelpy.host import state as state_file
@@ -58,11 +59,18 @@ def what_is_ours(
         lease.key,
         tuple(sorted({*before.networks, *map(str, carriage.config.networks)})),
         tuple(sorted({*before.devices, *carriage.devices})),
-        tuple(sorted({*before.fou_ports, *fou_ports(carriage.backend)})),
+        tuple(sorted({*before.fou_ports, *fou_ports(carriage)})),
         machine(),
         uplink_mac,
         str(lease.public_ip if lease.subnet.prefixlen else lease.attrs.public_ipv6),
     )
+
+
+def view_of(context: Context, carriage: Carriage, own: Lease, view: View) -> KeptView:
+    """What a start without etcd needs."""
+    leases = tuple({own.key: own, **view.peers, **view.leases, own.key: own}.values())  # the first matter most
+    former = tuple(each.text for each in carriage.preference.outgoing)
+    return KeptView(context.settings.endpoint.prefix, carriage.text, own.key, leases, view.revision, former)
 
 
 def recall(context: Context) -> Kept:

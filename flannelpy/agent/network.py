@@ -12,6 +12,7 @@ from functools import partial
 from netaddr import IPNetwork
 
 from flannelpy.agent.beside import Retirement
+from flannelpy.agent.carriage import Carriage
 from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.context import Context
 from flannelpy.agent.datapath import DatapathSupervisor
@@ -23,6 +24,7 @@ from flannelpy.agent.guarded import guarded
 from flannelpy.agent.host_watch import HostWatch
 from flannelpy.agent.introduction import introduce
 from flannelpy.agent.kept import recall
+from flannelpy.agent.migration import Migration
 from flannelpy.agent.node import announce
 from flannelpy.agent.offers import Offers
 from flannelpy.agent.parts import Parts
@@ -36,6 +38,7 @@ from flannelpy.agent.surroundings import Surroundings
 from flannelpy.agent.sync.audit import audit
 from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.core.errors import RegistryError
+from flannelpy.core.model import Lease
 from flannelpy.core.objects import Scope
 from flannelpy.explain.events import REPAIRED
 from flannelpy.kernel import Notices
@@ -79,7 +82,8 @@ class Network:
         probes = Probes(context, probed, aim, partial(reaches, self.reconciler, self.datapath))
         offers = Offers(context, self.cluster, wake=lambda: self.steering.changed.set())
         retirement = Retirement(lambda: self.steering.again(), none=context.settings.prefer == "none")
-        running = (self.cluster, self.reconciler, self.datapath, self.publisher, retirement, offers)
+        migration = Migration(context, self.reconciler, self.cluster, lambda: self.steering.again())
+        running = (self.cluster, self.reconciler, self.datapath, self.publisher, retirement, migration, offers)
         self._parts = Parts(self.facts, surroundings, *running, forwarding, preparation, probes)
         self.steering = Steering(context, kept, self._parts)
         self._notices: Notices | None = None
@@ -118,6 +122,7 @@ class Network:
         yield "lease", self._keep_lease
         yield "offer", self._parts.offers.publish
         yield "offers", self._parts.offers.listen
+        yield "migration", partial(self._parts.migration.run, self._standing)
         yield "preparation", self._parts.preparation.run
         yield "datapath", self.datapath.run
         yield "reconcile", self.reconciler.run
@@ -178,6 +183,10 @@ class Network:
     def _change_firewall(self) -> None:
         self.reconciler.fragments.change_firewall()
         self.reconciler.dirty.poke()
+
+    def _standing(self) -> tuple[Carriage | None, Lease | None, Lease | None]:
+        keeper = self.steering.keeper
+        return self.steering.carriage, self.steering.lease, None if keeper is None else keeper.held
 
     async def _keep_lease(self) -> None:
         await self.steering.known.wait()

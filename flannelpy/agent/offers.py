@@ -62,12 +62,12 @@ class Offers:
     def settle(self, carriage: Carriage, held: Lease | None) -> bool:
         """Tell and hear what hosts may use beside the Type; False while it is still to be heard for the first time."""
         preference = carriage.preference
-        self._cluster.prefer(preference.standing)
+        self._cluster.prefer({carriage.backend.name: carriage.backend, **preference.standing})
         if held is not None:
-            self.tell(held, carriage.offer, wanted=bool(preference.order))
+            self.tell(held, carriage.offer, wanted=bool(preference.order or preference.outgoing))
         if preference.standing:
             self.follow()
-        return self.known or not preference.standing
+        return self.known or not self._following.is_set()
 
     def tell(self, lease: Lease, text: str | None, *, wanted: bool) -> None:
         """Beside our lease is to stand this; None: nothing. Where it is not ``wanted`` in this network, nobody reads it."""

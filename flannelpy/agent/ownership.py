@@ -48,7 +48,7 @@ class Ownership:
         """Make what ``carriage`` needs this agent's; False, with a condition, where another of this machine has a part of it."""
         claims, now = self._context.claims, self._context.clock()
         prefix = self._context.settings.endpoint.prefix
-        names = frozenset({f"table {table_name(prefix)}", *_devices(carriage.devices), *_ports(fou_ports(carriage.backend))})
+        names = frozenset({f"table {table_name(prefix)}", *_devices(carriage.devices), *_ports(fou_ports(carriage))})
         had = claims.names
         held = claims.claim(sorted(names))
         if held is not None:

@@ -9,6 +9,7 @@ from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.datapath import DatapathSupervisor
 from flannelpy.agent.facts import Facts
 from flannelpy.agent.forwarding import Forwarding
+from flannelpy.agent.migration import Migration
 from flannelpy.agent.offers import Offers
 from flannelpy.agent.preparation import Preparation
 from flannelpy.agent.probes import Probes
@@ -28,6 +29,7 @@ class Parts:
     datapath: DatapathSupervisor
     publisher: Publisher
     retirement: Retirement
+    migration: Migration
     offers: Offers
     forwarding: Forwarding
     preparation: Preparation

@@ -44,7 +44,8 @@ def aiming(
         if known is None or not known[0].same(carriage) or not known[1].same_content(own):
             host = carriage.backend.host(carriage.local(own))
             port = carried_by(host, carriage.backend)
-            held = frozenset(item.net.ip for item in host if isinstance(item, Address))
+            moving = bool(carriage.preference.outgoing)  # some have a device with an address, and some have none
+            held = frozenset(item.net.ip for item in host if isinstance(item, Address) and not moving)
             known = carriage, own, lambda lease: target(lease, own, held, carriage.mtu, port)
         known = carriage, own, known[2]
         return known[2]

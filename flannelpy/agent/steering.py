@@ -18,7 +18,7 @@ from flannelpy.agent.context import Context
 from flannelpy.agent.copies import Copies
 from flannelpy.agent.datapath import Wanted, make_way
 from flannelpy.agent.keeping import Keeping, asked, keep
-from flannelpy.agent.kept import Kept
+from flannelpy.agent.kept import Kept, view_of
 from flannelpy.agent.keys import HostKeys
 from flannelpy.agent.ownership import Ownership
 from flannelpy.agent.parts import Parts
@@ -106,7 +106,7 @@ class Steering:
     async def _resolve(self) -> None:
         """Bring ``carriage`` up to config and host."""
         cluster, facts, reporter = self._parts.cluster, self._parts.facts, self._context.reporter
-        text, before = cluster.config_text, self.carriage
+        text, before, earlier = cluster.config_text, self.carriage, self.carriage
         if not cluster.listed.is_set() and self.phase is Phase.WAITING:
             return
         if before is not None and text == self._text and not facts.stale:
@@ -127,20 +127,26 @@ class Steering:
                 return
             found = (facts.uplink, facts.reasons)
             kept, settings, keys = self._ownership.state, self._context.settings, self._copies.keys
+            if before is None:
+                earlier = await self._parts.migration.recall(self._kept.view, wanted[0], found, kept.macs, keys)
             carriage = await resolve(self._context, text or "", wanted, found, kept.macs, keys, before)
             beside, had = plugins.preferred(*wanted, settings.host_options), None if before is None else before.preference
             preference = await self._parts.retirement.settle(beside, carriage.local(), keys, had, kept.devices)
             carriage = replace(carriage, prepared=prepared.text, preference=preference, keys=carriage.keys or preference.keys)
+            carriage = self._parts.migration.settle(carriage, earlier, self.lease or self._kept.own)
+            words = ""
         except ConfigError as error:
             words = f"at {where} {error}" if text is None else f"at {where}: {error}"
-            reporter.set("config-unusable", {"": words} if before is None else {})
-            reporter.set("config-changed", {} if before is None else {"": words})
-            return
+            if earlier is not None:
+                self._parts.offers.follow()  # the other hosts may follow it, and offer what was before
+                carriage = earlier
         except BaseException:
             self._text = None  # it was not tried to the end
             raise
-        reporter.set("config-unusable", {})
-        reporter.set("config-changed", {})
+        reporter.set("config-unusable", {"": words} if words and earlier is None else {})
+        reporter.set("config-changed", {"": words} if words and earlier is not None else {})
+        if words and (earlier is None or before is not None):
+            return
         if not self._ownership.claim(carriage):
             self._text = None
             self._ownership.ask_again(self.changed.set)
@@ -193,7 +199,7 @@ class Steering:
             self.keeper.move(carriage.config)
         if before.attrs != carriage.attrs:
             # All hosts hear of a new config at once; of our own address only we know.
-            peers = len(self._parts.cluster.view.leases) if changed else 0
+            peers = len(self._parts.cluster.view.leases) if changed or before.preference.outgoing else 0
             self.keeper.publish(carriage.attrs, self._context.spread(peers))
 
     # ------------------------------------------------------------------------------------------------------- lease
@@ -226,9 +232,7 @@ class Steering:
         carriage, lease = self.carriage, self.lease
         if carriage is None or lease is None or self.keeper is None or self.keeper.held is None:
             return None
-        view = self._parts.cluster.view
-        leases = tuple({lease.key: lease, **view.peers, **view.leases, lease.key: lease}.values())  # the first matter most
-        return KeptView(self._context.settings.endpoint.prefix, carriage.text, lease.key, leases, view.revision)
+        return view_of(self._context, carriage, lease, self._parts.cluster.view)
 
     async def _look_around(self, devices: frozenset[str] = frozenset()) -> None:
         """Have nothing in the overlay that this host cannot do without: also before anything else is known."""
@@ -246,7 +250,7 @@ class Steering:
     def _judge(self, carriage: Carriage) -> None:
         """What is around the overlay is in nobody's lease."""
         surroundings, public = self._parts.surroundings, carriage.uplink.public_ip
-        self._parts.cluster.configure(carriage.config, carriage.backend, public, surroundings.underlay)
+        self._parts.cluster.configure(carriage.config, carriage.backends, public, surroundings.underlay)
         if self.keeper is not None:
             self.keeper.avoid(surroundings.underlay.avoided)
         surroundings.report(carriage.config.networks, self.lease)
@@ -261,18 +265,18 @@ class Steering:
         self.carriage = carriage
         local, scope, settings = carriage.local(lease), self.scope, self._context.settings
         reconciler = self._parts.reconciler
-        datapath, wanted = carriage.backend.datapath(local), carriage.backend.host(local)
+        (source, datapath), wanted = carriage.moved_by(local), carriage.backend.host(local)
         # A userspace datapath makes its device before addresses and routes go onto it. Nothing of ours goes onto what commands
         # make, so these may take their time. One that another carrier takes the place of moves packets until that one is made,
         # unless both want the same port.
         last = datapath is None and self._parts.datapath.has_datapath and not any(isinstance(item, Fou) for item in wanted)
-        in_the_way = None if datapath is None else wanted
+        in_the_way = None if datapath is None else source.host(local)
         clear = reconciler.after_round if last else partial(make_way, self._context.kernel, scope, in_the_way)
-        self._parts.datapath.set(Wanted(datapath, carriage.backend, local, clear))
+        self._parts.datapath.set(Wanted(datapath, source, local, clear))
         if not last and not isinstance(datapath, LeavesBehind):
             await self._parts.datapath.tried.wait()
         forward, uplink = self._parts.forwarding.rules, carriage.uplink.name
-        firewall = Firewall(settings, carriage.config, carriage.backend, carriage.devices, scope.table, lease, forward, uplink)
+        firewall = Firewall(settings, carriage.config, carriage.backends, carriage.devices, scope.table, lease, forward, uplink)
         shield = self._parts.surroundings.shield(carriage.config.networks)
         carrier = carriage.preference.over(carriage.backend)
         reconciler.set_target(Target(carrier, local, scope, firewall.host, firewall.peer, shield))

@@ -18,6 +18,7 @@ from netaddr import AddrFormatError, IPAddress, IPNetwork
 from flannelpy.commands.netconfig import Examined
 from flannelpy.core.config import NetworkConfig, Pool
 from flannelpy.core.environment import bare
+from flannelpy.core.moving import beside
 from flannelpy.core.secret import shown
 from flannelpy.core.underlay import HostNetworks
 
@@ -28,6 +29,12 @@ WITHIN_S = 3.0
 
 _WIRE = "packets between hosts that have it already and those that have not are lost meanwhile"
 _ANEW = "the device is made anew on each host, packets are lost for up to a second"
+
+_TYPE = "each host sets it up beside the old one and loses no packet; hosts with a real flanneld have to be restarted"
+_TYPE_AT_ONCE = (
+    "packets are lost for up to a second or so on each host while it changes over, "
+    "and between hosts that have changed over and those that have not"
+)
 
 _OPTIONS: Mapping[str, str] = {
     "vni": f"{_ANEW}; {_WIRE}",
@@ -84,10 +91,9 @@ def _other_subnets(lead: str, before: Pool, after: Pool) -> str:
 def _backends(old: Examined, new: Examined) -> Iterator[str]:
     before, after = old.backend.name, new.backend.name
     if before != after:
-        yield (
-            f"Type {before} -> {after}: packets are lost for up to a second or so on each host while it changes over, "
-            "and between hosts that have changed over and those that have not"
-        )
+        same = (old.config.v4, old.config.v6) == (new.config.v4, new.config.v6)
+        words = _TYPE if same and beside(old.backend, new.backend) else _TYPE_AT_ONCE
+        yield f"Type {before} -> {after}: {words}"
         return
     ours, theirs = _folded(old.config.backend_options), _folded(new.config.backend_options)
     for name in {**ours, **theirs}:

@@ -48,6 +48,14 @@ _ALL = (
         "write a config that can be: flannelpy config check FILE, flannelpy config put FILE",
     ),
     Condition(
+        "type-unfinished",
+        Severity.WARNING,
+        "the change of the network's Type is not over: {detail}",
+        "flannelpy status --peers says why; a host that is down comes back to the new Type, a flanneld needs a restart, and a host "
+        "that cannot have it keeps the one before; the config before, put back, ends it, too",
+        after=30.0,
+    ),
+    Condition(
         "registry-unreachable",
         Severity.WARNING,
         "etcd does not answer: {detail}; what is programmed stays as it is",

@@ -11,7 +11,7 @@ headers are those of the first, and all its parts are of one flow.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from netaddr import IPAddress, IPNetwork
@@ -111,17 +111,27 @@ def guard_sets(guard: Guard, table: str, sides: list[Side]) -> HostState:
 
 def guard_chains(guard: Guard, sides: list[Side]) -> list[str]:
     """Counters and chains, as nft prints them; each without the line between them."""
-    parts = [f"\tcounter {name} {{\n\t}}\n" for name in COUNTERS]
-    port = guard.port
-    jumps = [f"{_arrives(port, side.version)} jump guard{side.version}" for side in sides]
-    parts.append(chain("guard", ["type filter hook input priority filter - 10; policy accept;", *jumps]))
-    for side in sides:
-        for name in _reported(guard):  # behind a full set the rest of its rule is not looked at: the drop is one of its own
-            counting = f"update @{name}{side.version} {{ {_FAMILY[side.version]} saddr counter }}"
-            parts.append(chain(f"{name}{side.version}", [counting, "drop"]))
-        parts.append(chain(f"guard{side.version}", list(_judge(guard, side))))
-        if guard.rule != "peers":
-            parts.append(chain(f"guard{side.version}_source", list(_judge_source(guard, side))))
+    return guards_chains([(guard, sides)])
+
+
+def guards_chains(guards: Sequence[tuple[Guard, list[Side]]]) -> list[str]:
+    """The same of several guards, each with its sides: counters are shared, and so is who is counted apart."""
+    parts = [f"\tcounter {name} {{\n\t}}\n" for name in COUNTERS] if guards else []
+    counted = set[str]()
+    for number, (guard, sides) in enumerate(guards):
+        lead = f"{guard.port.name}_" if number else ""
+        jumps = [f"{_arrives(guard.port, side.version)} jump {lead}guard{side.version}" for side in sides]
+        parts.append(chain(f"{lead}guard", ["type filter hook input priority filter - 10; policy accept;", *jumps]))
+        for side in sides:
+            for name in _reported(guard):  # behind a full set the rest of its rule is not looked at: the drop is one of its own
+                where = f"{name}{side.version}"
+                if where not in counted:
+                    counting = f"update @{where} {{ {_FAMILY[side.version]} saddr counter }}"
+                    parts.append(chain(where, [counting, "drop"]))
+                counted.add(where)
+            parts.append(chain(f"{lead}guard{side.version}", list(_judge(guard, side, lead))))
+            if guard.rule != "peers":
+                parts.append(chain(f"{lead}guard{side.version}_source", list(_judge_source(guard, side))))
     return parts
 
 
@@ -156,7 +166,7 @@ def guard_elements(guard: Guard, table: str, sides: list[Side], lease: Lease) ->
     return HostState.from_iterable({item.key: item for item in found}.values())
 
 
-def _judge(guard: Guard, side: Side) -> Iterator[str]:
+def _judge(guard: Guard, side: Side, lead: str) -> Iterator[str]:
     version, port = side.version, guard.port
     at = port.inner + _SOURCE[version] + _width(version) // 8
     if guard.rule != "peers" and side.exact:  # what most packets are costs one look-up
@@ -170,7 +180,7 @@ def _judge(guard: Guard, side: Side) -> Iterator[str]:
         if version == 4:
             yield f"@th,{8 * port.ethertype},16 0x{_ARP:x} return"
         yield f"@th,{8 * port.ethertype},16 != 0x{_ETHERTYPE[version]:x} {_drop('inner_protocol', refused(version))}"
-    yield f"{_inside(at, side.own)} goto guard{version}_source"
+    yield f"{_inside(at, side.own)} goto {lead}guard{version}_source"
     if version == 6 and port.ethertype is not None:  # a neighbour solicitation or advertisement is IPv6's ARP
         yield f"@th,{8 * (port.inner + 6)},8 0x3a @th,{8 * (port.inner + 40)},8 0x87-0x88 return"
     yield _drop("inner_destination", refused(version))

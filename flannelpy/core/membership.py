@@ -17,7 +17,7 @@ from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.foreign import printable
 from flannelpy.core.model import NO_ADDRESS, Lease, LeaseAttrs
-from flannelpy.core.offer import Identities, Offer, Offers
+from flannelpy.core.offer import Identities, Offer, Offers, spoken, type_of
 from flannelpy.core.ownership import Block, Claim, Ownership
 from flannelpy.core.underlay import Shield, Underlay
 
@@ -128,15 +128,26 @@ class Membership:
         """``changes`` with what follows from other leases or offers under these keys: a peer is told with what it offers."""
         if not self._offers.any:
             return changes
-        peers = dict(changes.peers)
+        peers, again = dict(changes.peers), list[str]()
         for key in self._offers.judge(keys, self._leases):
             lease, offer = self._leases.get(key), self._offers.of(key)
             if lease is None or lease.offer == offer:
                 continue
             self._leases[key] = lease = replace(lease, offer=offer)
-            if key in self._peers:
+            if not self._speaks(lease.attrs):
+                again.append(key)  # what it offers decides whether it is a peer
+            elif key in self._peers:
                 self._peers[key] = peers[key] = lease
-        return Changes(peers, changes.refused)
+        if not again:
+            return Changes(peers, changes.refused)
+        later = self._judge(again, again)
+        return Changes({**peers, **later.peers}, {**changes.refused, **later.refused})
+
+    def _speaks(self, attrs: LeaseAttrs) -> bool:
+        return self._accepts is None or attrs.backend_type in self._accepts
+
+    def _spoken(self, lease: Lease) -> Lease:
+        return spoken(lease, self._accepts)
 
     def set_own(self, own: Lease | None) -> Changes:
         """Our lease is another one now; every verdict is made anew where it moved."""
@@ -173,10 +184,18 @@ class Membership:
             lease = replace(lease, offer=old.offer)  # until that is judged
         self._leases[key] = lease
         if old is None or not old.same_content(lease) or old.create_revision != lease.create_revision:
+            self._remember(old, lease)
             return False
         if key in self._peers:
-            self._peers[key] = lease
+            self._peers[key] = self._spoken(lease)
         return True
+
+    def _remember(self, old: Lease | None, lease: Lease) -> None:
+        """A host that changes over to another Type is reached by the one before for as long as it takes."""
+        if old is None or not self._speaks(old.attrs) or type_of(old.attrs) == type_of(lease.attrs):
+            return
+        if (old.public_ip, old.attrs.public_ipv6) == (lease.public_ip, lease.attrs.public_ipv6):
+            self._offers.imply(lease.key, old.attrs)
 
     def _judge(self, keys: Collection[str], changed: Container[str] = ()) -> Changes:
         """Verdicts on these leases, which may be gone, and on those whose verdict follows from it.
@@ -186,14 +205,14 @@ class Membership:
         faults = {key: self._fault(lease) for key in keys if (lease := self._leases.get(key)) is not None}
         claims: dict[str, Claim | None] = dict.fromkeys(keys)
         for key in [key for key, why in faults.items() if why is None]:
-            lease = self._leases[key]
+            lease = self._spoken(self._leases[key])
             try:
                 claims[key] = self._claim(lease)
             except FlannelpyError as error:
                 faults[key] = f"{lease}: {error}"
         verdicts: dict[str, str | None] = {key: why for key, why in faults.items() if why is not None}
         for key, older in self._ownership.change(claims).items():
-            verdicts[key] = None if older is None else self._rivalry(self._leases[key], self._leases[older])
+            verdicts[key] = None if older is None else self._rivalry(*(self._spoken(self._leases[each]) for each in (key, older)))
         peers: dict[str, Lease | None] = {}
         refused: dict[str, str | None] = {}
         for key in keys:
@@ -203,11 +222,11 @@ class Membership:
                 if self._peers.pop(key, None) is not None:
                     peers[key] = None
         for key, why in verdicts.items():
-            lease, before = self._leases[key], self._refused.get(key)
+            lease, before = self._spoken(self._leases[key]), self._refused.get(key)
             if why is None:
                 self._refused.pop(key, None)
-                self._peers[key] = lease
-                if before is not None or key in changed:
+                known, self._peers[key] = self._peers.get(key), lease
+                if before is not None or key in changed or (known is not None and known.attrs != lease.attrs):
                     peers[key] = lease
                 if before is not None:
                     refused[key] = None
@@ -240,7 +259,7 @@ class Membership:
             return ""  # ours of before, or a twin: the rules of leasing know which, and say so
         if why := _misfit(lease, config):
             return f"{lease}: {why}"
-        if self._accepts is not None and lease.attrs.backend_type not in self._accepts:
+        if self._accepts is not None and not self._speaks(self._spoken(lease).attrs):
             if lease.reserved and not lease.attrs.backend_type:
                 return ""  # a reservation that waits for its host: nobody to reach yet, and nothing to report
             theirs = printable(lease.attrs.backend_type) or "none"

@@ -10,12 +10,13 @@ lease's, or claims a public key of an older lease's, the peer is reached as if i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from netaddr import AddrFormatError, IPAddress
 
+from flannelpy.core.config import DEFAULT_BACKEND
 from flannelpy.core.errors import FlannelpyError, MalformedError
 from flannelpy.core.foreign import printable
 from flannelpy.core.json_text import decode
@@ -33,21 +34,29 @@ Identities = Callable[[LeaseAttrs], Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """``public_ip`` and ``public_ipv6`` are those of its lease; ``data``: by Type, BackendData and BackendV6Data."""
+    """``public_ip`` and ``public_ipv6`` are those of its lease; ``data``: by Type, BackendData and BackendV6Data.
+
+    ``implied``: of these it is not known that the host offers them; its lease named them before it named another Type.
+    """
 
     public_ip: IPAddress
     public_ipv6: IPAddress | None
     data: Mapping[str, tuple[Any, Any]]
+    implied: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, lease: LeaseAttrs, carriers: Iterable[LeaseAttrs]) -> Offer:
         """What a host offers that has these attributes in its lease, and these for each carrier."""
-        data = {each.backend_type: (each.backend_data, each.backend_v6_data) for each in carriers}
+        data = {type_of(each): (each.backend_data, each.backend_v6_data) for each in carriers}
         return cls(lease.public_ip, lease.public_ipv6, data)
 
     def belongs_to(self, lease: Lease) -> bool:
         """True where it speaks of the host that holds this lease now."""
-        return (self.public_ip, self.public_ipv6) == (lease.public_ip, lease.attrs.public_ipv6)
+        return self.belongs_to_address(lease.attrs)
+
+    def belongs_to_address(self, attrs: LeaseAttrs) -> bool:
+        """True where it speaks of a host with these addresses."""
+        return (self.public_ip, self.public_ipv6) == (attrs.public_ip, attrs.public_ipv6)
 
     def attrs(self, name: str) -> LeaseAttrs | None:
         """What a lease of the Type ``name`` would say; None where that is not offered."""
@@ -88,6 +97,34 @@ class Offer:
                 raise _unlike(f"Carriers.{printable(name, 40)} ", each, "an object")
         data = {name: (each.get("BackendData"), each.get("BackendV6Data")) for name, each in carriers.items()}
         return cls(public_ip, _address(fields, "PublicIPv6", 6), data)
+
+
+def type_of(attrs: LeaseAttrs) -> str:
+    """The Type that a lease is of; udp's leases name none."""
+    return attrs.backend_type or DEFAULT_BACKEND
+
+
+def attrs_of(lease: Lease, name: str) -> LeaseAttrs | None:
+    """What the host of this lease says of the carrier ``name``, in its lease or beside it; None: nothing."""
+    if type_of(lease.attrs) == name:
+        return lease.attrs
+    return None if lease.offer is None else lease.offer.attrs(name)
+
+
+def spoken(lease: Lease, accepts: Container[str] | None) -> Lease:
+    """The lease as it would be of a Type that is spoken here, where its host offers one; else as it is. ``accepts`` None: any."""
+    if accepts is not None and lease.attrs.backend_type not in accepts and lease.offer is not None:
+        for name in sorted(lease.offer.data):
+            attrs = lease.offer.attrs(name) if name in accepts else None
+            if attrs is not None:
+                return replace(lease, attrs=attrs)
+    return lease
+
+
+def announces(lease: Lease, name: str) -> bool:
+    """True where its host itself says that it takes packets by the carrier ``name``."""
+    offer = lease.offer
+    return type_of(lease.attrs) == name or (offer is not None and name in offer.data and name not in offer.implied)
 
 
 def _address(fields: Mapping[str, Any], name: str, version: Family) -> IPAddress | None:
@@ -138,6 +175,15 @@ class Offers:
             self._said.pop(key, None)
         else:
             self._said[key] = offer
+
+    def imply(self, key: str, before: LeaseAttrs) -> None:
+        """The lease names another Type than ``before``: what it said then is offered until its host is heard to say otherwise."""
+        name, said = type_of(before), self._said.get(key)
+        if said is None or not said.belongs_to_address(before):
+            said = Offer(before.public_ip, before.public_ipv6, {})
+        if name not in said.data:
+            data = {**said.data, name: (before.backend_data, before.backend_v6_data)}
+            self._said[key] = replace(said, data=data, implied=said.implied | {name})
 
     def of(self, key: str) -> Offer | None:
         """What the host with this lease offers, where it counts."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from flannelpy.core.backend import Backend, Beside, Local, Path
-from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.backend import Backend, Beside, Local, Path, StandsBeside
+from flannelpy.core.errors import FlannelpyError, MalformedError
 from flannelpy.core.model import Lease
-from flannelpy.core.objects import HostState, WireguardPeer
+from flannelpy.core.objects import HostState, Key, WireguardPeer
+from flannelpy.core.offer import attrs_of
 
 LEAST_MTU = {4: 68, 6: 1280}
 """What a link must carry, by IP version (RFC 791, RFC 8200)."""
@@ -76,6 +77,17 @@ def _against(needs: Needs, facts: Facts) -> str:
     return f"takes {facts.mtu} bytes, expected {facts.least} or more" if facts.mtu < facts.least else ""
 
 
+def leave(kind: str, needs: Needs, facts: Facts | None, leaving: Sequence[str], *, ready: bool) -> tuple[str, str]:
+    """The Type ``kind``, or that of the Types before, ``leaving``, by which the peer can still be reached; and why.
+
+    ``facts`` None: the peer does not say that it takes packets by ``kind``; ``ready``: that this host does.
+    """
+    if not leaving:
+        return kind, "the peer has it, and no Type before it"
+    why = "not set up on this host yet" if not ready else "not offered by the peer yet" if facts is None else _against(needs, facts)
+    return (leaving[0], f"{kind}: {why}") if why else (kind, "both have it")
+
+
 @dataclass(frozen=True, slots=True)
 class Preferring:
     """A backend of the network's Type with ``carriers`` beside it, in the order of ``prefer``; ``withheld``: which of those this
@@ -90,16 +102,33 @@ class Preferring:
     withheld: Mapping[str, str]
     offered: frozenset[str]
     """The names of those that this host offers; by the others it only takes packets."""
+    leaving: tuple[str, ...] = ()
+    """Of ``carriers``, the Types that the network had before, the last one first: for who does not have the Type yet."""
+    ready: bool = True
+    """True where the Type is set up on this host."""
+
+    @property
+    def accepts(self) -> frozenset[str] | None:
+        """The BackendTypes of which it makes a path by itself; while the Type changes, of any."""
+        return None if self.leaving else self.base.accepts
 
     @property
     def wants_on_link(self) -> bool:
         """True where it must be known who is reached without a gateway."""
-        return self.base.wants_on_link or any(each.needs_link for each in self.carriers.values())
+        return self.base.wants_on_link or any(needs.link for needs in self._needs.values())
 
     @property
     def wants_answers(self) -> bool:
         """True where it must be known who has answered."""
-        return any(each.needs_answer for each in self.carriers.values())
+        return any(needs.answer for needs in self._needs.values())
+
+    @property
+    def _needs(self) -> Mapping[str, Needs]:
+        found = {name: Needs(each.needs_link, each.needs_answer) for name, each in self.carriers.items()}
+        if self.leaving and isinstance(self.base, StandsBeside):
+            beside = self.base.beside()
+            found[self.base.name] = Needs(beside.needs_link, beside.needs_answer)
+        return found
 
     def host(self, local: Local) -> HostState:
         """Devices and addresses of all, the network-wide routes of the Type."""
@@ -108,27 +137,65 @@ class Preferring:
             state |= carrier.host(local)
         return state
 
+    def spare(self, local: Local) -> frozenset[Key]:
+        """What of the host's own it can do without: of two Types, that which is not set up yet, or on its way out."""
+        if not self.leaving:
+            return frozenset()
+        base = {*self.base.host(local).objects}
+        left = {key for name in self.leaving if name in self.carriers for key in self.carriers[name].host(local).objects}
+        return frozenset(left - base if self.ready else base - left)
+
     def path(self, lease: Lease, local: Local) -> Path:
         """How this peer is reached, with carrier and reason. Raises as the Type's own; what is offered beside it raises nothing."""
-        base, offer = self.base.path(lease, local), lease.offer
+        left = [name for name in self.leaving if attrs_of(lease, name) is not None]
+        if self.leaving:
+            return self._leave(lease, local, left)
+        base = self.base.path(lease, local)
+        ways, facts, setup = self._ways(self.carriers, lease, local, base.setup)
+        chosen, reason = self._select(lease, facts)
+        if chosen in ways:  # else it is the Type
+            base = replace(base, routes=ways[chosen].routes, mtu=ways[chosen].mtu)
+        return replace(base, setup=setup, carrier=chosen, reason=reason)
+
+    def _leave(self, lease: Lease, local: Local, left: Sequence[str]) -> Path:
+        """While the network moves to the Type: by what both ends have."""
+        base, told = self.base, attrs_of(lease, self.base.name)
+        carriers: dict[str, Backend | Beside] = {**self.carriers}
+        if told is not None or not left:
+            carriers = {base.name: base.beside() if isinstance(base, StandsBeside) else base, **carriers}
+        lease = lease if told is not None or left else replace(lease, attrs=replace(lease.attrs, backend_type=base.name))
+        ways, facts, setup = self._ways(carriers, lease, local, HostState())
+        chosen, reason = self._select(lease, facts)
+        if chosen == base.name:
+            usable = [name for name in left if name in ways]
+            needs = self._needs.get(base.name, Needs())
+            chosen, reason = leave(base.name, needs, facts.get(base.name), usable, ready=self.ready)
+        if chosen not in ways:
+            raise MalformedError(facts[chosen].obstacle if chosen in facts else f"it has neither {base.name} nor a Type before it")
+        return Path(setup, ways[chosen].routes, ways[chosen].mtu, chosen, reason)
+
+    def _ways(
+        self, carriers: Mapping[str, Backend | Beside], lease: Lease, local: Local, setup: HostState
+    ) -> tuple[dict[str, Path], dict[str, Facts], HostState]:
+        """The ways to a peer by those of these that it says it has; what is known of each; and ``setup`` with what they need."""
         ways, facts = dict[str, Path](), dict[str, Facts]()
-        for name, carrier in self.carriers.items():
-            if offer is None or (attrs := offer.attrs(name)) is None:
+        for name, carrier in carriers.items():
+            if (attrs := attrs_of(lease, name)) is None:
                 continue
             try:
                 way = carrier.path(replace(lease, attrs=attrs, offer=None), local)
-                setup = base.setup | way.setup  # raises where they claim one key
+                setup |= way.setup  # raises where they claim one key
             except (FlannelpyError, ValueError) as error:
                 facts[name] = Facts(obstacle=str(error))
                 continue
-            base = replace(base, setup=setup)
             ways[name], facts[name] = way, _facts(way, lease, local)
-        ours = {name: Needs(each.needs_link, each.needs_answer) for name, each in self.carriers.items() if name in self.offered}
-        theirs = None if offer is None else offer.data
-        chosen, reason = select(self.base.name, self.prefer, ours, theirs, facts, self.withheld)
-        if chosen in ways:  # else it is the Type
-            base = replace(base, routes=ways[chosen].routes, mtu=ways[chosen].mtu)
-        return replace(base, carrier=chosen, reason=reason)
+        return ways, facts, setup
+
+    def _select(self, lease: Lease, facts: Mapping[str, Facts]) -> tuple[str, str]:
+        needs = self._needs
+        ours = {name: needs[name] for name in self.carriers if name in self.offered}
+        theirs = None if lease.offer is None else {*lease.offer.data, *facts}
+        return select(self.base.name, self.prefer, ours, theirs, facts, self.withheld)
 
 
 def _facts(way: Path, lease: Lease, local: Local) -> Facts:

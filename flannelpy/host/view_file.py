@@ -23,13 +23,17 @@ LARGEST = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class KeptView:
-    """The config's text, every lease with its revisions, and which of them is ours, at one revision of one prefix."""
+    """The config's text, every lease with its revisions, and which of them is ours, at one revision of one prefix.
+
+    ``former``: the texts of configs before, with another Type that is still in use.
+    """
 
     prefix: str
     config: str
     own_key: str
     leases: tuple[Lease, ...]
     revision: int
+    former: tuple[str, ...] = ()
 
     @property
     def own(self) -> Lease | None:
@@ -59,7 +63,10 @@ def parse(data: bytes) -> KeptView:
     try:
         fields: Any = decode(data)
         prefix, config, own = (text_of(fields[name]) for name in ("prefix", "config", "own"))
-        return KeptView(prefix, config, own, tuple(map(_lease, fields["leases"])), _number(fields["revision"]))
+        former, leases = fields.get("former", []), tuple(map(_lease, fields["leases"]))
+        if not isinstance(former, list):
+            raise ValueError(f"{former!r:.40} is no list")
+        return KeptView(prefix, config, own, leases, _number(fields["revision"]), tuple(map(text_of, former)))
     except NOT_UNDERSTOOD as error:
         raise ValueError(in_words(error)) from None
 
@@ -67,6 +74,7 @@ def parse(data: bytes) -> KeptView:
 def render(view: KeptView) -> str:
     """The file's text: keys and values as they stand in etcd, one lease a line; the first ones, where not all can be read again."""
     head = {"format": FORMAT, "prefix": view.prefix, "config": view.config, "own": view.own_key, "revision": view.revision}
+    head |= {"former": list(view.former)} if view.former else {}
     begin, end = json.dumps(head)[:-1] + ', "leases": [\n', "\n]}\n"
     rows, room = list[str](), LARGEST - len(begin) - len(end)
     for lease in view.leases:

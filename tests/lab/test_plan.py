@@ -97,7 +97,7 @@ async def test_what_another_config_would_change_here(lab: Lab, tmp_path: Path) -
     code, out, err = await plan(one, "--config", str(file))
     assert code == 0, err
     assert "ip link del flannel.1 type vxlan" in out
-    assert "Type vxlan -> host-gw: packets are lost for up to a second" in err
+    assert "Type vxlan -> host-gw: each host sets it up beside the old one" in err
     assert "Docker: --mtu 1450 -> 1500" in err
     assert "1 of the other hosts' leases are for another backend" in err
     config["Backend"] = {"Type": "vxlan", "VNI": 7}

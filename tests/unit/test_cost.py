@@ -83,7 +83,7 @@ def test_what_a_change_costs(old: Examined, new: Examined | None, told: list[str
     assert cost.of(old, new) == told
 
 
-def test_another_type_costs_packets_and_another_mtu() -> None:
+def test_another_type_may_cost_packets_and_another_mtu() -> None:
     told = cost.of(config(), config(kind="host-gw"))
     assert [line.partition(":")[0] for line in told] == ["Type vxlan -> host-gw", "MTU 1450 -> 1500 where the link has 1500"]
 
@@ -142,3 +142,23 @@ def test_the_host_is_asked_without_loopback_and_our_own_devices(monkeypatch: pyt
 def test_without_ip_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     assert cost.own_networks() == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "loses"),
+    [
+        ("vxlan", "host-gw", False),
+        ("udp", "vxlan", False),
+        ("vxlan", "alloc", True),
+        ("extension", "vxlan", True),
+        ("ipip", "udp", True),
+    ],
+)
+def test_a_type_that_stands_beside_the_old_one_costs_no_packet(before: str, after: str, loses: bool) -> None:
+    told = [line for line in cost.of(config(kind=before), config(kind=after)) if line.startswith("Type ")]
+    assert [("packets are lost" in line, "loses no packet" in line) for line in told] == [(loses, not loses)]
+
+
+def test_with_other_subnets_another_type_costs_packets() -> None:
+    told = cost.of(config(), config("10.9.0.0/16", kind="host-gw"))
+    assert [line for line in told if line.startswith("Type vxlan -> host-gw: packets are lost")]

@@ -181,7 +181,7 @@ class Unaware(MemoryRegistry):
 async def test_a_watch_of_before_a_reset_is_not_trusted(host: HostInMemory) -> None:
     registry = Unaware(host.store)
     cluster = Cluster(host.context(registry), wake=lambda: None)
-    cluster.configure(NetworkConfig.parse('{"Network": "10.5.0.0/16"}'), HostGw(), None, Underlay())
+    cluster.configure(NetworkConfig.parse('{"Network": "10.5.0.0/16"}'), (HostGw(),), None, Underlay())
     for _ in range(5):
         put_leased(host, 9)
     following = asyncio.create_task(cluster.follow())

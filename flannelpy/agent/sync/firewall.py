@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from netaddr import IPNetwork
 
 from flannelpy.core.backend import Backend, Enclosed, Guard, Guarded
 from flannelpy.core.config import NetworkConfig
-from flannelpy.core.guard import Side, guard_chains, guard_elements, guard_sets
+from flannelpy.core.guard import Side, guard_elements, guard_sets, guards_chains
 from flannelpy.core.model import Lease
-from flannelpy.core.objects import HostState, Route
+from flannelpy.core.objects import HostState, Key, Object, Route
 from flannelpy.core.rules import FirewallOptions, firewall
 from flannelpy.settings import Settings
 
@@ -31,7 +31,7 @@ class Firewall:
         self,
         settings: Settings,
         config: NetworkConfig,
-        backend: Backend,
+        backends: Sequence[Backend],
         devices: Collection[str],
         table: str,
         lease: Lease,
@@ -41,22 +41,25 @@ class Firewall:
         self._settings = settings
         self._forward = forward
         self._table = table
-        checked = settings.container_source_check and isinstance(backend, Enclosed) and backend.enclosed
+        checked = settings.container_source_check and all(isinstance(each, Enclosed) and each.enclosed for each in backends)
         self._entrances = (uplink, *devices) if checked else ()
-        self._guard: Guard | None = backend.guarded if isinstance(backend, Guarded) else None
         self._sides = [Side(config.v4.network, lease.subnet, config.v4.length)] if config.v4 and lease.subnet.prefixlen else []
         if config.v6 and lease.subnet6 is not None:
             self._sides.append(Side(config.v6.network, lease.subnet6, config.v6.length))
-        self._guarded = [side for side in self._sides if self._guard is not None and side.version in self._guard.families]
+        self._guards: list[tuple[Guard, list[Side]]] = []
+        for backend in backends:
+            if isinstance(backend, Guarded) and (guard := backend.guarded) is not None:
+                self._guards.append((guard, [side for side in self._sides if side.version in guard.families]))
 
     def host(self) -> HostState:
         """What does not depend on the peers."""
         settings = self._settings
         options = FirewallOptions(settings.ip_masq, settings.forward_rules, settings.masq_fully_random, self._entrances)
-        chains = [] if self._guard is None else guard_chains(self._guard, self._guarded)
+        chains, sets = guards_chains(self._guards), dict[Key, Object]()
         state = firewall(self._table, [(side.network, side.own) for side in self._sides], options, chains)
-        if self._guard is not None:
-            state |= guard_sets(self._guard, self._table, self._guarded)
+        for guard, sides in self._guards:
+            sets |= guard_sets(guard, self._table, sides).objects  # who is a peer is one set
+        state |= HostState(sets)
         if settings.forward_rules:
             state |= self._forward([side.network for side in self._sides], self._table)
         if settings.blackhole_route:
@@ -65,6 +68,7 @@ class Firewall:
 
     def peer(self, lease: Lease) -> HostState:
         """What lets a peer in, where somebody guards."""
-        if self._guard is None:
-            return HostState()
-        return guard_elements(self._guard, self._table, self._guarded, lease)
+        found = dict[Key, Object]()
+        for guard, sides in self._guards:
+            found |= guard_elements(guard, self._table, sides, lease).objects
+        return HostState(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from heapq import nsmallest
 from typing import Protocol
@@ -17,6 +17,7 @@ from flannelpy.core.desired import Desired
 from flannelpy.core.errors import FlannelpyError, MalformedError
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import HostState, Key, Object, Scope, WireguardPeer
+from flannelpy.core.offer import spoken
 from flannelpy.core.select import Preferring
 from flannelpy.core.underlay import Shield
 
@@ -36,6 +37,8 @@ class Carrier(Protocol):
 
     @property
     def wants_on_link(self) -> bool: ...
+    @property
+    def accepts(self) -> Container[str] | None: ...
     def host(self, local: Local) -> HostState: ...
     def path(self, lease: Lease, local: Local) -> Path: ...
 
@@ -52,6 +55,11 @@ class Target:
     firewall: Callable[[], HostState]
     admit: Callable[[Lease], HostState] = lambda _lease: HostState()
     shield: Shield = Shield()  # noqa: RUF009 - never changed in place
+
+    @property
+    def spare(self) -> Collection[Key]:
+        """Of the host's own, what packets flow without."""
+        return self.backend.spare(self.local) if isinstance(self.backend, Preferring) else ()
 
 
 class Peers(Protocol):
@@ -231,7 +239,7 @@ class Fragments:
             return self.desired.drop(owner)
         self._members[owner] = lease
         try:
-            path = target.backend.path(lease, local)
+            path = target.backend.path(spoken(lease, target.backend.accepts), local)
             state = path.state | target.admit(lease)
             for route, words in target.shield.crossing(state):
                 raise MalformedError(f"{route} would take {words} into the overlay")

@@ -7,7 +7,7 @@ import logging
 from netaddr import AddrFormatError, IPNetwork
 
 from flannelpy.agent.carriage import Carriage
-from flannelpy.core.backend import Backend, Engines
+from flannelpy.core.backend import Engines
 from flannelpy.core.marks import OURS, table_name
 from flannelpy.core.objects import Scope
 from flannelpy.host.state import State
@@ -21,7 +21,7 @@ _SYSCTLS = ("ipv6/conf/{}/accept_ra", "ipv4/conf/{}/accept_local")
 def find_scope(carriage: Carriage | None, kept: State, prefix: str) -> Scope:
     """The devices and networks in use now, and those that an earlier run of this network left behind (to be swept)."""
     devices = frozenset[str]() if carriage is None else carriage.devices
-    ports = frozenset[int]() if carriage is None else fou_ports(carriage.backend)
+    ports = frozenset[int]() if carriage is None else fou_ports(carriage)
     left = [device for device in kept.devices if OURS.fullmatch(device)]
     return Scope(
         links=frozenset({*devices, *left}),
@@ -33,9 +33,9 @@ def find_scope(carriage: Carriage | None, kept: State, prefix: str) -> Scope:
     )
 
 
-def fou_ports(backend: Backend) -> frozenset[int]:
-    """Where the kernel may decapsulate for this backend, by whichever engine it works."""
-    return backend.fou_ports if isinstance(backend, Engines) else frozenset()
+def fou_ports(carriage: Carriage) -> frozenset[int]:
+    """Where the kernel may decapsulate for us, by whichever engine a backend works."""
+    return frozenset(port for backend in carriage.backends if isinstance(backend, Engines) for port in backend.fou_ports)
 
 
 def _networks(texts: tuple[str, ...]) -> list[IPNetwork]:

@@ -43,7 +43,8 @@ class Standing:
 
         Packets flow without a sysctl, which in a container may not be settable.
         """
-        ours = {key for owner in (HOST, FIREWALL) for key in self._fragments.desired.fragment(owner).objects}
+        spare = self._fragments.target.spare if self._fragments.has_target else ()
+        ours = {key for owner in (HOST, FIREWALL) for key in self._fragments.desired.fragment(owner).objects if key not in spare}
         return bool(self._fragments.broken) or any(key in ours and key.kind != "sysctl" for key in self.failing)
 
     def why_not(self, owner: str) -> str | None:
