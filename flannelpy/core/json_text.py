@@ -24,6 +24,10 @@ def decode(text: str | bytes) -> Any:
         raise ValueError(_in_words(error)) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except ValueError as error:
+        if "integer string" in str(error):  # says Python of more than sys.get_int_max_str_digits(), and how to raise that
+            raise ValueError("a number of too many digits") from None
+        raise
     if text.count("[") + text.count("{") > DEEPEST and _is_deeper(value, DEEPEST):
         raise ValueError("nested too deeply")
     if "\\u" in text or not text.isascii():

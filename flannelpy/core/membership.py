@@ -285,8 +285,8 @@ def _shield(config: NetworkConfig | None, underlay: Underlay) -> Shield:
 def _misfit(lease: Lease, config: NetworkConfig) -> str:
     """Why no node of this network can hold these subnets; empty where one can."""
     for net, pool in ((lease.subnet, config.v4), (lease.subnet6, config.v6)):
-        if net is None or (not net.prefixlen and lease.subnet6 is not None):
-            continue  # an IPv6-only node's IPv4 half stands for none
+        if net is None or (net.version == 4 and not net.prefixlen and lease.subnet6 is not None):
+            continue  # an IPv6-only node's IPv4 half stands for none; ::/0 never does
         if pool is None:
             return f"{net} is IPv{net.version}, which the network has none of"
         if why := pool.misfit(net):

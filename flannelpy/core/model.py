@@ -55,6 +55,8 @@ def parse_subnet_key(name: str) -> tuple[IPNetwork, IPNetwork | None]:
     match = _KEY.fullmatch(name)
     if match is None:
         raise MalformedError(f"{name!r} is not a subnet key: expected a form like 10.5.72.0-24 or 10.5.72.0-24&fd00::-64")
+    if int(match[2]) > 32 or (match[4] and int(match[4]) > 128):
+        raise MalformedError(f"{name!r} is not a subnet key: expected a length of at most 32, for IPv6 128")
     try:
         subnet = IPNetwork((int(IPAddress(match[1], 4)), int(match[2])), version=4)
         subnet6 = IPNetwork((int(IPAddress(match[3], 6)), int(match[4])), version=6) if match[3] else None

@@ -31,6 +31,8 @@ def some_lease(random: Random, revision: int) -> Lease:
     if random.random() < 0.4:
         value = 0xFD000005 << 96 | random.randrange(4) << 64 | random.choice((0, 0, 1))
         subnet6 = IPNetwork((value, random.choice((64, 64, 63))), version=6)
+        if random.random() < 0.1:
+            subnet6 = IPNetwork("::/0")
         if random.random() < 0.2:
             subnet = IPNetwork("0.0.0.0/0")
     attrs = LeaseAttrs(
@@ -46,7 +48,7 @@ def overlap(one: IPNetwork, other: IPNetwork) -> bool:
 
 
 def nets(lease: Lease) -> list[IPNetwork]:
-    return [net for net in (lease.subnet, lease.subnet6) if net is not None and net.prefixlen]
+    return [net for net in (lease.subnet, lease.subnet6) if net is not None and (net.prefixlen or net.version == 6)]
 
 
 class Follower:

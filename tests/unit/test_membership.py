@@ -129,11 +129,18 @@ def test_a_younger_key_for_the_same_addresses_takes_nothing_and_leaves_nothing()
         assert membership.peers == {honest.key: honest}
 
 
+DUAL = '"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00::/32"'
+
+
 @pytest.mark.parametrize(
     ("network", "key", "why"),
     [
         ('"Network": "10.5.0.0/16"', "10.5.9.0-24&fd00:1::-64", "fd00:1::/64 is IPv6, which the network has none of"),
         ('"Network": "10.5.0.0/16"', "0.0.0.0-0&fd00:1::-64", "fd00:1::/64 is IPv6, which the network has none of"),
+        ('"Network": "10.5.0.0/16"', "10.5.9.0-24&::-0", "::/0 is IPv6, which the network has none of"),
+        ('"Network": "10.5.0.0/16"', "0.0.0.0-0&::-0", "::/0 is IPv6, which the network has none of"),
+        (DUAL, "10.5.9.0-24&::-0", "lies outside the network fd00::/32"),
+        (DUAL, "0.0.0.0-0&::-0", "lies outside the network fd00::/32"),
         (
             '"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00::/32"',
             "10.5.9.0-24&fd00:0:1::-64",
@@ -141,7 +148,7 @@ def test_a_younger_key_for_the_same_addresses_takes_nothing_and_leaves_nothing()
         ),
     ],
 )
-def test_a_half_that_the_network_lacks_is_refused(network: str, key: str, why: str) -> None:
+def test_a_half_that_the_network_lacks_or_that_is_everything_is_refused(network: str, key: str, why: str) -> None:
     membership = Membership(NetworkConfig.parse(f'{{{network}, "Backend": {{"Type": "vxlan"}}}}'), VXLAN)
     rogue = Lease(*reversed_halves(key), 1, 9, 9)
     membership.put(rogue)
