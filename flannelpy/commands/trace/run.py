@@ -48,12 +48,13 @@ def trace(given: Given, dst: str, source: str | None, *, as_json: bool) -> int:
 async def knowing(given: Given) -> AsyncIterator[About]:
     """What is known of this host. Raises UsageError."""
     from flannelpy.kernel.netlink import NetlinkKernel
-    from flannelpy.registry.etcd.registry import EtcdRegistry
 
     kernel = NetlinkKernel()
     try:
         about = gather(given, os.environ, kernel, preflight=False)
         if about.config is None:
+            from flannelpy.registry.etcd.registry import EtcdRegistry  # 0.1 s, for nothing where the agent has told it
+
             registry = EtcdRegistry(replace(about.settings.endpoint, timeout_s=LEARN_S))
             try:
                 await learn(about, registry)
