@@ -30,6 +30,9 @@ NEEDED  := ip:iproute2 ping:iputils-ping nft:nftables tcpdump:tcpdump iperf3:ipe
 DOCKER_PACKAGES := docker.io containerd runc busybox-static
 CNI_PACKAGES    := containernetworking-plugins podman conmon crun libgpgme11 libassuan0 libsubid4 libyajl2 libseccomp2
 
+# Of all that lies in dist/: sha256sum -c SHA256SUMS there.
+SUMS := cd dist && find . -type f ! -name SHA256SUMS -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' sha256sum >SHA256SUMS
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 export DEBIAN_FRONTEND := noninteractive
@@ -123,14 +126,16 @@ bench-registry: $(DEV) ## how big a cluster the agent follows
 fuzz: $(DEV) ## any input at all, for MINUTES=10: leases, files, netlink, HTTP, packets
 	FUZZ_MINUTES=$(MINUTES) UDP_FUZZ_COUNT=$$(($(MINUTES) * 100000)) $(PYTHON) -m pytest -q -s --timeout=0 tests/fuzz
 
-dist: $(DEV) $(RELEASE) ## wheel and source archive in dist/, what a release installs (hashes), and its SBOM
+dist: $(DEV) $(RELEASE) ## wheel and source archive in dist/, what a release installs (hashes), its SBOM, SHA256SUMS
 	$(PYTHON) -m hatchling build -d dist
 	cp packaging/requirements.txt dist/requirements.txt
 	$(PYTHON) -W ignore::UserWarning -m cyclonedx_py requirements packaging/requirements.txt --pyproject pyproject.toml --output-reproducible \
 		--output-format JSON --output-file dist/flannelpy.cdx.json
+	$(SUMS)
 
 deb: $(DEV) $(RELEASE) ## Debian packages in dist/, for this machine's release and architecture; the same bytes for the same commit
 	@$(PYTHON) packaging/debian/build.py --into dist
+	@$(SUMS)
 
 test-package: deb $(DEBIAN).made ## the packages on a bare Debian 12 that systemd boots: install, upgrade, remove, purge; and is it rebuilt the same
 	FLANNELPY_DEB=$$(ls -t $(CURDIR)/dist/flannelpy_*.deb | head -n 1) FLANNELPY_DEBIAN=$(CURDIR)/$(DEBIAN) \

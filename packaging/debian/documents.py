@@ -20,7 +20,10 @@ COMPLETIONS = {
     "zsh": "usr/share/zsh/vendor-completions/_flannelpy",
     "fish": "usr/share/fish/vendor_completions.d/flannelpy.fish",
 }
-MAINTAINER = "flannelpy maintainers <maintainers@flannelpy.invalid>"
+MAINTAINER = (
+    f"{os.environ.get('DEBFULLNAME', 'flannelpy maintainers')} <{os.environ.get('DEBEMAIL', 'maintainers@flannelpy.invalid')}>"
+)
+"""Whoever builds it answers for it, and says so by debchange(1)'s variables; the address is one that nobody has else."""
 
 COMMON = {
     "Apache-2.0": r"[ \t]*Apache License\s+Version 2\.0, January 2004.*?any\s+such\s+warranty\s+or\s+additional\s+liability\."

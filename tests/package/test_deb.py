@@ -60,6 +60,22 @@ def test_nothing_of_it_is_switched_on_by_being_there(unpacked: Path) -> None:
     assert "usr/share/doc/flannelpy/examples/docker-flannelpy.conf" in names
 
 
+def test_setup_finds_the_drop_in_that_it_writes(unpacked: Path) -> None:
+    there = unpacked / "usr/lib/flannelpy/flannelpy/host/shipped/docker-flannelpy.conf"
+    assert there.read_text() == (unpacked / "usr/share/doc/flannelpy/examples/docker-flannelpy.conf").read_text()
+
+
+def test_sums_of_all_packages_lie_beside_them(package: Path, udp_package: Path) -> None:
+    listed = dict(reversed(line.split("  ", 1)) for line in package.with_name("SHA256SUMS").read_text().splitlines())
+    for one in (package, udp_package):
+        assert listed[one.name] == hashlib.sha256(one.read_bytes()).hexdigest()
+
+
+def test_whoever_has_built_it_is_its_maintainer_in_all_places(each: Path, unpacked: Path) -> None:
+    changes = gzip.decompress((unpacked / "usr/share/doc/flannelpy/changelog.Debian.gz").read_bytes()).decode()
+    assert f"\n -- {control(each)['Maintainer']}  " in changes
+
+
 def test_owners_are_root(package: Path, udp_package: Path) -> None:
     for one in (package, udp_package):
         listed = subprocess.run(["dpkg-deb", "-c", one], capture_output=True, text=True, check=True).stdout.splitlines()
