@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,6 +61,12 @@ async def until_condition(host: Host, code: str, timeout_s: float = WITHIN_S) ->
 
     await until(there, timeout_s, f"{code} on {host.name}", lambda: (seen, Log.of(host).text[-1500:]))
     return seen[code]
+
+
+def memory_mb(host: Host) -> float:
+    """The most that its agent has ever held."""
+    status = Path(f"/proc/{host.agent.pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1000
 
 
 async def change(host: Host, *lines: str) -> None:

@@ -24,7 +24,7 @@ import pytest
 from netns_lab.host import Host
 from netns_lab.lab import Lab
 from tests.lab.agent_support import Log, Vtep, lab_name, no_probes, no_traceback, put_leased, until  # noqa: F401
-from tests.lab.host_support import conditions, told, until_condition, until_nothing_is_wrong
+from tests.lab.host_support import conditions, memory_mb, told, until_condition, until_nothing_is_wrong
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = int(os.environ.get("FLOOD", "1"))
@@ -47,12 +47,6 @@ async def flood(lab: Lab, kind: str, *words: str) -> None:
     """Write it, beside etcd; its own figures are printed."""
     command = (sys.executable, "-m", "netns_lab.flood", lab.etcd.urls[0], kind, *words)
     print(await lab.box("etcd").exec("env", f"PYTHONPATH={ROOT}:{ROOT}/netns-lab", *command, timeout_s=200))
-
-
-def memory_mb(host: Host) -> float:
-    """The most that the agent has ever held."""
-    status = Path(f"/proc/{host.agent.pid}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1000
 
 
 def processor_s(host: Host) -> float:
