@@ -69,6 +69,7 @@ async def test_a_mac_is_the_same_after_other_backends(host: HostInMemory, way: t
     host.put_config(VXLAN)
     async with host.run():
         await until(lambda: host.kernel.get(Key("link", "flannel.1")))
+        await until(lambda: "VtepMAC" in host.value(host.lease))  # which the lease says once the kernel has it
         assert (host.lease, mac(host)) == (lease, before)
 
 
