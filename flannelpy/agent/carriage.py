@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from flannelpy import plugins
 from flannelpy.agent.beside import Preference
 from flannelpy.agent.context import Context
 from flannelpy.agent.identity import stable_macs
@@ -19,6 +20,7 @@ from flannelpy.core.objects import Fou, HostState, Key, Scope
 from flannelpy.core.plan import Step, plan
 from flannelpy.core.wireguard import KeyPair
 from flannelpy.kernel import Kernel
+from flannelpy.settings import Settings
 
 log = logging.getLogger("flannelpy")
 
@@ -91,6 +93,12 @@ class Carriage:
         preference = self.preference
         moving = preference.leaving, preference.up, preference.needed
         return preference.order, tuple(preference.carriers), dict(preference.withheld), tuple(preference.retiring), moving
+
+
+def parsed(settings: Settings, text: str | None) -> tuple[NetworkConfig, Backend]:
+    """What a stored config asks for: in Kubernetes any subnet within the network, for others cut it up. Raises ConfigError."""
+    config, backend = plugins.parse(text, settings.host_options)
+    return (config if settings.kube is None else config.assigned()), backend
 
 
 async def resolve(

@@ -16,10 +16,9 @@ from urllib.parse import urlsplit
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from flannelpy import plugins
-from flannelpy.agent.carriage import Carriage, resolve
+from flannelpy.agent.carriage import Carriage, parsed, resolve
 from flannelpy.agent.context import Context
 from flannelpy.agent.facts import Facts
-from flannelpy.agent.keeping import asked as asked_for
 from flannelpy.agent.keys import HostKeys
 from flannelpy.agent.report import Reporter
 from flannelpy.agent.sync.firewall import Firewall
@@ -99,7 +98,7 @@ async def _forecast(context: Context, known: Remembered, text: str) -> Forecast:
     settings, kernel, own = context.settings, context.kernel, known.view.own
     assert own is not None
     facts = Facts(kernel, context.wish, context.reporter)
-    asked = asked_for(settings, text)
+    asked = parsed(settings, text)
     await facts.look(asked[0], frozenset(known.state.devices))
     if facts.uplink is None:
         raise FlannelpyError(facts.missing)

@@ -7,7 +7,6 @@ from typing import Protocol
 
 from netaddr import IPNetwork
 
-from flannelpy import plugins
 from flannelpy.agent.carriage import Carriage
 from flannelpy.agent.context import Context
 from flannelpy.agent.kept import Kept
@@ -15,11 +14,9 @@ from flannelpy.agent.lease import Keeper
 from flannelpy.agent.node import NodeKeeper
 from flannelpy.agent.parts import Parts
 from flannelpy.core import lease_events as ev
-from flannelpy.core.backend import Backend
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.leasing import Leasing
 from flannelpy.core.model import Lease, LeaseAttrs
-from flannelpy.settings import Settings
 
 
 class Keeping(Protocol):
@@ -75,9 +72,3 @@ def keep(context: Context, kept: Kept, parts: Parts, carriage: Carriage, wake: C
         renew_margin_s=settings.renew_margin_s,
     )
     return Keeper(context, parts.cluster.refresh, machine, wake, promise)
-
-
-def asked(settings: Settings, text: str | None) -> tuple[NetworkConfig, Backend]:
-    """What a stored config asks for: in Kubernetes any subnet within the network, for others cut it up. Raises ConfigError."""
-    config, backend = plugins.parse(text, settings.host_options)
-    return (config if settings.kube is None else config.assigned()), backend

@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from flannelpy import plugins
 from flannelpy.agent import beside
-from flannelpy.agent.carriage import Carriage, resolve
+from flannelpy.agent.carriage import Carriage, parsed, resolve
 from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.context import Context
 from flannelpy.agent.keys import HostKeys
@@ -78,10 +77,10 @@ class Migration:
         found: Carriage | None = None
         for each in reversed((view.config, *view.former)):
             with suppress(ConfigError):  # of a backend that is gone, or that this host cannot have any more
-                asked = plugins.parse(each, self._context.settings.host_options)
-                if not view.former and asked[0].backend_type == config.backend_type:
+                wanted = parsed(self._context.settings, each)
+                if not view.former and wanted[0].backend_type == config.backend_type:
                     return None
-                carriage = await resolve(self._context, each, asked, uplink, macs, keys, None)
+                carriage = await resolve(self._context, each, wanted, uplink, macs, keys, None)
                 found = self.settle(carriage, found, view.own)
         if found is None:
             return None

@@ -13,11 +13,11 @@ from dataclasses import replace
 from functools import partial
 
 from flannelpy import plugins
-from flannelpy.agent.carriage import Carriage, clamped, introduce, resolve
+from flannelpy.agent.carriage import Carriage, clamped, introduce, parsed, resolve
 from flannelpy.agent.context import Context
 from flannelpy.agent.copies import Copies
 from flannelpy.agent.datapath import Wanted, make_way
-from flannelpy.agent.keeping import Keeping, asked, keep
+from flannelpy.agent.keeping import Keeping, keep
 from flannelpy.agent.kept import Kept, view_of
 from flannelpy.agent.keys import HostKeys
 from flannelpy.agent.ownership import Ownership
@@ -114,7 +114,7 @@ class Steering:
         self._text = text
         where = self._context.settings.config_place
         try:
-            wanted = asked(self._context.settings, text)
+            wanted = parsed(self._context.settings, text)
             another = await facts.look(wanted[0], self._devices)
             self._parts.surroundings.stale |= another or before is None
             if facts.uplink is None or (before is None and facts.missing):
