@@ -11,7 +11,7 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from backends.udp import Udp
-from flannelpy.core.backend import FdStore, Local
+from flannelpy.core.backend import Backend, FdStore, Local
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Key, Link
 from flannelpy.core.uplink import Interface, InterfaceAddress
@@ -86,7 +86,7 @@ class PumpInMemory:
         for key, lease in peers.items():
             self.peers.pop(key, None) if lease is None else self.peers.update({key: lease})
 
-    def adopt(self, local: Local) -> bool:
+    def adopt(self, local: Local, backend: Backend | None = None) -> bool:
         return True
 
     async def run(self) -> None:
@@ -204,10 +204,10 @@ async def test_a_config_of_another_backend_is_followed_and_what_was_kept_is_drop
         assert "READY=1" not in host.notes.sent
         registry.gate.set()
         await until(lambda: host.ready)
-        assert host.fd_store.names == ()
-        assert host.kernel.get(Key("link", "flannel.1")) is not None
+        await until(lambda: host.kernel.get(Key("link", "flannel.1")))
+        host.put_peer("10.5.9.0-24", '{"PublicIP":"192.0.2.9","BackendType":"vxlan","BackendData":{"VtepMAC":"02:00:00:00:00:09"}}')
+        await until(lambda: host.fd_store.names == ())  # once nobody sends by it any more
         assert not PumpInMemory.made[0].running
-        assert len(PumpInMemory.made) == 1
         assert host.lease == lease
 
 
