@@ -91,6 +91,15 @@ class Cluster:
         self._note(self._membership.offer(key, offer))
 
     @property
+    def implied(self) -> Collection[str]:
+        """See ``core.membership``."""
+        return self._membership.implied
+
+    def says(self, key: str) -> Offer | None:
+        """See ``core.membership``."""
+        return self._membership.says(key)
+
+    @property
     def offers(self) -> Collection[str]:
         """The keys of leases beside which something is offered."""
         return self._membership.offers

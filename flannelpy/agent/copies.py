@@ -19,9 +19,13 @@ class Copies:
         """By what the peers know us, where they do by a key."""
         self._newcomers = newcomers
         self._came: dict[str, Lease] = {}  # and was not compared yet
+        self._own = 0  # as which lease we were compared
 
     async def differ(self, carriage: Carriage, own: Lease) -> Carriage:
         """``carriage`` with an identity that no older lease has. Raises KernelError; then what came is still to be compared."""
+        if own.create_revision != self._own:  # a lease made anew: who was younger than the one before may be older than this one
+            self._own = own.create_revision
+            self._newcomers.rewind()
         self._came.update((key, lease) for key, lease in self._newcomers.take().items() if lease is not None)
         macs = without_copies(carriage.backend, own, carriage.macs, self._came.values())
         keys = carriage.keys

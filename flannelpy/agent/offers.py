@@ -31,6 +31,9 @@ PATIENCE_S = 2.0
 BELIEF_S = 1.0
 """An offer that is gone is believed so much later: with a lease that ends it goes, too, and such a peer is kept as it is."""
 
+IMPLIED_S = 10.0
+"""A peer whose lease names another Type is reached by the one before for so long, unless it says that it may be."""
+
 AGAIN_S = 5.0
 """What somebody else has written over our own is put right this often at the most."""
 
@@ -52,6 +55,18 @@ class Offers:
         self._following = asyncio.Event()
         self._gone: dict[str, asyncio.TimerHandle] = {}
         self._refused = set[str]()
+        self._implied = set[str]()  # in doubt for no other reason
+        self._live = False
+        self._peers = cluster.cursor(self._notice)
+
+    def _notice(self) -> None:
+        """Peers have changed: of one whose lease names another Type it is asked what else it takes."""
+        self._peers.take()
+        for key in self._cluster.implied:
+            if key not in self._gone:
+                self.follow()
+                self._implied.add(key)
+                self._doubt(key, IMPLIED_S)
 
     def follow(self) -> None:
         """Hear what the peers offer, from now on."""
@@ -112,10 +127,12 @@ class Offers:
                 news = cast(AsyncGenerator[Offered, None], self._context.registry.offers())
                 async with aclosing(news):
                     async for offered in news:
+                        self._live = True
                         self._take(offered)
                         self._tell_refusal("read", None)
                         delay = FIRST_RETRY_S
             except RegistryError as error:
+                self._live = False
                 self._tell_refusal("read", error)
             await asyncio.sleep(self._context.random.uniform(delay / 2, delay))
             delay = min(2 * delay, LAST_RETRY_S)
@@ -138,6 +155,7 @@ class Offers:
             if self._wanted is not None and name == self._wanted[0].key:
                 self._hear_own(value)
             elif value is None:
+                self._implied.discard(name)
                 self._doubt(name)
             elif self._knows(name) or len(self._cluster.offers) + len(self._refused) < MOST:
                 self._hear(name, value)
@@ -157,6 +175,7 @@ class Offers:
     def _hear(self, name: str, value: bytes) -> None:
         if (timer := self._gone.pop(name, None)) is not None:
             timer.cancel()
+        self._implied.discard(name)
         try:
             parse_subnet_key(name)
             offer = Offer.from_json(value)
@@ -173,16 +192,17 @@ class Offers:
             self._refused.discard(name)
             self._context.reporter.end("offer-unusable", name)
 
-    def _doubt(self, name: str) -> None:
+    def _doubt(self, name: str, after_s: float = BELIEF_S) -> None:
         """It is gone, for now."""
         self._forgive(name)
         if name not in self._gone:
-            self._gone[name] = asyncio.get_running_loop().call_later(BELIEF_S, self._believe, name)
+            self._gone[name] = asyncio.get_running_loop().call_later(after_s, self._believe, name)
 
     def _believe(self, name: str) -> None:
         del self._gone[name]
-        lease = self._cluster.view.leases.get(name)
-        if lease is not None and lease.departing:
-            self._doubt(name)  # its host may be there all the same: it stays reached as it is
-        else:
-            self._cluster.offer(name, None)
+        lease, said = self._cluster.view.leases.get(name), self._cluster.says(name)
+        if (lease is not None and lease.departing) or (name in self._cluster.implied and not self._live):
+            self._doubt(name)  # its host may be there all the same, or say so unheard: it stays reached as it is
+            return
+        only, self._implied = name in self._implied, self._implied - {name}
+        self._cluster.offer(name, said.heard if only and said is not None else None)

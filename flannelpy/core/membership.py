@@ -120,6 +120,15 @@ class Membership:
         return self._offered([key], Changes())
 
     @property
+    def implied(self) -> Collection[str]:
+        """Keys of leases that named another Type before, of whose hosts it was not heard whether they still take that."""
+        return self._offers.implied
+
+    def says(self, key: str) -> Offer | None:
+        """What is offered beside this lease, whether it counts or not."""
+        return self._offers.says(key)
+
+    @property
     def offers(self) -> Collection[str]:
         """The keys of the leases under which something is offered, whether it counts or not."""
         return self._offers.keys

@@ -50,6 +50,12 @@ class Offer:
         data = {type_of(each): (each.backend_data, each.backend_v6_data) for each in carriers}
         return cls(lease.public_ip, lease.public_ipv6, data)
 
+    @property
+    def heard(self) -> Offer | None:
+        """Without what is implied; None where nothing is left."""
+        data = {name: said for name, said in self.data.items() if name not in self.implied}
+        return replace(self, data=data, implied=frozenset()) if data else None
+
     def belongs_to(self, lease: Lease) -> bool:
         """True where it speaks of the host that holds this lease now."""
         return self.belongs_to_address(lease.attrs)
@@ -154,6 +160,8 @@ class Offers:
         self._said: dict[str, Offer] = {}
         self._claims = Ownership()
         self._counts: set[str] = set()
+        self.implied: set[str] = set()
+        """Under which something is implied, and not heard."""
 
     @property
     def any(self) -> bool:
@@ -171,6 +179,7 @@ class Offers:
 
     def said(self, key: str, offer: Offer | None) -> None:
         """A host offers this now; None: nothing."""
+        self.implied.discard(key)
         if offer is None:
             self._said.pop(key, None)
         else:
@@ -184,6 +193,7 @@ class Offers:
         if name not in said.data:
             data = {**said.data, name: (before.backend_data, before.backend_v6_data)}
             self._said[key] = replace(said, data=data, implied=said.implied | {name})
+            self.implied.add(key)
 
     def of(self, key: str) -> Offer | None:
         """What the host with this lease offers, where it counts."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
+import warnings
 from functools import lru_cache
 
 _POSIX = {
@@ -47,7 +48,9 @@ _TOKENS = re.compile(
 def compile_re2(pattern: str) -> re.Pattern[str]:
     """The pattern, ready to search with. Raises ValueError: one line that says what is not understood."""
     try:
-        return re.compile(_Translation(pattern).text, re.ASCII)
+        with warnings.catch_warnings():  # of what may mean something else in a Python to come
+            warnings.simplefilter("ignore", FutureWarning)
+            return re.compile(_Translation(pattern).text, re.ASCII)
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"{error}; expected a pattern of RE2, as flannel takes it") from None
 

@@ -21,7 +21,7 @@ from flannelpy.registry.etcd.stream import Pace
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
 from netns_lab.etcd import Etcd
 
-BOUND_S = 10.0
+BOUND_S = 30.0
 """No fact is waited for longer than this."""
 
 QUICK = Pace(silence_s=0.2, answer_s=0.4, backoff_s=0.05, backoff_max_s=0.2)

@@ -161,6 +161,7 @@ async def test_a_flanneld_as_a_peer_renews_changes_its_mac_and_leaves(lab: Lab) 
 async def test_values_of_older_and_of_careless_flannelds_are_read(lab: Lab) -> None:
     """Without PublicIPv6 and VNI (before v0.24), other letters' case, a MAC with hyphens, an unknown field."""
     one = lab.host(1)
+    remember_subnet(one, "10.1.1.0/24", lab.topology.network)
     await one.start_agent()
     variants = {
         "10.1.20.0/24": '{"PublicIP":"%s","BackendType":"vxlan","BackendData":{"VtepMAC":"%s"}}',

@@ -38,7 +38,7 @@ LATE = Vtep("10.66.2.0/24", "192.168.50.92", "02:00:00:00:00:92")
 
 pytestmark = [
     pytest.mark.topology(hosts=1, network="10.64.0.0/10"),
-    pytest.mark.timeout(300 * TIMES),
+    pytest.mark.timeout(600 * TIMES),
     pytest.mark.usefixtures("no_probes"),  # the peers are nothing but keys
 ]
 
@@ -91,7 +91,7 @@ async def held(lab: Lab, what: str, within_s: float = SEEN_S) -> AsyncIterator[N
         yield
         put_leased(lab, LATE.key, LATE.value)
         began, spent = time.monotonic(), processor_s(host)
-        await until(lambda: there(host, LATE), 60, "the late peer", lambda: log.text[-2000:])
+        await until(lambda: there(host, LATE), 300, "the late peer", lambda: log.text[-2000:])
     finally:
         watched.over = True
         await task

@@ -19,7 +19,7 @@ from netns_lab.booted import Booted, missing
 from netns_lab.host import Host
 from netns_lab.lab import Lab
 from tests.lab.agent_support import until
-from tests.lab.test_systemd import all_well, main_pid, pinged
+from tests.lab.test_systemd import all_well, main_pid, under_pings
 
 DEB, DEBIAN = os.environ.get("FLANNELPY_DEB", ""), os.environ.get("FLANNELPY_DEBIAN", "")
 UNIT = "flannelpy.service"
@@ -120,8 +120,8 @@ async def test_an_upgrade_loses_no_ping(lab: Lab, bare: Booted, newer: Path, opt
     await until(lambda: all_well(bare), 10, "nothing is wrong")
     shutil.copyfile(newer, bare.root / "opt/newer.deb")
     before, edited = await main_pid(bare), (bare.root / "etc/default/flannelpy").read_text()
-    async with pinged(lab):
-        await install(bare, "/opt/newer.deb")
+    tally, _rate = await under_pings(lab, lambda: install(bare, "/opt/newer.deb"))
+    assert tally.lost == 0
     assert await main_pid(bare) not in (0, before)
     assert await state(bare) == ("enabled", "active")
     assert (await bare.exec("dpkg-query", "-W", "-f", "${Version} ${db:Status-Abbrev}", "flannelpy")).split()[0].endswith(".1")

@@ -138,7 +138,7 @@ def test_a_ping_that_must_not_be_cut_is_told_what_fits(hosts: tuple[Host, Host])
     a, _ = hosts
     said = ping(CA, B[0], MTU, "do")
     assert f"From {B[0]} icmp_seq=2 Frag needed and DF set (mtu = {ROOM})" in said
-    assert " 0% packet loss" in ping(CA, B[0], ROOM, "do")
+    until(lambda: " 0% packet loss" in ping(CA, B[0], ROOM, "do"))
     assert f"mtu={ROOM}" in ping(CA, B[0], ROOM + 1, "do")  # its own kernel knows by now
     assert a.counters["icmp_fragmentation_needed"] == a.counters["outbound_dropped_too_big"] == 1
     # A process of the host itself is told, too.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 from collections.abc import AsyncIterator
@@ -14,6 +15,8 @@ from netaddr import IPAddress, IPNetwork
 
 from flannelpy import plugins
 from flannelpy.agent import beside, migration
+from flannelpy.agent.context import Timeouts
+from flannelpy.agent.offers import IMPLIED_S
 from flannelpy.core.backend import Local, Uplink
 from flannelpy.core.errors import MalformedError, RegistryUnavailableError
 from flannelpy.core.membership import Membership
@@ -27,6 +30,7 @@ from flannelpy.plugins import Published
 from flannelpy.registry.memory import MemoryStore
 
 from .agents import PREFIX, HostInMemory, until, vxlan_value
+from .virtual_time import run
 
 NETWORK = {"Network": "10.5.0.0/16", "SubnetMin": "10.5.200.0"}
 VXLAN, HOST_GW, IPIP, UDP = ({**NETWORK, "Backend": {"Type": name}} for name in ("vxlan", "host-gw", "ipip", "udp"))
@@ -397,3 +401,39 @@ def test_whoever_comes_to_its_subnet_from_elsewhere_has_said_nothing_before() ->
     found.put(lease("vxlan", {"VtepMAC": MAC}))
     other = replace(lease("host-gw"), attrs=LeaseAttrs(IPAddress("192.0.2.8"), None, "host-gw"), mod_revision=9)
     assert found.put(other).peers == {"10.5.9.0-24": None}
+
+
+def test_what_a_lease_has_said_before_counts_for_a_while_and_as_long_as_etcd_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer whose lease names another Type, and that says nothing of the one before: it may be about to."""
+    monkeypatch.setattr("flannelpy.agent.agent.clock", lambda: asyncio.get_running_loop().time())
+    host = HostInMemory(MemoryStore(), tmp_path)
+    host.timeouts = Timeouts()
+    host.put_config(VXLAN)
+    route, vxlan, other = (
+        Key("route", "10.5.9.0/24"),
+        vxlan_value("192.0.2.9", "02:00:00:00:00:09"),
+        '{"PublicIP":"192.0.2.9","BackendType":"other"}',
+    )
+
+    async def minutes() -> None:
+        async with host.run():
+            for silent in (False, True):
+                host.put_peer("10.5.9.0-24", vxlan)
+                await asyncio.sleep(5)
+                assert host.kernel.get(route) is not None
+                host.put_peer("10.5.9.0-24", other)
+                await asyncio.sleep(IMPLIED_S / 2)
+                assert host.kernel.get(route) is not None
+                if silent:
+                    host.store.stop()
+                    await asyncio.sleep(20 * IMPLIED_S)
+                    assert host.kernel.get(route) is not None
+                    host.store.start()
+                    await asyncio.sleep(60)
+                await asyncio.sleep(IMPLIED_S)
+                assert host.kernel.get(route) is None
+                assert "peer-unusable 10.5.9.0-24" in host.conditions()
+
+    run(minutes())

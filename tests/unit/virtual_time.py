@@ -40,6 +40,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
         return sorted(str(handle) for handle in scheduled if not handle.cancelled())
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """There is no thread to be waited for: asyncio's own way takes one, which this clock does not wait for either."""
+
     def _jump(self, seconds: float | None) -> None:
         if seconds is None:
             raise NothingLeftError("nobody waits for a time, and nothing is readable")
