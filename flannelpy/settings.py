@@ -136,6 +136,11 @@ def load_endpoint(given: Given, environ: Mapping[str, str]) -> Endpoint:
     return _endpoint(_Source(given, environ))
 
 
+def load_kube(given: Given, environ: Mapping[str, str]) -> Access | None:
+    """Only how Kubernetes is reached; None where leases are in etcd. Raises UsageError."""
+    return _kubernetes(_Source(given, environ))
+
+
 def load_subnet_file(given: Given, environ: Mapping[str, str]) -> Path:
     """Only where this host's agent tells its subnet. Raises UsageError."""
     return _Source(given, environ).value("subnet-file", _path)
