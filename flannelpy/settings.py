@@ -17,6 +17,7 @@ from typing import Literal, TypeVar
 from netaddr import AddrFormatError, IPAddress
 
 from flannelpy.core.backend import HostOptions
+from flannelpy.core.conditions import RegistryName
 from flannelpy.core.errors import UsageError
 from flannelpy.core.re2 import compile_re2
 from flannelpy.core.secret import Secret
@@ -84,6 +85,11 @@ class Settings:
     def config_place(self) -> str:
         """Where the network config is, in words."""
         return f"{self.endpoint.prefix}/config" if self.kube is None else str(self.kube.net_config)
+
+    @property
+    def registry_name(self) -> RegistryName:
+        """How a person calls what leases are in."""
+        return RegistryName.ETCD if self.kube is None else RegistryName.API_SERVER
 
     @property
     def host_options(self) -> HostOptions:
