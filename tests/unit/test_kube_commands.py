@@ -83,7 +83,13 @@ def test_the_leases_of_the_nodes_are_listed(operator: Operator, server: ApiServe
     said = operator.asks("lease", "list", "--json")
     assert said.code == 0, said.err
     assert [each["subnet"] for each in json.loads(said.out)["leases"]] == ["10.244.1.0/24", "10.244.2.0/24"]
+    assert [each["node"] for each in json.loads(said.out)["leases"]] == ["n1", "n2"]
     assert said.err == f"flannelpy: Kubernetes {server.url}: from {file}\n"
+    assert [line.split()[:3] for line in operator.asks("lease", "list").out.splitlines()[:3]] == [
+        ["node", "subnet", "PublicIP"],
+        ["n1", "10.244.1.0/24", "192.0.2.1"],
+        ["n2", "10.244.2.0/24", "192.0.2.2"],
+    ]
 
 
 def test_the_config_in_use_is_shown(operator: Operator, tmp_path: Path) -> None:
