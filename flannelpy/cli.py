@@ -167,7 +167,7 @@ def status(context: click.Context, /, peers: bool, bad: bool, watch: bool, as_js
 @flannelpy.command()
 @click.option("--preflight", is_flag=True, help="before the first start: that no agent runs is no fault")
 @click.option("--json", "as_json", is_flag=True, help="for programs: each check with its state")
-@_takes(*ETCD, *AGENT)
+@_takes(*ETCD, *KUBE, *AGENT)
 @click.pass_context
 def doctor(context: click.Context, /, preflight: bool, as_json: bool, **values: Any) -> int:
     """Look for what is wrong with this host. Exit code 0: nothing; 3: a check has failed; 4: something wants a look."""
@@ -180,7 +180,7 @@ def doctor(context: click.Context, /, preflight: bool, as_json: bool, **values: 
 @click.argument("dst", metavar="DST")
 @click.option("--from", "source", metavar="SRC", help="a container's address on this host  [one that nobody has]")
 @click.option("--json", "as_json", is_flag=True, help="for programs: each hop with what becomes of the packet")
-@_takes(*ETCD, *AGENT)
+@_takes(*ETCD, *KUBE, *AGENT)
 @click.pass_context
 def trace(context: click.Context, /, dst: str, source: str | None, as_json: bool, **values: Any) -> int:
     """What becomes of a container's packet to DST (address, peer's name, PublicIP or subnet). Exit code 0: gets through; 3: not."""
@@ -192,7 +192,7 @@ def trace(context: click.Context, /, dst: str, source: str | None, as_json: bool
 @flannelpy.command()
 @click.argument("dst", metavar="DST")
 @click.option("--count", metavar="N", default=4, show_default=True, type=click.IntRange(1, 1_000_000), help="so many, one a second")
-@_takes(*ETCD, *AGENT)
+@_takes(*ETCD, *KUBE, *AGENT)
 @click.pass_context
 def ping(context: click.Context, /, dst: str, count: int, **values: Any) -> int:
     """Ask DST (as for trace) from this host, with small and with full packets. Exit code 0: all came back; 3: some did not."""
@@ -203,7 +203,7 @@ def ping(context: click.Context, /, dst: str, count: int, **values: Any) -> int:
 
 @flannelpy.command()
 @click.option("--output", metavar="FILE", help="where to; it must not be there yet  [flannelpy-HOST-TIME.tar.gz]")
-@_takes(*ETCD, *AGENT)
+@_takes(*ETCD, *KUBE, *AGENT)
 @click.pass_context
 def bugreport(context: click.Context, /, output: str | None, **values: Any) -> int:
     """Write one archive for whoever is to help: status, events, doctor, kernel, log; without passwords and keys."""
@@ -230,7 +230,7 @@ def events(context: click.Context, /, since: str | None, follow: bool, as_json: 
 @click.option("--config", metavar="FILE|-", help="what this network config would change, instead of the one that is in use")
 @click.option("--json", "as_json", is_flag=True, help="for programs")
 @click.option("--exit-code", is_flag=True, help="exit with 4 where something would change")
-@_takes(*ETCD, *AGENT)
+@_takes(*ETCD, *KUBE, *AGENT)
 @click.pass_context
 def plan(context: click.Context, /, config: str | None, as_json: bool, exit_code: bool, **values: Any) -> int:
     """What the agent would change on this host now, as one would type it. Nothing is changed; works without an agent, too."""
@@ -246,7 +246,7 @@ def plan(context: click.Context, /, config: str | None, as_json: bool, exit_code
 @click.option("--backend", metavar="TYPE", help="with --network: the backend  [vxlan]")
 @click.option("--config", metavar="FILE|-", help="the whole network config instead, where the cluster has none yet")
 @click.option("--wait", metavar="SECONDS", type=click.FloatRange(min=0), default=120, help="for the agent to be ready  [120]")
-@_takes(*ETCD, *AGENT)
+@_takes(*ETCD, *KUBE, *AGENT)
 @click.pass_context
 def setup(
     context: click.Context,
@@ -272,7 +272,7 @@ def setup(
 @click.option("--all", "everything", is_flag=True, help="stop the service, take back what setup wrote, then this with --state")
 @click.option("--state", is_flag=True, help="what survives a reboot, too: MACs, keys, which lease is ours")
 @click.option("--release-lease", is_flag=True, help="give the subnet back to etcd, too; else the lease ends within a day")
-@_takes(BY_NAME["state-dir"], BY_NAME["run-dir"], BY_NAME["subnet-file"], *ETCD)
+@_takes(BY_NAME["state-dir"], BY_NAME["run-dir"], BY_NAME["subnet-file"], *ETCD, *KUBE)
 @click.pass_context
 def cleanup(
     context: click.Context, /, dry_run: bool, yes: bool, everything: bool, state: bool, release_lease: bool, **values: Any
@@ -311,7 +311,7 @@ def config_check(file: str, as_json: bool) -> None:
 
 
 @config.command("get")
-@_takes(BY_NAME["run-dir"], *ETCD)
+@_takes(BY_NAME["run-dir"], *ETCD, *KUBE)
 @click.pass_context
 def config_get(context: click.Context, /, **values: Any) -> int:
     """Print the config that is in etcd, and what is wrong with it if something is."""
@@ -324,7 +324,7 @@ def config_get(context: click.Context, /, **values: Any) -> int:
 @click.argument("file", metavar="FILE|-")
 @click.option("--force", is_flag=True, help="write it even if it is invalid; agents then wait until it is mended")
 @click.option("--yes", is_flag=True, help="do not ask, whatever the change costs; scripts need it for a change that loses packets")
-@_takes(BY_NAME["run-dir"], *ETCD)
+@_takes(BY_NAME["run-dir"], *ETCD, *KUBE)
 @click.pass_context
 def config_put(context: click.Context, /, file: str, force: bool, yes: bool, **values: Any) -> int:
     """Validate a config, say what changes and what that costs, ask where it costs packets, and write it to etcd."""
@@ -344,7 +344,7 @@ def lease() -> None:
 @lease.command("list")
 @click.argument("whom", metavar="[ADDRESS|SUBNET]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="for programs")
-@_takes(BY_NAME["subnet-file"], BY_NAME["run-dir"], *ETCD)
+@_takes(BY_NAME["subnet-file"], BY_NAME["run-dir"], *ETCD, *KUBE)
 @click.pass_context
 def lease_list(context: click.Context, /, whom: str | None, as_json: bool, **values: Any) -> int:
     """Who holds which subnet, until when, and what is wrong with it; all of them, or who has an ADDRESS or a SUBNET."""
@@ -355,7 +355,7 @@ def lease_list(context: click.Context, /, whom: str | None, as_json: bool, **val
 
 @lease.command("reserve")
 @click.argument("subnet")
-@_takes(*WHOSE, BY_NAME["run-dir"], *ETCD)
+@_takes(*WHOSE, BY_NAME["run-dir"], *ETCD, *KUBE)
 @click.pass_context
 def lease_reserve(context: click.Context, /, subnet: str, **values: Any) -> None:
     """Keep SUBNET for a host: the one that holds it, or the one of --public-ip. It does not expire."""
@@ -366,7 +366,7 @@ def lease_reserve(context: click.Context, /, subnet: str, **values: Any) -> None
 
 @lease.command("release")
 @click.argument("subnet", required=False)
-@_takes(BY_NAME["subnet-file"], BY_NAME["state-dir"], BY_NAME["run-dir"], *ETCD)
+@_takes(BY_NAME["subnet-file"], BY_NAME["state-dir"], BY_NAME["run-dir"], *ETCD, *KUBE)
 @click.pass_context
 def lease_release(context: click.Context, /, subnet: str | None, **values: Any) -> None:
     """Delete the lease or reservation of SUBNET; of this host's own where none is named."""

@@ -17,6 +17,7 @@ from typing import Literal, TypeVar
 from netaddr import AddrFormatError, IPAddress
 
 from flannelpy.core.backend import HostOptions
+from flannelpy.core.conditions import RegistryName
 from flannelpy.core.errors import UsageError
 from flannelpy.core.re2 import compile_re2
 from flannelpy.core.secret import Secret
@@ -86,6 +87,11 @@ class Settings:
         return f"{self.endpoint.prefix}/config" if self.kube is None else str(self.kube.net_config)
 
     @property
+    def registry_name(self) -> RegistryName:
+        """How a person calls what leases are in."""
+        return RegistryName.ETCD if self.kube is None else RegistryName.API_SERVER
+
+    @property
     def host_options(self) -> HostOptions:
         """What this host says to a backend, over what the network config says."""
         said = {"Engine": self.udp_engine, "Workers": self.udp_workers}
@@ -134,6 +140,11 @@ def load(given: Given, environ: Mapping[str, str]) -> Settings:
 def load_endpoint(given: Given, environ: Mapping[str, str]) -> Endpoint:
     """Only how to reach etcd, for commands that need no more. Raises UsageError."""
     return _endpoint(_Source(given, environ))
+
+
+def load_kube(given: Given, environ: Mapping[str, str]) -> Access | None:
+    """Only how Kubernetes is reached; None where leases are in etcd. Raises UsageError."""
+    return _kubernetes(_Source(given, environ))
 
 
 def load_subnet_file(given: Given, environ: Mapping[str, str]) -> Path:

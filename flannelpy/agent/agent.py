@@ -100,7 +100,7 @@ class Agent:
             wish,
             registry,
             kernel,
-            Reporter(clock),
+            Reporter(clock, settings.registry_name),
             notifier,
             fd_store or NoFdStore(),
             clock,

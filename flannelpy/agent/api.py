@@ -68,8 +68,8 @@ async def answering(
 
 
 def setup_page(settings: Settings) -> Page:
-    """The page by which commands on this host find the agent's etcd."""
-    endpoint = settings.endpoint
+    """The page by which commands on this host find the agent's registry."""
+    endpoint, kube = settings.endpoint, settings.kube
 
     def absolute(file: str) -> str:
         return os.path.abspath(file) if file else ""  # noqa: PTH100 - resolve() would follow a link that is exchanged later
@@ -85,6 +85,7 @@ def setup_page(settings: Settings) -> Page:
             absolute(endpoint.password_file),
             bool(endpoint.password),
             absolute(str(settings.subnet_file)),
+            *(() if kube is None else (True, kube.api_url, absolute(kube.kubeconfig), kube.prefix, absolute(str(kube.net_config)))),
         )
     )
 

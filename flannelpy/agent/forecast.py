@@ -155,7 +155,7 @@ async def _desired(
 
 
 def _etcd(settings: Settings) -> list[tuple[IPAddress, str]]:
-    """etcd, where it is known by an address."""
+    """The registry, where it is known by an address."""
     found = []
     for url in settings.endpoint.urls:
         try:
@@ -163,7 +163,7 @@ def _etcd(settings: Settings) -> list[tuple[IPAddress, str]]:
         except (AddrFormatError, ValueError):
             continue  # a name
         if not address.is_loopback():
-            found.append((address, "etcd"))
+            found.append((address, settings.registry_name.value))
     return found
 
 
@@ -175,7 +175,7 @@ async def _context(kernel: Kernel, settings: Settings) -> AsyncIterator[Context]
         _copy_key(settings.wireguard_key_file or settings.state_dir / wireguard_key.FILE, directory / wireguard_key.FILE)
         settings = replace(settings, state_dir=directory, wireguard_key_file=None)
         wish = Wish(settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip, settings.public_ipv6)
-        reporter = Reporter(time.monotonic)
+        reporter = Reporter(time.monotonic, settings.registry_name)
         reporter.listeners.clear()
         registry = MemoryRegistry(MemoryStore())
         yield Context(

@@ -148,7 +148,11 @@ class Network:
                 await self.context.registry.release(lease)
             log.info("released %s", lease)
         except (RegistryError, TimeoutError) as error:
-            log.warning("%s could not be released: %s; it ends by itself", lease, error or "etcd does not answer")
+            log.warning(
+                "%s could not be released: %s; it ends by itself",
+                lease,
+                error or f"{self.context.settings.registry_name} does not answer",
+            )
         with suppress(OSError):
             self.context.settings.subnet_file.unlink(missing_ok=True)  # or the next cluster's first start would ask for it (F34)
 
@@ -250,7 +254,9 @@ class Network:
         if key in self.cluster.view.leases:
             why = self.cluster.refused.get(key, "")
             return f"excluded: {why.partition(': ')[2] or why}" if why else "its subnet or address is ours now"
-        return {EXPIRED: "its lease has ended", RESET: "etcd has lost its lease"}.get(fate, "its key was deleted")
+        return {EXPIRED: "its lease has ended", RESET: f"{self.context.settings.registry_name} has lost its lease"}.get(
+            fate, "its key was deleted"
+        )
 
     async def _uses(self, subnet: IPNetwork) -> bool:
         """True where an interface of this host has an address in ``subnet``, as a bridge that was made for it has."""

@@ -16,7 +16,7 @@ IN_SYNC, PENDING, REFUSED, EXCLUDED, STALE = "in-sync", "pending", "refused", "e
 _GONE = {
     LEAVING: "its key is gone",
     EXPIRED: "its lease has expired",
-    RESET: "etcd has lost its lease",
+    RESET: "its lease was lost with the registry's data",
 }
 
 

@@ -16,4 +16,6 @@ async def of_running(kernel: Kernel, network: Network | None) -> tuple[Plan, tup
     if network.steering.phase.may_sweep:
         return steps, ()
     kept = tuple(step for step in steps if step.op != "remove")
-    return kept, ("nothing is removed before etcd has confirmed lease and peers",) if kept != steps else ()
+    return kept, (
+        f"nothing is removed before {network.context.settings.registry_name} has confirmed lease and peers",
+    ) if kept != steps else ()

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from flannelpy.core.conditions import RegistryName
 from flannelpy.core.health import Health, Transition
 from flannelpy.core.line_rate import LineRate
 
@@ -20,10 +21,10 @@ _Kind = tuple[str, bool]  # a condition's code, and whether it is resolved
 
 
 class Reporter:
-    """The health of this agent, reported as it changes. ``clock`` is monotonic, in seconds."""
+    """The health of this agent, reported as it changes. ``clock`` is monotonic, in seconds; ``registry``: how that is called."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.health = Health()
+    def __init__(self, clock: Clock, registry: RegistryName = RegistryName.ETCD) -> None:
+        self.health = Health(registry)
         self.listeners: list[Callable[[Sequence[Transition]], None]] = [_Log(clock)]
         """Who is handed what begins, changes and ends."""
         self._clock = clock

@@ -61,6 +61,7 @@ def document(context: Context, network: Network | None, ready: bool, born: float
             prefix=endpoint.prefix,
             unreachable_since=calendar.ago(max(unreachable)) if unreachable else None,
             revision=(network.cluster.revision or None) if network else None,
+            name=context.settings.registry_name.value,
         ),
         subnet_file=_subnet_file(context.settings, network, health),
         conditions=tuple(_condition(active, calendar.ago(clock - active.since)) for active in health),
@@ -100,7 +101,7 @@ def why_not(network: Network | None, health: Health) -> tuple[str, ...]:
     if refused := tuple(active.text for active in health if active.condition.code in (TLS, AUTH, REFUSED) and active.ended is None):
         return refused  # it answers, and waiting for it would mend nothing
     if any(active.condition.code.startswith(REGISTRY) for active in health):
-        return ("waiting for etcd",)
+        return (f"waiting for {health.registry}",)
     if network is None or network.steering.carriage is None:
         return ("waiting for the network config",)
     return ("waiting for a lease" if network.steering.lease is None else "waiting for the kernel to take everything",)

@@ -68,7 +68,10 @@ class Surroundings:
         try:
             etcd = await self._context.registry.addresses()
             resolvers = await asyncio.to_thread(nameservers, self._context.settings.resolver_file)
-            others = [*((each, "etcd") for each in sorted(etcd)), *((each, "the resolver") for each in resolvers)]
+            others = [
+                *((each, self._context.settings.registry_name.value) for each in sorted(etcd)),
+                *((each, "the resolver") for each in resolvers),
+            ]
             underlay = await self._facts.underlay(ours, bridges, [each for each in others if not each[0].is_loopback()])
         except BaseException:
             self.stale = True

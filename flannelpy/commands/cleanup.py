@@ -25,7 +25,7 @@ from flannelpy.core.foreign import LINE, printable
 from flannelpy.core.plan import Plan
 from flannelpy.host import defaults
 from flannelpy.options import BY_NAME, Given
-from flannelpy.settings import load_cleanup
+from flannelpy.settings import load_cleanup, load_kube
 
 if TYPE_CHECKING:
     from flannelpy.kernel import Kernel
@@ -177,8 +177,12 @@ def _finish(found: Work, given: Given) -> None:
     """The lease, then the files."""
     own = found.lease
     if own is not None:
-        reached = {**located(given, os.environ), "etcd-prefix": [own.prefix]}
-        say(with_registry(reached, lambda registry: give_back(registry, own)))
+        reached = located(given, os.environ)
+        if load_kube(reached, os.environ) is not None:
+            say(f"lease {own.subnets}: it is our node's podCIDR and stays; kubectl delete node NAME gives it back")
+        else:
+            reached = {**reached, "etcd-prefix": [own.prefix]}
+            say(with_registry(reached, lambda registry: give_back(registry, own)))
     for piece in found.files:
         try:
             piece.do()

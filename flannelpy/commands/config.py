@@ -9,7 +9,7 @@ import sys
 import click
 
 from flannelpy.commands import cost, netconfig
-from flannelpy.commands.conversation import config_key, with_registry
+from flannelpy.commands.conversation import config_key, demand_etcd, with_registry
 from flannelpy.commands.located import located
 from flannelpy.commands.terminal import agree, named, read, say, say_raw, show, warn
 from flannelpy.core.config import NetworkConfig
@@ -17,10 +17,12 @@ from flannelpy.core.errors import ConfigError, ConflictError, FlannelpyError
 from flannelpy.host import subnet_env
 from flannelpy.options import Given
 from flannelpy.registry import Registry, StoredConfig
-from flannelpy.settings import load_subnet_file
+from flannelpy.settings import load_kube, load_subnet_file
 
 Situation = tuple[StoredConfig, int]
 """What is stored, and how many hosts hold a lease."""
+
+_IN_KUBERNETES = "kubectl edit the ConfigMap that it comes from (net-conf.json), and the agents follow"
 
 
 def check(file: str, *, as_json: bool) -> None:
@@ -43,13 +45,17 @@ def get(given: Given) -> int:
     stored = with_registry(given, lambda registry: registry.config())
     where = config_key(given)
     if stored.text is None:
-        raise FlannelpyError(f"no config at {where}; flannelpy config put FILE writes one")
+        raise FlannelpyError(f"no config at {where}; {_writer(given)}")
     say_raw(stored.text)
     try:
         warn(netconfig.examine(stored.text).warnings)
     except ConfigError as error:
         raise FlannelpyError(f"config at {where}: {error}") from None
     return 0
+
+
+def _writer(given: Given) -> str:
+    return "flannelpy config put FILE writes one" if load_kube(given, os.environ) is None else _IN_KUBERNETES
 
 
 def put(given: Given, file: str, *, force: bool, yes: bool) -> int:
@@ -65,6 +71,7 @@ def put(given: Given, file: str, *, force: bool, yes: bool) -> int:
         warn([f"{error}; --force writes it all the same"])
     given = located(given, os.environ)
     where = config_key(given)
+    demand_etcd(given, f"in Kubernetes the network config is the file {where}", _IN_KUBERNETES)
     stored, hosts = with_registry(given, _look)
     if stored.text == text:
         say("unchanged")

@@ -1,4 +1,4 @@
-"""How does a command ask etcd? It connects, asks one thing, and closes."""
+"""How does a command ask the registry? It connects, asks one thing, and closes."""
 
 from __future__ import annotations
 
@@ -6,25 +6,39 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from flannelpy.core.errors import FlannelpyError, UsageError
 from flannelpy.options import Given
-from flannelpy.settings import load_endpoint
+from flannelpy.settings import load_endpoint, load_kube
 
 if TYPE_CHECKING:
-    from flannelpy.registry import Registry
+    from flannelpy.registry import Endpoint, Registry
+    from flannelpy.registry.kube.access import Access
 
 Answer = TypeVar("Answer")
 
 
+def opened(endpoint: Endpoint, kube: Access | None) -> Registry:
+    """The registry behind these: Kubernetes' nodes, or etcd. Raises UsageError."""
+    if kube is None:
+        from flannelpy.registry.etcd.registry import EtcdRegistry  # 0.1 s, for nothing where leases are in Kubernetes
+
+        return EtcdRegistry(endpoint)
+    try:
+        from flannelpy.registry.kube.registry import KubeRegistry
+    except ModuleNotFoundError as error:
+        raise UsageError(f"--kube-subnet-mgr needs {error.name}: pip install 'flannelpy[kube]'") from None
+    return KubeRegistry(kube)
+
+
 def with_registry(given: Given, ask: Callable[[Registry], Awaitable[Answer]]) -> Answer:
     """What ``ask`` returns. Raises UsageError for wrong options, RegistryError."""
-    endpoint = load_endpoint(given, os.environ)
+    kube = load_kube(given, os.environ)
+    endpoint = load_endpoint({} if kube else given, {} if kube else os.environ)
 
     import uvloop
 
-    from flannelpy.registry.etcd.registry import EtcdRegistry
-
     async def conversation() -> Answer:
-        registry = EtcdRegistry(endpoint)
+        registry = opened(endpoint, kube)
         try:
             return await ask(registry)
         finally:
@@ -34,5 +48,12 @@ def with_registry(given: Given, ask: Callable[[Registry], Awaitable[Answer]]) ->
 
 
 def config_key(given: Given) -> str:
-    """Where the network config is in etcd."""
-    return f"{load_endpoint(given, os.environ).prefix}/config"
+    """Where the network config is: a key of etcd, or a file."""
+    kube = load_kube(given, os.environ)
+    return str(kube.net_config) if kube else f"{load_endpoint(given, os.environ).prefix}/config"
+
+
+def demand_etcd(given: Given, what: str, instead: str) -> None:
+    """Raises FlannelpyError where leases are Kubernetes' nodes: ``what`` is not ours to do there, ``instead`` does it."""
+    if load_kube(given, os.environ) is not None:
+        raise FlannelpyError(f"{what}; nothing was written: {instead}")

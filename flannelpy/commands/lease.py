@@ -7,7 +7,7 @@ import os
 import click
 
 from flannelpy.commands import leases, reservations, terminal
-from flannelpy.commands.conversation import config_key, with_registry
+from flannelpy.commands.conversation import config_key, demand_etcd, with_registry
 from flannelpy.commands.located import located
 from flannelpy.commands.terminal import say, warn
 from flannelpy.core.errors import FlannelpyError
@@ -47,6 +47,11 @@ def reserve(given: Given, subnet: str) -> None:
     """Keep the subnet for a host. Raises FlannelpyError, UsageError."""
     wanted, host = reservations.Subnets.parse(subnet), reservations.host_named(*load_public(given))
     given = located(given, os.environ)
+    demand_etcd(
+        given,
+        "in Kubernetes a node's subnet is its podCIDR",
+        "kubectl get nodes -o yaml shows them, the node has it as spec.podCIDR",
+    )
     for line in with_registry(given, lambda registry: reservations.reserve(registry, wanted, host, config_key(given))):
         say(line)
 
@@ -54,6 +59,7 @@ def reserve(given: Given, subnet: str) -> None:
 def release(given: Given, subnet: str | None) -> None:
     """Delete the lease or reservation of the subnet, or of this host, where it is still its. Raises FlannelpyError, UsageError."""
     given = located(given, os.environ)
+    demand_etcd(given, "in Kubernetes a node gives its podCIDR back when it is deleted", "kubectl delete node NAME does that")
     path = load_subnet_file(given, os.environ)
     if subnet is not None:
         named, told = reservations.Subnets.parse(subnet), None

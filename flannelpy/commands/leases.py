@@ -43,12 +43,15 @@ _NOWHERE = Uplink("uplink", 0, 1500)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One key. ``left_s``: seconds until it ends, infinity for a reservation, None where nobody said."""
+    """One key. ``left_s``: seconds until it ends, infinity for a reservation, None where nobody said.
+    ``node``: what Kubernetes calls the host; empty elsewhere.
+    """
 
     read: Lease | Malformed
     left_s: float | None = None
     wrong: tuple[str, ...] = ()
     ours: bool = False
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +151,13 @@ def put_together(
     """The listing, in the order of addresses, what cannot be read last. ``ours``: the subnets that this host's agent has told."""
     wrong = _faults(snapshot.leases, config, backend)
     rows = [
-        Row(lease, left.get(lease.key), tuple(wrong[lease.key]), any(net in ours for net in halves(lease)))
+        Row(
+            lease,
+            left.get(lease.key),
+            tuple(wrong[lease.key]),
+            any(net in ours for net in halves(lease)),
+            snapshot.names.get(lease.key, ""),
+        )
         for lease in sorted(snapshot.leases, key=lambda lease: (lease.subnet, lease.subnet6 or EVERYTHING))
     ]
     rows += [Row(bad, wrong=(bad.why,)) for bad in snapshot.malformed]
@@ -217,10 +226,22 @@ def table(listing: Listing) -> Table:
 
     shown = Table(box=None, pad_edge=False, header_style="bold")
     anything_wrong = any(row.wrong for row in listing.rows)
-    for column in ("subnet", "PublicIP", "backend", "data", "lease", "created", "", "wrong" if anything_wrong else ""):
+    nodes = any(row.node for row in listing.rows)
+    for column in (
+        *(("node",) if nodes else ()),
+        "subnet",
+        "PublicIP",
+        "backend",
+        "data",
+        "lease",
+        "created",
+        "",
+        "wrong" if anything_wrong else "",
+    ):
         shown.add_column(column, justify="right" if column == "created" else "left", overflow="fold")
     for row in listing.rows:
         shown.add_row(
+            *([Text(printable(row.node))] if nodes else []),
             *(Text(printable(cell)) for cell in _cells(row)),
             Text("this host" if row.ours else "", style="green"),
             Text(printable("; ".join(row.wrong)), style="red"),
@@ -298,6 +319,7 @@ def _fields(row: Row, lease: Lease) -> dict[str, Any]:
     left = row.left_s
     return {
         "key": lease.key,
+        **({"node": row.node} if row.node else {}),
         "subnet": None if lease.subnet == EVERYTHING else str(lease.subnet),
         "subnet6": None if lease.subnet6 is None else str(lease.subnet6),
         **json.loads(lease.attrs.to_json()),

@@ -1,8 +1,8 @@
-"""Which etcd does a command ask on a host that has an agent? The agent's own: what was written on the command line or in the
+"""Which registry does a command ask on a host that has an agent? The agent's own: what was written on the command line or in the
 environment wins, then what the running agent says over its socket, then ``/etc/default/flannelpy``.
 
 Options that belong together come from one place: a certificate with its key, a user with his password. Who names endpoints speaks
-of another etcd; nothing of this host's credentials goes there.
+of another etcd; nothing of this host's credentials goes there. Leases that are Kubernetes' nodes are found in the same way.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from flannelpy.explain.setup import Setup
 from flannelpy.explain.status import SOCKET
 from flannelpy.host import defaults
 from flannelpy.host.files import directory, read_given
-from flannelpy.options import BY_NAME, Given, Option, spell_out
-from flannelpy.settings import load_run_dir
+from flannelpy.options import BY_NAME, KUBE, Given, Option, spell_out
+from flannelpy.settings import load_kube, load_run_dir
 
+NODES = tuple(option.name for option in KUBE)
 USER = ("etcd-username", "etcd-password", "etcd-password-file")
 TOGETHER = (
     ("etcd-endpoints",),
@@ -37,6 +38,7 @@ TOGETHER = (
     ("etcd-certfile", "etcd-keyfile"),
     USER,
     ("subnet-file",),
+    NODES,
 )
 """Names of flags that come from one place."""
 
@@ -44,12 +46,33 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 def located(given: Given, environ: Mapping[str, str]) -> Given:
-    """What was given, and beside it how this host's agent reaches etcd; on stderr, where that comes from.
+    """What was given, and beside it how this host's agent reaches its registry; on stderr, where that comes from.
 
     Raises UsageError where ``/etc/default/flannelpy`` holds wrong options, FlannelpyError where it is no use.
     """
-    if _written("etcd-endpoints", given, environ):
+    added, place = _found(given, environ)
+    if not place:
         return given
+    if load_kube({**added, **given}, environ) is not None:
+        click.echo(printable(f"flannelpy: Kubernetes {_server(added)}: {place}", LINE), err=True)
+        return {**added, **given}
+    urls = added.get("etcd-endpoints", [BY_NAME["etcd-endpoints"].default])[-1]
+    click.echo(printable(f"flannelpy: etcd {_without_user(urls)}: {place}", LINE), err=True)
+    return {**added, **given}
+
+
+def with_nodes(given: Given, environ: Mapping[str, str]) -> Given:
+    """What was given, and how this host's agent reaches Kubernetes, where its leases are there; else no more. Never raises."""
+    with suppress(UsageError):
+        added, _place = _found(given, environ)
+        return {**{name: added[name] for name in NODES if name in added}, **given}
+    return given
+
+
+def _found(given: Given, environ: Mapping[str, str]) -> tuple[Given, str]:
+    """What to add, and where it is from; empty where a person has said it, or nobody. Raises as ``located``."""
+    if _written("etcd-endpoints", given, environ):
+        return {}, ""
     told = told_by_defaults(defaults.read(defaults.DEFAULTS))
     path = load_run_dir({**_first(told, "run-dir", given, environ), **given}, environ) / SOCKET
     setup = _ask(path)
@@ -59,7 +82,7 @@ def located(given: Given, environ: Mapping[str, str]) -> Given:
     elif told:
         place, found = f"from {defaults.DEFAULTS}", told
     else:
-        return given
+        return {}, ""
     added = {
         name: found[name]
         for group in TOGETHER
@@ -67,9 +90,7 @@ def located(given: Given, environ: Mapping[str, str]) -> Given:
         for name in group
         if name in found
     }
-    urls = added.get("etcd-endpoints", [BY_NAME["etcd-endpoints"].default])[-1]
-    click.echo(printable(f"flannelpy: etcd {_without_user(urls)}: {place}", LINE), err=True)
-    return {**added, **given}
+    return added, place
 
 
 def told_by_defaults(environ: Mapping[str, str]) -> Given:
@@ -111,6 +132,11 @@ def _ask(path: Path) -> Setup | None:
 def _of_agent(setup: Setup, path: Path, told: Given, *, own_user: bool) -> Given:
     """As options. A password that the agent does not hand on stands in the service's file, or has to be given (``own_user``)."""
     found: dict[str, Sequence[str]] = {name: [value] for name, value in setup.options().items()}
+    if setup.kube:
+        # A kubeconfig may name programs to start: root starts none that an agent with fewer rights names.
+        if setup.kubeconfig and os.geteuid() == 0 != _agents_user(path)[0]:
+            del found["kubeconfig-file"]
+        return found
     if own_user:
         return found
     if setup.password_file:
@@ -162,6 +188,12 @@ def _as_user(user: int, group: int) -> Iterator[None]:
         os.seteuid(0)
         os.setegid(own)
         os.setgroups(groups)
+
+
+def _server(added: Given) -> str:
+    return next(
+        (added[name][-1] for name in ("kube-api-url", "kubeconfig-file") if added.get(name)), "of this pod's service account"
+    )
 
 
 def _without_user(urls: str) -> str:

@@ -113,7 +113,11 @@ def setup(given: Given, wish: Wish) -> int:
 
     facts = uvloop.run(_facts())
     options = chosen(given, os.environ, TextFile.read(host.defaults).text or "", facts)
-    load(options, {})
+    if load(options, {}).kube is not None:
+        raise FlannelpyError(
+            "setup is for hosts whose leases are in etcd, and these are Kubernetes' (--kube-subnet-mgr); nothing was written:"
+            " kubectl apply -k packaging/kubernetes is their setup"
+        )
     for line in candidates(facts):
         say(line)
     findings = uvloop.run(diagnose(options, preflight=True))

@@ -124,7 +124,7 @@ def _lines(status: Status, now: datetime) -> Iterator[Line]:
         below = {condition.text: f"{condition.code}, see below" for condition in status.conditions}
         why = "; ".join(dict.fromkeys(below.get(text, text) for text in status.why_not))
         yield "ready", Text(printable(f"no: {why}"), style="red")
-    yield "etcd", _etcd(status, now)
+    yield status.etcd.name.removeprefix("the "), _etcd(status, now)
     if status.network is not None:
         yield from _network(status)
     if status.backend is not None:

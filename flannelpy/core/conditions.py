@@ -5,8 +5,17 @@ Status, readiness, metrics, logs and docs/conditions.md are views of this table;
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import IntEnum
+from dataclasses import dataclass, replace
+from enum import IntEnum, StrEnum
+
+from flannelpy.core.remedies import REMEDIES
+
+
+class RegistryName(StrEnum):
+    """What a person knows the registry by; the value stands in sentences."""
+
+    ETCD = "etcd"
+    API_SERVER = "the API server"
 
 
 class Severity(IntEnum):
@@ -32,6 +41,11 @@ class Condition:
     unready: bool = False
     """True where the agent is not ready to carry traffic while this holds."""
 
+    def at(self, registry: RegistryName) -> Condition:
+        """The same where this is the registry: ``{registry}`` in ``text`` is its name."""
+        remedy = REMEDIES.get(self.code, self.remedy) if registry is RegistryName.API_SERVER else self.remedy
+        return replace(self, text=self.text.replace("{registry}", registry), remedy=remedy)
+
 
 _ALL = (
     Condition(
@@ -44,7 +58,7 @@ _ALL = (
     Condition(
         "config-changed",
         Severity.WARNING,
-        "the network config in etcd cannot be used: {detail}; going on with the one before",
+        "the network config cannot be used: {detail}; going on with the one before",
         "write a config that can be: flannelpy config check FILE, flannelpy config put FILE",
     ),
     Condition(
@@ -58,26 +72,26 @@ _ALL = (
     Condition(
         "registry-unreachable",
         Severity.WARNING,
-        "etcd does not answer: {detail}; what is programmed stays as it is",
+        "{registry} does not answer: {detail}; what is programmed stays as it is",
         "look at etcd and the way to it: etcdctl endpoint health; the agent goes on by itself when etcd answers",
         after=2.0,
     ),
     Condition(
         "registry-tls",
         Severity.ERROR,
-        "etcd's TLS: {detail}; trying again",
+        "{registry}'s TLS: {detail}; trying again",
         "check --etcd-cafile, --etcd-certfile, --etcd-keyfile and the scheme of --etcd-endpoints",
     ),
     Condition(
         "registry-auth",
         Severity.ERROR,
-        "etcd refuses us: {detail}; trying again",
+        "{registry} refuses us: {detail}; trying again",
         "check --etcd-username, the password, and the role's permission on the prefix",
     ),
     Condition(
         "registry-refused",
         Severity.ERROR,
-        "etcd answers, and refuses: {detail}; trying again",
+        "{registry} answers, and refuses: {detail}; trying again",
         "the message says what etcd is missing (etcdctl alarm list, etcdctl endpoint status)",
         after=2.0,
     ),
@@ -99,7 +113,7 @@ _ALL = (
     Condition(
         "lease-lost",
         Severity.ERROR,
-        "our lease is gone from etcd: {detail}; asking for it again",
+        "our lease is gone from {registry}: {detail}; asking for it again",
         "none needed; if it stays, flannelpy lease list shows who holds the subnet",
         after=2.0,
         hides=("lease-unconfirmed",),
@@ -133,7 +147,7 @@ _ALL = (
     Condition(
         "lease-malformed",
         Severity.WARNING,
-        "a key in etcd is not a lease: {detail}; it is ignored",
+        "a key in {registry} is not a lease: {detail}; it is ignored",
         "etcdctl del KEY, if nobody needs it; nothing but leases belongs below <prefix>/subnets",
     ),
     Condition(
@@ -203,13 +217,13 @@ _ALL = (
     Condition(
         "registry-reset",
         Severity.ERROR,
-        "etcd has lost data: {detail}",
+        "{registry} has lost data: {detail}",
         "none needed where the other hosts are up; restore etcd's data where they are not",
     ),
     Condition(
         "view-stale",
         Severity.WARNING,
-        "etcd has not been reached since the start: {detail}; packets flow by what was known then",
+        "{registry} has not been reached since the start: {detail}; packets flow by what was known then",
         "look at etcd and the way to it: etcdctl endpoint health; the agent corrects itself when etcd answers",
     ),
     Condition(
@@ -366,4 +380,10 @@ _ALL = (
     ),
 )
 
-CONDITIONS: dict[str, Condition] = {condition.code: condition for condition in _ALL}
+CONDITIONS: dict[str, Condition] = {condition.code: condition.at(RegistryName.ETCD) for condition in _ALL}
+IN_KUBERNETES: dict[str, Condition] = {condition.code: condition.at(RegistryName.API_SERVER) for condition in _ALL}
+
+
+def conditions_at(registry: RegistryName) -> dict[str, Condition]:
+    """The table where this is the registry."""
+    return CONDITIONS if registry is RegistryName.ETCD else IN_KUBERNETES

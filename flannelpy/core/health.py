@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from flannelpy.core.conditions import CONDITIONS, Condition
+from flannelpy.core.conditions import Condition, RegistryName, conditions_at
 from flannelpy.core.foreign import FIELD, LINE, cut
 
 CHANGES, CHANGED_S = 20, 60.0
@@ -113,6 +113,8 @@ class Health:
     that flaps faster is reported once, and stays. Of a code with many subjects the first are kept, and the others counted.
     """
 
+    registry: RegistryName = RegistryName.ETCD
+    """How the conditions name it."""
     _active: dict[tuple[str, str], Active] = field(default_factory=dict)
     _subjects: dict[str, int] = field(default_factory=dict)
     _rest: dict[str, _Rest] = field(default_factory=dict)
@@ -134,14 +136,14 @@ class Health:
         subject, detail = _named(subject), cut(detail, LINE)
         old, rest = self._active.get((code, subject)), self._rest.get(code)
         if old is None and self._subjects.get(code, 0) >= SUBJECTS:
-            rest = self._rest.setdefault(code, rest or _Rest(CONDITIONS[code], now))
+            rest = self._rest.setdefault(code, rest or _Rest(conditions_at(self.registry)[code], now))
             if len(rest.subjects) < COUNTED:
                 rest.subjects.add(hash(subject))
         elif old is None:
             if rest is not None:
                 rest.subjects.discard(hash(subject))
             self._subjects[code] = self._subjects.get(code, 0) + 1
-            self._active[code, subject] = Active(CONDITIONS[code], subject, detail, now)
+            self._active[code, subject] = Active(conditions_at(self.registry)[code], subject, detail, now)
         elif old.ended is not None:
             self._active[code, subject] = replace(old, detail=detail, ended=None, flapped=True)
         elif old.detail != detail:

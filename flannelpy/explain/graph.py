@@ -132,7 +132,7 @@ def _hub(status: Status, x: float, y: float) -> Iterator[str]:
         (cut(printable((lease.subnet or lease.subnet6 or "") if lease is not None else "no lease yet"), 24), ""),
         ("no uplink" if uplink is None else uplink.interface, "" if uplink is None else uplink.address or uplink.address6 or ""),
         ("" if backend is None else backend.type, "" if backend is None else f"MTU {backend.mtu}"),
-        ("etcd", "answers" if status.etcd.reachable else "does not answer"),
+        (status.etcd.name.removeprefix("the "), "answers" if status.etcd.reachable else "does not answer"),
     )
     for place, (word, value) in enumerate(lines):
         at = y + 31 + place * 23

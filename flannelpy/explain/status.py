@@ -27,7 +27,9 @@ PAGE = "/status"
 
 @dataclass(frozen=True, slots=True)
 class EtcdStatus:
-    """``endpoint``: who is spoken to now, or tried next. ``revision``: the last that was seen, of the leases."""
+    """``endpoint``: who is spoken to now, or tried next. ``revision``: the last that was seen, of the leases. ``name``: what it is,
+    ``etcd`` or ``the API server``.
+    """
 
     reachable: bool
     endpoint: str
@@ -35,6 +37,7 @@ class EtcdStatus:
     prefix: str
     unreachable_since: str | None = None
     revision: int | None = None
+    name: str = "etcd"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from netaddr import IPAddress, IPNetwork
@@ -43,6 +43,8 @@ class Snapshot:
     leases: tuple[Lease, ...]
     revision: int
     malformed: tuple[Malformed, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """What the registry calls a lease's holder, by key: its node. Empty where it has no names."""
 
     @property
     def defaced(self) -> tuple[Lease, ...]:

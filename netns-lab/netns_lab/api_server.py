@@ -207,6 +207,10 @@ class ApiServer:
                 if sub == ["status"]:
                     after["spec"] = before.get("spec", {})
                 return before if after == before else self._write("MODIFIED", after)
+            case "POST", ["v1", "selfsubjectaccessreviews"]:
+                review: Json = json.loads(body)
+                verb = review["spec"]["resourceAttributes"]["verb"]
+                return {**review, "status": {"allowed": {"patch": "PATCH"}.get(verb, "GET") not in self.forbidden}}
             case "GET", ["namespaces", namespace, "pods", name] if (namespace, name) in self.pods:
                 return {"metadata": {"name": name}, "spec": {"containers": [], "nodeName": self.pods[namespace, name]}}
         raise RefusedError(404, f"{path} not found")

@@ -370,3 +370,21 @@ def test_a_kubeconfig_that_cannot_be_is_one_line(text: str, tmp_path: Path) -> N
 def test_outside_of_a_cluster_something_has_to_be_said() -> None:
     with pytest.raises(UsageError, match="without --kubeconfig-file"):
         KubeRegistry(Access(node="n1"))
+
+
+async def test_heartbeats_of_a_thousand_nodes_are_no_news(server: ApiServer, registry: KubeRegistry) -> None:
+    for number in range(1000):
+        server.add(f"h{number}", f"10.244.{10 + number // 16}.{number % 16 * 16}/28", annotations=published("192.0.2.3"))
+    await registry.config()
+    listed = await registry.snapshot()
+    assert len(listed.leases) == 1001
+    async with aclosing(registry.watch(listed.revision + 1)) as batches:  # type: ignore[type-var]
+        assert (await anext(batches)).events == ()
+        for number in range(1000):
+            server.beat(f"h{number}")
+        server.add("late", "10.244.3.0/24", annotations=published("192.0.2.4"))
+        async with asyncio.timeout(120):
+            while not (news := await anext(batches)).events:
+                pass  # a connection anew
+    assert [type(event) for event in news.events] == [Put]
+    assert news.revision == server.version

@@ -70,7 +70,7 @@ async def test_repairs_conditions_and_config_changes_are_noted(host: HostInMemor
         host.put_config({**VXLAN, "Backend": {"Type": "vxlan", "MTU": 1400}})
         await until(lambda: any(text.endswith("Backend.MTU: absent -> 1400") for text in noted(host)))
         host.put_config("{")
-        await until(lambda: any(text.startswith("the network config in etcd cannot be used: at ") for text in noted(host)))
+        await until(lambda: any(text.startswith("the network config cannot be used: at ") for text in noted(host)))
         assert kinds_noted(host)[-1] == "condition"
         host.put_config(VXLAN)
         await until(lambda: "resolved" in kinds_noted(host))

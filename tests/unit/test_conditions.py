@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flannelpy.core import health as health_module
-from flannelpy.core.conditions import CONDITIONS
+from flannelpy.core.conditions import CONDITIONS, IN_KUBERNETES, RegistryName
 from flannelpy.core.health import CHANGED_S, CHANGES, SUBJECTS, Health
 
 
@@ -147,6 +147,23 @@ def test_the_table_is_whole() -> None:
         assert "{detail}" in condition.text
         assert condition.remedy
         assert set(condition.hides) <= CONDITIONS.keys()
+
+
+def test_in_kubernetes_nothing_speaks_of_an_etcd_of_ours() -> None:
+    assert IN_KUBERNETES.keys() == CONDITIONS.keys()
+    for condition in IN_KUBERNETES.values():
+        for text in (condition.text, condition.remedy):
+            assert "etcd" not in text.replace("Kubernetes' etcd", "")
+            assert "{registry}" not in text
+            assert "lease release" not in text
+    assert IN_KUBERNETES["registry-unreachable"].text.startswith("the API server does not answer: ")
+    assert CONDITIONS["registry-unreachable"].text.startswith("etcd does not answer: ")
+
+
+def test_health_speaks_of_its_registry() -> None:
+    health = Health(RegistryName.API_SERVER)
+    health.begin("registry-unreachable", 0.0, "no answer")
+    assert [active.text for active in health] == ["the API server does not answer: no answer; what is programmed stays as it is"]
 
 
 # ------------------------------------------------------------------------------------------------------ many subjects

@@ -23,7 +23,7 @@ from flannelpy import options, plugins
 from flannelpy.cli import flannelpy
 from flannelpy.commands import netconfig
 from flannelpy.core.backend import Backend, Local, Uplink
-from flannelpy.core.conditions import CONDITIONS, Condition, Severity
+from flannelpy.core.conditions import CONDITIONS, IN_KUBERNETES, Condition, Severity
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.model import Lease, LeaseAttrs
@@ -45,8 +45,8 @@ OTHER_LINES = ("was changed by somebody else; repairing", "lost our lease", "our
 INTRODUCTION = """# Conditions
 
 What can be wrong, as the agent reports it: in the log once when it begins and once, after `resolved:`, when it ends.
-`{detail}` stands for what is known of the case. This page is made from `flannelpy/core/conditions.py` by
-`python -m tests.unit.test_docs`.
+`{detail}` stands for what is known of the case; with `--kube-subnet-mgr` it says the API server where etcd stands here.
+This page is made from `flannelpy/core/conditions.py` by `python -m tests.unit.test_docs`.
 
 *not ready*: `/readyz` answers 503 while it holds. *reported after*: how long it must hold before it is reported, and be
 gone before it is resolved. *suppresses*: what says the same from further away and is not reported beside it.
@@ -68,6 +68,10 @@ def _section(condition: Condition) -> str:
     notes += [f"reported after {condition.after:g} s"] if condition.after else []
     notes += [f"suppresses {', '.join(condition.hides)}"] if condition.hides else []
     remedy = textwrap.fill(f"Remedy: {condition.remedy}.", 120, break_long_words=False, break_on_hyphens=False)
+    here = IN_KUBERNETES[condition.code]
+    if here.remedy != condition.remedy:
+        told = f"In Kubernetes: {here.remedy}."
+        remedy += f"\n\n{textwrap.fill(told, 120, break_long_words=False, break_on_hyphens=False)}"
     return f"\n## {condition.code}\n\n{', '.join(notes)}\n\n    {condition.text}\n\n{remedy}\n"
 
 

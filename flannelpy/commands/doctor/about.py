@@ -12,6 +12,7 @@ from netaddr import IPNetwork
 
 from flannelpy import plugins
 from flannelpy.commands.ask import ask
+from flannelpy.commands.located import with_nodes
 from flannelpy.core.backend import Backend
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError, FlannelpyError, MalformedError
@@ -81,8 +82,8 @@ class About:
 
 
 def gather(given: Given, environ: Mapping[str, str], kernel: Kernel, *, preflight: bool) -> About:
-    """What can be known without etcd. Raises UsageError."""
-    about = About(load(given, environ), kernel, preflight)
+    """What can be known without the registry. Raises UsageError."""
+    about = About(load(with_nodes(given, environ), environ), kernel, preflight)
     try:
         about.status = from_json(ask(about.settings.run_dir / SOCKET, within_s=ASK_S))
     except MalformedError as error:
@@ -98,6 +99,8 @@ def gather(given: Given, environ: Mapping[str, str], kernel: Kernel, *, prefligh
         about.take(json.dumps(dict(status.network)))
     else:
         about.unknown = "the agent has no network config yet"
+    if about.settings.kube is not None:
+        return about
     if not given.get("etcd-endpoints") and not any(environ.get(f"{lead}_ETCD_ENDPOINTS") for lead in ("FLANNELPY", "FLANNELD")):
         endpoint = replace(about.settings.endpoint, urls=status.etcd.endpoints, prefix=status.etcd.prefix)
         about.settings = replace(about.settings, endpoint=endpoint)
@@ -106,7 +109,7 @@ def gather(given: Given, environ: Mapping[str, str], kernel: Kernel, *, prefligh
 
 
 async def learn(about: About, registry: Registry) -> None:
-    """The network config of etcd, where no agent has told it. Never raises."""
+    """The network config of the registry, where no agent has told it. Never raises."""
     if about.config is not None:
         return
     try:

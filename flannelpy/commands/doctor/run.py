@@ -14,7 +14,8 @@ import click
 
 from flannelpy import __version__
 from flannelpy.commands import terminal
-from flannelpy.commands.doctor import etcd, files, host, kernel, others
+from flannelpy.commands.conversation import opened
+from flannelpy.commands.doctor import etcd, files, host, kernel, kube, others
 from flannelpy.commands.doctor.about import About, gather, learn
 from flannelpy.commands.doctor.agent import agent
 from flannelpy.core.errors import FlannelpyError
@@ -67,20 +68,26 @@ def examine(given: Given, *, preflight: bool, as_json: bool) -> int:
 async def diagnose(given: Given, *, preflight: bool) -> list[Finding]:
     """What all checks find on this host. Raises UsageError."""
     from flannelpy.kernel.netlink import NetlinkKernel
-    from flannelpy.registry.etcd.registry import EtcdRegistry
 
     kernel = NetlinkKernel()
     try:
         about = gather(given, os.environ, kernel, preflight=preflight)
         if about.config is None:
-            registry = EtcdRegistry(replace(about.settings.endpoint, timeout_s=LEARN_S))
+            registry = opened(replace(about.settings.endpoint, timeout_s=LEARN_S), about.settings.kube)
             try:
                 await learn(about, registry)
             finally:
                 await registry.close()
-        return await findings_of(about, CHECKS)
+        return await findings_of(about, checks_for(about))
     finally:
         await kernel.close()
+
+
+def checks_for(about: About) -> dict[str, Check]:
+    """All of them; the registry's are those of the one that there is."""
+    if about.settings.kube is None:
+        return CHECKS
+    return {("Kubernetes" if name == "etcd" else name): (kube.kube if name == "etcd" else check) for name, check in CHECKS.items()}
 
 
 async def findings_of(about: About, checks: dict[str, Check], deadline_s: float = DEADLINE_S) -> list[Finding]:

@@ -12,6 +12,7 @@ import click
 
 from flannelpy import __version__
 from flannelpy.commands import terminal
+from flannelpy.commands.conversation import opened
 from flannelpy.commands.doctor.about import About, gather, learn
 from flannelpy.commands.trace import target
 from flannelpy.commands.trace.walk import walk
@@ -53,9 +54,7 @@ async def knowing(given: Given) -> AsyncIterator[About]:
     try:
         about = gather(given, os.environ, kernel, preflight=False)
         if about.config is None:
-            from flannelpy.registry.etcd.registry import EtcdRegistry  # 0.1 s, for nothing where the agent has told it
-
-            registry = EtcdRegistry(replace(about.settings.endpoint, timeout_s=LEARN_S))
+            registry = opened(replace(about.settings.endpoint, timeout_s=LEARN_S), about.settings.kube)
             try:
                 await learn(about, registry)
             finally:

@@ -38,7 +38,8 @@ class Book:
     def snapshot(self) -> Snapshot:
         """Every lease, in key order; what cannot be read is under its node's name."""
         leases = tuple(self._leases[name] for key in sorted(self._claims) if (name := self.holder(key)) is not None)
-        return Snapshot(leases, self.version, tuple(Malformed(name, why) for name, why in sorted(self._bad.items())))
+        names = {key: name for key in self._claims if (name := self.holder(key)) is not None}
+        return Snapshot(leases, self.version, tuple(Malformed(name, why) for name, why in sorted(self._bad.items())), names)
 
     @property
     def offers(self) -> Mapping[str, bytes]:

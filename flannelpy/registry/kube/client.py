@@ -22,6 +22,8 @@ from lightkube import AsyncClient, KubeConfig
 from lightkube.config.models import User
 from lightkube.core import resource
 from lightkube.core.exceptions import ApiError, ConfigError
+from lightkube.models.authorization_v1 import ResourceAttributes, SelfSubjectAccessReviewSpec
+from lightkube.resources.authorization_v1 import SelfSubjectAccessReview
 from lightkube.resources.core_v1 import Pod
 from lightkube.types import PatchType
 
@@ -169,6 +171,13 @@ class ApiServer:
                 return self._node(await client.patch(SlimNodeStatus, name, body, patch_type=PatchType.STRATEGIC))
         except _MissingError:
             raise ConflictError(f"node {name} is gone; nothing was written") from None
+
+    async def may(self, verb: str, part: str = "") -> bool:
+        """Whether we have the right to do this with nodes, or with this part of them; nothing is done."""
+        wanted = ResourceAttributes(resource="nodes", verb=verb, subresource=part or None)
+        async with self._call() as client:
+            review = await client.create(SelfSubjectAccessReview(SelfSubjectAccessReviewSpec(resourceAttributes=wanted)))
+        return bool(review.status and review.status.allowed)
 
     async def watch(self, version: int) -> AsyncIterator[tuple[str, Node]]:
         """Every change of a node after ``version``: (ADDED, MODIFIED or DELETED, node). It ends where nothing happens for long.
