@@ -8,6 +8,10 @@ import importlib.util
 import io
 import json
 import os
+import re
+import shlex
+import shutil
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -15,6 +19,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
+
+from flannelpy.cli import flannelpy
+from flannelpy.options import spell_out
 
 FOLDER = Path(__file__).parents[2] / "packaging/image"
 EPOCH = 1_700_000_000
@@ -157,3 +165,59 @@ def test_what_nobody_uses_goes_and_licences_stay(tmp_path: Path) -> None:
         "usr/lib/python3.11/os.py",
         "usr/share/doc/a/copyright",
     ]
+
+
+# ------------------------------------------------------------------------------------------------------ who runs it
+
+SERVICE: dict[str, Any] = yaml.safe_load((FOLDER / "compose.yaml").read_text())["services"]["flannelpy"]
+UNIT = (FOLDER / "flannelpy-podman.service").read_text()
+WORDS = shlex.split(re.findall(r"^ExecStart=(.+)$", UNIT.replace("\\\n", " "), re.MULTILINE)[0])
+
+
+def test_everyone_starts_the_image_that_is_made() -> None:
+    manifests = (FOLDER.parent / "kubernetes/flannelpy.yaml").read_text()
+    kustomized = yaml.safe_load((FOLDER.parent / "kubernetes/kustomization.yaml").read_text())["images"]
+    names = {f"{name}:latest" for name in re.findall(r"^ +image: (.+)$", manifests, re.MULTILINE)}
+    names |= {f"{each['name']}:{each['newTag']}" for each in kustomized}
+    assert names == {SERVICE["image"]} == {WORDS[-2]} == {"flannelpy:latest"}
+    assert re.search(r'^NAME = "flannelpy"$', (FOLDER / "build.py").read_text(), re.MULTILINE)
+
+
+def test_podman_and_docker_let_it_do_the_same() -> None:
+    def given(option: str) -> list[str]:
+        return [word.partition("=")[2] for word in WORDS if word.startswith(f"--{option}=")]
+
+    assert (given("cap-drop"), given("cap-add")) == (SERVICE["cap_drop"], SERVICE["cap_add"]) == (["ALL"], ["NET_ADMIN", "NET_RAW"])
+    assert (given("volume"), given("device"), given("tmpfs")) == (SERVICE["volumes"], SERVICE["devices"], SERVICE["tmpfs"])
+    assert given("network") == [SERVICE["network_mode"]] == ["host"]
+    assert "--read-only" in WORDS
+    assert SERVICE["read_only"] is True
+
+
+def test_what_compose_tells_it_are_options() -> None:
+    given = flannelpy.make_context("flannelpy", spell_out(SERVICE["command"])).params
+    assert (given["iface"], given["etcd_endpoints"]) == (("eth1",), ("http://192.168.50.5:2379",))
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_systemd_understands_every_line_of_podmans_unit(tmp_path: Path) -> None:
+    copy = tmp_path / "flannelpy-podman.service"
+    copy.write_text(UNIT.replace("/usr/bin/podman", "/bin/true"))
+    command = ["systemd-analyze", "verify", "--man=no", copy]
+    verified = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+PODMAN = Path(sys.prefix) / "cni/usr/bin/podman"
+
+
+@pytest.mark.skipif(not PODMAN.exists(), reason="no podman: make setup unpacks it where there is apt-get")
+def test_podman_knows_every_option() -> None:
+    libraries = ":".join(map(str, (PODMAN.parents[1] / "lib").glob("*-linux-gnu")))
+    command = [PODMAN, "run", "--help"]
+    environment = {"LD_LIBRARY_PATH": libraries, "HOME": "/nonexistent", "PATH": os.environ["PATH"]}
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert told.returncode == 0, told.stderr
+    options = {word.partition("=")[0] for word in WORDS if word.startswith("--")}
+    assert "--sdnotify" in options
+    assert options <= set(re.findall(r"--[a-z-]+", told.stdout))
