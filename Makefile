@@ -39,7 +39,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn gallery chaos flood etcds flanneld prometheus fuzz dist deb test-package pins test-lowest clean
+.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn gallery chaos flood etcds flanneld prometheus fuzz dist deb image test-package test-image pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,7 @@ lint: $(DEV) ## style of the code
 types: $(DEV) ## types of the code
 	$(PYTHON) -m mypy -p flannelpy -p backends -p netns_lab
 	MYPYPATH=packaging/debian $(PYTHON) -m mypy packaging/debian/*.py
+	MYPYPATH=packaging/image $(PYTHON) -m mypy packaging/image/*.py
 
 unit: $(DEV) ## tests that need no privileges
 	$(PYTHON) -m pytest -q tests/unit
@@ -137,9 +138,16 @@ deb: $(DEV) $(RELEASE) ## Debian packages in dist/, for this machine's release a
 	@$(PYTHON) packaging/debian/build.py --into dist
 	@$(SUMS)
 
+image: deb ## an image of the packages in dist/, for docker load, podman load, ctr images import; no daemon is needed
+	@$(PYTHON) packaging/image/build.py --into dist
+	@$(SUMS)
+
 test-package: deb $(DEBIAN).made ## the packages on a bare Debian 12 that systemd boots: install, upgrade, remove, purge; and is it rebuilt the same
 	FLANNELPY_DEB=$$(ls -t $(CURDIR)/dist/flannelpy_*.deb | head -n 1) FLANNELPY_DEBIAN=$(CURDIR)/$(DEBIAN) \
 		$(PYTHON) -m pytest -q tests/package tests/lab/test_package.py
+
+test-image: image $(DOCKER) ## the image in Docker on two hosts of the lab: is all there that it loads, do containers meet
+	FLANNELPY_IMAGE=$$(ls -t $(CURDIR)/dist/flannelpy_*.oci.tar | head -n 1) $(PYTHON) -m pytest -q tests/package/test_image.py
 
 pins: $(DEV) $(RELEASE) ## pin what a release installs, with hashes: packaging/requirements.txt, as the registry has it today
 	$(PYTHON) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-package win-inet-pton \

@@ -112,10 +112,14 @@ class Docker:
 
     async def do(self, *words: str) -> str:
         """A ``docker`` command; what it printed. Raises LabError with what it said where it fails."""
-        outcome = await run([str(_CLIENT), self._socket, *words], who=self.host.name)
+        outcome = await run(self.client(*words), who=self.host.name)
         if outcome.code:
             raise LabError(f"{self.host.name}: docker {' '.join(words)}: exit {outcome.code}: {outcome.stderr.strip()}")
         return outcome.stdout.strip()
+
+    def client(self, *words: str) -> list[str]:
+        """A ``docker`` command, for whoever wants to run it in another way."""
+        return [str(_CLIENT), self._socket, *words]
 
     async def load_image(self) -> None:
         """Make the image of all containers: a busybox."""
