@@ -415,7 +415,8 @@ async def test_foreign_routes_and_tables_are_not_told(host: Host) -> None:
     await host.kernel.apply([Step("add", item) for item in peer(10)])
     heard = await hear(notices, lambda heard: Key("route", "10.5.10.0/24") in heard.objects)
     assert set(heard.objects) == set(peer(10).objects)
-    assert (heard.resync, heard.links, heard.default_route, heard.routed) == (False, {}, False, {4})
+    assert (heard.resync, heard.default_route, heard.routed) == (False, False, {4})
+    assert set(heard.links.values()) <= {"eth1"}  # whose carrier the kernel may tell of late
 
 
 async def test_a_foreign_route_in_our_way_is_told_once_it_is_gone(host: Host) -> None:
