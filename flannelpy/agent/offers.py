@@ -61,9 +61,8 @@ class Offers:
 
     def _notice(self) -> None:
         """Peers have changed: of one whose lease names another Type it is asked what else it takes."""
-        self._peers.take()
-        for key in self._cluster.implied:
-            if key not in self._gone:
+        for key in self._peers.take():
+            if key in self._cluster.implied and key not in self._gone:
                 self.follow()
                 self._implied.add(key)
                 self._doubt(key, IMPLIED_S)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +14,7 @@ from netaddr import IPNetwork
 
 from flannelpy import plugins
 from flannelpy.commands.ask import ask
+from flannelpy.commands.conversation import opened
 from flannelpy.commands.located import with_nodes
 from flannelpy.core.backend import Backend
 from flannelpy.core.config import NetworkConfig
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 
 ASK_S = 2.0
 UNKNOWN = "the network config is not known"
+
+LEARN_S = 3.0
+"""How long the registry may take to say what only it knows."""
 
 
 @dataclass(slots=True)
@@ -106,6 +112,25 @@ def gather(given: Given, environ: Mapping[str, str], kernel: Kernel, *, prefligh
         about.settings = replace(about.settings, endpoint=endpoint)
         about.etcd_by = "the running agent"
     return about
+
+
+@asynccontextmanager
+async def knowing(given: Given, *, preflight: bool = False) -> AsyncIterator[About]:
+    """What is known of this host, with the real kernel to ask, and from the registry where it answers. Raises UsageError."""
+    from flannelpy.kernel.netlink import NetlinkKernel
+
+    kernel = NetlinkKernel()
+    try:
+        about = gather(given, os.environ, kernel, preflight=preflight)
+        if about.config is None:
+            registry = opened(replace(about.settings.endpoint, timeout_s=LEARN_S), about.settings.kube)
+            try:
+                await learn(about, registry)
+            finally:
+                await registry.close()
+        yield about
+    finally:
+        await kernel.close()
 
 
 async def learn(about: About, registry: Registry) -> None:

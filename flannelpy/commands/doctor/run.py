@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 import click
 
 from flannelpy import __version__
 from flannelpy.commands import terminal
-from flannelpy.commands.conversation import opened
 from flannelpy.commands.doctor import etcd, files, host, kernel, kube, others
-from flannelpy.commands.doctor.about import About, gather, learn
+from flannelpy.commands.doctor.about import About, knowing
 from flannelpy.commands.doctor.agent import agent
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.foreign import LINE, printable
@@ -28,7 +25,6 @@ Check = Callable[[About], AsyncIterator[Finding] | Iterator[Finding]]
 
 DEADLINE_S = 8.0
 """For each check; what it had found until then is told."""
-LEARN_S = 3.0
 
 CHECKS: dict[str, Check] = {
     "agent": agent,
@@ -67,20 +63,8 @@ def examine(given: Given, *, preflight: bool, as_json: bool) -> int:
 
 async def diagnose(given: Given, *, preflight: bool) -> list[Finding]:
     """What all checks find on this host. Raises UsageError."""
-    from flannelpy.kernel.netlink import NetlinkKernel
-
-    kernel = NetlinkKernel()
-    try:
-        about = gather(given, os.environ, kernel, preflight=preflight)
-        if about.config is None:
-            registry = opened(replace(about.settings.endpoint, timeout_s=LEARN_S), about.settings.kube)
-            try:
-                await learn(about, registry)
-            finally:
-                await registry.close()
+    async with knowing(given, preflight=preflight) as about:
         return await findings_of(about, checks_for(about))
-    finally:
-        await kernel.close()
 
 
 def checks_for(about: About) -> dict[str, Check]:

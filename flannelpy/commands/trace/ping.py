@@ -7,8 +7,8 @@ import asyncio
 import click
 
 from flannelpy.commands import terminal
+from flannelpy.commands.doctor.about import knowing
 from flannelpy.commands.trace import asking, target
-from flannelpy.commands.trace.run import knowing
 from flannelpy.explain.trace import FAULT, WELL
 from flannelpy.options import Given
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,8 +9,7 @@ import click
 
 from flannelpy import __version__
 from flannelpy.commands import terminal
-from flannelpy.commands.conversation import opened
-from flannelpy.commands.doctor.about import About, gather, learn
+from flannelpy.commands.doctor.about import About, knowing
 from flannelpy.commands.trace import target
 from flannelpy.commands.trace.walk import walk
 from flannelpy.core.foreign import LINE, printable
@@ -25,7 +21,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDE = 132
-LEARN_S = 2.0
 _STYLES = {"passes": "green", "note": "yellow", "large": "red", "stops": "red", "unknown": "yellow"}
 
 
@@ -43,25 +38,6 @@ def trace(given: Given, dst: str, source: str | None, *, as_json: bool) -> int:
         if journey.stop is not None and journey.outcome != "unknown" and journey.stop.remedy:
             terminal.say(f"what to do: {journey.stop.remedy}")
     return exit_code(journey)
-
-
-@asynccontextmanager
-async def knowing(given: Given) -> AsyncIterator[About]:
-    """What is known of this host. Raises UsageError."""
-    from flannelpy.kernel.netlink import NetlinkKernel
-
-    kernel = NetlinkKernel()
-    try:
-        about = gather(given, os.environ, kernel, preflight=False)
-        if about.config is None:
-            registry = opened(replace(about.settings.endpoint, timeout_s=LEARN_S), about.settings.kube)
-            try:
-                await learn(about, registry)
-            finally:
-                await registry.close()
-        yield about
-    finally:
-        await kernel.close()
 
 
 async def _trace(given: Given, dst: str, source: str | None) -> Journey:
