@@ -114,7 +114,8 @@ class Launched:
         self._writer.close()
         if self._process.returncode is None:
             try:
-                await asyncio.wait_for(self._process.wait(), STOP_WITHIN_S)
+                async with asyncio.timeout(STOP_WITHIN_S):
+                    await self._process.wait()
             except TimeoutError:
                 self._kill("does not end by itself")
             finally:

@@ -129,7 +129,8 @@ class HostWatch:
         bridge = next((one for one in standing if one.up and overlay.serves(one)), None)
         filters = {name: setting for name in (*overlay_devices, uplink) if (setting := strict(settings, name))}
         details = [item.detail for item in target.backend.host(local) if isinstance(item, Link)]
-        bound = frozenset(detail.local.version for detail in details if isinstance(detail, Vxlan))
+        by_any_link = uplink in there and there[uplink].loopback
+        bound = frozenset(detail.local.version for detail in details if isinstance(detail, Vxlan) and not by_any_link)
         return Ground(target, there, bridge, not off, filters, devices, bound)
 
     # ------------------------------------------------------------------------------------------------------ the peers

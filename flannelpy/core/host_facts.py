@@ -42,6 +42,11 @@ class Interface:
     def names(self) -> tuple[str, ...]:
         return (self.name, *self.altnames)
 
+    @property
+    def loopback(self) -> bool:
+        """Is it the one by which nothing leaves the host? Its other addresses are reached by whatever link a route says."""
+        return any(held.address.is_loopback() for held in self.addresses)
+
     def has(self, address: IPAddress) -> bool:
         return any(held.address == address for held in self.addresses)
 

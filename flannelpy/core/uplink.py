@@ -194,7 +194,7 @@ class _Host:
     def by_public_address(self, address: IPAddress, wish: Wish) -> _Found:
         """The interface that has the address that peers are told, with that address as source, as flannel takes it."""
         owner = self._where(lambda interface: interface.has(address), "no interface has it; it is only told to the peers")
-        if any(held.address.is_loopback() for held in owner.addresses):
+        if owner.loopback:
             raise _UnfitError(f"it is {owner.name}'s, by which nothing leaves; it is only told to the peers")
         told = (one for one in (wish.public_ip, wish.public_ipv6) if one is not None and one.version in self.families)
         return _Found(owner, {one.version: one for one in told if owner.has(one)})

@@ -165,7 +165,8 @@ async def swarming(lab: Lab, rate: int, seconds: float) -> AsyncIterator[asyncio
     )
     assert process.stdout is not None
     try:
-        line = await asyncio.wait_for(process.stdout.readline(), 60)
+        async with asyncio.timeout(60):
+            line = await process.stdout.readline()
         if b"nodes are there" not in line:
             raise RuntimeError(f"the swarm did not start: {line.decode()}")
         yield process
@@ -194,7 +195,8 @@ async def measure_following(rate: int) -> list[Row]:
                 timed, kernel = put_for(FOLLOWED_S, writer, host, numbers), ask_kernel(lab, FOLLOWED_S)
                 meanwhile, elsewhere = await asyncio.gather(timed, kernel)
                 assert process.stdout is not None
-                told = json.loads(await asyncio.wait_for(process.stdout.read(), 60))
+                async with asyncio.timeout(60):
+                    told = json.loads(await process.stdout.read())
             began = time.perf_counter()
             last = next(numbers)
             await writer.put(last)
@@ -298,7 +300,8 @@ async def measure_race(machines: int, *, exact: bool) -> list[Row]:
                 leaver = race.machines.pop(0)
                 began = time.perf_counter()
                 await leaver.leave()
-                await asyncio.wait_for(late.served.wait(), RACE_WITHIN_S)
+                async with asyncio.timeout(RACE_WITHIN_S):
+                    await late.served.wait()
                 waited = time.perf_counter() - began
                 rows.append(Row("  and served when one is released", f"{waited * 1e3:.0f} ms", "1 s", waited < 1.0))
     return rows

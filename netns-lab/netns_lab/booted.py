@@ -192,7 +192,8 @@ async def _first_process(process: Process, notify: NotifySocket) -> int:
 
 async def _booted(process: Process, notify: NotifySocket) -> None:
     with suppress(TimeoutError):
-        return await asyncio.wait_for(notify.ready(), BOOT_WITHIN_S)
+        async with asyncio.timeout(BOOT_WITHIN_S):
+            return await notify.ready()
     raise TimedOutError(f"{process.role} did not boot within {BOOT_WITHIN_S:g} s: {process.tail()}")
 
 

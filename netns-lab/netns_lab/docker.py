@@ -97,7 +97,8 @@ class Docker:
         log = self.host.directory / "docker.log"
         try:
             self._process = self.host.namespace.spawn(f"docker {self.host.name}", words, log=log, env=env, lasting=False)
-            await asyncio.wait_for(notify.ready(), READY_WITHIN_S)
+            async with asyncio.timeout(READY_WITHIN_S):
+                await notify.ready()
         except TimeoutError:
             raise TimedOutError(
                 f"{self.host.name}: dockerd was not ready after {READY_WITHIN_S:g} s: {self._running.tail()}"

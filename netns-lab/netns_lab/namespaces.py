@@ -63,7 +63,8 @@ class Process:
             ended = asyncio.Event()
             loop.add_reader(handle, ended.set)
             try:
-                await asyncio.wait_for(ended.wait(), within_s)
+                async with asyncio.timeout(within_s):
+                    await ended.wait()
             except TimeoutError:
                 raise TimedOutError(f"{self.role} (pid {self.pid}) still runs after {within_s:g} s") from None
             finally:
@@ -164,7 +165,8 @@ async def run(words: Sequence[str], *, timeout_s: float = 30.0, stdin: str | Non
         raise LabError(f"{words[0]} is not installed; make setup installs what the lab needs") from None
     try:
         text = None if stdin is None else stdin.encode()
-        out, err = await asyncio.wait_for(child.communicate(text), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            out, err = await child.communicate(text)
     except TimeoutError:
         raise TimedOutError(f"{who}: {' '.join(words)} did not end in {timeout_s:g} s and was killed") from None
     finally:

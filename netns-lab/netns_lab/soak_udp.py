@@ -149,7 +149,8 @@ class Soak:
             if now >= seconds or self.stopped:
                 return
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), every_s)
+                async with asyncio.timeout(every_s):
+                    await self._stop.wait()
 
     async def _processes(self) -> list[Footprint]:
         """Each agent, and its workers."""
@@ -194,7 +195,7 @@ class Soak:
 
     async def _connections(self) -> None:
         for seed in itertools.count(1):
-            if (calls := await self._in_time("connections", call(self._pair(), 300, at_once=20, seed=seed))) is not None:
+            if (calls := await self._in_time("connections", call(self._pair(), 100, at_once=20, seed=seed))) is not None:
                 self.tally.connections += calls.good
                 self.tally.wrong += calls.wrong
 
@@ -231,7 +232,8 @@ class Soak:
             friend.bind((str(two.address), EAR))
             forged = udp_packet(str(two.address), str(one.address), EAR, b"forged")
             friend.sendto(b"honest", (str(one.address), EAR))
-            heard = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(ear, 100), STUCK_S)
+            async with asyncio.timeout(STUCK_S):
+                heard = await asyncio.get_running_loop().sock_recv(ear, 100)
             if heard != b"honest":
                 self.tally.wrong.append(f"heard {heard!r} where only an honest datagram was sent")
             while True:

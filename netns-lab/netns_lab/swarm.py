@@ -296,7 +296,8 @@ async def run(given: argparse.Namespace, tally: Tally, say: Callable[[str], None
             await swarm.churn(Herd(nodes, Random(given.seed)), given.churn, given.seconds, tell)
         elif given.seconds or not given.keep:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.Event().wait(), given.seconds)
+                async with asyncio.timeout(given.seconds):
+                    await asyncio.Event().wait()
     finally:
         if not given.keep:
             await swarm.remove()

@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from netns_lab.ledger import NETNS, ROOT
+from netns_lab.ledger import NETNS, ROOT, Ledger
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENV = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'netns-lab'}:{REPOSITORY}"}
+ENDS_WITHIN_S = 60
 OUT = REPOSITORY / "lab-out"
 
 
@@ -28,6 +29,12 @@ def soaking(minutes: str) -> Iterator[subprocess.Popen[str]]:
             yield running
         finally:
             running.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                running.wait(ENDS_WITHIN_S)
+            if running.poll() is None:  # a test that failed leaves nothing behind either
+                running.kill()
+                running.wait()
+                Ledger(f"soak{running.pid}").remove()
 
 
 def left_of(pid: int) -> list[str]:

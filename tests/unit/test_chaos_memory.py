@@ -230,15 +230,17 @@ class Day:
 
     def wrong(self) -> str:
         """What is not as it should be; empty where all is."""
-        leases = leased(self.store)
-        owners = {owner: key for key, owner in leases}
-        wanted = {address_of(host) for host in self.hosts}
-        if set(owners) != wanted or len(leases) != HOSTS:
-            return f"leases {leases}, expected one each of {wanted}"
         for number, host in enumerate(self.hosts, 1):
             if host.over:
                 host.raise_failure()
                 return f"h{number} has ended"
+        leases = leased(self.store)
+        owners = {owner: key for key, owner in leases}
+        wanted = {address_of(host) for host in self.hosts}
+        if set(owners) != wanted or len(leases) != HOSTS:
+            said = {f"h{number}": host.conditions() for number, host in enumerate(self.hosts, 1)}
+            return f"leases {leases}, expected one each of {wanted}; {said}"
+        for number, host in enumerate(self.hosts, 1):
             if conditions := host.conditions():
                 return f"h{number}: {conditions}"
             if not host.ready or not host.settled:

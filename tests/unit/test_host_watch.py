@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,21 @@ async def test_one_cause_is_one_condition_however_many_peers_it_concerns(host: H
         await until(lambda: f"(and {PEERS} more peers)" in told(host, "route-astray"))
         mend(host)
         await until(lambda: host.conditions() == {})
+
+
+async def test_packets_to_peers_leave_by_any_link_where_the_uplink_is_lo(host: HostInMemory) -> None:
+    """A host whose address is on lo, as BGP to the host has it: nothing ever leaves by the uplink itself."""
+    eth1 = host.kernel.interfaces["eth1"]
+    local = InterfaceAddress(IPAddress("127.0.0.1"), 8, "host")
+    detour("192.0.2.9/32", other("192.0.2.9/32", dev="eth0"))[0](host)
+    host.kernel.set_interface(replace(eth1, addresses=(local, *eth1.addresses)))
+    async with host.run():
+        looks = host.kernel.calls["settings"]
+        await until(lambda: host.kernel.calls["settings"] > looks + 5)
+        assert not told(host, "route-astray")
+        host.kernel.set_interface(eth1)
+        host.kernel.overflow()
+        await until(lambda: told(host, "route-astray"))
 
 
 async def test_a_strict_filter_alone_drops_nothing_and_is_not_told(host: HostInMemory) -> None:

@@ -203,8 +203,10 @@ async def _outside(
     if outer is None:
         return None
     (found,) = await ground.about.kernel.look_up([Lookup(outer)])
-    route = trace.outer_hop(found, outer, envelope.bound, ground.overlay.devices, bound=bool(envelope.bound))
-    name = envelope.bound or found.dev
+    there = ground.interfaces.get(envelope.bound)
+    bound = "" if there is not None and there.loopback else envelope.bound
+    route = trace.outer_hop(found, outer, bound, ground.overlay.devices, bound=bool(bound))
+    name = bound or found.dev
     if not name:
         ground.hops.append(route)
         return None

@@ -109,7 +109,8 @@ async def told(endpoint: Endpoint, url: str) -> Told:
     """Its version, health and clock. Never raises."""
     address = parse_endpoint(url)
     try:
-        return await asyncio.wait_for(asyncio.to_thread(_told, address, endpoint), 2 * HTTP_S)
+        async with asyncio.timeout(2 * HTTP_S):
+            return await asyncio.to_thread(_told, address, endpoint)
     except (OSError, TimeoutError, http.client.HTTPException, ValueError):
         return Told()
 
