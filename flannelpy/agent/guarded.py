@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from flannelpy.agent.report import Reporter
 from flannelpy.core.errors import FlannelpyError
+from flannelpy.registry.cancelling import cancelled
 
 log = logging.getLogger("flannelpy")
 
@@ -23,7 +24,10 @@ class EndAgentError(FlannelpyError):
 
 
 async def guarded(name: str, work: Callable[[], Awaitable[None]], reporter: Reporter) -> None:
-    """Run ``work`` until it returns, however often it raises. Raises EndAgentError, and CancelledError when it is cancelled."""
+    """Run ``work`` until it returns, however often it raises. Raises EndAgentError, and CancelledError when it is cancelled.
+
+    A CancelledError that nobody meant for this task is a failure like another: a TaskGroup would let the part go in silence.
+    """
     loop = asyncio.get_running_loop()
     delay, said = FIRST_RETRY_S, ""
     while True:
@@ -33,7 +37,9 @@ async def guarded(name: str, work: Callable[[], Awaitable[None]], reporter: Repo
             await work()
         except EndAgentError:
             raise
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and cancelled():
+                raise
             delay = FIRST_RETRY_S if loop.time() - began > STEADY_S else delay
             words = f"{type(error).__name__}: {error}"
             reporter.begin("task-failed", f"{name}: {words}", name)

@@ -23,6 +23,7 @@ from flannelpy.core.leasing import Leasing
 from flannelpy.core.model import Lease, LeaseAttrs
 from flannelpy.explain.events import LEASE
 from flannelpy.registry import Snapshot
+from flannelpy.registry.cancelling import cancelled
 
 log = logging.getLogger("flannelpy")
 
@@ -156,7 +157,9 @@ class Keeper:
             outcome = await self._try(action)
         except RegistryError as error:
             outcome = _FAILED[type(action)](str(error))
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:  # what is asked for has an answer, or nothing is ever asked again
+            if isinstance(error, asyncio.CancelledError) and cancelled():
+                raise
             log.debug("lease: %s failed", type(action).__name__, exc_info=error)
             outcome = _FAILED[type(action)](f"{type(error).__name__}: {error}")
         self.tell(outcome)

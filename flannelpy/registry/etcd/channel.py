@@ -15,6 +15,7 @@ from typing import Any
 
 from flannelpy.core.errors import RegistryError, RegistryUnavailableError
 from flannelpy.registry import Endpoint
+from flannelpy.registry.cancelling import cancelled
 from flannelpy.registry.etcd.backoff import Backoff
 from flannelpy.registry.etcd.endpoints import Address, parse_endpoint
 from flannelpy.registry.etcd.race import Failures, Race, sum_up
@@ -125,7 +126,7 @@ class Link:
                     continue
                 raise await self.explain(error, wire) from None
             except asyncio.CancelledError:
-                if _cancelled():
+                if cancelled():
                     raise
                 raise _undecided(RegistryUnavailableError(f"{wire.address}: the connection was closed by us")) from None
             self.heard()
@@ -266,9 +267,3 @@ def _retrieve(task: asyncio.Task[Wire]) -> None:
 
 def _left(deadline: float) -> float:
     return max(0.001, deadline - time.monotonic())
-
-
-def _cancelled() -> bool:
-    """True where this task was cancelled; a call that we cancelled ourselves raises the same exception."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

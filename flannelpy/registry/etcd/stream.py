@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flannelpy.core.errors import RegistryError, RegistryUnavailableError
+from flannelpy.registry.cancelling import cancelled
 from flannelpy.registry.etcd.channel import Link
 from flannelpy.registry.etcd.token import metadata, watch_metadata
 from flannelpy.registry.etcd.wire import END, CallError, Wire, rpc
@@ -111,8 +112,7 @@ class Stream:
         except asyncio.InvalidStateError:  # writing to a call that has ended: its status says why
             raise RegistryUnavailableError(f"{self.where}: the watch ended; expected it to go on") from None
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if cancelled():
                 raise
             raise self._cut or RegistryUnavailableError(f"{self.where}: the connection was closed by us") from None
 
