@@ -32,6 +32,12 @@ faults = st.one_of(
 )
 
 
+async def turns() -> None:
+    """Let the loop turn, so that what was told is heard."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
 class Trial:
     """Three hosts, what befalls them, and what must hold all the time."""
 
@@ -82,8 +88,10 @@ class Trial:
                 # A host goes, its key goes, and before the others may believe it, etcd goes too.
                 host.registry.down = True
                 store.delete(key)
-                await asyncio.sleep(0.005)
+                await turns()
                 store.stop()
+                await asyncio.sleep(0.01)  # what was decided while etcd still answered is still done
+                await turns()
                 self.check()
                 await asyncio.sleep(0.05)
             case "restart":
@@ -91,8 +99,7 @@ class Trial:
                 self.lives[number] = await self.begin(number)
             case "pause":
                 await asyncio.sleep(0.03)
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await turns()
         self.check()
 
     def key_of(self, host: HostInMemory) -> bytes:
