@@ -50,7 +50,9 @@ pytestmark = [
 async def flood(lab: Lab, kind: str, *words: str) -> None:
     """Write it, beside etcd; its own figures are printed."""
     command = (sys.executable, "-m", "netns_lab.flood", lab.etcd.urls[0], kind, *words)
-    print(await lab.box("etcd").exec("env", f"PYTHONPATH={ROOT}:{ROOT}/netns-lab", *command, timeout_s=200))
+    done = await lab.box("etcd").attempt("env", f"PYTHONPATH={ROOT}:{ROOT}/netns-lab", *command, timeout_s=200)
+    print(done.stdout)
+    assert done.code == 0, done.stderr[-2000:]
 
 
 def processor_s(host: Host) -> float:
