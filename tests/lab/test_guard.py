@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("no_probes")
 
 COUNT = 100
 """Forged packets of each kind."""
+AS_NOBODY = "import os, socket, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534)"
 
 SENDER = """
 import socket, sys
@@ -261,3 +262,16 @@ async def test_by_host_gw_whoever_is_on_the_peers_own_link_is_any_of_them(overla
     await stranger.agent.stop()
     await shell(stranger, "ip addr add 192.168.50.66/24 dev eth1; ip route replace 10.1.2.0/24 via 192.168.50.12 src 192.168.50.66")
     assert await arrived(overlay, "h3", "10.1.1.2", "10.1.2.2") == COUNT
+
+
+@pytest.mark.topology(hosts=2, agent_options=())
+async def test_a_local_user_of_a_peer_is_a_container_of_it_and_on_his_own_host_nobody(overlay: Lab) -> None:
+    """His socket has his host's address: what may come from there may come from him (docs/SECURITY.md)."""
+    for sender, most in (("h1", COUNT), ("h2", 0)):
+        box = overlay.box(sender)
+        for source, target in (("10.1.1.2", "10.1.2.2"), ("10.1.3.2", "10.1.2.2"), ("10.1.1.2", "192.168.50.12")):
+            data = vxlan(await mac(overlay.host(2)), forged(source, target))
+            before = await received(overlay.host(2))
+            await box.exec("python3", "-c", AS_NOBODY + SENDER, "8472", "", "192.168.50.12", data.hex())
+            may = most if (source, target) == ("10.1.1.2", "10.1.2.2") else 0
+            assert await received(overlay.host(2)) - before == may, (sender, source, target)
