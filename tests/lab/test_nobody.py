@@ -169,6 +169,19 @@ for text in ("STOPPING=1", "WATCHDOG=trigger", f"MAINPID={os.getpid()}", "FDSTOR
     telling.sendto(text.encode(), "/run/systemd/notify")
 """
 
+NAMELESS = ("healthz", "readyz", "metrics", "status", "v1/status", "..%2f..%2fetc/default/flannelpy", "healthz?peers")
+"""Pages that tell of no peer; the one for a browser does (docs/SECURITY.md)."""
+PAGES = f"""
+import urllib.error, urllib.request
+for path in {(*NAMELESS, "")!r}:
+    try:
+        with urllib.request.urlopen("http://127.0.0.1:8080/" + path, timeout=20) as page:
+            print(page.status, path, page.read())
+    except urllib.error.HTTPError as error:
+        print(error.code, path, error.read())
+"""
+"""What the health port tells everybody."""
+
 REFUSALS = {"EPERM", "EACCES", "EADDRINUSE", "EBUSY", "EINVAL", "ECONNREFUSED"}
 
 
@@ -260,6 +273,11 @@ async def test_nobody_can_neither_stop_nor_mislead_nor_read(lab: Lab, booted: Bo
         outcome = await booted.attempt(*AS_NOBODY, *command)
         assert outcome.code != 0, (command, outcome)
         assert "10.1." not in outcome.stdout, (command, outcome)
+    pages = await booted.exec(*AS_NOBODY, "python3", "-c", PAGES)
+    assert re.findall(r"^(\d+) (\S+)", pages, re.MULTILINE)[:2] == [("200", "healthz"), ("200", "readyz")]
+    told = {words[1]: line for line in pages.splitlines() if (words := line.split())}  # the browser's page has no name
+    assert not [path for path, line in told.items() if path in NAMELESS and re.search(r"10\.1\.|192\.168\.50\.1[12]", line)]
+    assert ":2379" not in pages, pages
     await booted.exec(*AS_NOBODY, "python3", "-c", NOTIFY, "tun0")
 
     given = (booted.root / f"proc/{before[0]}/cmdline").read_bytes().decode().split("\0")
