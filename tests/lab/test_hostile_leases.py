@@ -17,7 +17,7 @@ from netns_lab.host import Host
 from netns_lab.lab import Lab
 from tests.lab import hostile_support as hostile
 from tests.lab.agent_support import SUBNETS, Log, lab_name, losing_nothing, mac, no_traceback, remember_subnet, routes, until  # noqa: F401
-from tests.lab.host_support import change, memory_mb, told, until_they_meet
+from tests.lab.host_support import change, memory_mb, until_they_meet
 
 BACKENDS = [
     pytest.param(backend, marks=pytest.mark.topology(hosts=2, backend=backend))
@@ -50,7 +50,7 @@ def _transactions(lab: Lab, lines: list[str]) -> None:
     together: list[str] = []
     for line in [*lines, ""]:
         if not line or len(together) == 100 or sum(map(len, together)) + len(line) > 1_300_000:
-            lab.etcd.ctl("txn", stdin="\n" + "\n".join(together) + "\n\n\n")
+            lab.etcd.ctl("txn", "--command-timeout=60s", stdin="\n" + "\n".join(together) + "\n\n\n")
             together = []
         together.append(line)
 
@@ -84,11 +84,11 @@ async def good_name(lab: Lab, backend: str) -> str:
 
 async def states(host: Host) -> dict[str, str]:
     """What becomes of each lease, by its key below ``subnets/``."""
-    return {peer["key"]: peer["state"] for peer in (await told(host)).get("peers", ())}
+    return {peer["key"]: peer["state"] for peer in (await host.status(PATIENCE_S)).get("peers", ())}
 
 
 async def texts(host: Host) -> list[str]:
-    return sorted(each["text"] for each in (await told(host)).get("conditions", ()))
+    return sorted(each["text"] for each in (await host.status(PATIENCE_S)).get("conditions", ()))
 
 
 async def ours(host: Host) -> list[str]:
