@@ -28,7 +28,7 @@ from typing import Any
 
 from flannelpy.registry import Endpoint
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 15.0
 PORT_TRIES = 5
 
 
@@ -388,7 +388,7 @@ def _openssl(*arguments: str) -> None:
 
 
 def _run(command: list[str], *, stdin: str | None = None, env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False, env=env)
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=20, check=False, env=env)
     if done.returncode:
         raise EtcdFailedError(f"{Path(command[0]).name} exited {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout

@@ -8,8 +8,7 @@ h1 at .11 with 192.168.101.0/24 and another address, 192.168.9.9/24; h2, the goo
 from __future__ import annotations
 
 import json
-from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tests.lab.agent_support import SUBNETS
@@ -28,13 +27,7 @@ def value(backend: str, number: int, **other: Any) -> str:
         peer["BackendType"] = backend
     if backend == "vxlan":
         peer["BackendData"] = {"VNI": 1, "VtepMAC": f"02:00:00:00:{number >> 8:02x}:{number & 0xFF:02x}"}
-    if backend == "wireguard":
-        peer["BackendData"] = {"PublicKey": _public_key(number), "Port": 51820}
     return json.dumps(peer | other)
-
-
-def _public_key(number: int) -> str:
-    return b64encode(bytes([number >> 8, number & 0xFF, *range(1, 31)])).decode()
 
 
 def covering() -> dict[str, str]:
@@ -152,25 +145,6 @@ def data(good: str) -> dict[str, Any]:
     return {f"BackendData: {name}": {"BackendData": each} for name, each in found.items()}
 
 
-def keys(good: str) -> dict[str, Any]:
-    """The same of a wireguard peer. ``good``: the public key of the good peer."""
-    named: dict[str, object] = {
-        "the good peer's": good,
-        "none": None,
-        "empty": "",
-        "of 31 bytes": b64encode(bytes(range(31))).decode(),
-        "of 33 bytes": b64encode(bytes(range(33))).decode(),
-        "long": "A" * 100_000,
-        "no base64": "*" * 44,
-        "a number": 5,
-        "a list": [_public_key(1)],
-        "what a terminal obeys": "\x1b]0;pwn\x07",
-    }
-    found: dict[str, Any] = {f"key {name}": {"PublicKey": key, "Port": 51820} for name, key in named.items()}
-    found |= {"no data": None, "text": "text", "a list": [1], "nothing in it": {}, "deep": json.loads("[" * 500 + "]" * 500)}
-    return {f"BackendData: {name}": {"BackendData": each} for name, each in found.items()}
-
-
 def texts() -> dict[str, str]:
     """Values that are no object."""
     return {
@@ -190,10 +164,6 @@ def texts() -> dict[str, str]:
     }
 
 
-DATA: Mapping[str, Callable[[str], dict[str, Any]]] = {"vxlan": data, "wireguard": keys}
-"""What makes the BackendData of peers that are none."""
-
-
 def leases(backend: str, good: str = "") -> Mapping[str, str]:
     """Keys with values, none of which is a peer of this backend; each but the covering ones in a subnet of its own."""
     number = 0
@@ -201,7 +171,7 @@ def leases(backend: str, good: str = "") -> Mapping[str, str]:
     for name in covering().values():
         number += 1
         found[f"{SUBNETS}/{name}"] = value(backend, number)
-    members = addresses() | (types() if backend != "udp" else {}) | DATA.get(backend, lambda _good: {})(good)
+    members = addresses() | (types() if backend != "udp" else {}) | (data(good) if backend == "vxlan" else {})
     for third, other in enumerate(members.values(), 110):
         number += 1
         found[f"{KEYS}{third}.0-24"] = value(backend, number, **other)
