@@ -85,7 +85,8 @@ bench-agent: $(DEV) ## how fast the agent is
 bench-udp: $(DEV) ## how fast udp in user space is, beside a C pump and VXLAN: ROUNDS=5
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab bench_udp --rounds $(ROUNDS)
 
-bench-guard: $(DEV) ## what source validation costs a vxlan host, at 10 and 10,000 peers: ROUNDS=5
+bench-guard: ROUNDS = 30
+bench-guard: $(DEV) ## what source validation costs a vxlan host, at 10 and 10,000 peers: ROUNDS=30
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_guard --rounds $(ROUNDS)
 
 soak-udp: $(DEV) ## does udp in user space hold for long: traffic of all kinds for MINUTES=10

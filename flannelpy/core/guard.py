@@ -120,8 +120,8 @@ def guards_chains(guards: Sequence[tuple[Guard, list[Side]]]) -> list[str]:
     counted = set[str]()
     for number, (guard, sides) in enumerate(guards):
         lead = f"{guard.port.name}_" if number else ""
-        jumps = [f"{_arrives(guard.port, side.version)} jump {lead}guard{side.version}" for side in sides]
-        parts.append(chain(f"{lead}guard", ["type filter hook input priority filter - 10; policy accept;", *jumps]))
+        rules = [rule for side in sides for rule in _sort(guard, side, f"{lead}guard{side.version}")]
+        parts.append(chain(f"{lead}guard", ["type filter hook input priority filter - 10; policy accept;", *rules]))
         for side in sides:
             for name in _reported(guard):  # behind a full set the rest of its rule is not looked at: the drop is one of its own
                 where = f"{name}{side.version}"
@@ -135,12 +135,32 @@ def guards_chains(guards: Sequence[tuple[Guard, list[Side]]]) -> list[str]:
     return parts
 
 
-def _arrives(port: GuardedPort, version: int) -> str:
-    """What is meant for this port; as nft prints it, with numbers of protocols instead of names."""
-    if not port.datagram:
-        return f"{_FAMILY[version]} {'protocol' if version == 4 else 'nexthdr'} {port.number}"
+def _sort(guard: Guard, side: Side, judge: str) -> Iterator[str]:
+    """What most packets to the port are is let in by one look-up and no jump; of another VNI it would be, too. The rest is judged.
+
+    The port comes first: the kernel reads it in its loop over the rules, and every packet to this host, from inside the overlay as
+    well, comes by here.
+    """
+    version, port = side.version, guard.port
+    to_port = f"th dport {port.number} meta l4proto 17" if port.datagram else ""
+    if guard.rule != "peers" and side.exact:
+        frame = "" if port.ethertype is None else f" @th,{8 * port.ethertype},16 0x{_ETHERTYPE[version]:x}"
+        arrives = f"{to_port}{frame}" if port.datagram else _protocol(port, version)
+        pairs = Sets(guard, "").pairs(version, side.exact)
+        yield f"{arrives} {_inside(_destination(port, version), side.own)} {_pair(guard, version, side.exact)} @{pairs} accept"
     vni = "" if port.vni is None else f" @th,96,24 0x{port.vni:x}"
-    return f"meta nfproto ipv{version} udp dport {port.number}{vni}"
+    arrives = f"{to_port} meta nfproto ipv{version}{vni}" if port.datagram else _protocol(port, version)
+    yield f"{arrives} jump {judge}"
+
+
+def _protocol(port: GuardedPort, version: int) -> str:
+    """As nft prints it, with numbers of protocols instead of names."""
+    return f"{_FAMILY[version]} {'protocol' if version == 4 else 'nexthdr'} {port.number}"
+
+
+def _destination(port: GuardedPort, version: int) -> int:
+    """Bytes from behind the outer IP header to the inner destination."""
+    return port.inner + _SOURCE[version] + _width(version) // 8
 
 
 def guard_elements(guard: Guard, table: str, sides: list[Side], lease: Lease) -> HostState:
@@ -168,11 +188,6 @@ def guard_elements(guard: Guard, table: str, sides: list[Side], lease: Lease) ->
 
 def _judge(guard: Guard, side: Side, lead: str) -> Iterator[str]:
     version, port = side.version, guard.port
-    at = port.inner + _SOURCE[version] + _width(version) // 8
-    if guard.rule != "peers" and side.exact:  # what most packets are costs one look-up
-        frame = "" if port.ethertype is None else f"@th,{8 * port.ethertype},16 0x{_ETHERTYPE[version]:x} "
-        pairs = Sets(guard, "").pairs(version, side.exact)
-        yield f"{frame}{_inside(at, side.own)} {_pair(guard, version, side.exact)} @{pairs} return"
     yield f"{_FAMILY[version]} saddr != @{Sets(guard, '').hosts(version)} {_drop('outer_source', strangers(version))}"
     if guard.rule == "peers":
         return
@@ -180,7 +195,7 @@ def _judge(guard: Guard, side: Side, lead: str) -> Iterator[str]:
         if version == 4:
             yield f"@th,{8 * port.ethertype},16 0x{_ARP:x} return"
         yield f"@th,{8 * port.ethertype},16 != 0x{_ETHERTYPE[version]:x} {_drop('inner_protocol', refused(version))}"
-    yield f"{_inside(at, side.own)} goto {lead}guard{version}_source"
+    yield f"{_inside(_destination(port, version), side.own)} goto {lead}guard{version}_source"
     if version == 6 and port.ethertype is not None:  # a neighbour solicitation or advertisement is IPv6's ARP
         yield f"@th,{8 * (port.inner + 6)},8 0x3a @th,{8 * (port.inner + 40)},8 0x87-0x88 return"
     yield _drop("inner_destination", refused(version))

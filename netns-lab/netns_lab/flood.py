@@ -31,6 +31,7 @@ AT_ONCE = 100
 VALUE_BYTES = 1_400_000
 """Just below what etcd takes in one request (1.5 MiB)."""
 DEADLINE_S = 120.0
+TRIES = 20
 MB = 1_000_000
 
 rpc: Any = load()
@@ -103,6 +104,20 @@ KINDS: dict[str, Callable[[Keys, argparse.Namespace], Turns]] = {
 }
 
 
+async def _write(store: Any, turn: Sequence[Any]) -> None:
+    """One transaction, again where etcd itself has not done it in its 7 s ("request timed out"). Raises grpc.aio.AioRpcError."""
+    import grpc
+
+    for left in reversed(range(TRIES)):
+        try:
+            await store.Txn(rpc.TxnRequest(success=turn), timeout=DEADLINE_S)
+            return
+        except grpc.aio.AioRpcError as error:
+            if not left or error.code() != grpc.StatusCode.UNAVAILABLE:
+                raise
+            await asyncio.sleep(1.0)
+
+
 async def flood(given: argparse.Namespace) -> int:
     """Write it all; how many transactions it took."""
     import grpc.aio
@@ -113,7 +128,7 @@ async def flood(given: argparse.Namespace) -> int:
             count += 1
             if given.rate:
                 await asyncio.sleep(began + count / given.rate - time.monotonic())
-            under_way.add(asyncio.ensure_future(store.Txn(rpc.TxnRequest(success=turn), timeout=DEADLINE_S)))
+            under_way.add(asyncio.ensure_future(_write(store, turn)))
             if len(under_way) >= given.at_once:
                 done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
                 for each in done:

@@ -305,7 +305,7 @@ def remember_subnet(host: Host, subnet: str, network: str) -> None:
 @asynccontextmanager
 async def losing_nothing(lab: Lab, source: str, target: str) -> AsyncIterator[None]:
     """A stream of pings for the time of the block; at least ten were sent, every one was answered."""
-    async with lab.pinging(source, target, per_second=100) as pings:
+    async with lab.pinging(source, target, per_second=100, first_answer_within_s=PATIENCE_S) as pings:
         yield
         before = pings.answers()
         await until(

@@ -10,18 +10,21 @@ import json
 import re
 import socket
 import struct
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 
 from netns_lab.host import Box, Host
 from netns_lab.lab import Lab
-from tests.lab.agent_support import lab_name, no_probes, no_traceback, settled_overlay, shell  # noqa: F401
+from tests.lab.agent_support import lab_name, mac, no_probes, no_traceback, settled_overlay, shell  # noqa: F401
 from tests.lab.test_agent_status import status
 
 pytestmark = pytest.mark.usefixtures("no_probes")
 
 COUNT = 100
 """Forged packets of each kind."""
+AS_NOBODY = "import os, socket, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534)"
 
 SENDER = """
 import socket, sys
@@ -51,9 +54,9 @@ def datagram(port: int, payload: bytes) -> bytes:
     return struct.pack("!HHHH", 4444, port, 8 + len(payload), 0) + payload
 
 
-def vxlan(mac: str, inner: bytes) -> bytes:
-    frame = bytes.fromhex(mac.replace(":", "")) + bytes.fromhex("020000000099") + b"\x08\x00" + inner
-    return struct.pack("!II", 0x08000000, 1 << 8) + frame
+def vxlan(mac: str, inner: bytes, vni: int = 1, ethertype: int = 0x800) -> bytes:
+    frame = bytes.fromhex(mac.replace(":", "")) + bytes.fromhex("020000000099") + struct.pack("!H", ethertype) + inner
+    return struct.pack("!II", 0x08000000, vni << 8) + frame
 
 
 INNER = {
@@ -68,15 +71,25 @@ INNER = {
 
 async def accepted(sender: Box, lab: Lab, outer: str, source: str, target: str) -> int:
     """Of 100 VXLAN packets to h2, how many its device takes out for the target."""
+    return await taken_out(sender, lab, outer, vxlan(await mac(lab.host(2)), forged(source, target)))
+
+
+def forged(source: str, target: str) -> bytes:
+    return ip_packet(source, target, datagram(9999, b"forged.."))
+
+
+async def taken_out(sender: Box, lab: Lab, outer: str, data: bytes) -> int:
+    """The same of any payload of the port; ``outer``: the source that is taken, the sender's own where there is none."""
     two = lab.host(2)
-    mac = re.search(r"link/ether (\S+)", await two.exec("ip", "link", "show", "flannel.1"))
-    assert mac is not None
-    data = vxlan(mac[1], ip_packet(source, target, datagram(9999, b"forged..")))
+    before = await received(two)
+    await send(sender, outer, data)
+    return await received(two) - before
+
+
+async def send(sender: Box, outer: str, data: bytes) -> None:
     if outer:
         data = ip_packet(outer, "192.168.50.12", datagram(8472, data))
-    before = await received(two)
     await sender.exec("python3", "-c", SENDER, "0" if outer else "8472", outer, "192.168.50.12", data.hex())
-    return await received(two) - before
 
 
 async def received(host: Host) -> int:
@@ -164,17 +177,48 @@ async def test_without_a_guard_a_stranger_gets_everything_in(overlay: Lab) -> No
     assert [await accepted(stranger, overlay, "", "10.1.3.2", target) for target in TARGETS] == [COUNT] * 3
 
 
+@pytest.mark.topology(hosts=3, agent_options=())
+async def test_what_not_even_a_peer_may_have_sent_is_not_let_in(overlay: Lab) -> None:
+    """Through us to another host, to a MAC that nobody has to know, in another overlay, another protocol, half a packet. And what
+    is let in because a client outside of the network could have sent it goes no further where no client can have this address.
+    """
+    lab, stranger, us = overlay, await make_stranger(overlay), await mac(overlay.host(2))
+    peer, container, everybody = "192.168.50.11", "10.1.2.2", "ff:ff:ff:ff:ff:ff"
+    for outer in ("", peer):
+        for name, data in {
+            "reflected": vxlan(us, forged("10.1.1.2", "10.1.3.2")),
+            "reflected, of whom it goes to": vxlan(us, forged("10.1.3.2", "10.1.3.2")),
+            "reflected, from outside": vxlan(us, forged("8.8.8.8", "10.1.3.2")),
+            "to everybody's MAC, for the host": vxlan(everybody, forged("10.1.1.2", "192.168.50.12")),
+            "another VNI": vxlan(us, forged("10.1.1.2", container), vni=7),
+            "IPv6": vxlan(us, bytes([0x60]) + bytes(7) + bytes(32), ethertype=0x86DD),
+            "IPv6 that has our addresses where IPv4 has them": vxlan(us, forged("10.1.1.2", container), ethertype=0x86DD),
+            "half an address": vxlan(us, forged("10.1.1.2", container)[:14]),
+            "nothing in the frame": vxlan(us, b""),
+            "no frame": vxlan(us, b"")[:8],
+        }.items():
+            assert await taken_out(stranger, lab, outer, data) == 0, (outer, name)
+    for source in ("192.168.50.12", "10.1.2.1", "127.0.0.1", "224.0.0.5", "255.255.255.255"):
+        assert await unheard(lab, container, partial(send, stranger, peer, vxlan(us, forged(source, container)))) == 0, source
+    assert await unheard(lab, container, partial(send, stranger, peer, vxlan(us, forged("10.1.1.2", container)))) == COUNT
+
+
 async def arrived(lab: Lab, sender: str, source: str, target: str) -> int:
     """Of 100 packets that the sender forges, how many reach the target, where nobody listens for them."""
+    data = forged(source, target)
+    return await unheard(lab, target, lambda: lab.box(sender).exec("python3", "-c", SENDER, "0", "raw", target, data.hex()))
+
+
+async def unheard(lab: Lab, target: str, sending: Callable[[], Awaitable[object]]) -> int:
+    """How many datagrams for a port that nobody has come to this container meanwhile."""
     box = next(each for each in lab.containers if str(each.address) == target)
 
     async def now() -> int:
         lines = [line.split() for line in (await box.exec("cat", "/proc/net/snmp")).splitlines() if line.startswith("Udp: ")]
         return int(dict(zip(*lines, strict=True))["NoPorts"])
 
-    data = ip_packet(source, target, datagram(9999, b"forged.."))
     before = await now()
-    await lab.box(sender).exec("python3", "-c", SENDER, "0", "raw", target, data.hex())
+    await sending()
     seen = await now()
     while (more := await now()) != seen:
         seen = more
@@ -209,3 +253,25 @@ async def test_a_container_sends_as_itself_and_no_other_link_brings_containers(l
     assert await arrived(lab, "nat2", "8.8.8.8", target) == COUNT  # an outside client of a container
     for way in (("c1", "c2"), ("c3", "c2"), ("h1", "c2"), ("c2", "h1"), ("c1", "h2")):
         assert (await lab.ping(*way)).ok, way
+
+
+@pytest.mark.topology(hosts=3, backend="host-gw", agent_options=())
+async def test_by_host_gw_whoever_is_on_the_peers_own_link_is_any_of_them(overlay: Lab) -> None:
+    """Nothing is encapsulated: no receiver can tell, which docs/SECURITY.md says."""
+    stranger = overlay.host(3)
+    await stranger.agent.stop()
+    await shell(stranger, "ip addr add 192.168.50.66/24 dev eth1; ip route replace 10.1.2.0/24 via 192.168.50.12 src 192.168.50.66")
+    assert await arrived(overlay, "h3", "10.1.1.2", "10.1.2.2") == COUNT
+
+
+@pytest.mark.topology(hosts=2, agent_options=())
+async def test_a_local_user_of_a_peer_is_a_container_of_it_and_on_his_own_host_nobody(overlay: Lab) -> None:
+    """His socket has his host's address: what may come from there may come from him (docs/SECURITY.md)."""
+    for sender, most in (("h1", COUNT), ("h2", 0)):
+        box = overlay.box(sender)
+        for source, target in (("10.1.1.2", "10.1.2.2"), ("10.1.3.2", "10.1.2.2"), ("10.1.1.2", "192.168.50.12")):
+            data = vxlan(await mac(overlay.host(2)), forged(source, target))
+            before = await received(overlay.host(2))
+            await box.exec("python3", "-c", AS_NOBODY + SENDER, "8472", "", "192.168.50.12", data.hex())
+            may = most if (source, target) == ("10.1.1.2", "10.1.2.2") else 0
+            assert await received(overlay.host(2)) - before == may, (sender, source, target)

@@ -7,10 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from netaddr import IPNetwork
 
+from flannelpy.host.cni import plugin
 from tests.unit.cni_plugin import ask
 
 KEYS = ("FLANNEL_NETWORK", "FLANNEL_SUBNET", "FLANNEL_IPV6_NETWORK", "FLANNEL_IPV6_SUBNET", "FLANNEL_MTU", "FLANNEL_IPMASQ")
@@ -159,3 +161,11 @@ def test_what_is_handed_on_follows_the_rules(drawn: tuple[tuple[str, str] | None
             again = ask("DEL", json.dumps({**conf, "subnetFile": "/nowhere", "dataDir": f"{place}/data"}).encode())
             assert (again.error, again.delegates) == (None, [("DEL", told["type"], told)])
             assert not kept.exists()
+
+
+def test_no_depth_is_too_deep_for_a_refusal() -> None:
+    """Around the depth where the scanner still ends and what would say what is wrong does not."""
+    for depth in range(600, 1200):
+        for inside, end in ((b"?", b""), (b"1", b"}" * (depth - 1) + b"?")):
+            with pytest.raises(ValueError, match=r"nested too deeply|Expecting"):
+                plugin.parse(b'{"a":' * depth + inside + end)

@@ -41,9 +41,9 @@ def test_vxlan_by_default_binds_each_peer_to_its_subnet_inside_the_network() -> 
     assert rules(Guard(VXLAN, "default")) == [
         "chain guard {",
         "type filter hook input priority filter - 10; policy accept;",
-        "meta nfproto ipv4 udp dport 8472 @th,96,24 0x1 jump guard4",
+        "th dport 8472 meta l4proto 17 @th,224,16 0x800 @th,368,24 0xa0548 ip saddr . @th,336,24 @vxlan4_24 accept",
+        "th dport 8472 meta l4proto 17 meta nfproto ipv4 @th,96,24 0x1 jump guard4",
         "chain guard4 {",
-        "@th,224,16 0x800 @th,368,24 0xa0548 ip saddr . @th,336,24 @vxlan4_24 return",
         'ip saddr != @hosts4 counter name "outer_source" goto strangers4',
         "@th,224,16 0x806 return",
         '@th,224,16 != 0x800 counter name "inner_protocol" goto refused4',
@@ -57,9 +57,10 @@ def test_vxlan_by_default_binds_each_peer_to_its_subnet_inside_the_network() -> 
 
 
 def test_vxlan_over_ipv6_lets_neighbour_discovery_pass_as_it_does_arp() -> None:
-    assert rules(Guard(VXLAN, "default", (4, 6)), V6)[3:] == [
+    assert rules(Guard(VXLAN, "default", (4, 6)), V6)[2:] == [
+        "th dport 8472 meta l4proto 17 @th,224,16 0x86dd @th,432,64 0xfd05000000000072 ip6 saddr . @th,304,64 @vxlan6_64 accept",
+        "th dport 8472 meta l4proto 17 meta nfproto ipv6 @th,96,24 0x1 jump guard6",
         "chain guard6 {",
-        "@th,224,16 0x86dd @th,432,64 0xfd05000000000072 ip6 saddr . @th,304,64 @vxlan6_64 return",
         'ip6 saddr != @hosts6 counter name "outer_source" goto strangers6',
         '@th,224,16 != 0x86dd counter name "inner_protocol" goto refused6',
         "@th,432,64 0xfd05000000000072 goto guard6_source",
@@ -73,9 +74,10 @@ def test_vxlan_over_ipv6_lets_neighbour_discovery_pass_as_it_does_arp() -> None:
 
 
 def test_udp_has_no_frame_inside() -> None:
-    assert rules(Guard(UDP, "default"))[3:] == [
+    assert rules(Guard(UDP, "default"))[2:] == [
+        "th dport 8285 meta l4proto 17 @th,192,24 0xa0548 ip saddr . @th,160,24 @udp4_24 accept",
+        "th dport 8285 meta l4proto 17 meta nfproto ipv4 jump guard4",
         "chain guard4 {",
-        "@th,192,24 0xa0548 ip saddr . @th,160,24 @udp4_24 return",
         'ip saddr != @hosts4 counter name "outer_source" goto strangers4',
         "@th,192,24 0xa0548 goto guard4_source",
         'counter name "inner_destination" goto refused4',
@@ -106,9 +108,9 @@ def test_strict_has_no_outside_but_the_peers_own_address() -> None:
 def test_ipip_has_no_header_between_the_two() -> None:
     """The source is at byte 12 of the inner header, the destination at byte 16 (RFC 791)."""
     assert rules(Guard(IPIP, "default"))[2:] == [
+        "ip protocol 4 @th,128,24 0xa0548 ip saddr . @th,96,24 @ipip4_24 accept",
         "ip protocol 4 jump guard4",
         "chain guard4 {",
-        "@th,128,24 0xa0548 ip saddr . @th,96,24 @ipip4_24 return",
         'ip saddr != @hosts4 counter name "outer_source" goto strangers4',
         "@th,128,24 0xa0548 goto guard4_source",
         'counter name "inner_destination" goto refused4',

@@ -636,6 +636,9 @@ class Numbers:
     parse_int = parse_constant = parse_float
 
 
+TOO_DEEP = "nested too deeply"
+
+
 def parse(data: bytes) -> object:
     """JSON as Go reads it, broken UTF-8 replaced. Raises ValueError.
 
@@ -649,11 +652,14 @@ def parse(data: bytes) -> object:
     except (StopIteration, SystemError):  # the errors that it would raise are classes of `json`
         pass
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise ValueError(TOO_DEEP) from None
     import json
 
     read = Numbers.parse_float
-    return json.loads(text, parse_int=read, parse_float=read, parse_constant=read)
+    try:
+        return json.loads(text, parse_int=read, parse_float=read, parse_constant=read)
+    except RecursionError:  # it calls itself a little deeper than its scanner does
+        raise ValueError(TOO_DEEP) from None
 
 
 def parse_object(data: bytes) -> dict[str, object]:
@@ -678,7 +684,7 @@ def render(value: object, line: str = "") -> str:
             colon, items = (": ", value.items()) if line else (":", sorted(value.items()))
             parts, (start, end) = [f"{encode_basestring_ascii(key)}{colon}{render(each, inner)}" for key, each in items], "{}"
     except RecursionError:
-        raise CniError(INTERNAL, "error serializing delegate netconf: nested too deeply") from None
+        raise CniError(INTERNAL, f"error serializing delegate netconf: {TOO_DEEP}") from None
     return f"{start}{inner}{f',{inner}'.join(parts)}{line}{end}" if parts else f"{start}{end}"
 
 
