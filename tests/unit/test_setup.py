@@ -215,6 +215,17 @@ def test_an_agent_that_fails_or_takes_too_long_is_said(host: Host, tmp_path: Pat
         setup.wait(host, tmp_path / "run", 0)
 
 
+def test_a_systemctl_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "systemctl").write_text("#!/bin/sh\nexec sleep 100\n")
+    (tmp_path / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(setup, "SYSTEMCTL_S", 0.1)
+    with pytest.raises(
+        FlannelpyError, match=rf"^systemctl disable --now {UNIT}: it has not ended within"
+    ):
+        setup.demand(Host(), "disable", "--now", UNIT)
+
+
 def test_the_service_is_disabled_where_it_is_on(host: Host) -> None:
     assert isinstance(host.systemctl, Systemctl)
     (host.root / "etc/systemd/system").mkdir(parents=True)
