@@ -220,9 +220,7 @@ def test_a_systemctl_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPat
     (tmp_path / "systemctl").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(setup, "SYSTEMCTL_S", 0.1)
-    with pytest.raises(
-        FlannelpyError, match=rf"^systemctl disable --now {UNIT}: it has not ended within"
-    ):
+    with pytest.raises(FlannelpyError, match=rf"^systemctl disable --now {UNIT}: it has not ended within"):
         setup.demand(Host(), "disable", "--now", UNIT)
 
 
