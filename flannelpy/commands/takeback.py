@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -10,7 +12,7 @@ from dataclasses import replace
 import click
 
 from flannelpy.commands import cleanup
-from flannelpy.commands.setup import DROP_IN, UNIT, Host, Step, demand, unit_there
+from flannelpy.commands.setup import DROP_IN, SYSTEMCTL_S, UNIT, Host, Step, demand, unit_there
 from flannelpy.commands.terminal import agreed, say
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.host import service
@@ -18,6 +20,9 @@ from flannelpy.host.files import directory, write_file
 from flannelpy.host.service import TextFile
 from flannelpy.host.shipped import DOCKER_DROP_IN, shipped
 from flannelpy.options import Given
+
+MARK = "flannelpy_docker"
+"""The comment of the drop-in's rule; no agent's table has such a name."""
 
 
 def take_back(given: Given, wish: cleanup.Wish) -> int:
@@ -73,9 +78,21 @@ def file_steps(host: Host) -> Iterator[Step]:
             _remove(drop_in)
             with suppress(OSError):
                 drop_in.path.parent.rmdir()
+            _drop_rules()
             host.systemctl("daemon-reload")
+            say("note: docker0 keeps its address until daemon.json has another as bip (172.17.0.1/16 is Docker's own)")
 
         yield Step(f"rm {drop_in.path}", gone)
+
+
+def _drop_rules() -> None:
+    """What the drop-in has put into Docker's chain, by its mark. No iptables, or no such chain, is no failure."""
+    with suppress(OSError, subprocess.SubprocessError):
+        listed = subprocess.run(["iptables", "-S", "DOCKER-USER"], capture_output=True, text=True, check=True, timeout=SYSTEMCTL_S)
+        for line in listed.stdout.splitlines():
+            if f" --comment {MARK} " in line:
+                words = ["iptables", "-w", *shlex.split(line.replace("-A", "-D", 1))]
+                subprocess.run(words, capture_output=True, check=True, timeout=SYSTEMCTL_S)
 
 
 def _write(file: TextFile, text: str) -> None:
