@@ -99,8 +99,8 @@ async def incoming(about: About) -> AsyncIterator[Finding]:
     if dropped := next((one.dropped for one in rulings if one.dropped), ""):
         said = f"{what} is dropped by {dropped}: no packet of the overlay comes in"
         yield Finding("incoming", WARNING if about.preflight else FAILED, said, let_in(rules, dropped, chosen, number))
-    elif doubts := [doubt for one in rulings for doubt in one.doubts]:
-        yield Finding("incoming", WARNING, f"{what} may be dropped by {doubts[0]}", "flannelpy trace ADDRESS of a container there")
+    elif doubts := [doubt for one in rulings for doubt in one.doubts if " flannelpy" not in doubt]:
+        yield Finding("incoming", WARNING, f"{what} may be dropped by {doubts[0]}", let_in(rules, doubts[0], chosen, number))
     else:
         yield Finding("incoming", OK, f"{what} is let in")
 
