@@ -11,6 +11,8 @@ RELEASE := $(VENV)/.release-tools-installed
 LOWEST  := $(VENV)/lowest
 LAB     := netns-lab/lab
 
+comma   := ,
+
 NAME    ?= fl
 HOSTS   ?= 3
 BACKEND ?= vxlan
@@ -30,6 +32,10 @@ NEEDED  := ip:iproute2 ping:iputils-ping nft:nftables tcpdump:tcpdump iperf3:ipe
 DOCKER_PACKAGES := docker.io containerd runc busybox-static
 CNI_PACKAGES    := containernetworking-plugins podman conmon crun libgpgme11 libassuan0 libsubid4 libyajl2 libseccomp2
 
+# In each file what the ones before it have not.
+COMPILE = $(PYTHON) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	--no-emit-package win-inet-pton --custom-compile-command 'make pins'
+
 # Of all that lies in dist/: sha256sum -c SHA256SUMS there.
 SUMS := cd dist && find . -type f ! -name SHA256SUMS -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' sha256sum >SHA256SUMS
 
@@ -39,7 +45,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn gallery chaos flood etcds flanneld prometheus fuzz dist deb image test-package test-image pins test-lowest clean
+.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn gallery chaos flood etcds cnis flanneld prometheus fuzz dist deb image test-package test-image pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -115,6 +121,15 @@ etcds: $(DEV) ## etcd 3.6 and 3.7 for the contract tests, built with Go 1.26 int
 
 prometheus: $(PROMETHEUS) ## fetch Prometheus, so that its tests run
 
+cnis: $(DEV) ## CNI plugins that know 1.1.0, and cnitool, for the tests that ask as a runtime of today does: built with Go into $(VENV)/cache
+	@into=$(CURDIR)/$(VENV)/cache/cni; [ -x $$into/cnitool ] && exit; \
+	work=$$(mktemp -d) && trap 'cd / && rm -rf '$$work EXIT && mkdir -p $$into && cd $$work && go mod init cnis \
+		&& go get -tool github.com/containernetworking/cni/cnitool@v1.3.1 \
+		&& for each in main/bridge main/loopback ipam/host-local meta/portmap; do \
+			go get -tool github.com/containernetworking/plugins/plugins/$$each@v1.10.0 \
+				&& go build -o $$into/$${each#*/} github.com/containernetworking/plugins/plugins/$$each || exit 1; \
+		done && go build -o $$into/cnitool github.com/containernetworking/cni/cnitool
+
 flanneld: $(DEV) ## real flanneld for the tests of mixed clusters, built with Go into $(VENV)/cache (some minutes)
 	@into=$(CURDIR)/$(VENV)/cache; [ -x $$into/flanneld ] && exit; \
 	work=$$(mktemp -d) && trap 'cd / && rm -rf '$$work EXIT && mkdir -p $$into && cd $$work && go mod init flanneld \
@@ -130,9 +145,9 @@ fuzz: $(DEV) ## any input at all, for MINUTES=10: leases, files, netlink, HTTP, 
 
 dist: $(DEV) $(RELEASE) ## wheel and source archive in dist/, what a release installs (hashes), its SBOM, SHA256SUMS
 	$(PYTHON) -m hatchling build -d dist
-	cp packaging/requirements.txt dist/requirements.txt
-	$(PYTHON) -W ignore::UserWarning -m cyclonedx_py requirements packaging/requirements.txt --pyproject pyproject.toml --output-reproducible \
-		--output-format JSON --output-file dist/flannelpy.cdx.json
+	cp packaging/requirements.txt packaging/requirements-kube.txt dist
+	cat packaging/requirements.txt packaging/requirements-kube.txt | $(PYTHON) -W ignore::UserWarning -m cyclonedx_py requirements - \
+		--pyproject pyproject.toml --output-reproducible --output-format JSON --output-file dist/flannelpy.cdx.json
 	$(SUMS)
 
 deb: $(DEV) $(RELEASE) ## Debian packages in dist/, for this machine's release and architecture; the same bytes for the same commit
@@ -143,16 +158,19 @@ image: deb ## an image of the packages in dist/, for docker load, podman load, c
 	@$(PYTHON) packaging/image/build.py --into dist
 	@$(SUMS)
 
-test-package: deb $(DEBIAN).made ## the packages on a bare Debian 12 that systemd boots: install, upgrade, remove, purge; and is it rebuilt the same
+test-package: deb $(DOCKER) $(DEBIAN).made $(DEBIAN)-hosts.made ## the packages on a bare Debian 12 that systemd boots: install, upgrade, remove, purge; and is it rebuilt the same
 	FLANNELPY_DEB=$$(ls -t $(CURDIR)/dist/flannelpy_*.deb | head -n 1) FLANNELPY_DEBIAN=$(CURDIR)/$(DEBIAN) \
-		$(PYTHON) -m pytest -q tests/package tests/lab/test_package.py
+		FLANNELPY_HOSTS=$(CURDIR)/$(DEBIAN)-hosts \
+		$(PYTHON) -m pytest -q tests/package tests/lab/test_package.py tests/lab/test_package_hosts.py tests/lab/test_package_firewalls.py
 
-test-image: image $(DOCKER) ## the image in Docker on two hosts of the lab: is all there that it loads, do containers meet
+test-image: image $(DOCKER) $(CNI) ## the image in Docker on two hosts of the lab: is all there that it loads, do containers meet
 	FLANNELPY_IMAGE=$$(ls -t $(CURDIR)/dist/flannelpy_*.oci.tar | head -n 1) $(PYTHON) -m pytest -q tests/package/test_image.py
 
-pins: $(DEV) $(RELEASE) ## pin what a release installs, with hashes: packaging/requirements.txt, as the registry has it today
-	$(PYTHON) -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-package win-inet-pton \
-		--custom-compile-command 'make pins' --output-file packaging/requirements.txt pyproject.toml
+pins: $(DEV) $(RELEASE) ## pin what a release installs, with hashes, as the registry has it today: packaging/requirements*.txt
+	$(COMPILE) --output-file packaging/requirements.txt pyproject.toml
+	$(COMPILE) --extra kube --constraint packaging/requirements.txt \
+		$$(sed -n 's/^\([^ =]*\)==.*/--no-emit-package \1/p' packaging/requirements.txt) \
+		--output-file packaging/requirements-kube.txt pyproject.toml
 
 test-lowest: $(DEV) $(RELEASE) ## the unit tests with the lowest versions that pyproject.toml allows
 	$(PYTHON) -m uv venv --quiet --clear --python $(PYTHON) $(LOWEST)
@@ -210,9 +228,17 @@ $(CNI): | $(DEV)
 $(VENV)/mmdebstrap/usr/bin/mmdebstrap: | $(DEV)
 	$(call unpack,$(VENV)/mmdebstrap,mmdebstrap,usr/bin/mmdebstrap)
 
-# What the package depends on and what boots, nothing else: what it forgets to depend on is not there.
-$(DEBIAN).made: packaging/debian/flannelpy/control packaging/debian/flannelpy-udp/control | $(VENV)/mmdebstrap/usr/bin/mmdebstrap
-	@echo "making a bare Debian 12 in $(DEBIAN) (half a minute)"; rm -rf $(DEBIAN); mkdir -p $(@D)
+# What the package depends on and what boots, nothing else: what it forgets to depend on is not there. $(1): what else.
+define bare
+	@echo "making a bare Debian 12 in $(basename $@) (half a minute)"; rm -rf $(basename $@); mkdir -p $(@D)
 	@needed=$$(sed -n 's/^Depends: //p' $^ | sed 's/([^)]*)//g; s/|[^,]*//g; s/ //g' | tr ',' '\n' | grep -v flannelpy | tr '\n' ',')systemd-sysv; \
-	$(VENV)/mmdebstrap/usr/bin/mmdebstrap --quiet --mode=root --variant=minbase --include=$$needed bookworm $(DEBIAN)
+	$(VENV)/mmdebstrap/usr/bin/mmdebstrap --quiet --mode=root --variant=minbase --include=$$needed$(1) bookworm $(basename $@)
 	@touch $@
+endef
+
+$(DEBIAN).made: $(wildcard packaging/debian/*/control) | $(VENV)/mmdebstrap/usr/bin/mmdebstrap
+	$(call bare)
+
+# With Docker, and the firewalls that Debian has; none of them starts by itself in a booted host.
+$(DEBIAN)-hosts.made: $(wildcard packaging/debian/*/control) | $(VENV)/mmdebstrap/usr/bin/mmdebstrap
+	$(call bare,$(comma)docker.io$(comma)ufw$(comma)firewalld$(comma)nftables)

@@ -39,6 +39,7 @@ from flannelpy.explain.status import Status
 from flannelpy.explain.wall_clock import wall_clock
 from flannelpy.kernel import Kernel
 from flannelpy.registry import Assigned, Registry
+from flannelpy.registry.kube.access import EXTRA
 from flannelpy.settings import Settings
 
 log = logging.getLogger("flannelpy")
@@ -66,7 +67,7 @@ def reach(settings: Settings) -> tuple[Registry, Assigned | None]:
         try:
             from flannelpy.registry.kube.registry import KubeRegistry
         except ModuleNotFoundError as error:
-            raise UsageError(f"--kube-subnet-mgr needs {error.name}: pip install 'flannelpy[kube]'") from None
+            raise UsageError(f"--kube-subnet-mgr needs {error.name}: {EXTRA}") from None
 
         nodes = KubeRegistry(settings.kube)
         return nodes, nodes

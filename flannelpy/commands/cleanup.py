@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from flannelpy.commands.conversation import with_registry
 from flannelpy.commands.leftovers import Known, Places
 from flannelpy.commands.litter import Piece
 from flannelpy.commands.located import located, told_by_defaults
-from flannelpy.commands.terminal import agree, say
+from flannelpy.commands.terminal import agreed, say
 from flannelpy.core.dialect import lines
 from flannelpy.core.errors import FlannelpyError, KernelError
 from flannelpy.core.foreign import LINE, printable
@@ -101,7 +100,7 @@ def cleanup(given: Given, wish: Wish) -> int:
     if wish.dry_run:
         click.echo(f"flannelpy: dry run: nothing was changed ({_how_many(found)})", err=True)
         return 0
-    if not wish.yes and not _agreed(found):
+    if not wish.yes and not agreed("Take all of this away?", _how_many(found)):
         return 1
     with ExitStack() as held:
         _hold(held, places)
@@ -207,15 +206,6 @@ def _hold(stack: ExitStack, places: Places) -> None:
     """Keep an agent from starting meanwhile. Raises FlannelpyError."""
     if not stack.enter_context(hold_lock(places.run_dir)):
         raise FlannelpyError(f"--run-dir {places.run_dir}: it cannot be locked; nothing was changed")
-
-
-def _agreed(found: Work) -> bool:
-    if sys.stdin is None or not sys.stdin.isatty():
-        raise FlannelpyError(f"{_how_many(found)}; nothing was changed (--yes does it)")
-    if agree("Take all of this away?"):
-        return True
-    click.echo("nothing was changed", err=True)
-    return False
 
 
 def _how_many(found: Work) -> str:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from flannelpy.core.errors import FlannelpyError, UsageError
 from flannelpy.options import Given
+from flannelpy.registry.kube.access import EXTRA, Access
 from flannelpy.settings import load_endpoint, load_kube
 
 if TYPE_CHECKING:
     from flannelpy.registry import Endpoint, Registry
-    from flannelpy.registry.kube.access import Access
 
 Answer = TypeVar("Answer")
 
@@ -26,7 +26,7 @@ def opened(endpoint: Endpoint, kube: Access | None) -> Registry:
     try:
         from flannelpy.registry.kube.registry import KubeRegistry
     except ModuleNotFoundError as error:
-        raise UsageError(f"--kube-subnet-mgr needs {error.name}: pip install 'flannelpy[kube]'") from None
+        raise UsageError(f"--kube-subnet-mgr needs {error.name}: {EXTRA}") from None
     return KubeRegistry(kube)
 
 

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from flannelpy.commands.conversation import config_key, with_registry
 from flannelpy.commands.doctor.page import WIDE, page
 from flannelpy.commands.doctor.run import diagnose
 from flannelpy.commands.located import told_by_defaults
-from flannelpy.commands.terminal import agree, named, say
+from flannelpy.commands.terminal import agreed, named, say
 from flannelpy.core.errors import ConfigError, ConflictError, FlannelpyError, UsageError
 from flannelpy.core.foreign import LINE, printable
 from flannelpy.core.uplink import HostFacts
@@ -47,6 +46,8 @@ OF_DOCKER = {"DOCKER_OPT_BIP": "", "DOCKER_OPT_MTU": "", "DOCKER_OPT_IPMASQ": ""
 BEARABLE = ("bridge", "docker", "cni", "file: --subnet-file")
 """Checks of ``doctor`` that do not stop a first start: they are about who comes after the agent."""
 LOOK_S = 0.5
+SYSTEMCTL_S = 60.0
+"""The unit has 10 s to stop (TimeoutStopSec=), and no other call waits for a service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +63,14 @@ class Wish:
 
 
 def systemctl(*words: str) -> tuple[int, str]:
-    """Its exit code, and what it said. Raises FlannelpyError where there is none."""
+    """Its exit code, and what it said. Raises FlannelpyError where there is none, or it has not ended in ``SYSTEMCTL_S``."""
     try:
-        done = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False, timeout=SYSTEMCTL_S)
     except FileNotFoundError:
         raise FlannelpyError("systemctl is not there: setup is for hosts with systemd; flannelpy --help has the options") from None
+    except subprocess.TimeoutExpired:
+        said = f"systemctl {' '.join(words)}: it has not ended within {SYSTEMCTL_S:g} s"
+        raise FlannelpyError(f"{said}: systemctl list-jobs shows what systemd waits for; then once more") from None
     return done.returncode, (done.stdout + done.stderr).strip()
 
 
@@ -134,7 +138,7 @@ def setup(given: Given, wish: Wish) -> int:
     if wish.dry_run:
         click.echo(f"flannelpy: dry run: nothing was changed ({len(steps)} things to do)", err=True)
         return 0
-    if steps and not wish.yes and not _agreed():
+    if steps and not wish.yes and not agreed("Do all of this?"):
         return 1
     for step in steps:
         step.do()
@@ -244,10 +248,10 @@ def file_steps(host: Host, options: Given) -> Iterator[Step]:
         say(f"note: {said}: flannelpy docker-opts --daemon-json, once the agent is ready")
     elif drop_in.text is None:
         yield Step(f"write {drop_in.path} (mode 0644)", lambda: _write(drop_in.path, wanted, 0o644))
-        yield Step("systemctl daemon-reload", lambda: _demand(host, "daemon-reload"))
+        yield Step("systemctl daemon-reload", lambda: demand(host, "daemon-reload"))
         say("note: Docker takes the subnet at its next start: systemctl restart docker (it stops its containers)")
     elif drop_in.text == wanted and host.systemctl("show", "--property=NeedDaemonReload", "--value", DOCKER)[1] == "yes":
-        yield Step("systemctl daemon-reload", lambda: _demand(host, "daemon-reload"))
+        yield Step("systemctl daemon-reload", lambda: demand(host, "daemon-reload"))
     elif drop_in.text != wanted:
         say(f"note: {drop_in.path} is another than flannelpy's; it stays")
 
@@ -265,12 +269,12 @@ def _write(path: Path, text: str, mode: int) -> None:
 def service_steps(host: Host, *, changed: bool) -> Iterator[Step]:
     """Enabled, and started; one that runs is started anew where its options are ``changed``, or newer than it."""
     if host.systemctl("is-enabled", UNIT)[1] != "enabled":
-        yield Step(f"systemctl enable {UNIT}", lambda: _demand(host, "enable", UNIT))
+        yield Step(f"systemctl enable {UNIT}", lambda: demand(host, "enable", UNIT))
     stands = host.active() in ("inactive", "failed", "unknown")
     if stands or changed or newer(host):
         verb = "start" if stands else "restart"
         # Not waited for by systemctl: ready may be a matter of minutes, and is shown as it comes.
-        yield Step(f"systemctl {verb} {UNIT}", lambda: _demand(host, "--no-block", verb, UNIT))
+        yield Step(f"systemctl {verb} {UNIT}", lambda: demand(host, "--no-block", verb, UNIT))
 
 
 def newer(host: Host) -> bool:
@@ -284,19 +288,11 @@ def newer(host: Host) -> bool:
         return False
 
 
-def _demand(host: Host, *words: str) -> None:
+def demand(host: Host, *words: str) -> None:
+    """Have systemctl do it. Raises FlannelpyError with the last line of what it said where it fails."""
     code, said = host.systemctl(*words)
     if code:
         raise FlannelpyError(f"systemctl {' '.join(words)}: {said.splitlines()[-1] if said else f'exit code {code}'}")
-
-
-def _agreed() -> bool:
-    if sys.stdin is None or not sys.stdin.isatty():
-        raise FlannelpyError("nobody is there to be asked; nothing was changed (--yes does it)")
-    if agree("Do all of this?"):
-        return True
-    click.echo("nothing was changed", err=True)
-    return False
 
 
 # ----------------------------------------------------------------------------------------------------------------- the wait

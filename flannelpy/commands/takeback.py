@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
+import shlex
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -11,14 +12,17 @@ from dataclasses import replace
 import click
 
 from flannelpy.commands import cleanup
-from flannelpy.commands.setup import DROP_IN, UNIT, Host, Step, unit_there
-from flannelpy.commands.terminal import agree, say
+from flannelpy.commands.setup import DROP_IN, SYSTEMCTL_S, UNIT, Host, Step, demand, unit_there
+from flannelpy.commands.terminal import agreed, say
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.host import service
 from flannelpy.host.files import directory, write_file
 from flannelpy.host.service import TextFile
 from flannelpy.host.shipped import DOCKER_DROP_IN, shipped
 from flannelpy.options import Given
+
+MARK = "flannelpy_docker"
+"""The comment of the drop-in's rule; no agent's table has such a name."""
 
 
 def take_back(given: Given, wish: cleanup.Wish) -> int:
@@ -35,7 +39,7 @@ def take_back(given: Given, wish: cleanup.Wish) -> int:
     if wish.dry_run and first:
         click.echo("flannelpy: dry run: nothing was changed; what the agent has made is listed once it is stopped", err=True)
         return 0
-    if (first or last) and not wish.dry_run and not wish.yes and not _agreed():
+    if (first or last) and not wish.dry_run and not wish.yes and not agreed("Take all of this away?"):
         return 1
     if wish.dry_run:
         return cleanup.cleanup(given, replace(wish, state=True))
@@ -55,13 +59,7 @@ def service_steps(host: Host) -> Iterator[Step]:
         return
     enabled, active = host.systemctl("is-enabled", UNIT)[1] == "enabled", host.active() not in ("inactive", "failed", "unknown")
     if enabled or active:
-
-        def stop() -> None:
-            code, said = host.systemctl("disable", "--now", UNIT)
-            if code:
-                raise FlannelpyError(f"systemctl disable --now {UNIT}: {said.splitlines()[-1] if said else code}")
-
-        yield Step(f"systemctl disable --now {UNIT}", stop)
+        yield Step(f"systemctl disable --now {UNIT}", lambda: demand(host, "disable", "--now", UNIT))
 
 
 def file_steps(host: Host) -> Iterator[Step]:
@@ -80,9 +78,21 @@ def file_steps(host: Host) -> Iterator[Step]:
             _remove(drop_in)
             with suppress(OSError):
                 drop_in.path.parent.rmdir()
+            _drop_rules()
             host.systemctl("daemon-reload")
+            say("note: docker0 keeps its address until daemon.json has another as bip (172.17.0.1/16 is Docker's own)")
 
         yield Step(f"rm {drop_in.path}", gone)
+
+
+def _drop_rules() -> None:
+    """What the drop-in has put into Docker's chain, by its mark. No iptables, or no such chain, is no failure."""
+    with suppress(OSError, subprocess.SubprocessError):
+        listed = subprocess.run(["iptables", "-S", "DOCKER-USER"], capture_output=True, text=True, check=True, timeout=SYSTEMCTL_S)
+        for line in listed.stdout.splitlines():
+            if f" --comment {MARK} " in line:
+                words = ["iptables", "-w", *shlex.split(line.replace("-A", "-D", 1))]
+                subprocess.run(words, capture_output=True, check=True, timeout=SYSTEMCTL_S)
 
 
 def _write(file: TextFile, text: str) -> None:
@@ -92,12 +102,3 @@ def _write(file: TextFile, text: str) -> None:
 def _remove(file: TextFile) -> None:
     with suppress(FileNotFoundError), directory(file.path.parent) as parent:
         os.unlink(file.path.name, dir_fd=parent)
-
-
-def _agreed() -> bool:
-    if sys.stdin is None or not sys.stdin.isatty():
-        raise FlannelpyError("nobody is there to be asked; nothing was changed (--yes does it)")
-    if agree("Take all of this away?"):
-        return True
-    click.echo("nothing was changed", err=True)
-    return False

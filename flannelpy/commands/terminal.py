@@ -39,6 +39,16 @@ def agree(question: str) -> bool:
     return click.confirm(question, default=False, err=True)
 
 
+def agreed(question: str, nobody: str = "nobody is there to be asked") -> bool:
+    """The answer; a no is said on stderr. Raises FlannelpyError, which begins with ``nobody``, where there is no terminal."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise FlannelpyError(f"{nobody}; nothing was changed (--yes does it)")
+    if agree(question):
+        return True
+    click.echo("nothing was changed", err=True)
+    return False
+
+
 def show(*shown: RenderableType, wide: int) -> None:
     """Print tables, as wide as the terminal or COLUMNS is."""
     click.echo(rendered(*shown, wide=wide))

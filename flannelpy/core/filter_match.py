@@ -176,6 +176,8 @@ def _bits(data: bytes, offset: int, length: int) -> Parts | None:
 
 
 def _state(ct: Any, right: Any, op: Any, packet: Packet) -> Truth:
+    if isinstance(ct, dict) and ct.get("key") == "status" and right in ("dnat", "snat"):
+        return bool(op == "!=")  # nobody translates what hosts of an overlay send each other
     if not isinstance(ct, dict) or ct.get("key") != "state":
         return None
     listed = right.get("set", right) if isinstance(right, dict) else right

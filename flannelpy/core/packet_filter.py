@@ -106,6 +106,17 @@ def judge(rules: Ruleset, hook: Hook, packet: Packet) -> Ruling:
     return Ruling(doubts=tuple(dict.fromkeys(walk.doubts)))
 
 
+def let_in(rules: Ruleset, dropped: str, interface: str, port: int) -> str:
+    """How whoever has made the rule that a ruling names would open a UDP port, for good; ``dropped`` is the ruling's."""
+    if dropped.endswith(" firewalld") or " firewalld " in dropped:
+        return f"firewall-cmd --permanent --add-port={port}/udp && firewall-cmd --reload (the zone that {interface} is in)"
+    if any(name.startswith("ufw") for _family, _table, name in rules.chains):
+        return f"ufw allow in on {interface} to any port {port} proto udp"
+    if " filter" in dropped:
+        return f"iptables -I INPUT -i {interface} -p udp --dport {port} -j ACCEPT, and where your rules are kept"
+    return f"let it in there: iifname {interface} udp dport {port} accept"
+
+
 class _Walk:
     """``perhaps``: a rule before that may have accepted the packet, in words; ``doubts``: those that may have dropped it."""
 
@@ -137,7 +148,7 @@ class _Walk:
         """What a rule would do that may hold or not."""
         if outcome == "drop":
             self.doubts.append(_said(rule))
-        elif outcome == "accept":
+        elif outcome in ("accept", "return"):  # what comes behind a return may never be asked
             self.perhaps = self.perhaps or _said(rule)
 
     def _follow(self, rule: Rule, verdict: str, target: str, depth: int) -> tuple[str, Rule | None]:
@@ -163,6 +174,8 @@ class _Walk:
             case {"xt": {"type": "match", "name": "conntrack" | "state"}}:
                 # What is asked of it nft does not tell in JSON. Nearly always: of connections that stand.
                 return True if self._packet.states == {"established"} else False if self._packet.states == {"new"} else None
+            case {"xt": {"type": "match", "name": "addrtype"}} if _for_us(self._packet):
+                return True  # nearly always it is asked for LOCAL, as ufw does
             case {"xt": {"type": "match"}} | {"xt": None}:
                 return None
         return None if any(name in MATCHING for name in part) else True
@@ -200,6 +213,11 @@ class _Walk:
 
     def _sets(self, rule: Rule) -> Mapping[str, Sequence[Any]]:
         return self._rules.sets.get(rule.place[:2], {})
+
+
+def _for_us(packet: Packet) -> bool:
+    """What comes to a port of this host, and is not forwarded."""
+    return bool(packet.arrives and packet.port and not packet.leaves)
 
 
 def _table(place: Place) -> str:

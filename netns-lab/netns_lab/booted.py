@@ -36,6 +36,10 @@ _ENVIRONMENT = {
     "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network",  # /proc/sys/net is the namespace's own
     "UNIFIED_CGROUP_HIERARCHY": "1",
 }
+CONFINED = ("--capability=CAP_NET_ADMIN,CAP_BPF", "--system-call-filter=bpf")
+"""What a host may whose units make no containers. Device rules of units are programs (Documentation/admin-guide/cgroup-v2.rst)."""
+CONTAINERS = ("--capability=all", "--system-call-filter=@keyring bpf")
+"""And one that runs Docker."""
 HOMES = (Path("/root"), Path("/home"))
 """What ProtectHome= hides."""
 
@@ -81,6 +85,11 @@ class Booted:
             raise TimedOutError(f"{self.name}: {' '.join(words)} did not end in {timeout_s:g} s and was killed")
         return outcome
 
+    async def power_off(self, within_s: float = 60.0) -> None:
+        """As its power button does it; what it has written stays. Raises TimedOutError."""
+        os.kill(self.pid, signal.SIGRTMIN + 4)  # systemd(1)
+        await self._process.wait(within_s)
+
     async def show(self, unit: str, *properties: str) -> dict[str, str]:
         """Properties of a unit as ``systemctl show`` prints them."""
         text = await self.exec("systemctl", "show", unit, *(f"--property={name}" for name in properties))
@@ -93,16 +102,25 @@ class Booted:
         return [json.loads(line) for line in text.splitlines()]
 
 
-async def boot(namespace: Namespace, ledger: Ledger, directory: Path, files: Mapping[str, str], base: Path = Path("/")) -> Booted:
+async def boot(
+    namespace: Namespace,
+    ledger: Ledger,
+    directory: Path,
+    files: Mapping[str, str],
+    base: Path = Path("/"),
+    powers: Sequence[str] = CONFINED,
+) -> Booted:
     """Boot a systemd in ``namespace``; it takes half a second. Raises LabError, TimedOutError with the end of its console.
 
     ``files``: text by path, there before it boots; what begins with ``#!`` may be executed. All else goes into ``directory``.
-    ``base``: the root that it has a copy of.
+    ``base``: the root that it has a copy of. One that has been powered off boots with what it has written, and without ``files``.
     """
     version2 = _cgroup2()
     if version2 is None or missing():
         raise LabError(f"{namespace.name} cannot be booted: {missing()}")
-    root = _lay_root(ledger, directory / "booted", files, base)
+    root = directory / "booted/root"
+    if not root.is_mount():
+        _lay_root(ledger, directory / "booted", files, base)
     cgroup = version2 / f"netns-lab-{namespace.name}"
     for hierarchy in hierarchies():  # systemd-nspawn makes it in more than the one it is told
         ledger.note_folder(hierarchy / cgroup.name)
@@ -118,8 +136,7 @@ async def boot(namespace: Namespace, ledger: Ledger, directory: Path, files: Map
             f"--directory={root}",
             f"--network-namespace-path={namespace.path}",
             *([f"--bind-ro={TREE}:{INSTALLED}"] if base == Path("/") else []),
-            "--capability=CAP_NET_ADMIN,CAP_BPF",
-            "--system-call-filter=bpf",  # the device rules of units are programs (Documentation/admin-guide/cgroup-v2.rst)
+            *powers,
         ]
         process = _launch(f"systemd-nspawn {namespace.name}", words, cgroup, ledger, console, os.fspath(notify.path))
         pid = await _first_process(process, notify)
@@ -130,7 +147,7 @@ async def boot(namespace: Namespace, ledger: Ledger, directory: Path, files: Map
     return Booted(namespace.name, process, pid)
 
 
-def _lay_root(ledger: Ledger, place: Path, files: Mapping[str, str], base: Path) -> Path:
+def _lay_root(ledger: Ledger, place: Path, files: Mapping[str, str], base: Path) -> None:
     """The overlay: nothing of this machine's own units and journals shows in it."""
     place.mkdir()
     ledger.note_mount(place)
@@ -151,7 +168,6 @@ def _lay_root(ledger: Ledger, place: Path, files: Mapping[str, str], base: Path)
         path.unlink(missing_ok=True)
         path.write_text(text)
         path.chmod(0o755 if text.startswith("#!") else 0o644)
-    return root
 
 
 def _mount(what: str, where: Path, kind: str, options: str) -> None:

@@ -125,25 +125,14 @@ class Docker:
     async def load_image(self) -> None:
         """Make the image of all containers: a busybox."""
         tar = self.directory / "image.tar"
-        with tarfile.open(tar, "w") as archive:
-            archive.add(_BUSYBOX, "bin/busybox")
-            for command in _COMMANDS:
-                link = tarfile.TarInfo(f"bin/{command}")
-                link.type, link.linkname = tarfile.SYMTYPE, "busybox"
-                archive.addfile(link)
+        write_image(tar)
         await self.do("import", str(tar), IMAGE)
 
     async def run(self, name: str) -> Container:
         """Start a container that waits. From now on it is one of the host's, and ``lab.ping(name, ...)`` knows it."""
         # The kernel spares the first process of a container a SIGTERM that it does not handle: a stop would take ten seconds.
         await self.do("run", "-d", "--name", name, "--stop-signal=KILL", IMAGE, "sleep", "1000")
-        network = json.loads(await self.do("inspect", name))[0]["NetworkSettings"]
-        namespace = Namespace(f"{self._ledger.name}-{name}", self._ledger)
-        await namespace.bind(Path(f"/proc/{self._pid}/root") / "run/docker/netns" / Path(network["SandboxKey"]).name)
-        number = int(IPAddress(network["IPAddress"])) - int(IPNetwork(self.host.subnet_env()["FLANNEL_SUBNET"]).ip)
-        container = Container(ContainerPlan(name, self.host.name, number), namespace, self.host)
-        self.host.containers += (container,)
-        return container
+        return await adopt(self.host, self._ledger, Path(f"/proc/{self._pid}/root"), name, await self.do("inspect", name))
 
     @property
     def _running(self) -> Process:
@@ -156,6 +145,27 @@ class Docker:
         """dockerd's own: it is the one child of unshare."""
         pid = self._running.pid
         return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+
+
+def write_image(tar: Path) -> None:
+    """What ``docker import`` takes: a busybox."""
+    with tarfile.open(tar, "w") as archive:
+        archive.add(_BUSYBOX, "bin/busybox")
+        for command in _COMMANDS:
+            link = tarfile.TarInfo(f"bin/{command}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            archive.addfile(link)
+
+
+async def adopt(host: Host, ledger: Ledger, root: Path, name: str, inspected: str) -> Container:
+    """Make a container of a Docker on ``host`` one of the lab's. ``root`` is what dockerd sees as /; ``inspected``: JSON."""
+    network = json.loads(inspected)[0]["NetworkSettings"]
+    namespace = Namespace(f"{ledger.name}-{name}", ledger)
+    await namespace.bind(root / "run/docker/netns" / Path(network["SandboxKey"]).name)
+    number = int(IPAddress(network["IPAddress"])) - int(IPNetwork(host.subnet_env()["FLANNEL_SUBNET"]).ip)
+    container = Container(ContainerPlan(name, host.name, number), namespace, host)
+    host.containers += (container,)
+    return container
 
 
 def hierarchies() -> list[Path]:

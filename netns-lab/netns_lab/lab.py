@@ -26,7 +26,7 @@ from netns_lab import capture as captures
 from netns_lab import pinging as pings
 from netns_lab import rough as roughs
 from netns_lab.agent import READY_WITHIN_S
-from netns_lab.booted import Booted, boot, flannelpy_files
+from netns_lab.booted import CONFINED, Booted, boot, flannelpy_files
 from netns_lab.docker import Docker
 from netns_lab.errors import LabError, TimedOutError
 from netns_lab.etcd import Etcd, EtcdFailedError, Tls
@@ -234,11 +234,17 @@ class Lab:
         host.subnet_file.symlink_to(booted.root / "run/flannel/subnet.env")
         return booted
 
-    async def boot(self, which: int | str, root: Path, files: Mapping[str, str] | None = None) -> Booted:
-        """Boot a systemd on a host from a copy of ``root``, another Debian, with these files in it. Raises LabError."""
+    async def boot(
+        self, which: int | str, root: Path, files: Mapping[str, str] | None = None, powers: Sequence[str] = CONFINED
+    ) -> Booted:
+        """Boot a systemd on a host from a copy of ``root``, another Debian, with these files in it, or boot it again.
+
+        Raises LabError.
+        """
         host = self.host(which)
-        booted = await boot(host.namespace, self._ledger, host.directory, files or {}, root)
+        booted = await boot(host.namespace, self._ledger, host.directory, files or {}, root, powers)
         await booted.exec("chmod", "666", "/dev/net/tun")
+        host.subnet_file.unlink(missing_ok=True)
         host.subnet_file.symlink_to(booted.root / "run/flannel/subnet.env")
         return booted
 

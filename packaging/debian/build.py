@@ -1,8 +1,8 @@
 """How are the Debian packages made? ``build.py --into dist``: trees are laid in a temporary directory and packed by dpkg-deb.
 
-``flannelpy`` and, with numpy, ``flannelpy-udp``: what each is made of is in the directory of its name. What comes out is the same,
-byte for byte, for the same commit on the same release of Debian: times are the commit's (SOURCE_DATE_EPOCH), owners are root, and
-pip takes what ``packaging/requirements.txt`` pins by hash. deb(5), dpkg-deb(1).
+``flannelpy``, with numpy ``flannelpy-udp``, with lightkube ``flannelpy-kube``: what each is made of is in the folder of its name.
+What comes out is the same, byte for byte, for the same commit on the same release of Debian: times are the commit's
+(SOURCE_DATE_EPOCH), owners are root, and pip takes what ``packaging/requirements*.txt`` pin by hash. deb(5), dpkg-deb(1).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import documents
@@ -58,19 +59,22 @@ def build(into: Path, revision: str) -> list[Path]:
     version = f"{project_version()}-{revision}"
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="flannelpy-deb-") as work:
-        root, udp = Path(work, "flannelpy"), Path(work, "flannelpy-udp")
-        wheels.install(TREE, root / PRIVATE)
+        root, udp, kube = (Path(work, name) for name in ("flannelpy", "flannelpy-udp", "flannelpy-kube"))
+        wheels.install(TREE / "packaging/requirements.txt", root / PRIVATE, TREE)
+        wheels.install(TREE / "packaging/requirements-kube.txt", kube / PRIVATE)
         for name, (source, mode) in FILES.items():
             copy(source, root / name, mode)
-        documents.write(root, TREE, version, epoch)
-        wheels.prune(root / PRIVATE)
+        documents.write(root, (root / PRIVATE, kube / PRIVATE), TREE, version, epoch)
+        for each in (root, kube):
+            wheels.prune(each / PRIVATE)
         (udp / PRIVATE).mkdir(parents=True)
         for pattern in UDP:
             for path in (root / PRIVATE).glob(pattern):
                 path.rename(udp / PRIVATE / path.name)
-        (udp / "usr/share/doc").mkdir(parents=True)
-        (udp / "usr/share/doc/flannelpy-udp").symlink_to("flannelpy")
-        return [pack(each, version, epoch, into) for each in (root, udp)]
+        for each in (udp, kube):
+            (each / "usr/share/doc").mkdir(parents=True)
+            (each / "usr/share/doc" / each.name).symlink_to("flannelpy")
+        return [pack(each, version, epoch, into) for each in (root, udp, kube)]
 
 
 def copy(source: Path, target: Path, mode: int) -> None:
@@ -119,18 +123,24 @@ def control(root: Path, version: str, architecture: str) -> None:
         "SIZE": str(sum(-(-path.stat().st_size // 1024) for path in files) + sum(not path.is_file() for path in root.rglob("*"))),
         "PYTHON": f"{major}.{minor}",
         "NEXT_PYTHON": f"{major}.{minor + 1}",
+        "DROP_IN": hashlib.sha256((SYSTEMD / "docker-flannelpy.conf").read_bytes()).hexdigest(),
     }
-    text = re.sub(r"@(\w+)@", lambda found: values[found[1]], (source / "control").read_text())
     debian = root / "DEBIAN"
     debian.mkdir()
-    (debian / "control").write_text(text)
+    fill(source / "control", debian / "control", values)
     conffiles = (source / "conffiles").read_text().split() if (source / "conffiles").exists() else []
     names = ((path, path.relative_to(root)) for path in files)
     sums = [f"{hashlib.md5(path.read_bytes()).hexdigest()}  {name}\n" for path, name in names if f"/{name}" not in conffiles]
     (debian / "md5sums").write_text("".join(sums))
     for name, mode in SCRIPTS.items():
         if (source / name).exists():
-            copy(source / name, debian / name, mode)
+            fill(source / name, debian / name, values, mode)
+
+
+def fill(source: Path, target: Path, values: Mapping[str, str], mode: int = 0o644) -> None:
+    """A file with the values of its ``@NAME@``."""
+    target.write_text(re.sub(r"@(\w+)@", lambda found: values[found[1]], source.read_text()))
+    target.chmod(mode)
 
 
 def settle(root: Path, epoch: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import re
+from collections.abc import Iterable
 from email.utils import formatdate
 from importlib.metadata import Distribution
 from pathlib import Path
@@ -20,10 +21,8 @@ COMPLETIONS = {
     "zsh": "usr/share/zsh/vendor-completions/_flannelpy",
     "fish": "usr/share/fish/vendor_completions.d/flannelpy.fish",
 }
-MAINTAINER = (
-    f"{os.environ.get('DEBFULLNAME', 'flannelpy maintainers')} <{os.environ.get('DEBEMAIL', 'maintainers@flannelpy.invalid')}>"
-)
-"""Whoever builds it answers for it, and says so by debchange(1)'s variables; the address is one that nobody has else."""
+MAINTAINER = f"{os.environ.get('DEBFULLNAME', 'unofficial build')} <{os.environ.get('DEBEMAIL', 'nobody@flannelpy.invalid')}>"
+"""Whoever builds it answers for it, and says so by debchange(1)'s variables. Else nobody does, and no mail arrives (RFC 2606)."""
 
 COMMON = {
     "Apache-2.0": r"[ \t]*Apache License\s+Version 2\.0, January 2004.*?any\s+such\s+warranty\s+or\s+additional\s+liability\."
@@ -34,8 +33,8 @@ COMMON = {
 """Texts that every Debian has in /usr/share/common-licenses, from their first words to their last."""
 
 
-def write(root: Path, tree: Path, version: str, epoch: int) -> None:
-    """All of it, below ``root``; dated ``epoch``, in seconds since 1970."""
+def write(root: Path, privates: Iterable[Path], tree: Path, version: str, epoch: int) -> None:
+    """All of it, below ``root``; dated ``epoch``, in seconds since 1970. ``privates``: where the wheels of all packages are."""
     man_pages(root / "usr/share/man/man1", version, epoch)
     completions(root)
     doc = root / "usr/share/doc/flannelpy"
@@ -43,7 +42,7 @@ def write(root: Path, tree: Path, version: str, epoch: int) -> None:
     compress(doc / "changelog.gz", (tree / "CHANGELOG.md").read_text())
     entry = f"flannelpy ({version}) unstable; urgency=medium\n\n  * What is new: /usr/share/doc/flannelpy/changelog.gz.\n\n"
     compress(doc / "changelog.Debian.gz", f"{entry} -- {MAINTAINER}  {formatdate(epoch)}\n")
-    (doc / "copyright").write_text(copyright_text(root / "usr/lib/flannelpy", tree))
+    (doc / "copyright").write_text(copyright_text(privates, tree))
 
 
 def man_pages(into: Path, version: str, epoch: int) -> None:
@@ -69,10 +68,10 @@ def compress(path: Path, text: str) -> None:
     path.write_bytes(gzip.compress(text.encode(), compresslevel=9, mtime=0))
 
 
-def copyright_text(private: Path, tree: Path) -> str:
-    """The project's licence and those of all that is in the package, each with its own text."""
+def copyright_text(privates: Iterable[Path], tree: Path) -> str:
+    """The project's licence and those of all that is in the packages, each with its own text."""
     parts = [f"flannelpy\n\n{shortened((tree / 'LICENSE').read_text())}"]
-    for info in sorted(private.glob("*.dist-info")):
+    for info in sorted((path for private in privates for path in private.glob("*.dist-info")), key=lambda path: path.name):
         about = Distribution.at(info).metadata
         if about["Name"] == "flannelpy":
             continue

@@ -19,14 +19,14 @@ LICENCES = ("licenses", "LICENSE", "LICENSE.txt", "LICENSE.rst", "AUTHORS", "AUT
 """Their texts are in /usr/share/doc/flannelpy/copyright."""
 
 
-def install(tree: Path, into: Path) -> None:
+def install(requirements: Path, into: Path, project: Path | None = None) -> None:
     """What is pinned, by hash, then the project itself. Raises CalledProcessError; pip says why on stderr."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps", "--target", os.fspath(into)]
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
     # etcd3 has no wheel.
     wheels = ["--only-binary=:all:", "--no-binary=etcd3"]
-    pinned = ["--require-hashes", *wheels, "-r", os.fspath(tree / "packaging" / "requirements.txt")]
-    for more in (pinned, ["--no-build-isolation", os.fspath(tree)]):
+    pinned = ["--require-hashes", *wheels, "-r", os.fspath(requirements)]
+    for more in (pinned, *([["--no-build-isolation", os.fspath(project)]] if project else [])):
         subprocess.run([*pip, *more], check=True, env=environment, stdout=subprocess.DEVNULL)
         shutil.rmtree(into / "bin", ignore_errors=True)  # of each the same programs; ours is another
 

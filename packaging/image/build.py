@@ -43,7 +43,7 @@ def main() -> None:
 def build(into: Path, cache: Path) -> Path:
     """Make the image; its path. Raises FileNotFoundError without packages, CalledProcessError where a tool fails."""
     os.umask(0o022)
-    packages = [newest(into, each) for each in (NAME, f"{NAME}-udp")]
+    packages = [newest(into, each) for each in (NAME, f"{NAME}-udp", f"{NAME}-kube")]
     fields = [field(packages[0], each) for each in ("Version", "Architecture")]
     version, architecture = fields[0].rpartition("-")[0], fields[1]
     epoch = commit_time()

@@ -19,6 +19,8 @@ from netns_lab.lab import PROGRAM, Lab
 
 DEBIANS = Path(sys.prefix) / "cni/usr/lib/cni"
 """Where ``make setup`` unpacks containernetworking-plugins."""
+TODAYS = Path(sys.prefix) / "cache/cni"
+"""Where ``make cnis`` builds those that know CNI 1.1.0, and cnitool, which asks as runtimes do."""
 NETWORK = "10-flannel.conflist"
 DEVICE = "net1"
 
@@ -33,8 +35,9 @@ udp = pytest.mark.topology(hosts=2, bridge="unused", backend="udp")
 class Runtime:
     """What a container runtime does on a host (CNI specification, section 3), with all files below the host's directory."""
 
-    def __init__(self, host: Host, version: str) -> None:
+    def __init__(self, host: Host, version: str, plugins: Path = DEBIANS) -> None:
         self.host = host
+        self.plugins = plugins
         self.bin, self.conf, self.data = (host.directory / name for name in ("cni-bin", "cni-conf", "cni-data"))
         self.version = version
         self.results: dict[str, Any] = {}
@@ -49,12 +52,15 @@ class Runtime:
         network["cniVersion"] = self.version
         (self.conf / NETWORK).write_text(json.dumps(network))
 
-    async def ask(self, command: str, container: Container) -> str:
-        """Each plugin of the network in turn, at DEL the last first; what the last said. Fails with what one that failed said."""
+    async def ask(self, command: str, container: Container, **more: object) -> str:
+        """Each plugin of the network in turn, at DEL the last first; what the last said. Fails with what one that failed said.
+
+        ``more`` is in each plugin's configuration.
+        """
         network = json.loads((self.conf / NETWORK).read_text())
         plugins, previous, said = network["plugins"], self.results.get(container.name), ""
         for plugin in plugins if command != "DEL" else plugins[::-1]:
-            given = {**plugin, "name": network["name"], "cniVersion": network["cniVersion"]}
+            given = {**plugin, "name": network["name"], "cniVersion": network["cniVersion"], **more}
             if given.pop("capabilities", {}).get("portMappings") and self.ports:
                 given["runtimeConfig"] = {"portMappings": self.ports}
             if previous is not None:
@@ -65,8 +71,8 @@ class Runtime:
                 f"CNI_CONTAINERID={container.name}-0123abcd",
                 f"CNI_NETNS={container.namespace.path}",
                 f"CNI_IFNAME={DEVICE}",
-                f"CNI_PATH={self.bin}:{DEBIANS}",
-                str((self.bin if plugin["type"] == "flannel" else DEBIANS) / plugin["type"]),
+                f"CNI_PATH={self.bin}:{self.plugins}",
+                str((self.bin if plugin["type"] == "flannel" else self.plugins) / plugin["type"]),
                 stdin=json.dumps(given),
             )
             assert answer.code == 0, (plugin["type"], command, answer)
@@ -174,3 +180,59 @@ async def test_without_a_subnet_there_is_one_error(lab: Lab) -> None:
     with pytest.raises(AssertionError, match=r"subnet\.env: no such file or directory"):
         await runtime.ask("ADD", runtime.host.containers[0])
     assert await runtime.ask("DEL", runtime.host.containers[0]) == ""
+
+
+# ------------------------------------------------------------------------------------- as a runtime of today asks: CNI 1.1.0
+
+today = pytest.mark.skipif(not (TODAYS / "cnitool").exists(), reason=f"{TODAYS}/cnitool not there; make cnis builds it")
+
+
+async def cnitool(runtime: Runtime, command: str, container: Container) -> tuple[int, str]:
+    """Its exit code, and all that it has said."""
+    where = (f"CNI_PATH={runtime.bin}:{runtime.plugins}", f"NETCONFPATH={runtime.conf}", f"CNI_IFNAME={DEVICE}")
+    cache = f"{runtime.host.directory}/cni-cache"
+    words = ("env", *where, f"CNI_CACHE_DIR={cache}", str(TODAYS / "cnitool"), command, "cbr0", str(container.namespace.path))
+    outcome = await runtime.host.attempt(*words)
+    return outcome.code, outcome.stdout + outcome.stderr
+
+
+@today
+@vxlan
+async def test_the_network_is_ready_when_the_agent_is_and_containers_are_checked(lab: Lab) -> None:
+    one, two = (Runtime(host, "1.1.0", TODAYS) for host in lab.hosts)
+    p1, p2 = one.host.containers[0], two.host.containers[0]
+    await asyncio.gather(one.install(), two.install())
+    code, said = await cnitool(one, "status", p1)
+    assert (code, "no such file or directory" in said) == (1, True), said
+    await lab.start_agents()
+    assert await cnitool(one, "status", p1) == (0, "")
+
+    code, said = await cnitool(one, "add", p1)
+    assert code == 0, said
+    one.results[p1.name] = json.loads(said)
+    assert (await cnitool(two, "add", p2))[0] == 0
+    assert await cnitool(one, "check", p1) == (0, "")
+    assert await pings(p2, one.address(p1))
+    assert await cnitool(one, "del", p1) == (0, "")
+    assert not await pings(p2, one.address(p1))
+
+
+@today
+@pytest.mark.topology(hosts=1, containers=2, bridge="unused")
+async def test_what_a_runtime_has_forgotten_is_collected(lab: Lab) -> None:
+    await lab.start_agents()
+    one = Runtime(lab.host(1), "1.1.0", TODAYS)
+    await one.install()
+    kept, lost = one.host.containers
+    for container in (kept, lost):
+        await one.ask("ADD", container)
+    files = {path.name for path in one.data.iterdir() if path.is_file()}
+    assert files == {f"{kept.name}-0123abcd", f"{lost.name}-0123abcd"}
+    taken = one.data / "ipam/cbr0"
+    assert (taken / str(one.address(lost).ip)).exists()
+
+    await one.ask("GC", kept, **{"cni.dev/valid-attachments": [{"containerID": f"{kept.name}-0123abcd", "ifname": DEVICE}]})
+    assert {path.name for path in one.data.iterdir() if path.is_file()} == {f"{kept.name}-0123abcd"}
+    assert (taken / str(one.address(kept).ip)).exists()
+    assert await one.ask("DEL", kept) == ""
+    assert await one.ask("DEL", lost) == "", "a runtime that comes back to it is told that all is done"

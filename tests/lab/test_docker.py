@@ -139,7 +139,7 @@ async def test_containers_of_two_hosts_meet(lab: Lab, dockers: tuple[Docker, ...
     assert not (await lab.ping("d2", "d1", wait_s=0.3)).ok
     for docker in (*dockers, *dockers):  # at each start of Docker, and the rule is there once
         await admit(docker)
-    rule = "-A DOCKER-USER -s 10.1.0.0/16 -d 10.1.0.0/16 ! -i docker0 -j ACCEPT"
+    rule = "-A DOCKER-USER -s 10.1.0.0/16 -d 10.1.0.0/16 ! -i docker0 -m comment --comment flannelpy_docker -j ACCEPT"
     assert await iptables(one, "-S", "DOCKER-USER") == ["-N DOCKER-USER", rule, "-A DOCKER-USER -j RETURN"]
     assert (await iptables(two, "-S", "DOCKER-USER")).count(rule) == 1
     async with lab.pcap("d2", "eth0", "icmp[icmptype]=icmp-echo") as capture:

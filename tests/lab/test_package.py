@@ -33,6 +33,7 @@ pytestmark = [
     pytest.mark.skipif(not (DEB and DEBIAN), reason="make test-package builds the package and a bare Debian, and runs these"),
     pytest.mark.skipif(bool(missing()), reason=missing()),
     pytest.mark.topology(hosts=2),
+    pytest.mark.timeout(400),
 ]
 
 
@@ -104,7 +105,7 @@ async def test_it_is_installed_without_a_network_and_waits_to_be_configured(bare
     assert "flannelpy" in await bare.exec("id", "flannelpy")
     assert await bare.exec("dpkg", "--verify", "flannelpy") == ""
     assert (await bare.attempt("test", "-e", "/etc/systemd/system/docker.service.d")).code != 0
-    compiled = await bare.exec("find", "/usr/lib/flannelpy/flannelpy", "-name", "cli*.pyc")
+    compiled = await bare.exec("find", "/usr/lib/flannelpy/flannelpy", "-name", "cli.*.pyc")
     assert compiled.strip().endswith("/usr/lib/flannelpy/flannelpy/__pycache__/cli.cpython-311.pyc")
 
 

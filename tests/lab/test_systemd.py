@@ -81,9 +81,11 @@ async def unnoticed(lab: Lab, act: Callable[[], Awaitable[object]], lost_at_most
     raise AssertionError(f"expected {lost_at_most} lost: {told}")
 
 
-async def under_pings(lab: Lab, act: Callable[[], Awaitable[object]]) -> tuple[Tally, float]:
+async def under_pings(
+    lab: Lab, act: Callable[[], Awaitable[object]], source: str = "c1", target: str = "c2"
+) -> tuple[Tally, float]:
     """How the pings fared, and how many a second were sent meanwhile; until answers come again."""
-    async with lab.pinging_steadily("c1", "c2", per_second=RATE) as pings:
+    async with lab.pinging_steadily(source, target, per_second=RATE) as pings:
 
         async def answers(more: int) -> None:
             before = (await pings.tally()).answered

@@ -65,9 +65,9 @@ def test_setup_finds_the_drop_in_that_it_writes(unpacked: Path) -> None:
     assert there.read_text() == (unpacked / "usr/share/doc/flannelpy/examples/docker-flannelpy.conf").read_text()
 
 
-def test_sums_of_all_packages_lie_beside_them(package: Path, udp_package: Path) -> None:
-    listed = dict(reversed(line.split("  ", 1)) for line in package.with_name("SHA256SUMS").read_text().splitlines())
-    for one in (package, udp_package):
+def test_sums_of_all_packages_lie_beside_them(packages: tuple[Path, ...]) -> None:
+    listed = dict(reversed(line.split("  ", 1)) for line in packages[0].with_name("SHA256SUMS").read_text().splitlines())
+    for one in packages:
         assert listed[one.name] == hashlib.sha256(one.read_bytes()).hexdigest()
 
 
@@ -76,8 +76,8 @@ def test_whoever_has_built_it_is_its_maintainer_in_all_places(each: Path, unpack
     assert f"\n -- {control(each)['Maintainer']}  " in changes
 
 
-def test_owners_are_root(package: Path, udp_package: Path) -> None:
-    for one in (package, udp_package):
+def test_owners_are_root(packages: tuple[Path, ...]) -> None:
+    for one in packages:
         listed = subprocess.run(["dpkg-deb", "-c", one], capture_output=True, text=True, check=True).stdout.splitlines()
         assert {line.split()[1] for line in listed} == {"root/root"}
 
@@ -154,6 +154,24 @@ def test_half_of_it_is_a_package_of_its_own(unpacked: Path, udp_unpacked: Path) 
     assert asked.stdout.startswith(places[1]), asked.stderr
 
 
+def loaded(code: str, *roots: Path) -> subprocess.CompletedProcess[str]:
+    """What Python does with these packages installed, and no other."""
+    places = [str(root / "usr/lib/flannelpy") for root in roots]
+    command = [sys.executable, "-I", "-S", "-B", "-c", f"import sys; sys.path[:0] = {places!r}; {code}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_client_of_kubernetes_is_a_package_of_its_own(unpacked: Path, kube_unpacked: Path) -> None:
+    both = [{path.name for path in (root / "usr/lib/flannelpy").iterdir()} for root in (unpacked, kube_unpacked)]
+    assert both[0] & both[1] == set()
+    code = "import flannelpy.registry.kube.registry; print(sys.modules['lightkube'].__file__)"
+    asked = loaded(code, unpacked, kube_unpacked)
+    assert asked.stdout.startswith(str(kube_unpacked / "usr/lib/flannelpy/lightkube/")), asked.stderr
+    without = program(unpacked, "--kube-subnet-mgr", "--kube-api-url=http://127.0.0.1:9")
+    assert (without.returncode, without.stderr.count("\n")) == (2, 1)
+    assert "flannelpy-kube" in without.stderr
+
+
 def test_the_backends_are_found_by_their_entry_points(unpacked: Path) -> None:
     entries = "from importlib.metadata import entry_points as e; print(*sorted(p.name for p in e(group='flannelpy.backends')))"
     code = f"import sys; sys.path.insert(0, {str(unpacked / 'usr/lib/flannelpy')!r}); {entries}"
@@ -171,15 +189,16 @@ def test_depends_is_complete(each: Path) -> None:
     for path in private.rglob("*.so*"):
         told = subprocess.run(["objdump", "-p", path], capture_output=True, text=True, check=True).stdout
         needed |= set(re.findall(r"^\s+NEEDED\s+(\S+)$", told, re.MULTILINE))
-    assert "libstdc++.so.6" in needed
+    assert "libc.so.6" in needed
     assert needed - bundled - provided == set()
 
 
-def test_the_python_that_it_was_built_for_is_asked_for(unpacked: Path, udp_unpacked: Path) -> None:
+def test_the_python_that_it_was_built_for_is_asked_for(unpacked: Path, udp_unpacked: Path, kube_unpacked: Path) -> None:
     minor = sys.version_info.minor
     depends = control(unpacked)["Depends"].split(", ")
     assert {f"python3 (>= 3.{minor}~)", f"python3 (<< 3.{minor + 1}~)", "libnftables1", "kmod"} <= set(depends)
-    assert f"flannelpy (= {control(unpacked)['Version']})" in control(udp_unpacked)["Depends"].split(", ")
+    for other in (udp_unpacked, kube_unpacked):
+        assert f"flannelpy (= {control(unpacked)['Version']})" in control(other)["Depends"].split(", ")
 
 
 def test_the_manual_has_every_option_and_command(unpacked: Path) -> None:
@@ -210,17 +229,19 @@ def test_bash_completes_commands(unpacked: Path, tmp_path: Path) -> None:
     assert completed.stdout.split() == ["release", "reserve"]
 
 
-def test_everybody_s_licence_is_there(unpacked: Path, udp_unpacked: Path) -> None:
+def test_everybody_s_licence_is_there(unpacked: Path, udp_unpacked: Path, kube_unpacked: Path) -> None:
     text = (unpacked / "usr/share/doc/flannelpy/copyright").read_text()
-    infos = [path for root in (unpacked, udp_unpacked) for path in (root / "usr/lib/flannelpy").glob("*.dist-info")]
-    assert len(infos) > 15
+    roots = (unpacked, udp_unpacked, kube_unpacked)
+    infos = [path for root in roots for path in (root / "usr/lib/flannelpy").glob("*.dist-info")]
+    assert len(infos) > 25
 
     def folded(words: str) -> str:
         return re.sub(r"[-_.]", "-", words).lower()
 
     assert [path.name for path in infos if f"\n{folded(path.name.partition('-')[0])}" not in f"\n{folded(text)}"] == []
     assert "common-licenses/Apache-2.0" in text
-    assert (udp_unpacked / "usr/share/doc/flannelpy-udp").readlink() == Path("flannelpy")
+    for other, name in ((udp_unpacked, "flannelpy-udp"), (kube_unpacked, "flannelpy-kube")):
+        assert (other / "usr/share/doc" / name).readlink() == Path("flannelpy")
 
 
 @pytest.mark.parametrize("script", ["postinst", "prerm", "postrm"])
@@ -232,9 +253,9 @@ def test_maintainer_scripts_are_plain_sh_that_stops_at_an_error(unpacked: Path, 
 
 
 @pytest.mark.timeout(600)
-def test_the_same_commit_makes_the_same_bytes(package: Path, udp_package: Path, unpacked: Path, tmp_path: Path) -> None:
+def test_the_same_commit_makes_the_same_bytes(packages: tuple[Path, ...], unpacked: Path, tmp_path: Path) -> None:
     build = [sys.executable, TREE / "packaging/debian/build.py", "--into", tmp_path]
     committed = str(int((unpacked / "usr/bin/flannelpy").stat().st_mtime))  # whatever has been committed meanwhile
     subprocess.run(build, check=True, capture_output=True, env={**os.environ, "SOURCE_DATE_EPOCH": committed})
-    for one in (package, udp_package):
+    for one in packages:
         assert hashlib.sha256((tmp_path / one.name).read_bytes()).digest() == hashlib.sha256(one.read_bytes()).digest(), one.name

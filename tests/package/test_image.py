@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,10 +20,15 @@ from typing import Any
 import pytest
 import yaml
 
+from flannelpy.registry.kube.access import NET_CONFIG
+from netns_lab.booted import CONTAINERS
+from netns_lab.booted import missing as no_systemd
 from netns_lab.docker import Docker, missing
+from netns_lab.errors import TimedOutError
 from netns_lab.lab import Lab
 from netns_lab.topology import Topology
 from tests.lab.agent_support import lab_name  # noqa: F401
+from tests.lab.test_kube import Cluster
 
 WHERE = "FLANNELPY_IMAGE"
 MOST_MB = 60
@@ -64,6 +70,14 @@ def test_the_program_runs_in_it(root: Path) -> None:
     )
     assert (said.returncode, said.stderr) == (0, "")
     assert re.fullmatch(r"flannelpy \d+\.\d+\.\d+\n", said.stdout)
+
+
+def test_the_client_of_kubernetes_is_in_it(root: Path) -> None:
+    """Its server is not: port 9 discards."""
+    words = ["chroot", root, "/usr/bin/flannelpy", "lease", "list", "--kube-subnet-mgr", "--kube-api-url=http://127.0.0.1:9"]
+    said = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "NODE_NAME": "h1"})
+    assert said.returncode == 1, said
+    assert "127.0.0.1:9" in said.stderr
 
 
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="no readelf here")
@@ -119,17 +133,21 @@ def words(docker: Docker) -> list[str]:
     return [*found, SERVICE["image"], *docker.host.agent_options()]
 
 
-async def start(docker: Docker, image: Path) -> None:
+async def start(docker: Docker, image: Path, *options: str) -> None:
     """A Docker that touches no network of its host, and the agent in it."""
     await docker.start("--bridge=none", "--iptables=false")
     assert "flannelpy:latest" in await docker.host.exec(*docker.client("load", "-i", str(image)), timeout_s=120)
-    await docker.do("run", "-d", *words(docker))
+    await docker.do("run", "-d", *(options or words(docker)))
 
 
 async def leased(lab: Lab, docker: Docker) -> None:
     """Wait for the subnet file, and give the host's containers their addresses."""
     file = docker.directory / "volumes/flannel/subnet.env"
-    await lab.until(file.exists, timeout_s=PATIENCE_S, what=f"{file} is there")
+    try:
+        await lab.until(file.exists, timeout_s=PATIENCE_S, what=f"{file} is there")
+    except TimedOutError:
+        outcome = await docker.host.attempt(*docker.client("logs", "agent"))
+        pytest.fail(f"{file} is not there: {(outcome.stdout + outcome.stderr)[-3000:]}")
     shutil.copy(file, docker.host.subnet_file)
 
 
@@ -162,6 +180,86 @@ async def test_containers_meet_by_agents_that_docker_runs(lab: Lab, image: Path)
         log = outcome.stdout + outcome.stderr
         assert "Traceback" not in log, log
         assert "Read-only file system" not in log, log
+
+
+async def test_containers_meet_where_leases_are_kubernetes_nodes(lab: Lab, image: Path) -> None:
+    """As the DaemonSet starts it, but for who may what."""
+    cluster = Cluster(lab)
+    await cluster.serve()
+    dockers = [lab.docker(1), lab.docker(2)]
+    options = [
+        "--kube-subnet-mgr",
+        f"--kube-api-url={cluster.url}",
+        f"--net-config-path={NET_CONFIG}",
+        "--iface=eth1",
+    ]
+    for docker in dockers:
+        await cluster.add(docker.host)
+        config = docker.directory / "net-conf.json"  # where its dockerd sees it
+        shutil.copy(cluster.config, config)
+        mount = f"--volume={config}:{NET_CONFIG}:ro"
+        *before, name = words(docker)[: -len(docker.host.agent_options())]
+        await start(docker, image, *before, mount, f"--env=NODE_NAME={docker.host.name}", name, *options)
+    for docker in dockers:
+        await leased(lab, docker)
+        await lab.until(lambda docker=docker: ready(docker), timeout_s=PATIENCE_S, every_s=0.5, what="status says that all is well")
+        assert docker.host.subnet_env()["FLANNEL_SUBNET"] == f"10.1.{docker.host.plan.number}.1/24"
+    await lab.connect_containers()
+    await lab.until(lambda: pinged(lab), timeout_s=PATIENCE_S, every_s=0.2, what="a ping comes through")
+
+
+# ------------------------------------------------------------------------------------------------ the agent, in podman
+
+UNIT = "flannelpy-podman.service"
+PROGRAMS = "/opt/flannelpy/.venv/cni/usr/bin"
+"""Where a booted host sees Debian's podman, which is unpacked and not installed."""
+_WITH_LIBRARIES = f'#!/bin/sh\nLD_LIBRARY_PATH=$(echo {PROGRAMS}/../lib/*-linux-gnu) exec {PROGRAMS}/NAME "$@"\n'
+FILES = {
+    f"/etc/systemd/system/{UNIT}": (Path(__file__).parents[2] / "packaging/image" / UNIT).read_text(),
+    **{f"/usr/bin/{name}": _WITH_LIBRARIES.replace("NAME", name) for name in ("podman", "crun", "conmon")},
+    "/etc/containers/policy.json": '{"default": [{"type": "insecureAcceptAnything"}]}\n',
+    "/etc/containers/storage.conf": '[storage]\ndriver = "vfs"\ngraphroot = "/var/lib/containers"\nrunroot = "/run/containers"\n',
+    "/etc/containers/containers.conf": """[containers]
+cgroups = "disabled" # crun would raise a limit (for device rules, which are programs), and this machine may not let it
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "none"
+runtime = "crun"
+conmon_path = ["/usr/bin/conmon"]
+[engine.runtimes]
+crun = ["/usr/bin/crun"]
+""",
+}
+no_podman = no_systemd() or ("" if Path(sys.prefix, "cni/usr/bin/podman").exists() else "no podman: make setup unpacks it")
+
+
+@pytest.mark.skipif(bool(no_podman), reason=no_podman)
+@pytest.mark.timeout(300)
+async def test_the_unit_runs_it_in_podman(lab: Lab, image: Path) -> None:
+    """h1 is booted by systemd, with the unit and podman; h2 has an ordinary agent."""
+    options = f'FLANNELPY_OPTIONS="{" ".join(lab.host(1).agent_options())}"\n'
+    systemd = await lab.boot(1, Path("/"), {**FILES, "/etc/default/flannelpy": options}, CONTAINERS)
+    shutil.copyfile(image, systemd.root / "opt/flannelpy.oci.tar")
+    assert "flannelpy:latest" in await systemd.exec("podman", "load", "--quiet", "--input", "/opt/flannelpy.oci.tar", timeout_s=120)
+    started = await systemd.attempt("systemctl", "start", UNIT, timeout_s=120)
+    assert started.code == 0, "\n".join(str(line["MESSAGE"]) for line in await systemd.journal(UNIT))
+    assert (await systemd.show(UNIT, "ActiveState", "SubState")) == {"ActiveState": "active", "SubState": "running"}
+    await lab.host(2).start_agent()
+    await lab.connect_containers()
+    await lab.until(lambda: pinged(lab), timeout_s=PATIENCE_S, every_s=0.2, what="a ping comes through")
+    status = await systemd.attempt("podman", "exec", "flannelpy", "flannelpy", "status", timeout_s=60)
+    assert status.code == 0, status
+
+    subnet = lab.host(1).subnet
+    await systemd.exec("systemctl", "stop", UNIT, timeout_s=60)
+    assert (await systemd.show(UNIT, "ActiveState", "Result")) == {"ActiveState": "inactive", "Result": "success"}
+    assert await pinged(lab), "packets flow on while the agent is away"
+    await systemd.exec("systemctl", "start", UNIT, timeout_s=120)
+    assert lab.host(1).subnet == subnet
+    assert await pinged(lab)
+    said = [str(line["MESSAGE"]) for line in await systemd.journal(UNIT)]
+    assert [line for line in said if "Traceback" in line or "Read-only file system" in line] == []
 
 
 async def pinged(lab: Lab) -> bool:

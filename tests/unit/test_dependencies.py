@@ -46,23 +46,39 @@ def test_the_ranges_resolve_on_todays_registry(resolved: dict[str, str]) -> None
         assert name in resolved, f"{requirement}: not in {sorted(resolved)}"
 
 
-def test_a_release_installs_what_is_pinned_with_hashes_and_fits_the_ranges() -> None:
-    """packaging/requirements.txt, which `make pins` writes."""
-    asked = {Requirement(text).name: Requirement(text) for text in PROJECT["dependencies"]}
-    pins: dict[str, list[str]] = {}
-    for entry in re.split(
-        r"\n(?=\S)", re.sub(r"^ *#.*\n", "", (ROOT / "packaging/requirements.txt").read_text(), flags=re.MULTILINE)
-    ):
+def pins(name: str) -> dict[str, list[str]]:
+    """Versions by package, each with its hashes, as `make pins` writes them into packaging/."""
+    found: dict[str, list[str]] = {}
+    text = re.sub(r"^ *#.*\n", "", (ROOT / "packaging" / name).read_text(), flags=re.MULTILINE)
+    for entry in re.split(r"\n(?=\S)", text):
         pinned, *hashes = entry.replace("\\\n", " ").split(" --hash=sha256:")
         requirement = Requirement(pinned)
         (exact,) = requirement.specifier
         assert exact.operator == "==", entry
         assert hashes, entry
         assert all(re.fullmatch(r"[0-9a-f]{64}\s*", text) for text in hashes), entry
-        pins.setdefault(requirement.name, []).append(exact.version)
-    assert set(asked) <= set(pins)
-    for name, requirement in asked.items():
-        assert all(version in requirement.specifier for version in pins[name]), name
+        found.setdefault(requirement.name, []).append(exact.version)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [
+        ("requirements.txt", PROJECT["dependencies"]),
+        ("requirements-kube.txt", PROJECT["optional-dependencies"]["kube"]),
+    ],
+)
+def test_a_release_installs_what_is_pinned_with_hashes_and_fits_the_ranges(name: str, texts: list[str]) -> None:
+    asked = {Requirement(text).name: Requirement(text) for text in texts}
+    pinned = pins(name)
+    assert set(asked) <= set(pinned)
+    for package, requirement in asked.items():
+        assert all(version in requirement.specifier for version in pinned[package]), package
+
+
+def test_nothing_is_pinned_in_two_files() -> None:
+    """They are installed into one directory."""
+    assert set(pins("requirements.txt")) & set(pins("requirements-kube.txt")) == set()
 
 
 def test_they_resolve_to_a_protobuf_that_etcd3_alone_could_not_load(resolved: dict[str, str]) -> None:

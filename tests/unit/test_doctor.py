@@ -20,6 +20,7 @@ from flannelpy.commands.doctor.run import CHECKS, Check, findings_of
 from flannelpy.core.errors import KernelError
 from flannelpy.core.forwarding import FORWARD, Hindrance
 from flannelpy.core.objects import Key, Route
+from flannelpy.core.packet_filter import Base, Rule, Ruleset
 from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.explain.doctor import FAILED, OK, SCHEMA, SKIPPED, WARNING, Finding, exit_code, sorted_findings, to_json
 from flannelpy.explain.status import BackendStatus, ConditionStatus, EtcdStatus, LeaseStatus, Status, SubnetFileStatus
@@ -218,6 +219,38 @@ async def test_firewall(about: About, hindrance: Hindrance | None, rules: bool, 
     assert finding.state == state
     assert word in finding.said
     assert bool(finding.remedy) == (state != OK)
+
+
+def closed(table: str, chain: str, *ufws: str) -> Ruleset:
+    """A chain at the hook input that takes only TCP."""
+    place = ("ip", table, chain)
+    tcp = {"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": "tcp"}}
+    rules = Rule(place, 1, (tcp, {"accept": None})), Rule(place, 2, ({"drop": None},))
+    return Ruleset((Base(place, "input", 0, "accept"),), {place: rules, **{("ip", table, name): () for name in ufws}})
+
+
+@pytest.mark.parametrize(
+    ("rules", "remedy"),
+    [
+        (closed("filter", "INPUT"), "iptables -I INPUT -i eth1 -p udp --dport 8472 -j ACCEPT"),
+        (closed("filter (iptables-legacy)", "INPUT"), "iptables -I INPUT -i eth1 -p udp --dport 8472 -j ACCEPT"),
+        (closed("filter", "INPUT", "ufw-before-input"), "ufw allow in on eth1 to any port 8472 proto udp"),
+        (closed("firewalld", "filter_INPUT"), "firewall-cmd --permanent --add-port=8472/udp"),
+        (closed("mine", "in"), "let it in there: iifname eth1 udp dport 8472 accept"),
+    ],
+    ids=["iptables", "legacy", "ufw", "firewalld", "nft"],
+)
+async def test_a_port_that_is_closed_is_named_with_what_opens_it(about: About, rules: Ruleset, remedy: str) -> None:
+    assert (await only(about, host.incoming)).state == OK
+    fake(about).rules = rules
+    finding = await only(about, host.incoming)
+    assert finding.state == FAILED
+    assert finding.said.startswith("UDP 8472 from 192.0.2.0 on eth1 is dropped by a rule in chain ")
+    assert finding.remedy.startswith(remedy)
+    about.preflight = True
+    assert (await only(about, host.incoming)).state == WARNING
+    about.take('{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}')
+    assert (await only(about, host.incoming)).state == SKIPPED
 
 
 @pytest.mark.parametrize(

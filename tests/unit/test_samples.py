@@ -33,6 +33,43 @@ def test_cloud_config_says_what_the_service_reads() -> None:
     assert said["runcmd"][-1][-1] == "flannelpy.service"
 
 
+FIELDS = {
+    "": {"variant", "version", "storage", "systemd"},
+    "storage": {"files"},
+    "storage.files": {"path", "mode", "contents"},
+    "storage.files.contents": {"inline", "source"},
+    "systemd": {"units"},
+    "systemd.units": {"name", "enabled", "contents", "contents_local"},
+}
+"""Of Butane's specification for fcos 1.5.0 what the sample uses (config-fcos-v1_5.md)."""
+
+
+def unknown(what: object, where: str = "") -> list[str]:
+    """Names in a Butane file that are not in ``FIELDS``."""
+    if isinstance(what, list):
+        return [name for each in what for name in unknown(each, where)]
+    if not isinstance(what, dict):
+        return []
+    inside = [name for key, value in what.items() for name in unknown(value, f"{where}.{key}".lstrip("."))]
+    return [f"{where}: {key}" for key in what if key not in FIELDS.get(where, ())] + inside
+
+
+def test_butane_s_file_runs_the_image_s_own_unit() -> None:
+    said = yaml.safe_load((SAMPLES / "butane.yaml").read_text())
+    assert (said["variant"], said["version"]) == ("fcos", "1.5.0")
+    assert unknown(said) == []
+    assert unknown({"systemd": {"units": [{"nmae": "a"}]}}) == ["systemd.units: nmae"]
+    defaults, image = said["storage"]["files"]
+    settings = load(told_by_defaults(variables(defaults["contents"]["inline"])), {})
+    assert (settings.iface, settings.endpoint.urls) == (("eth1",), ("http://192.168.50.5:2379",))
+    assert (defaults["path"], defaults["mode"]) == ("/etc/default/flannelpy", 0o640)
+    loads, runs = said["systemd"]["units"]
+    assert f"Before={runs['name']}\n" in loads["contents"]
+    assert image["path"] in loads["contents"]
+    unit = (SAMPLES.parent / "image" / runs["contents_local"]).read_text()
+    assert f"EnvironmentFile=-{defaults['path']}\n" in unit
+
+
 def test_vagrant_sets_each_box_up() -> None:
     text = (SAMPLES / "Vagrantfile").read_text()
     (line,) = [line.strip() for line in text.splitlines() if line.strip().startswith("flannelpy ")]

@@ -215,6 +215,38 @@ def test_an_agent_that_fails_or_takes_too_long_is_said(host: Host, tmp_path: Pat
         setup.wait(host, tmp_path / "run", 0)
 
 
+def test_a_systemctl_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "systemctl").write_text("#!/bin/sh\nexec sleep 100\n")
+    (tmp_path / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(setup, "SYSTEMCTL_S", 0.1)
+    with pytest.raises(FlannelpyError, match=rf"^systemctl disable --now {UNIT}: it has not ended within"):
+        setup.demand(Host(), "disable", "--now", UNIT)
+
+
+RULES = """-N DOCKER-USER
+-A DOCKER-USER -s 10.1.0.0/16 -d 10.1.0.0/16 ! -i docker0 -m comment --comment flannelpy_docker -j ACCEPT
+-A DOCKER-USER -s 198.51.100.0/24 -m comment --comment "flannelpy_docker or not" -j DROP
+-A DOCKER-USER -j RETURN
+"""
+
+
+def test_the_drop_in_goes_with_the_rule_that_it_has_made(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_docker(host)
+    done(host)
+    (tmp_path / "rules").write_text(RULES)
+    (tmp_path / "iptables").write_text(f'#!/bin/sh\n[ "$1" = -S ] && exec cat {tmp_path}/rules\necho "$@" >>{tmp_path}/said\n')
+    (tmp_path / "iptables").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for step in taken_back(host):
+        step.do()
+    assert not (host.root / DROP_IN).exists()
+    assert (tmp_path / "said").read_text() == f"-w -D {RULES.splitlines()[1].removeprefix('-A ')}\n"
+    assert "docker0 keeps its address" in capsys.readouterr().out
+
+
 def test_the_service_is_disabled_where_it_is_on(host: Host) -> None:
     assert isinstance(host.systemctl, Systemctl)
     (host.root / "etc/systemd/system").mkdir(parents=True)

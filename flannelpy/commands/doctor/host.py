@@ -10,6 +10,7 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.commands.doctor.about import About
 from flannelpy.core.backend import Backend, Guarded
 from flannelpy.core.errors import NoUplinkError
+from flannelpy.core.filter_match import UDP, Packet
 from flannelpy.core.forwarding import forward_rules
 from flannelpy.core.host_diagnosis import (
     BRIDGES,
@@ -22,10 +23,12 @@ from flannelpy.core.host_diagnosis import (
     strict,
 )
 from flannelpy.core.objects import ROUTE_PROTOCOL
-from flannelpy.core.uplink import RouteAnswer, Wish, choose
+from flannelpy.core.packet_filter import Hook, judge, let_in
+from flannelpy.core.uplink import Choice, RouteAnswer, Wish, choose
 from flannelpy.explain.doctor import FAILED, OK, SKIPPED, WARNING, Finding
 from flannelpy.host.ports import holder
 
+_INCOMING: tuple[Hook, ...] = ("prerouting", "input")
 _KERNELS = 2
 """RTPROT_KERNEL: what comes with an address."""
 
@@ -74,6 +77,32 @@ async def firewall(about: About) -> AsyncIterator[Finding]:
     if not blocked and (about.settings.forward_rules or not dropping):
         more = f"; {len(rules)} rules of the agent let the overlay through" if len(rules) else ""
         yield Finding("firewall", OK, f"nothing drops what the overlay forwards{more}")
+
+
+async def incoming(about: About) -> AsyncIterator[Finding]:
+    """Whether the host's own rules let in what peers send to the overlay's UDP port: the first one, or else a neighbour."""
+    number = 0 if about.backend is None else port_of(about.backend)
+    chosen = await _chosen(about)
+    facts = await about.kernel.facts()
+    held = [each for one in facts.interfaces if one.name == chosen for each in one.addresses if each.scope == "global"]
+    own = min((each.address for each in held), key=lambda address: int(address.version), default=None)
+    if not number or own is None:
+        yield Finding("incoming", SKIPPED, "no UDP port is needed, or none known" if not number else "no uplink yet")
+        return
+    peers = () if about.status is None else about.status.peers
+    neighbour = IPAddress(int(own) ^ 1, own.version)
+    peer = next((IPAddress(one.public_ip) for one in peers if own.version == 4 and one.public_ip), neighbour)
+    rules = await about.kernel.filter_rules()
+    packet = Packet(peer, own, arrives=chosen, protocol=UDP, port=number)
+    rulings = [judge(rules, hook, packet) for hook in _INCOMING]
+    what = f"UDP {number} from {peer} on {chosen}"
+    if dropped := next((one.dropped for one in rulings if one.dropped), ""):
+        said = f"{what} is dropped by {dropped}: no packet of the overlay comes in"
+        yield Finding("incoming", WARNING if about.preflight else FAILED, said, let_in(rules, dropped, chosen, number))
+    elif doubts := [doubt for one in rulings for doubt in one.doubts if " flannelpy" not in doubt]:
+        yield Finding("incoming", WARNING, f"{what} may be dropped by {doubts[0]}", let_in(rules, doubts[0], chosen, number))
+    else:
+        yield Finding("incoming", OK, f"{what} is let in")
 
 
 async def bridges(about: About) -> AsyncIterator[Finding]:
@@ -128,24 +157,39 @@ async def routes(about: About) -> AsyncIterator[Finding]:
 
 async def uplink(about: About) -> AsyncIterator[Finding]:
     """Which interface would be chosen, and why."""
-    settings = about.settings
-    wish = Wish(settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip, settings.public_ipv6)
     if about.status is not None and about.status.uplink is not None:
         yield Finding(
             "uplink", OK, about.status.uplink.reasons[-1] if about.status.uplink.reasons else about.status.uplink.interface
         )
         return
+    try:
+        choice = await _choice(about)
+    except NoUplinkError as error:
+        yield Finding("uplink", FAILED, str(error), "choose one with --iface")
+        return
+    yield Finding("uplink", OK, choice.reasons[-1] if choice.reasons else choice.uplink.name)
+
+
+async def _chosen(about: About) -> str:
+    """The uplink that the agent has, else the one that it would choose; empty where there is none."""
+    if about.status is not None and about.status.uplink is not None:
+        return about.status.uplink.interface
+    try:
+        return (await _choice(about)).uplink.name
+    except NoUplinkError:
+        return ""
+
+
+async def _choice(about: About) -> Choice:
+    """Raises NoUplinkError."""
+    settings = about.settings
+    wish = Wish(settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip, settings.public_ipv6)
     answers: dict[IPAddress, RouteAnswer] = {}
     if wish.can_reach is not None and (answer := await about.kernel.route_to(wish.can_reach)) is not None:
         answers[wish.can_reach] = answer
     families = (4,) if about.config is None else about.config.families
     networks = () if about.config is None else about.config.networks
-    try:
-        choice = choose(await about.kernel.facts(), wish, families, answers, None, networks, about.devices)
-    except NoUplinkError as error:
-        yield Finding("uplink", FAILED, str(error), "choose one with --iface")
-        return
-    yield Finding("uplink", OK, choice.reasons[-1] if choice.reasons else choice.uplink.name)
+    return choose(await about.kernel.facts(), wish, families, answers, None, networks, about.devices)
 
 
 async def port(about: About) -> AsyncIterator[Finding]:

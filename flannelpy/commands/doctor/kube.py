@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from flannelpy.commands.doctor.about import About
 from flannelpy.core.errors import RegistryAuthError, RegistryError, RegistryUnavailableError, UsageError
 from flannelpy.explain.doctor import FAILED, OK, SKIPPED, WARNING, Finding
+from flannelpy.registry.kube.access import EXTRA
 from flannelpy.registry.kube.names import Names
 
 RIGHTS = (("list", ""), ("watch", ""), ("patch", "status"))
@@ -23,7 +24,7 @@ async def kube(about: About) -> AsyncIterator[Finding]:
 
         api = ApiServer(access, Names.under(access.prefix))
     except ModuleNotFoundError as error:
-        yield Finding("Kubernetes", SKIPPED, f"{error.name} is missing here", "pip install 'flannelpy[kube]'")
+        yield Finding("Kubernetes", SKIPPED, f"{error.name} is missing here", EXTRA)
         return
     except UsageError as error:
         yield Finding("Kubernetes", SKIPPED, str(error), "run it in the agent's pod, or give --kubeconfig-file or --kube-api-url")

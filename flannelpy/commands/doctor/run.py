@@ -30,6 +30,7 @@ CHECKS: dict[str, Check] = {
     "agent": agent,
     "forwarding": host.forwarding,
     "firewall": host.firewall,
+    "incoming": host.incoming,
     "reverse path filter": host.reverse_path,
     "uplink": host.uplink,
     "bridge": host.bridges,

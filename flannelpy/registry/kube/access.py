@@ -14,6 +14,9 @@ from flannelpy.registry.kube.names import PREFIX, Names
 NET_CONFIG = Path("/etc/kube-flannel/net-conf.json")
 """Where kube-flannel's DaemonSet mounts the network config."""
 
+EXTRA = "pip install 'flannelpy[kube]', or Debian's way the package flannelpy-kube"
+"""How the libraries come by which a cluster is reached."""
+
 
 @dataclass(frozen=True, slots=True)
 class Access:
