@@ -195,4 +195,5 @@ def vtep_mac(data: object) -> str:
     digits = re.sub(r"[^0-9a-f]", "", value.lower())
     if int(digits, 16) == 0 or int(digits[:2], 16) & 1:
         raise MalformedError(f"BackendData.VtepMAC {value!r}: expected the address of one device")
-    return ":".join(digits[at : at + 2] for at in range(0, 12, 2))
+    usual = ":".join(digits[at : at + 2] for at in range(0, 12, 2))
+    return value if value == usual else usual  # the lease's own text, of which there need not be two

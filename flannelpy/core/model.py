@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field, replace
+from sys import intern
 from typing import TYPE_CHECKING, Any, Literal
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
@@ -125,7 +126,7 @@ class LeaseAttrs:
         return cls(
             public_ip=NO_ADDRESS if public_ip is None else public_ip,
             public_ipv6=get.address("PublicIPv6", 6),
-            backend_type=backend_type or "",
+            backend_type=intern(backend_type or ""),  # one text for all hosts
             backend_data=get("BackendData"),
             backend_v6_data=get("BackendV6Data"),
         )
