@@ -214,6 +214,14 @@ class Lease:
         """The same, whose key is gone: younger than any that is there."""
         return replace(self, create_revision=YOUNGEST)
 
+    def made_of(self, other: Lease) -> Lease:
+        """The same, made of what the other is made of where that is equal: a lease that is read once more is not held twice."""
+        if self == other:
+            return other
+        if self.subnet == other.subnet and self.subnet6 == other.subnet6 and self.attrs == other.attrs:
+            return replace(self, subnet=other.subnet, subnet6=other.subnet6, attrs=other.attrs)
+        return self
+
     def same_content(self, other: Lease) -> bool:
         """True where nothing that is programmed differs; a pure renewal changes revisions only."""
         mine, theirs = (self.subnet, self.subnet6, self.attrs), (other.subnet, other.subnet6, other.attrs)
