@@ -189,10 +189,12 @@ def vtep_mac(data: object) -> str:
 
     The all-zero MAC is refused: in a vxlan FDB it is the default destination of everything unknown. So is a group address.
     """
-    value = Members(data)["VtepMAC"] if isinstance(data, dict) and "VtepMAC" in Members(data) else None
+    members = Members(data) if isinstance(data, dict) else None
+    value = members["VtepMAC"] if members is not None and "VtepMAC" in members else None
     if not isinstance(value, str) or not _MAC.fullmatch(value.lower()):
         raise MalformedError(f"BackendData.VtepMAC {value!r:.60}: expected a MAC like c6:d2:32:6f:8f:44")
-    digits = re.sub(r"[^0-9a-f]", "", value.lower())
+    digits = value.lower().replace(":", "").replace("-", "").replace(".", "")
     if int(digits, 16) == 0 or int(digits[:2], 16) & 1:
         raise MalformedError(f"BackendData.VtepMAC {value!r}: expected the address of one device")
-    return ":".join(digits[at : at + 2] for at in range(0, 12, 2))
+    usual = bytes.fromhex(digits).hex(":")
+    return value if value == usual else usual  # the lease's own text, of which there need not be two

@@ -1,5 +1,6 @@
 """How does the agent live? Signals, the lock, health pages; in its network until its owner ends it, and gone without a trace.
 
+What is only for who asks (the status, the pages) is imported when somebody does: until the subnet file stands, containers wait.
 What ends it is a closed list: SIGTERM or SIGINT, wrong options, a lock that somebody else holds, ``--exit-on-subnet-change``.
 """
 
@@ -13,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing, nullcontext
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from flannelpy import __version__
 from flannelpy.agent.api import answering, plan_page, setup_page
@@ -23,9 +25,8 @@ from flannelpy.agent.health_port import health_port
 from flannelpy.agent.lock import Claimant, Claims, hold_lock
 from flannelpy.agent.network import Network
 from flannelpy.agent.overview import overview
-from flannelpy.agent.preview import of_running
+from flannelpy.agent.readiness import why_not
 from flannelpy.agent.report import Reporter
-from flannelpy.agent.status import document, measured, why_not, with_drops
 from flannelpy.agent.systemd import Notifier, feed_watchdog, inherited, keep_posted, status_line, watchdog_s
 from flannelpy.core.backend import FdStore, NoFdStore
 from flannelpy.core.errors import FlannelpyError, UsageError
@@ -33,16 +34,27 @@ from flannelpy.core.health import Health
 from flannelpy.core.objects import Scope
 from flannelpy.core.plan import Plan
 from flannelpy.core.uplink import Wish
-from flannelpy.explain import metrics, page, plan, setup
+from flannelpy.explain import places
 from flannelpy.explain.http import Page, Pages, health_pages
-from flannelpy.explain.status import Status
 from flannelpy.explain.wall_clock import wall_clock
 from flannelpy.kernel import Kernel
 from flannelpy.registry import Assigned, Registry
 from flannelpy.registry.kube.access import EXTRA
 from flannelpy.settings import Settings
 
+if TYPE_CHECKING:
+    from flannelpy.explain.status import Status
+
 log = logging.getLogger("flannelpy")
+
+PAGES = (
+    "flannelpy.agent.preview",
+    "flannelpy.agent.status",
+    *(f"flannelpy.explain.{name}" for name in ("metrics", "page", "plan", "setup", "status")),
+)
+PAGES_S = 3.0
+"""What is for whoever asks is imported when somebody does, at the latest after so many seconds: an upgrade exchanges the files of a
+running agent, and what it had not read by then would be of another version."""
 
 STOPPING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -155,10 +167,11 @@ class Agent:
             log.info("%s", note)
         with closing(context.claims), hold_lock(context.settings.run_dir, context.settings.endpoint.prefix) as held:
             run_dir = context.settings.run_dir
-            others = {setup.PAGE: setup_page(context.settings), plan.PAGE: plan_page(self._planned)}
+            others = {places.SETUP: setup_page(context.settings), places.PLAN: plan_page(self._planned)}
             socket = answering(run_dir, self.status, context.events, self._with_drops, others) if held else nullcontext()
             pages = health_port(context.settings, context.reporter, self._health_pages)
             async with pages, socket, self._known_to_systemd():
+                asyncio.get_running_loop().call_later(PAGES_S, _load_pages)
                 await self.live()
 
     async def live(self) -> None:
@@ -182,9 +195,12 @@ class Agent:
     def _health_pages(self) -> Pages:
         pages = health_pages(lambda: self.ready, self._why_not, self._wrong, self._silent_s)
         browser = overview(self.status, self.events, self._context.clock)
-        return {**pages, metrics.PAGE: self._metrics, page.PAGE: browser}
+        return {**pages, places.METRICS: self._metrics, places.OVERVIEW: browser}
 
     async def _metrics(self, _query: Mapping[str, str]) -> Page:
+        from flannelpy.agent.status import measured
+        from flannelpy.explain import metrics
+
         await asyncio.to_thread(import_module, "prometheus_client")  # the first time: 50 ms, of which 40 are an HTTP server
         status = await self._with_drops(self.status())
         return 200, metrics.CONTENT_TYPE, metrics.page(measured(status, self._network, self._silent_s(), wall_clock()))
@@ -229,13 +245,19 @@ class Agent:
 
     def status(self) -> Status:
         """For ``flannelpy status``."""
+        from flannelpy.agent.status import document
+
         return document(self._context, self._network, self.ready, self._born, wall_clock())
 
     async def _with_drops(self, status: Status) -> Status:
+        from flannelpy.agent.status import with_drops
+
         table = Scope().table if self._network is None else self._network.steering.scope.table
         return await with_drops(status, self._context.kernel, table)
 
     async def _planned(self) -> tuple[Plan, tuple[str, ...]]:
+        from flannelpy.agent.preview import of_running
+
         return await of_running(self._context.kernel, self._network)
 
     @property
@@ -257,6 +279,11 @@ class Agent:
     def ready(self) -> bool:
         """True while the host carries traffic, as far as is known."""
         return self._network is not None and self._network.ready and not self.health.blocks_ready
+
+
+def _load_pages() -> None:
+    for name in PAGES:
+        import_module(name)
 
 
 def _leaves(group: BaseExceptionGroup[FlannelpyError] | None) -> list[FlannelpyError]:

@@ -7,17 +7,17 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flannelpy.agent.events import Ring
 from flannelpy.core.dialect import lines
 from flannelpy.core.errors import KernelError
 from flannelpy.core.plan import Plan
-from flannelpy.explain import events, plan, setup
-from flannelpy.explain import status as documents
-from flannelpy.explain.plan import Planned
-from flannelpy.explain.setup import Setup
-from flannelpy.explain.status import SOCKET, Status
+from flannelpy.explain import events, places
 from flannelpy.settings import Settings
+
+if TYPE_CHECKING:
+    from flannelpy.explain.status import Status
 
 log = logging.getLogger("flannelpy")
 
@@ -26,7 +26,7 @@ MOST_DIGITS = 15
 JSON, TEXT = "application/json", "text/plain; charset=utf-8"
 
 
-Complete = Callable[[Status], Awaitable[Status]]
+Complete = Callable[["Status"], Awaitable["Status"]]
 """Adds what only the kernel knows."""
 
 Page = Callable[[Mapping[str, str]], Awaitable[tuple[int, str, str]]]
@@ -48,11 +48,13 @@ async def answering(
     from flannelpy.explain.http import bound, serve_on
 
     async def page(_query: Mapping[str, str]) -> tuple[int, str, str]:
-        status = make()
-        return 200, JSON, documents.to_json(status if complete is None else await complete(status))
+        from flannelpy.explain.status import to_json
 
-    pages = {documents.PAGE: page, **({} if ring is None else {events.PAGE: events_page(ring)}), **(others or {})}
-    path = run_dir / SOCKET
+        status = make()
+        return 200, JSON, to_json(status if complete is None else await complete(status))
+
+    pages = {places.STATUS: page, **({} if ring is None else {places.EVENTS: events_page(ring)}), **(others or {})}
+    path = run_dir / places.SOCKET
     with ExitStack() as stack:
         try:
             listener = stack.enter_context(bound(path))
@@ -74,8 +76,10 @@ def setup_page(settings: Settings) -> Page:
     def absolute(file: str) -> str:
         return os.path.abspath(file) if file else ""  # noqa: PTH100 - resolve() would follow a link that is exchanged later
 
-    text = setup.to_json(
-        Setup(
+    def text() -> str:
+        from flannelpy.explain.setup import Setup, to_json
+
+        told = Setup(
             ",".join(endpoint.urls),
             endpoint.prefix,
             absolute(endpoint.cafile),
@@ -87,10 +91,10 @@ def setup_page(settings: Settings) -> Page:
             absolute(str(settings.subnet_file)),
             *(() if kube is None else (True, kube.api_url, absolute(kube.kubeconfig), kube.prefix, absolute(str(kube.net_config)))),
         )
-    )
+        return to_json(told)
 
     async def page(_query: Mapping[str, str]) -> tuple[int, str, str]:
-        return 200, JSON, text
+        return 200, JSON, text()
 
     return page
 
@@ -99,11 +103,13 @@ def plan_page(make: Callable[[], Awaitable[tuple[Plan, tuple[str, ...]]]]) -> Pa
     """The page of ``flannelpy plan``: a fresh look at the kernel, each time it is asked."""
 
     async def page(_query: Mapping[str, str]) -> tuple[int, str, str]:
+        from flannelpy.explain.plan import Planned, to_json
+
         try:
             steps, notes = await make()
         except KernelError as error:
             return 503, TEXT, f"the kernel cannot be looked at: {error}\n"
-        return 200, JSON, plan.to_json(Planned(tuple(lines(steps)), notes))
+        return 200, JSON, to_json(Planned(tuple(lines(steps)), notes))
 
     return page
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 
 from netaddr import IPAddress
 
@@ -26,8 +27,18 @@ from flannelpy.registry import ConfigChanged, Deleted, Event, Malformed, Put, Sn
 log = logging.getLogger("flannelpy")
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 2.0
+FIRST_S = 5.0
+"""So long the first listing is kept for whoever asks for one."""
 STEADY_S = 10.0
 """A watch that stood for so long was well."""
+
+
+@dataclass(slots=True)
+class _Listing:
+    """``floor``: the revision of the last one; ``first``: the first, as long as nobody has asked for it."""
+
+    floor: int = 0
+    first: Snapshot | None = None
 
 
 def _ignore(_event: ev.Event) -> None:
@@ -50,7 +61,7 @@ class Cluster:
         self._membership = Membership()
         self._config: NetworkConfig | None = None
         self._own: Lease | None = None
-        self._floor = 0
+        self._last = _Listing()
         self._rewound = False
         self._cursors: list[Cursor] = []
         self._doubts = asyncio.Event()
@@ -121,13 +132,21 @@ class Cluster:
     # ---------------------------------------------------------------------------------------------------- listing
 
     async def refresh(self) -> Snapshot:
-        """List every lease and bring the membership up to it. Raises RegistryError; then nothing has changed."""
+        """Every lease now, and the membership up to it. Raises RegistryError; then nothing has changed.
+
+        Whoever asks first (at the start, the lease's keeper) has the listing that the agent began with, if nothing changed since.
+        """
+        first, self._last.first = self._last.first, None
+        return first if first is not None and first.revision == self.revision else await self._read()
+
+    async def _read(self) -> Snapshot:
+        self._last.first = None
         known = self.revision
         snapshot = await self._context.registry.snapshot()
         if known <= snapshot.revision < self.revision:
             return snapshot  # the watch has overtaken the listing, and knows better
         reset = snapshot.revision < known
-        self._floor = self.revision = snapshot.revision
+        self._last.floor = self.revision = snapshot.revision
         listed = {lease.key for lease in snapshot.leases}
         missing = [key for key in self._membership.leases if key not in listed]
         for key in listed:
@@ -143,8 +162,11 @@ class Cluster:
 
     async def _list(self) -> Snapshot:
         """Everything there is to know of the cluster: the leases, and the config after them. Raises RegistryError."""
-        snapshot = await self.refresh()
+        snapshot = await self._read()
         self._set_config((await self._context.registry.config()).text)
+        if not self.listed.is_set():
+            self._last.first = snapshot
+            asyncio.get_running_loop().call_later(FIRST_S, setattr, self._last, "first", None)
         self.listed.set()
         return snapshot
 
@@ -220,20 +242,20 @@ class Cluster:
     def _take(self, event: Event) -> None:
         match event:
             case Put(lease):
-                if lease.mod_revision > self._floor:
+                if lease.mod_revision > self._last.floor:
                     self.departures.returned(lease.key)
                     self._note(self._membership.put(lease))
                     self._context.reporter.end("lease-malformed", lease.key)
                     self._settle_reset()
                 self.tell(ev.OwnPut(lease))
             case Deleted(key, revision):
-                if not revision or revision > self._floor:
+                if not revision or revision > self._last.floor:
                     self._depart(key)
                     self._context.reporter.end("lease-malformed", key)
                 self._tell_freed(key, revision)
             case Malformed(key, why, revision):
                 # The value cannot be read: what the key held before stays programmed, nobody has said that it is gone.
-                if not revision or revision > self._floor:  # else a listing has said since what the key holds
+                if not revision or revision > self._last.floor:  # else a listing has said since what the key holds
                     self._context.reporter.begin("lease-malformed", why, key)
                 self.tell(ev.OwnDefaced(key, revision))
             case ConfigChanged(text):

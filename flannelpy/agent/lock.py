@@ -23,7 +23,7 @@ from pathlib import Path
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.foreign import printable
 from flannelpy.core.json_text import decode
-from flannelpy.explain.status import SOCKET
+from flannelpy.explain.places import SOCKET
 from flannelpy.host.files import RefusedError, open_directory, why
 
 log = logging.getLogger("flannelpy")

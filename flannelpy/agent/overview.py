@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
 
 from flannelpy.agent.events import Ring
-from flannelpy.explain import page
-from flannelpy.explain.status import Status
+
+if TYPE_CHECKING:
+    from flannelpy.explain.status import Status
 
 KEPT_S = 1.0
 
@@ -14,10 +16,12 @@ KEPT_S = 1.0
 def overview(
     make: Callable[[], Status], ring: Ring, clock: Callable[[], float]
 ) -> Callable[[Mapping[str, str]], Awaitable[tuple[int, str, str]]]:
-    """What answers at ``page.PAGE``."""
+    """What answers at ``places.OVERVIEW``."""
     kept: tuple[float, str] | None = None
 
     async def answer(_query: Mapping[str, str]) -> tuple[int, str, str]:
+        from flannelpy.explain import page
+
         nonlocal kept
         now = clock()
         if kept is None or now - kept[0] >= KEPT_S:

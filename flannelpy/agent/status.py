@@ -15,6 +15,7 @@ from flannelpy.agent.carriage import Carriage
 from flannelpy.agent.context import Context
 from flannelpy.agent.network import Network
 from flannelpy.agent.probes import Probes
+from flannelpy.agent.readiness import why_not
 from flannelpy.agent.sync.fragments import HOST
 from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.core.backend import Guarded
@@ -32,11 +33,8 @@ from flannelpy.explain.metrics import Measured
 from flannelpy.explain.status import Status
 from flannelpy.explain.wall_clock import Calendar
 from flannelpy.kernel import Kernel
-from flannelpy.registry.health import AUTH, REFUSED, TLS, UNREACHABLE
+from flannelpy.registry.health import UNREACHABLE
 from flannelpy.settings import Settings
-
-REGISTRY = "registry-"
-"""What the codes of conditions begin with under which the registry is not as it should be."""
 
 
 def document(context: Context, network: Network | None, ready: bool, born: float, now: float) -> Status:
@@ -91,20 +89,6 @@ def measured(status: Status, network: Network | None, silent_s: float, now: floa
     standing = network.reconciler.standing
     calls = network.registry_health.calls
     return Measured(status, standing.steps, calls, standing.convergence, network.context.lateness, silent_s, now)
-
-
-def why_not(network: Network | None, health: Health) -> tuple[str, ...]:
-    """What keeps the agent from being ready: what is wrong, or else the step of the start that is under way."""
-    wrong = tuple(active.text for active in health if active.condition.unready and active.ended is None)
-    if wrong:
-        return wrong
-    if refused := tuple(active.text for active in health if active.condition.code in (TLS, AUTH, REFUSED) and active.ended is None):
-        return refused  # it answers, and waiting for it would mend nothing
-    if any(active.condition.code.startswith(REGISTRY) for active in health):
-        return (f"waiting for {health.registry}",)
-    if network is None or network.steering.carriage is None:
-        return ("waiting for the network config",)
-    return ("waiting for a lease" if network.steering.lease is None else "waiting for the kernel to take everything",)
 
 
 def _subnet_file(settings: Settings, network: Network | None, health: Health) -> documents.SubnetFileStatus:

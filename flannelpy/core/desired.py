@@ -8,6 +8,7 @@ same for whoever asks for it (``core.objects.SHARED``) is no such claim.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
+from typing import NamedTuple
 
 from flannelpy.core.objects import SHARED, HostState, Key, Object
 
@@ -15,32 +16,42 @@ HOST_RANK = -1
 """Rank of what is not a peer's: it always wins."""
 
 
+class _Fragment(NamedTuple):
+    """``rank`` decides between two that claim one key."""
+
+    rank: int
+    objects: tuple[Object, ...]
+
+
 class Desired:
     """The sum. Mutable, single-owner; everything it hands out is a value."""
 
     def __init__(self) -> None:
-        self._fragments: dict[str, tuple[tuple[int, str], HostState]] = {}
-        self._claims: dict[Key, list[str]] = {}
+        self._fragments: dict[str, _Fragment] = {}
+        self._claims: dict[Key, str | tuple[str, ...]] = {}
+        """Whose fragments speak of a key; almost always that is one, and then there is no list of them."""
         self._objects: dict[Key, Object] = {}
         self._conflicts: dict[str, tuple[str, Key]] = {}
 
     def put(self, owner: str, state: HostState, rank: int = HOST_RANK) -> set[Key]:
         """Set ``owner``'s fragment; ``rank`` is the create revision of a lease (lower is older). Returns the touched keys."""
         old = self._fragments.get(owner)
-        if old is not None and old[1] == state and old[0][0] == rank:
-            return set()
-        if old is not None and old[1] == state and owner not in self._conflicts and not self._rivals(state):
-            self._fragments[owner] = ((rank, owner), state)  # another rank among nobody else
-            return set()
+        if old is not None and {item.key: item for item in old.objects} == state.objects:
+            if old.rank == rank:
+                return set()
+            if owner not in self._conflicts and not self._rivals(state):
+                self._fragments[owner] = _Fragment(rank, old.objects)  # another rank among nobody else
+                return set()
         touched = self._withdraw(owner)
-        self._fragments[owner] = ((rank, owner), state)
+        self._fragments[owner] = _Fragment(rank, tuple(state))
         for key in state.objects:
-            self._claims.setdefault(key, []).append(owner)
+            claimants = self.claimants(key)
+            self._claims[key] = (*claimants, owner) if claimants else owner
         return self._settle(touched | set(state.objects))
 
     def _rivals(self, state: HostState) -> bool:
         """True where others claim one of these keys, too."""
-        return any(len(self._claims[key]) > 1 for key in state.objects if key.kind not in SHARED)
+        return any(not isinstance(self._claims[key], str) for key in state.objects if key.kind not in SHARED)
 
     def drop(self, owner: str) -> set[Key]:
         """Take ``owner``'s fragment out. Returns the keys to look at again; empty where there was none."""
@@ -62,7 +73,7 @@ class Desired:
     def fragment(self, owner: str) -> HostState:
         """What ``owner`` asked for; empty where it asked for nothing."""
         entry = self._fragments.get(owner)
-        return HostState() if entry is None else entry[1]
+        return HostState() if entry is None else HostState({item.key: item for item in entry.objects})
 
     def kinds(self, kinds: Container[str]) -> list[Key]:
         """The keys of these kinds."""
@@ -70,7 +81,8 @@ class Desired:
 
     def claimants(self, key: Key) -> tuple[str, ...]:
         """Whose fragments speak of ``key``."""
-        return tuple(self._claims.get(key, ()))
+        found = self._claims.get(key, ())
+        return (found,) if isinstance(found, str) else found
 
     @property
     def owners(self) -> frozenset[str]:
@@ -87,47 +99,57 @@ class Desired:
         self._conflicts.pop(owner, None)
         if entry is None:
             return set()
-        for key in entry[1].objects:
-            claimants = self._claims[key]
-            claimants.remove(owner)
-            if not claimants:
+        keys = {item.key for item in entry.objects}
+        for key in keys:
+            left = tuple(other for other in self.claimants(key) if other != owner)
+            if left:
+                self._claims[key] = left[0] if len(left) == 1 else left
+            else:
                 del self._claims[key]
-        return set(entry[1].objects)
+        return keys
 
     def _settle(self, touched: set[Key]) -> set[Key]:
         """Recompute what is desired under ``touched`` and under every key of a fragment whose fate that changes."""
         changed = set(touched)
-        for owner in sorted(self._entangled(touched), key=lambda owner: self._fragments[owner][0]):
+        for owner in sorted(self._entangled(touched), key=self._age):
             before = owner in self._conflicts
             if self._judge(owner) != before:
-                changed.update(self._fragments[owner][1].objects)
+                changed.update(self._keys(owner))
         for key in changed:
-            winner = next((owner for owner in self._claims.get(key, ()) if owner not in self._conflicts), None)
+            winner = next((owner for owner in self.claimants(key) if owner not in self._conflicts), None)
             if winner is None:
                 self._objects.pop(key, None)
             else:
-                self._objects[key] = self._fragments[winner][1].objects[key]
+                self._objects[key] = next(item for item in self._fragments[winner].objects if item.key == key)
         return changed
+
+    def _age(self, owner: str) -> tuple[int, str]:
+        return self._fragments[owner].rank, owner
+
+    def _keys(self, owner: str) -> list[Key]:
+        return [item.key for item in self._fragments[owner].objects]
 
     def _entangled(self, touched: Iterable[Key]) -> set[str]:
         """Who claims one of these keys beside somebody else, or is left out; and whoever shares a key with one of them."""
-        claims = self._claims
-        exclusive = [key for key in touched if key.kind not in SHARED]
-        new = {owner for key in exclusive for owner in claims.get(key, ()) if len(claims[key]) > 1 or owner in self._conflicts}
+        new = set[str]()
+        for key in touched:
+            if key.kind not in SHARED:
+                claimants = self.claimants(key)
+                new.update(owner for owner in claimants if len(claimants) > 1 or owner in self._conflicts)
         found = set[str]()
         while new:
             found |= new
-            keys = {key for owner in new for key in self._fragments[owner][1].objects if key.kind not in SHARED}
-            shared = {other for key in keys for other in claims[key]}
+            keys = {key for owner in new for key in self._keys(owner) if key.kind not in SHARED}
+            shared = {other for key in keys for other in self.claimants(key)}
             new = shared - found
         return found
 
     def _judge(self, owner: str) -> bool:
         """Decide whether ``owner`` is left out: it is where somebody older that is not left out claims one of its keys."""
-        rank, state = self._fragments[owner]
-        for key in state.objects:
-            for other in () if key.kind in SHARED else self._claims[key]:
-                if self._fragments[other][0] < rank and other not in self._conflicts:
+        age = self._age(owner)
+        for key in self._keys(owner):
+            for other in () if key.kind in SHARED else self.claimants(key):
+                if self._age(other) < age and other not in self._conflicts:
                     self._conflicts[owner] = (other, key)
                     return True
         self._conflicts.pop(owner, None)

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+from sys import intern
 from typing import Any
 
 DEEPEST = 64
 """Levels of nesting that anybody needs; more could exhaust the stack of whoever walks the value."""
+
+
+SHARED_NAME = 32
+"""Letters of a member's name that is held once for all texts; it is let go with the last of them."""
 
 
 def decode(text: str | bytes) -> Any:
@@ -82,8 +87,11 @@ def _in_words(error: json.JSONDecodeError) -> str:
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; a name that comes twice stands where it came last, so that the last of several spellings can be told."""
-    members = dict(pairs)
+    """An object; a name that comes twice stands where it came last, so that the last of several spellings can be told.
+
+    Ten thousand leases have the same names: short ones are one text for all, as an attribute's name is.
+    """
+    members = {intern(name) if len(name) <= SHARED_NAME else name: value for name, value in pairs}
     if len(members) < len(pairs):
         members.clear()
         for name, value in pairs:

@@ -189,8 +189,10 @@ class Membership:
         """Take it in; True where it is what was there, renewed at the most."""
         key = lease.key
         old = self._leases.get(key)
-        if old is not None and old.offer is not None:
-            lease = replace(lease, offer=old.offer)  # until that is judged
+        if old is not None:
+            if old.offer is not None:
+                lease = replace(lease, offer=old.offer)  # until that is judged
+            lease = lease.made_of(old)
         self._leases[key] = lease
         if old is None or not old.same_content(lease) or old.create_revision != lease.create_revision:
             self._remember(old, lease)

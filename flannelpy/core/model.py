@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field, replace
+from sys import intern
 from typing import TYPE_CHECKING, Any, Literal
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
@@ -125,7 +126,7 @@ class LeaseAttrs:
         return cls(
             public_ip=NO_ADDRESS if public_ip is None else public_ip,
             public_ipv6=get.address("PublicIPv6", 6),
-            backend_type=backend_type or "",
+            backend_type=intern(backend_type or ""),  # one text for all hosts
             backend_data=get("BackendData"),
             backend_v6_data=get("BackendV6Data"),
         )
@@ -212,6 +213,14 @@ class Lease:
     def depart(self) -> Lease:
         """The same, whose key is gone: younger than any that is there."""
         return replace(self, create_revision=YOUNGEST)
+
+    def made_of(self, other: Lease) -> Lease:
+        """The same, made of what the other is made of where that is equal: a lease that is read once more is not held twice."""
+        if self == other:
+            return other
+        if self.subnet == other.subnet and self.subnet6 == other.subnet6 and self.attrs == other.attrs:
+            return replace(self, subnet=other.subnet, subnet6=other.subnet6, attrs=other.attrs)
+        return self
 
     def same_content(self, other: Lease) -> bool:
         """True where nothing that is programmed differs; a pure renewal changes revisions only."""

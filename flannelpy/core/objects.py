@@ -4,7 +4,8 @@ WireGuard (``core.wireguard``).
 The table's sets and their elements are objects of their own: a peer that comes is an element more, and the table stays as it is.
 
 Each object has a key (what the kernel would replace: two objects with one key cannot both exist) and a voice (``str``: as an
-operator would type it after ``ip link add``, ``ip route add`` and so on). A ``HostState`` is a set of them.
+operator would type it after ``ip link add``, ``ip route add`` and so on). A ``HostState`` is a set of them. Objects that there are
+thousands of make their key once and keep it: every book of the reconciler has an entry under it.
 The same types say what is desired and what was observed.
 """
 
@@ -216,10 +217,10 @@ class Neighbour:
     dst: IPAddress
     mac: str
     dev: str
+    key: Key = field(init=False, repr=False, compare=False)
 
-    @property
-    def key(self) -> Key:
-        return Key("neigh", f"{self.dst} dev {self.dev}")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", Key("neigh", f"{self.dst} dev {self.dev}"))
 
     @property
     def lives_on(self) -> str | None:
@@ -241,10 +242,10 @@ class FdbEntry:
     mac: str
     dst: IPAddress
     dev: str
+    key: Key = field(init=False, repr=False, compare=False)
 
-    @property
-    def key(self) -> Key:
-        return Key("fdb", f"{self.mac} dev {self.dev}")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", Key("fdb", f"{self.mac} dev {self.dev}"))
 
     @property
     def lives_on(self) -> str | None:
@@ -271,10 +272,10 @@ class Route:
     link_scope: bool = False
     proto: int = ROUTE_PROTOCOL
     metric: int = 0
+    key: Key = field(init=False, repr=False, compare=False)
 
-    @property
-    def key(self) -> Key:
-        return Key("route", f"{self.dst} metric {self.metric}" if self.metric else str(self.dst))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", Key("route", f"{self.dst} metric {self.metric}" if self.metric else str(self.dst)))
 
     @property
     def lives_on(self) -> str | None:
@@ -372,10 +373,11 @@ class NftElement:
     set: str
     first: bytes
     last: bytes | None = None
+    key: Key = field(init=False, repr=False, compare=False)
 
-    @property
-    def key(self) -> Key:
-        return Key("element", f"{self.table} {self.set} {self.first.hex()}{'' if self.last is None else '-' + self.last.hex()}")
+    def __post_init__(self) -> None:
+        last = "" if self.last is None else f"-{self.last.hex()}"
+        object.__setattr__(self, "key", Key("element", f"{self.table} {self.set} {self.first.hex()}{last}"))
 
     @property
     def lives_on(self) -> None:

@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flannelpy.core.errors import MalformedError
+from flannelpy.explain import places
 
-PAGE = "/events"
+PAGE = places.EVENTS
 """Its path on the agent's socket. Query: ``since`` (seconds back); ``life`` and ``after`` (only what is newer than that number
 of that life), and with them ``wait`` (seconds, for something that is).
 """

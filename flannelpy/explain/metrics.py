@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 from flannelpy.core.conditions import CONDITIONS
 from flannelpy.core.rules import SOURCE
 from flannelpy.core.tally import BOUNDS_S, Histogram
+from flannelpy.explain import places
 from flannelpy.explain.status import Status
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric as Family
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-PAGE = "/metrics"
+PAGE = places.METRICS
 PEER_STATES = ("in-sync", "pending", "refused", "excluded", "stale")
 PROBE_STATES = ("reachable", "unreachable", "silent", "unknown")
 QUANTILES = (0.5, 0.95, 1.0)

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from flannelpy.core.foreign import cut, printable
+from flannelpy.explain import places
 from flannelpy.explain.events import Event
 from flannelpy.explain.graph import draw, mood_of
 from flannelpy.explain.status import ConditionStatus, PeerStatus, Status
 
-PAGE = "/"
+PAGE = places.OVERVIEW
 CONTENT_TYPE = "text/html; charset=utf-8"
 AGAIN_S = 5
 MOST_PEERS, MOST_CONDITIONS, MOST_EVENTS = 100, 50, 50

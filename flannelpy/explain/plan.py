@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flannelpy.core.errors import MalformedError
+from flannelpy.explain import places
 
-PAGE = "/plan"
+PAGE = places.PLAN
 SCHEMA = 1
 """Grows when a name in the document goes, or means something else."""
 

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flannelpy.core.errors import MalformedError
+from flannelpy.explain import places
 
-PAGE = "/setup"
+PAGE = places.SETUP
 """The document's path on the agent's socket, which only root and the agent's own user can open."""
 
 

@@ -16,12 +16,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from flannelpy.core.backend import DatapathStatus
 from flannelpy.core.errors import MalformedError
+from flannelpy.explain import places
 
-SOCKET = "agent.sock"
+SOCKET = places.SOCKET
 """The agent's socket in its run directory."""
 SCHEMA = 2
 """Grows when a name in the document goes, or means something else."""
-PAGE = "/status"
+PAGE = places.STATUS
 """The document's path on it."""
 
 

@@ -74,3 +74,59 @@ def test_where_each_watch_has_a_gap_listings_have_pauses(tmp_path: Path, peers: 
         return registry.listings
 
     assert 5 <= run_virtually(follow()) <= 70, "one a second, but for the first few"
+
+
+class Counting(MemoryRegistry):
+    """Counts the listings."""
+
+    listings = 0
+
+    async def snapshot(self) -> Snapshot:
+        self.listings += 1
+        return await super().snapshot()
+
+
+async def followed(store: MemoryStore, folder: Path) -> tuple[Counting, Cluster, asyncio.Task[None]]:
+    host = HostInMemory(store, folder)
+    host.put_config(VXLAN)
+    for number in (2, 3):
+        host.put_peer(f"10.5.{number}.0-24", vxlan_value(f"192.0.2.{number}", f"02:00:00:00:00:0{number}"))
+    registry = Counting(store)
+    cluster = Cluster(host.context(registry), lambda: None)
+    task = asyncio.create_task(cluster.follow())
+    await cluster.listed.wait()
+    return registry, cluster, task
+
+
+async def test_whoever_asks_first_has_the_listing_that_the_agent_began_with(tmp_path: Path) -> None:
+    registry, cluster, task = await followed(MemoryStore(), tmp_path)
+    assert {lease.key for lease in (await cluster.refresh()).leases} == {"10.5.2.0-24", "10.5.3.0-24"}
+    assert registry.listings == 1
+    await cluster.refresh()
+    assert registry.listings == 2, "once only: whoever asks again has lost a race, and wants to know to whom"
+    task.cancel()
+
+
+async def test_a_first_listing_that_is_overtaken_is_read_again(tmp_path: Path) -> None:
+    store = MemoryStore()
+    registry, cluster, task = await followed(store, tmp_path)
+    store.put(f"{PREFIX}/subnets/10.5.4.0-24", vxlan_value("192.0.2.4", "02:00:00:00:00:04"))
+    cluster.revision = store.revision  # as the watch would have told it
+    assert "10.5.4.0-24" in {lease.key for lease in (await cluster.refresh()).leases}
+    assert registry.listings == 2
+    task.cancel()
+
+
+async def test_what_is_listed_again_is_not_held_twice(tmp_path: Path) -> None:
+    store = MemoryStore()
+    registry, cluster, task = await followed(store, tmp_path)
+    before = dict(cluster.view.leases)
+    store.put(f"{PREFIX}/subnets/10.5.3.0-24", store.records[f"{PREFIX}/subnets/10.5.3.0-24".encode()].value)  # a daily renewal
+    await cluster.refresh()
+    await cluster.refresh()
+    assert registry.listings == 2
+    same, renewed = cluster.view.leases["10.5.2.0-24"], cluster.view.leases["10.5.3.0-24"]
+    assert same is before["10.5.2.0-24"]
+    assert renewed.mod_revision > before["10.5.3.0-24"].mod_revision
+    assert renewed.attrs is before["10.5.3.0-24"].attrs
+    task.cancel()

@@ -1,7 +1,7 @@
 """What does the kernel hold, as far as we were told? A cache of the last look, kept true by acknowledgements and notifications.
 
 Of a thing that the kernel changes by itself (``satisfied_by``: a WireGuard peer that roams) it keeps what was there before, for
-nobody has to do anything about it.
+nobody has to do anything about it. What is there as it is desired is held as the very object that is desired, not as one more.
 
 What changes while we look or write may be told before or after its turn in the answer: of such a key the cache is stale, and the
 kernel is asked again.
@@ -9,7 +9,7 @@ kernel is asked again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from flannelpy.core.objects import HostState, Key, Object
 
@@ -17,7 +17,8 @@ from flannelpy.core.objects import HostState, Key, Object
 class Mirror:
     """The observed objects by key."""
 
-    def __init__(self) -> None:
+    def __init__(self, desired: Callable[[Key], Object | None] = lambda _key: None) -> None:
+        self._desired = desired
         self.objects: dict[Key, Object] = {}
         self.stale: set[Key] = set()
         """Keys about which it may be wrong."""
@@ -39,7 +40,8 @@ class Mirror:
 
     def take_full(self, observed: HostState) -> None:
         """Everything was looked at."""
-        self.objects = {key: self._as_good(key, item) for key, item in observed.objects.items()}
+        good = (self._as_good(key, item) for key, item in observed.objects.items())
+        self.objects = {item.key: item for item in good}  # its own key: the one just read would be held besides
         self.stale = {key for key, item in self._heard.items() if self.objects.get(key) != item}
 
     def take_part(self, keys: Iterable[Key], observed: HostState) -> None:
@@ -63,6 +65,9 @@ class Mirror:
             self.objects[key] = item if exactly else self._as_good(key, item)
 
     def _as_good(self, key: Key, item: Object) -> Object:
-        """What was there, where the kernel itself has made this of it; else this."""
+        """What was there, where the kernel itself has made this of it; else this, or the object that is desired if equal."""
         before = self.objects.get(key)
-        return before if before is not None and before.satisfied_by(item) else item
+        if before is not None and before.satisfied_by(item):
+            return before
+        wanted = self._desired(key)
+        return wanted if wanted is not None and wanted == item else item

@@ -58,7 +58,7 @@ class Reconciler:
         self._reporter = reporter
         self._clock = clock
         self._before_round = before_round
-        self._mirror = Mirror()
+        self._mirror = Mirror(self.desired.get)
         self.standing = Standing(self.fragments, self._mirror, self.retries)
         self._state = _State()
 

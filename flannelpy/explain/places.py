@@ -1,0 +1,12 @@
+"""Where does an agent answer? Its socket in the run directory, and the path of each page: known without what makes the pages."""
+
+from __future__ import annotations
+
+SOCKET = "agent.sock"
+"""The agent's socket in its run directory."""
+
+STATUS, EVENTS, SETUP, PLAN = "/status", "/events", "/setup", "/plan"
+"""Pages on it, for commands on this host."""
+
+OVERVIEW, METRICS = "/", "/metrics"
+"""Pages at the health port, for a browser and for Prometheus."""
