@@ -82,8 +82,8 @@ def table(status: Status, now: datetime) -> Table:
 def peers_table(status: Status, now: datetime, *, bad: bool = False) -> Table:
     """Each peer on a line, or each ``bad`` one, the worst first."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    chosen = any(peer.carrier for peer in status.peers)
-    for column in ("subnet", "PublicIP", "backend", "state", *(("by", "because") if chosen else ())):
+    chosen, named = any(peer.carrier for peer in status.peers), any(peer.name for peer in status.peers)
+    for column in (*(("host",) if named else ()), "subnet", "PublicIP", "backend", "state", *(("by", "because") if chosen else ())):
         shown.add_column(column, overflow="fold")
     for peer in sorted(status.peers, key=_place):
         if bad and _state(peer) in _GOOD:
@@ -91,7 +91,8 @@ def peers_table(status: Status, now: datetime, *, bad: bool = False) -> Table:
         cells = (_both(peer.subnet, peer.subnet6), _both(peer.public_ip, peer.public_ipv6), peer.backend_type or "none")
         way = (Text(printable(peer.carrier or "")), Text(printable(peer.reason or ""))) if chosen else ()
         style = _PEER_STYLES.get(_state(peer), "yellow")
-        shown.add_row(*(Text(printable(cell)) for cell in cells), Text(printable(_peer_state(peer, now)), style=style), *way)
+        name = (Text(printable(peer.name or "")),) if named else ()
+        shown.add_row(*name, *(Text(printable(cell)) for cell in cells), Text(printable(_peer_state(peer, now)), style=style), *way)
     return shown
 
 
@@ -148,7 +149,7 @@ def _lines(status: Status, now: datetime) -> Iterator[Line]:
         if status.probes_off is not None:
             yield "probes", f"none: {status.probes_off}"
         yield from _kernel(status.kernel, now)
-    yield from _conditions(status.conditions, now)
+    yield from _conditions(status.conditions, {peer.key: peer.name for peer in status.peers if peer.name}, now)
 
 
 def _etcd(status: Status, now: datetime) -> Text | str:
@@ -225,7 +226,9 @@ def _lease(lease: LeaseStatus) -> str:
         ends = ", a reservation"
     elif lease.seconds_left is not None:
         ends = f", ends in {span(lease.seconds_left)} unless extended"
-    return f"{_both(lease.subnet, lease.subnet6)} at {_both(lease.public_ip, lease.public_ipv6)}{held.get(lease.state, '')}{ends}"
+    name = f" [{lease.name}]" if lease.name else ""
+    at = f"{_both(lease.subnet, lease.subnet6)} at {_both(lease.public_ip, lease.public_ipv6)}{name}"
+    return f"{at}{held.get(lease.state, '')}{ends}"
 
 
 def _others(status: Status) -> list[PeerStatus]:
@@ -266,7 +269,8 @@ def _kernel(kernel: KernelStatus, now: datetime) -> Iterator[Line]:
         yield "repaired", f"{_times(kernel.repairs)}, last {_when(kernel.last_repair.at, now)}: {kernel.last_repair.step}"
 
 
-def _conditions(conditions: tuple[ConditionStatus, ...], now: datetime) -> Iterator[Line]:
+def _conditions(conditions: tuple[ConditionStatus, ...], names: Mapping[str, str], now: datetime) -> Iterator[Line]:
+    """``names``: of peers, by their leases' keys."""
     if not conditions:
         yield "conditions", "none"
     worst_first = sorted(conditions, key=lambda condition: _badness(_SEVERITIES, condition.severity))
@@ -278,7 +282,8 @@ def _conditions(conditions: tuple[ConditionStatus, ...], now: datetime) -> Itera
             if alike[code] == LIKE_THESE:
                 yield "" if number else "conditions", f"{condition.severity}: {left[code] - LIKE_THESE + 1:,} more of {code}"
             continue
-        told = printable(f"{condition.severity}: {condition.text}")
+        name = f" [{names[condition.subject]}]" if condition.subject in names else ""
+        told = printable(f"{condition.severity}: {condition.text}{name}")
         yield "" if number else "conditions", Text(told, style=_STYLES.get(condition.severity, ""))
         yield "", Text(printable(f"{condition.code}, since {_when(condition.since, now)}: {condition.remedy}"), style="dim")
 

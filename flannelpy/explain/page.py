@@ -60,7 +60,7 @@ def _body(status: Status, events: Sequence[Event]) -> Iterator[str]:
     heads = ("subnet", "PublicIP", "why")
     yield from _table("Peers that want a look", heads, (_peer(peer) for peer in odd[:MOST_PEERS]), "none", len(odd) - MOST_PEERS)
     newest = list(reversed(events))[:MOST_EVENTS]
-    rows = (f'<td class="t">{_text(each.at[:19].replace("T", " "))}</td><td>{_text(each.text)}</td>' for each in newest)
+    rows = (f'<td class="t">{_text(each.at[:19].replace("T", " "))}</td><td>{_text(each.told)}</td>' for each in newest)
     yield from _table("What has happened, UTC", ("when", "what"), rows, "nothing yet")
     yield f'<p class="t">Every {AGAIN_S} s anew. More: flannelpy status --peers, flannelpy events, flannelpy doctor.</p></body>'
 
@@ -86,7 +86,8 @@ def _peer(peer: PeerStatus) -> str:
     subnets = " ".join(each for each in (peer.subnet, peer.subnet6) if each)
     probe = peer.probe
     why = peer.why or (f"{probe.state}: {probe.why}" if probe is not None else peer.state)
-    return f"<td>{_text(subnets)}</td><td>{_text(peer.public_ip)}</td><td>{_text(why)}</td>"
+    name = f" [{peer.name}]" if peer.name else ""
+    return f"<td>{_text(subnets)}</td><td>{_text(peer.public_ip + name)}</td><td>{_text(why)}</td>"
 
 
 def _text(text: str) -> str:

@@ -14,7 +14,7 @@ from netaddr import IPAddress
 from flannelpy.commands.doctor.about import About
 from flannelpy.commands.doctor.host import port_of
 from flannelpy.commands.trace import asking
-from flannelpy.commands.trace.target import Destination, networks
+from flannelpy.commands.trace.target import Destination, networks, whole_name
 from flannelpy.core import trace
 from flannelpy.core.envelope import Envelope, envelope_of
 from flannelpy.core.errors import KernelError
@@ -332,8 +332,9 @@ def _peer(ground: Ground) -> None:
     if about.status is None:
         ground.hops.append(Hop("peer", "note", f"what the agent knows of it is not known: {about.silent}"))
     elif peer is not None and peer.state != "in-sync":
-        ground.hops.append(Hop("peer", "note", f"{peer.public_ip} is {peer.state}: {peer.why or ''}", "flannelpy status --peers"))
+        said = f"{whole_name(peer)} is {peer.state}: {peer.why or ''}"
+        ground.hops.append(Hop("peer", "note", said, "flannelpy status --peers"))
     elif peer is not None:
         probe = peer.probe
-        said = f"{peer.public_ip}, in sync" if probe is None else f"{peer.public_ip}, {probe.state}{probe.why and f': {probe.why}'}"
+        said = whole_name(peer) + (", in sync" if probe is None else f", {probe.state}{probe.why and f': {probe.why}'}")
         ground.hops.append(Hop("peer", "passes", said))
