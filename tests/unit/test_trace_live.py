@@ -81,6 +81,14 @@ def test_a_bare_packet_of_a_tun_device_and_an_answer() -> None:
     ]
 
 
+def test_packets_within_packets_within_packets_come_to_an_end() -> None:
+    header, packet = bytes(IP(src=C1, dst=C2, proto=4, len=0)), bytes(inner())
+    for _ in range(2000):
+        packet = header + packet
+    lines = draw(packet[:60_000], "eth1", None, MARK)
+    assert len(lines) < 20
+
+
 def test_what_is_encrypted_is_bytes() -> None:
     lines = draw(bytes(outer(inner(), vni=None)), "eth1", Envelope(port=51820, hidden=True), MARK)
     assert lines[-2] == "| data        84  encrypted                             |"
@@ -99,11 +107,21 @@ def test_any_bytes_are_a_box_of_lines_that_a_terminal_shows(data: bytes, envelop
     assert all(line.isprintable() for line in lines)
 
 
-@given(st.integers(0, 133), st.integers(0, 255))
-def test_a_frame_that_is_damaged_is_a_box_of_lines(at: int, byte: int) -> None:
-    data = bytearray(bytes(outer(inner())))
-    data[at] = byte
-    assert len({len(line) for line in draw(bytes(data), "eth1", VXLAN1, MARK)}) == 1
+@given(
+    st.sampled_from([outer(inner()), outer(inner(), vni=None), Ether(src=BACK, dst=OUT) / too_large(inner())]),
+    st.lists(st.tuples(st.integers(0, 133), st.integers(0, 255)), max_size=8),
+    st.integers(0, 150),
+    st.sampled_from([None, VXLAN1, FLANNEL_UDP]),
+)
+def test_a_frame_that_is_damaged_is_a_box_of_lines(
+    whole: Packet, damages: list[tuple[int, int]], length: int, envelope: Envelope | None
+) -> None:
+    data = bytearray(bytes(whole))
+    for at, byte in damages:
+        data[at % len(data)] = byte
+    cut = bytes(data[:length])
+    assert len({len(line) for line in draw(cut, "eth1", envelope, MARK)}) == 1
+    recognised(cut, MARK)
 
 
 @pytest.mark.parametrize(
