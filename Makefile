@@ -6,6 +6,7 @@ DEV     := $(VENV)/.dev-installed
 DOCKER  := $(VENV)/docker/usr/bin/docker
 DEBIAN  := $(VENV)/cache/debian
 PROMETHEUS := $(VENV)/prometheus/usr/bin/prometheus
+CHROMIUM := $(VENV)/chromium/usr/lib/chromium/chromium
 CNI     := $(VENV)/cni/usr/lib/cni/bridge
 RELEASE := $(VENV)/.release-tools-installed
 LOWEST  := $(VENV)/lowest
@@ -28,6 +29,10 @@ NEEDED  := ip:iproute2 ping:iputils-ping nft:nftables tcpdump:tcpdump iperf3:ipe
            iptables:iptables dmsetup:dmsetup
 # Unpacked, not installed: an installed Docker starts, and changes the firewall of the machine. It needs iptables and dmsetup's library.
 DOCKER_PACKAGES := docker.io containerd runc busybox-static
+# With the libraries that a Debian without a desktop has not; LD_LIBRARY_PATH finds them.
+CHROMIUM_PACKAGES := chromium chromium-common libdouble-conversion3 libogg0 libflac12 libharfbuzz-subset0 libminizip1 libopenh264-7 \
+	libopenjp2-7 libasyncns0 libmp3lame0 libmpg123-0 libvorbis0a libvorbisenc2 libsndfile1 libpulse0 libxnvctrl0 libcolord2 \
+	libwayland-cursor0 libwayland-egl1 libgtk-3-0 libnss3 libnspr4 libasound2 libgbm1 libxkbcommon0 fonts-dejavu-core
 CNI_PACKAGES    := containernetworking-plugins podman conmon crun libgpgme11 libassuan0 libsubid4 libyajl2 libseccomp2
 
 # Of all that lies in dist/: sha256sum -c SHA256SUMS there.
@@ -39,7 +44,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn gallery chaos flood etcds flanneld prometheus fuzz dist deb image test-package test-image pins test-lowest clean
+.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn gallery chaos flood etcds flanneld prometheus chromium screenshots fuzz dist deb image test-package test-image pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -113,6 +118,8 @@ etcds: $(DEV) ## etcd 3.6 and 3.7 for the contract tests, built with Go 1.26 int
 	done
 
 prometheus: $(PROMETHEUS) ## fetch Prometheus, so that its tests run
+
+chromium: $(CHROMIUM) ## fetch Chromium, so that the page is tested in it
 
 flanneld: $(DEV) ## real flanneld for the tests of mixed clusters, built with Go into $(VENV)/cache (some minutes)
 	@into=$(CURDIR)/$(VENV)/cache; [ -x $$into/flanneld ] && exit; \
@@ -202,6 +209,9 @@ $(DOCKER): | $(DEV)
 
 $(PROMETHEUS): | $(DEV)
 	$(call unpack,$(VENV)/prometheus,prometheus,usr/bin/prometheus)
+
+$(CHROMIUM): | $(DEV)
+	$(call unpack,$(VENV)/chromium,$(CHROMIUM_PACKAGES),usr/lib/chromium/chromium)
 
 $(CNI): | $(DEV)
 	$(call unpack,$(VENV)/cni,$(CNI_PACKAGES),usr/lib/cni/bridge)

@@ -22,7 +22,7 @@ from flannelpy.agent.fd_store import SystemdFdStore
 from flannelpy.agent.health_port import health_port
 from flannelpy.agent.lock import Claimant, Claims, hold_lock
 from flannelpy.agent.network import Network
-from flannelpy.agent.overview import overview
+from flannelpy.agent.overview import live, overview
 from flannelpy.agent.preview import of_running
 from flannelpy.agent.report import Reporter
 from flannelpy.agent.status import document, measured, why_not, with_drops
@@ -34,7 +34,8 @@ from flannelpy.core.objects import Scope
 from flannelpy.core.plan import Plan
 from flannelpy.core.uplink import Wish
 from flannelpy.explain import metrics, page, plan, setup
-from flannelpy.explain.http import Page, Pages, health_pages
+from flannelpy.explain.health_pages import health_pages
+from flannelpy.explain.http import Page, Pages
 from flannelpy.explain.status import Status
 from flannelpy.explain.wall_clock import wall_clock
 from flannelpy.kernel import Kernel
@@ -181,7 +182,7 @@ class Agent:
     def _health_pages(self) -> Pages:
         pages = health_pages(lambda: self.ready, self._why_not, self._wrong, self._silent_s)
         browser = overview(self.status, self.events, self._context.clock)
-        return {**pages, metrics.PAGE: self._metrics, page.PAGE: browser}
+        return {**pages, metrics.PAGE: self._metrics, page.PAGE: browser, page.EVENTS: live(self.events)}
 
     async def _metrics(self, _query: Mapping[str, str]) -> Page:
         await asyncio.to_thread(import_module, "prometheus_client")  # the first time: 50 ms, of which 40 are an HTTP server
