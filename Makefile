@@ -107,6 +107,9 @@ churn: $(DEV) ## what veth pairs that come and go cost the agent: 2,000 a minute
 chaos: $(DEV) ## random faults of etcd, kernel and hosts, and does everything converge: SEED= MINUTES=10 BACKEND=vxlan
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.chaos --minutes $(MINUTES) --backend $(BACKEND) $(if $(SEED),--seed $(SEED))
 
+screenshots: $(DEV) $(CHROMIUM) ## make the pictures in docs/pictures/: commands as a terminal shows them, the page in Chromium, the lab
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab screenshots
+
 flood: $(DEV) ## floods of keys in etcd, FLOOD=10 times as large as in the tests: memory, log, time
 	FLOOD=$(FLOOD) $(PYTHON) -m pytest -q -s -o timeout=3600 tests/lab/test_flood.py
 

@@ -34,7 +34,7 @@ _STYLE = """
 @media (prefers-color-scheme:dark){
 .paper{fill:#14181d}.ink{fill:#e6ebf0}.soft{fill:#9fb0c0}.card{fill:#1e252d;stroke:#3c4854}
 .good{stroke:#5cc27f}.bad{stroke:#ff6b6b}.odd{stroke:#f0b04a}.unasked{stroke:#7b8894}
-.f.good{fill:#5cc27f}.f.bad{fill:#ff6b6b}.f.odd{fill:#f0b04a}.f.unasked{fill:#7b8894}}
+.f.good{fill:#5cc27f}.f.bad{fill:#ff6b6b}.f.odd{fill:#f0b04a}.f.unasked{fill:#7b8894}.f{stroke:none}}
 """
 
 

@@ -88,7 +88,9 @@ th{font-weight:600;border-bottom:1px solid #8795a1}td:first-child{white-space:no
 @media (prefers-color-scheme:dark){body{background:#14181d;color:#e6ebf0}.t{color:#9fb0c0}
 .error{color:#ff6b6b}.warning{color:#f0b04a}.yes{color:#5cc27f}}
 #away{display:none;color:#c62828}.away #away{display:block}.away main{opacity:.45}
-@media (max-width:640px){td,th{display:block;padding:.1rem 0}tr{display:block;padding:.4rem 0;border-bottom:1px solid #8795a1}}
+td.t,td.n{white-space:nowrap}#picture{overflow-x:auto}
+@media (max-width:640px){#picture svg{min-width:720px}tr:first-child{display:none}td.n{white-space:normal}
+td{display:block;padding:.1rem 0}tr{display:block;padding:.4rem 0;border-bottom:1px solid #8795a1}}
 """
 
 
@@ -111,9 +113,11 @@ def _body(status: Status, events: Events) -> Iterator[str]:
     yield '<body><p id="away">The agent does not answer. Below is what it said last.</p>'
     yield f'<main data-last="{_text(mark(events.life, events.last))}"><h1>flannelpy {_text(status.version)}: {ready}</h1>'
     yield from (f'<p class="error">{_text(why)}</p>' for why in status.why_not[:MOST_CONDITIONS])
-    yield draw(status)
+    yield f'<div id="picture">{draw(status)}</div>'
+    names = {peer.key: peer.name for peer in status.peers if peer.name}
     conditions = status.conditions[:MOST_CONDITIONS]
-    yield from _table("What is wrong", ("", "since", "what to do"), (_condition(each) for each in conditions), "nothing")
+    wrong = (_condition(each, names.get(each.subject)) for each in conditions)
+    yield from _table("What is wrong", ("", "since", "what to do"), wrong, "nothing")
     odd = [peer for peer in status.peers if mood_of(peer) in ("bad", "odd")]
     heads = ("subnet", "PublicIP", "why")
     yield from _table("Peers that want a look", heads, (_peer(peer) for peer in odd[:MOST_PEERS]), "none", len(odd) - MOST_PEERS)
@@ -137,9 +141,10 @@ def _table(title: str, heads: Sequence[str], rows: Iterator[str], none: str, mor
         yield f'<p class="t">and {more:,} more</p>'
 
 
-def _condition(each: ConditionStatus) -> str:
+def _condition(each: ConditionStatus, name: str | None) -> str:
+    """``name``: of the peer that it is about."""
     style = each.severity if each.severity in ("error", "warning") else "t"
-    said = f'<td class="{style}" style="white-space:normal">{_text(each.text)}</td>'
+    said = f'<td class="{style}" style="white-space:normal">{_text(each.text + (f" [{name}]" if name else ""))}</td>'
     return f'{said}<td class="t">{_text(each.since[:19].replace("T", " "))}</td><td>{_text(each.remedy)}</td>'
 
 
@@ -148,7 +153,7 @@ def _peer(peer: PeerStatus) -> str:
     probe = peer.probe
     why = peer.why or (f"{probe.state}: {probe.why}" if probe is not None else peer.state)
     name = f" [{peer.name}]" if peer.name else ""
-    return f"<td>{_text(subnets)}</td><td>{_text(peer.public_ip + name)}</td><td>{_text(why)}</td>"
+    return f'<td>{_text(subnets)}</td><td class="n">{_text(peer.public_ip + name)}</td><td>{_text(why)}</td>'
 
 
 def _text(text: str) -> str:

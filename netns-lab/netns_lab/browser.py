@@ -10,7 +10,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,10 @@ class Browser:
 
 
 @asynccontextmanager
-async def browser() -> AsyncIterator[Browser]:
-    """A browser, for the time of the block. Raises LabError where there is none or it does not start."""
+async def browser(within: Sequence[str] = ()) -> AsyncIterator[Browser]:
+    """A browser, for the time of the block; ``within``: words that start a command elsewhere, as in a namespace. Raises LabError
+    where there is none or it does not start.
+    """
     if why := missing():
         raise LabError(why)
     folder = Path(tempfile.mkdtemp(prefix="netns-lab-browser-"))
@@ -118,7 +120,7 @@ async def browser() -> AsyncIterator[Browser]:
     process = None
     try:
         process = await asyncio.create_subprocess_exec(
-            *("bash", "-c", script, "bash", *words),
+            *("bash", "-c", script, "bash", *within, *words),
             pass_fds=(to_it, from_it),
             env=env,
             stdin=asyncio.subprocess.DEVNULL,
