@@ -6,6 +6,7 @@ DEV     := $(VENV)/.dev-installed
 DOCKER  := $(VENV)/docker/usr/bin/docker
 DEBIAN  := $(VENV)/cache/debian
 PROMETHEUS := $(VENV)/prometheus/usr/bin/prometheus
+CHROMIUM := $(VENV)/chromium/usr/lib/chromium/chromium
 CNI     := $(VENV)/cni/usr/lib/cni/bridge
 RELEASE := $(VENV)/.release-tools-installed
 LOWEST  := $(VENV)/lowest
@@ -30,6 +31,10 @@ NEEDED  := ip:iproute2 ping:iputils-ping nft:nftables tcpdump:tcpdump iperf3:ipe
            iptables:iptables dmsetup:dmsetup
 # Unpacked, not installed: an installed Docker starts, and changes the firewall of the machine. It needs iptables and dmsetup's library.
 DOCKER_PACKAGES := docker.io containerd runc busybox-static
+# With the libraries that a Debian without a desktop has not; LD_LIBRARY_PATH finds them.
+CHROMIUM_PACKAGES := chromium chromium-common libdouble-conversion3 libogg0 libflac12 libharfbuzz-subset0 libminizip1 libopenh264-7 \
+	libopenjp2-7 libasyncns0 libmp3lame0 libmpg123-0 libvorbis0a libvorbisenc2 libsndfile1 libpulse0 libxnvctrl0 libcolord2 \
+	libwayland-cursor0 libwayland-egl1 libgtk-3-0 libnss3 libnspr4 libasound2 libgbm1 libxkbcommon0 fonts-dejavu-core
 CNI_PACKAGES    := containernetworking-plugins podman conmon crun libgpgme11 libassuan0 libsubid4 libyajl2 libseccomp2
 
 # In each file what the ones before it have not.
@@ -45,7 +50,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn gallery chaos flood etcds cnis flanneld prometheus fuzz dist deb image test-package test-image pins test-lowest clean
+.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn gallery chaos flood etcds cnis flanneld prometheus chromium screenshots fuzz dist deb image test-package test-image pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -109,6 +114,9 @@ churn: $(DEV) ## what veth pairs that come and go cost the agent: 2,000 a minute
 chaos: $(DEV) ## random faults of etcd, kernel and hosts, and does everything converge: SEED= MINUTES=10 BACKEND=vxlan
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.chaos --minutes $(MINUTES) --backend $(BACKEND) $(if $(SEED),--seed $(SEED))
 
+screenshots: $(DEV) $(CHROMIUM) ## make the pictures in docs/pictures/: commands as a terminal shows them, the page in Chromium, the lab
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab screenshots
+
 flood: $(DEV) ## floods of keys in etcd, FLOOD=10 times as large as in the tests: memory, log, time
 	FLOOD=$(FLOOD) $(PYTHON) -m pytest -q -s -o timeout=3600 tests/lab/test_flood.py
 
@@ -129,6 +137,8 @@ cnis: $(DEV) ## CNI plugins that know 1.1.0, and cnitool, for the tests that ask
 			go get -tool github.com/containernetworking/plugins/plugins/$$each@v1.10.0 \
 				&& go build -o $$into/$${each#*/} github.com/containernetworking/plugins/plugins/$$each || exit 1; \
 		done && go build -o $$into/cnitool github.com/containernetworking/cni/cnitool
+
+chromium: $(CHROMIUM) ## fetch Chromium, so that the page is tested in it
 
 flanneld: $(DEV) ## real flanneld for the tests of mixed clusters, built with Go into $(VENV)/cache (some minutes)
 	@into=$(CURDIR)/$(VENV)/cache; [ -x $$into/flanneld ] && exit; \
@@ -221,6 +231,9 @@ $(DOCKER): | $(DEV)
 
 $(PROMETHEUS): | $(DEV)
 	$(call unpack,$(VENV)/prometheus,prometheus,usr/bin/prometheus)
+
+$(CHROMIUM): | $(DEV)
+	$(call unpack,$(VENV)/chromium,$(CHROMIUM_PACKAGES),usr/lib/chromium/chromium)
 
 $(CNI): | $(DEV)
 	$(call unpack,$(VENV)/cni,$(CNI_PACKAGES),usr/lib/cni/bridge)

@@ -179,14 +179,15 @@ def doctor(context: click.Context, /, preflight: bool, as_json: bool, **values: 
 @flannelpy.command()
 @click.argument("dst", metavar="DST")
 @click.option("--from", "source", metavar="SRC", help="a container's address on this host  [one that nobody has]")
+@click.option("--live", is_flag=True, help="send real packets, as a container's, and watch where they pass; needs root, and scapy")
 @click.option("--json", "as_json", is_flag=True, help="for programs: each hop with what becomes of the packet")
 @_takes(*ETCD, *KUBE, *AGENT)
 @click.pass_context
-def trace(context: click.Context, /, dst: str, source: str | None, as_json: bool, **values: Any) -> int:
+def trace(context: click.Context, /, dst: str, source: str | None, live: bool, as_json: bool, **values: Any) -> int:
     """What becomes of a container's packet to DST (address, peer's name, PublicIP or subnet). Exit code 0: gets through; 3: not."""
     from flannelpy.commands.trace.run import trace as follow
 
-    return follow(_own(context, values), dst, source, as_json=as_json)
+    return follow(_own(context, values), dst, source, live=live, as_json=as_json)
 
 
 @flannelpy.command()

@@ -111,6 +111,11 @@ AGENT = (
     Option("udp-engine", "ENGINE", "who carries udp's packets: auto, kernel or userspace; wins over the config's Backend.Engine"),
     Option("udp-workers", "N", "udp's worker processes, 1 to 64, at most one a core; wins over the config's Backend.Workers"),
     Option("probe", help="ask peers whether they are there: an echo request to each in ten seconds", default="true", boolean=True),
+    Option(
+        "hostname",
+        "NAME",
+        "what other hosts show beside this one's address; the machine's name where not given; --hostname= for none",
+    ),
     Option("prefer", "none", "none: reach and be reached by the network's Type alone, whatever its Prefer says"),
     Option("healthz-ip", "ADDRESS", "where the pages /healthz and /readyz listen; 0.0.0.0: on every address", "127.0.0.1"),
     Option("healthz-port", "PORT", "their port; 0 is off", "0"),

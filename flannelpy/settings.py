@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import socket
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Literal, TypeVar
 
 from netaddr import AddrFormatError, IPAddress
 
+from flannelpy.core import hostname
 from flannelpy.core.backend import HostOptions
 from flannelpy.core.conditions import RegistryName
 from flannelpy.core.errors import UsageError
@@ -68,6 +70,8 @@ class Settings:
     udp_engine: str | None = None
     udp_workers: int | None = None
     prefer: str | None = None
+    hostname: str = ""
+    """What this host calls itself; empty: nothing."""
     healthz_ip: IPAddress = IPAddress("127.0.0.1")  # noqa: RUF009 - never changed in place
     healthz_port: int = 0
     state_dir: Path = Path("/var/lib/flannelpy")
@@ -125,6 +129,7 @@ def load(given: Given, environ: Mapping[str, str]) -> Settings:
         udp_engine=source.optional("udp-engine", _one_of(UDP_ENGINES)),
         udp_workers=source.optional("udp-workers", _whole(1, 64, "worker processes")),
         prefer=source.optional("prefer", _one_of(("none",))),
+        hostname=source.value("hostname", _hostname) if source.found("hostname") else hostname.spoken(socket.gethostname()),
         healthz_ip=source.value("healthz-ip", _address),
         healthz_port=source.value("healthz-port", _whole(0, 65535, "a port; 0 is off")),
         state_dir=source.value("state-dir", _path),
@@ -382,6 +387,12 @@ def _path(text: str) -> Path:
     if not text:
         raise _Unexpected("expected a path")
     return Path(text)
+
+
+def _hostname(text: str) -> str:
+    if text and not hostname.is_name(text):
+        raise _Unexpected(f"expected a name of letters, digits, - and dots between them, {hostname.MOST} at most")
+    return text
 
 
 def _one_of(words: tuple[str, ...]) -> Callable[[str], str]:

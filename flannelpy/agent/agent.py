@@ -24,7 +24,7 @@ from flannelpy.agent.fd_store import SystemdFdStore
 from flannelpy.agent.health_port import health_port
 from flannelpy.agent.lock import Claimant, Claims, hold_lock
 from flannelpy.agent.network import Network
-from flannelpy.agent.overview import overview
+from flannelpy.agent.overview import live, overview
 from flannelpy.agent.readiness import why_not
 from flannelpy.agent.report import Reporter
 from flannelpy.agent.systemd import Notifier, feed_watchdog, inherited, keep_posted, status_line, watchdog_s
@@ -35,7 +35,8 @@ from flannelpy.core.objects import Scope
 from flannelpy.core.plan import Plan
 from flannelpy.core.uplink import Wish
 from flannelpy.explain import places
-from flannelpy.explain.http import Page, Pages, health_pages
+from flannelpy.explain.health_pages import health_pages
+from flannelpy.explain.http import Page, Pages
 from flannelpy.explain.wall_clock import wall_clock
 from flannelpy.kernel import Kernel
 from flannelpy.registry import Assigned, Registry
@@ -195,7 +196,7 @@ class Agent:
     def _health_pages(self) -> Pages:
         pages = health_pages(lambda: self.ready, self._why_not, self._wrong, self._silent_s)
         browser = overview(self.status, self.events, self._context.clock)
-        return {**pages, places.METRICS: self._metrics, places.OVERVIEW: browser}
+        return {**pages, places.METRICS: self._metrics, places.OVERVIEW: browser, places.EVENTS: live(self.events)}
 
     async def _metrics(self, _query: Mapping[str, str]) -> Page:
         from flannelpy.agent.status import measured

@@ -71,7 +71,7 @@ class Preference:
             return backend
         return next((each.backend for each in self.outgoing if each.name in self.up), backend)
 
-    def offer(self, own: LeaseAttrs, local: Local, backend: Backend) -> str | None:
+    def offer(self, own: LeaseAttrs, local: Local, backend: Backend) -> Offer | None:
         """What is to stand beside our lease, whose value is ``own``; None where nothing is offered."""
         told: dict[str, Beside | Backend] = {each.name: each for each in self.outgoing if each.name in self.up & self.needed}
         if self.outgoing and backend.name in self.up:
@@ -79,7 +79,7 @@ class Preference:
         told |= self.carriers
         if not told:
             return None
-        return Offer.of(own, [named(carrier.attrs(local), name) for name, carrier in told.items()]).to_json()
+        return Offer.of(own, [named(carrier.attrs(local), name) for name, carrier in told.items()])
 
 
 async def prefer(wanted: Mapping[str, Beside], local: Local, host_keys: HostKeys) -> Preference:

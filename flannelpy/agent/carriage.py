@@ -17,6 +17,7 @@ from flannelpy.core.config import NetworkConfig
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import Lease, LeaseAttrs
 from flannelpy.core.objects import Fou, HostState, Key, Scope
+from flannelpy.core.offer import Offer
 from flannelpy.core.plan import Step, plan
 from flannelpy.core.wireguard import KeyPair
 from flannelpy.kernel import Kernel
@@ -70,8 +71,8 @@ class Carriage:
         return frozenset({*self.backend.devices(self.config), *beside})
 
     @property
-    def offer(self) -> str | None:
-        """What is to stand beside our lease."""
+    def offer(self) -> Offer | None:
+        """What is to stand beside our lease, but for our name."""
         return self.preference.offer(self.attrs, self.local(), self.backend)
 
     def fits(self, lease: Lease) -> bool:

@@ -19,6 +19,7 @@ from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import MalformedError, RegistryError, WatchGapError
 from flannelpy.core.membership import Changes, Membership
 from flannelpy.core.model import Lease, parse_subnet_key
+from flannelpy.core.names import Names
 from flannelpy.core.offer import Offer
 from flannelpy.core.underlay import Underlay
 from flannelpy.plugins import Published, Spoken
@@ -109,6 +110,11 @@ class Cluster:
     def says(self, key: str) -> Offer | None:
         """See ``core.membership``."""
         return self._membership.says(key)
+
+    @property
+    def names(self) -> Names:
+        """What the hosts are called."""
+        return self._membership.names
 
     @property
     def offers(self) -> Collection[str]:

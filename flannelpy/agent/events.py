@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from secrets import token_hex
 
@@ -26,6 +26,8 @@ MOST, MOST_BYTES = 1000, 256 * 1024
 """Events of each share, and letters in them."""
 LOGGED = 10
 """Lines about peers in a second; the rest of that second is counted in one more."""
+LOOK_BACK = 200
+"""A peer's name is heard a moment after its lease: so many of the last events about peers are looked at for it."""
 LONGEST_WAIT_S = 25.0
 """How long a reader is kept waiting for something new."""
 
@@ -59,9 +61,9 @@ class Ring:
         self._second: Counter[str] | None = None
         self._newer = asyncio.Event()
 
-    def note(self, kind: str, subject: str, text: str, level: int = logging.INFO) -> None:
-        """This has happened: keep it and log it. ``text``: with its subject first, as an operator reads it."""
-        self.keep(kind, subject, text)
+    def note(self, kind: str, subject: str, text: str, level: int = logging.INFO, name: str = "") -> None:
+        """This has happened: keep it and log it. ``text``: with its subject first, as a person reads it; ``name``: its peer's."""
+        self.keep(kind, subject, text, name)
         if kind not in _VERBS:
             log.log(level, "%s", text)
             return
@@ -72,14 +74,23 @@ class Ring:
         if self._second.total() <= LOGGED:
             log.info("%s", text)
 
-    def keep(self, kind: str, subject: str, text: str) -> None:
+    def keep(self, kind: str, subject: str, text: str, name: str = "") -> None:
         """The same for what is logged elsewhere."""
         self.last += 1
         at = datetime.fromtimestamp(self._wall_clock(), UTC).isoformat(timespec="milliseconds")
         share = self._peers if kind in _VERBS else self._others
-        share.add(Event(self.last, at, kind, printable(subject), printable(text)))
+        share.add(Event(self.last, at, kind, printable(subject), printable(text), name))
         self._newer.set()
         self._newer = asyncio.Event()
+
+    def label(self, subject: str, name: str) -> None:
+        """The peer with this lease is called so: the last that was noted of it may say it."""
+        events = self._peers.events
+        for place in range(len(events) - 1, max(-1, len(events) - 1 - LOOK_BACK), -1):
+            if (event := events[place]).subject == subject:
+                if not event.name:
+                    events[place] = replace(event, name=name)
+                return
 
     def conditions(self, news: Sequence[Transition]) -> None:
         """For ``Reporter.listeners``: what began, changed and ended; of one code so many in a minute, the rest as a count."""
@@ -120,11 +131,14 @@ class Ring:
 
 
 class PeerEvents:
-    """Turns changes of the set of usable peers into events. ``why``: why the peer under a key is none any more, as words."""
+    """Turns changes of the set of usable peers into events. ``why``: why the peer under a key is none any more, as words;
+    ``name``: what a lease's host is called, as far as is known.
+    """
 
-    def __init__(self, ring: Ring, why: Callable[[str], str]) -> None:
+    def __init__(self, ring: Ring, why: Callable[[str], str], name: Callable[[Lease], str]) -> None:
         self._ring = ring
         self._why = why
+        self._name = name
         self._known: dict[str, Lease] | None = None
         self._hosts: dict[object, str] = {}
 
@@ -150,9 +164,9 @@ class PeerEvents:
         self._known[key], self._hosts[_host(lease)] = lease, key
         kind = lease.attrs.backend_type or "no backend"
         if other is None:
-            self._ring.note(JOINED, key, f"peer {lease} joined ({kind})")
+            self._note(JOINED, lease, f"peer {lease} joined ({kind})")
         else:
-            self._ring.note(MOVED, key, f"peer {lease} moved: its host had {_subnets(other)} before")
+            self._note(MOVED, lease, f"peer {lease} moved: its host had {_subnets(other)} before")
 
     def _went(self, key: str, before: Lease | None) -> None:
         if before is None:
@@ -161,7 +175,7 @@ class PeerEvents:
         del self._known[key]
         if self._hosts.get(_host(before)) == key:
             del self._hosts[_host(before)]
-        self._ring.note(LEFT, key, f"peer {before} left: {self._why(key)}")
+        self._note(LEFT, before, f"peer {before} left: {self._why(key)}")
 
     def _changed(self, key: str, before: Lease, lease: Lease) -> None:
         assert self._known is not None
@@ -170,7 +184,10 @@ class PeerEvents:
             del self._hosts[_host(before)]
         self._hosts[_host(lease)] = key
         if told := list(_differences(before, lease)):
-            self._ring.note(MOVED, key, f"peer {_subnets(lease)} moved: {', '.join(told)}")
+            self._note(MOVED, lease, f"peer {_subnets(lease)} moved: {', '.join(told)}")
+
+    def _note(self, kind: str, lease: Lease, text: str) -> None:
+        self._ring.note(kind, lease.key, text, name=self._name(lease))
 
 
 def _differences(before: Lease, lease: Lease) -> Iterable[str]:

@@ -242,7 +242,7 @@ class Network:
         """Note which peers come, go and move, from the first lease on."""
         await self.steering.known.wait()
         self._peers.rewind()
-        events = PeerEvents(self.context.events, self._why_none)
+        events = PeerEvents(self.context.events, self._why_none, self.cluster.names.of)
         while True:
             events.take(self._peers.take())
             await self._came_and_went.wait()

@@ -1,4 +1,5 @@
-"""What do we offer the other hosts beside the network's Type, and what do they offer us? Told and followed by keys of their own.
+"""What do we offer the other hosts beside the network's Type, and what do they offer us? Told and followed by keys of their own,
+in which each host says what it calls itself, too.
 
 Nothing waits for it for long, and nothing else fails with it: where those keys cannot be read or written, peers are reached as the
 last that was read says, and where nothing was, by the Type.
@@ -10,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import cast
 
 from flannelpy.agent.carriage import Carriage
@@ -39,6 +41,8 @@ AGAIN_S = 5.0
 
 MOST = 50_000
 """Keys that are looked at; more hosts than a network of ours has."""
+MOST_BYTES = 16 << 20
+"""Of their values; an honest one has some hundred."""
 
 
 class Offers:
@@ -53,9 +57,11 @@ class Offers:
         self._wanted: tuple[Lease, str | None] | None = None
         self._changed = asyncio.Event()
         self._following = asyncio.Event()
+        self._awaited = False  # what is heard decides how peers are reached; else it is their names alone
         self._gone: dict[str, asyncio.TimerHandle] = {}
         self._refused = set[str]()
         self._implied = set[str]()  # in doubt for no other reason
+        self._plain = True  # we say our name, and nothing that anybody is reached by
         self._live = False
         self._peers = cluster.cursor(self._notice)
 
@@ -68,25 +74,34 @@ class Offers:
                 self._doubt(key, IMPLIED_S)
 
     def follow(self) -> None:
-        """Hear what the peers offer, from now on."""
-        if not self._following.is_set():
-            self._following.set()
+        """Hear what the peers offer, from now on; it is to be heard before anything is decided by it."""
+        self._following.set()
+        if not self._awaited:
+            self._awaited = True
             asyncio.get_running_loop().call_later(PATIENCE_S, self._know)
 
     def settle(self, carriage: Carriage, held: Lease | None) -> bool:
         """Tell and hear what hosts may use beside the Type; False while it is still to be heard for the first time."""
         preference = carriage.preference
         self._cluster.prefer({carriage.backend.name: carriage.backend, **preference.standing})
+        named = self._context.settings.kube is None  # there a host is called what its node is
         if held is not None:
-            self.tell(held, carriage.offer, wanted=bool(preference.order or preference.outgoing))
+            offer, name = carriage.offer, self._context.settings.hostname if named else ""
+            self._plain = offer is None
+            if name:
+                offer = replace(offer or Offer.of(carriage.attrs, ()), hostname=name)
+            self.tell(held, offer, wanted=bool(named or preference.order or preference.outgoing))
         if preference.standing:
             self.follow()
-        return self.known or not self._following.is_set()
+        elif named:
+            self._following.set()
+        return self.known or not self._awaited
 
-    def tell(self, lease: Lease, text: str | None, *, wanted: bool) -> None:
+    def tell(self, lease: Lease, offer: Offer | None, *, wanted: bool) -> None:
         """Beside our lease is to stand this; None: nothing. Where it is not ``wanted`` in this network, nobody reads it."""
         if self._wanted is None and not wanted:
             return
+        text = None if offer is None else offer.to_json()
         if self._wanted is None or self._wanted[1] != text or self._wanted[0] != lease:
             self._wanted = lease, text
             self._changed.set()
@@ -108,7 +123,7 @@ class Offers:
             try:
                 await self._context.registry.offer(lease, text)
             except RegistryError as error:
-                self._tell_refusal("written", error)
+                self._tell_refusal("written", error, matters=not self._plain)
                 if not isinstance(error, ConflictError):  # else the lease is another one by now, and we are told
                     self._changed.set()
                 await asyncio.sleep(self._context.random.uniform(delay / 2, delay))
@@ -132,15 +147,17 @@ class Offers:
                         delay = FIRST_RETRY_S
             except RegistryError as error:
                 self._live = False
-                self._tell_refusal("read", error)
+                self._tell_refusal("read", error, matters=self._awaited)
             await asyncio.sleep(self._context.random.uniform(delay / 2, delay))
             delay = min(2 * delay, LAST_RETRY_S)
 
-    def _tell_refusal(self, what: str, error: RegistryError | None) -> None:
-        """etcd answers, and refuses these keys. Where it does not answer, that is told already; a gap is listed anew."""
+    def _tell_refusal(self, what: str, error: RegistryError | None, *, matters: bool = True) -> None:
+        """etcd answers, and refuses these keys. Where it does not answer, that is told already; a gap is listed anew; and without
+        names all goes on.
+        """
         if error is None:
             self._context.reporter.end("offers-refused", what)
-        elif not isinstance(error, RegistryUnavailableError | ConflictError | WatchGapError):
+        elif matters and not isinstance(error, RegistryUnavailableError | ConflictError | WatchGapError):
             self._context.reporter.begin("offers-refused", f"{what}: {error}", what)
         else:
             log.debug("what hosts offer could not be %s: %s", what, error)
@@ -148,7 +165,8 @@ class Offers:
     def _take(self, offered: Offered) -> None:
         values = dict(offered.values)
         if offered.whole:
-            before = {*self._cluster.offers, *self._refused, *((self._wanted[0].key,) if self._wanted else ())}
+            own = () if self._wanted is None else (self._wanted[0].key,)
+            before = {*self._cluster.offers, *self._cluster.names, *self._refused, *own}
             values = {**dict.fromkeys(before), **values}
         for name, value in values.items():
             if self._wanted is not None and name == self._wanted[0].key:
@@ -156,14 +174,18 @@ class Offers:
             elif value is None:
                 self._implied.discard(name)
                 self._doubt(name)
-            elif self._knows(name) or len(self._cluster.offers) + len(self._refused) < MOST:
+            elif self._knows(name) or self._has_room(value):
                 self._hear(name, value)
         if offered.whole:
             self._know()
 
     def _knows(self, name: str) -> bool:
         """Whoever fills the room with junk keeps nobody who was in it from saying something else."""
-        return name in self._cluster.offers or name in self._refused
+        return name in self._cluster.offers or name in self._cluster.names or name in self._refused
+
+    def _has_room(self, value: bytes) -> bool:
+        names = self._cluster.names
+        return len(names) + len(self._refused) < MOST and names.size + len(value) <= MOST_BYTES
 
     def _hear_own(self, value: bytes | None) -> None:
         """Somebody else has written beside our lease, or etcd has lost it."""
@@ -172,19 +194,29 @@ class Offers:
             asyncio.get_running_loop().call_later(AGAIN_S, self._changed.set)
 
     def _hear(self, name: str, value: bytes) -> None:
+        offer, why = _read(name, value)
+        if offer is not None and not offer.data and name in self._cluster.implied:
+            self._name(name, offer, len(value))  # it says what it is called, and not yet what it is reached by
+            return
         if (timer := self._gone.pop(name, None)) is not None:
             timer.cancel()
         self._implied.discard(name)
-        try:
-            parse_subnet_key(name)
-            offer = Offer.from_json(value)
-        except MalformedError as error:
+        if offer is None:
             self._refused.add(name)
-            self._context.reporter.begin("offer-unusable", f"beside {printable(name, 100)}: {error}", name)
+            self._context.reporter.begin("offer-unusable", f"beside {printable(name, 100)}: {why}", name)
             self._cluster.offer(name, None)
+            self._cluster.names.tell(name, None)
             return
         self._forgive(name)
-        self._cluster.offer(name, offer)
+        self._name(name, offer, len(value))
+        self._cluster.offer(name, offer if offer.data else None)
+
+    def _name(self, key: str, offer: Offer, size: int) -> None:
+        """What a host calls itself; it is often heard a moment later than that the host has come."""
+        self._cluster.names.tell(key, offer, size)
+        lease = self._cluster.view.leases.get(key)
+        if lease is not None and (name := self._cluster.names.of(lease)):
+            self._context.events.label(key, name)
 
     def _forgive(self, name: str) -> None:
         if name in self._refused:
@@ -201,7 +233,19 @@ class Offers:
         del self._gone[name]
         lease, said = self._cluster.view.leases.get(name), self._cluster.says(name)
         if (lease is not None and lease.departing) or (name in self._cluster.implied and not self._live):
-            self._doubt(name)  # its host may be there all the same, or say so unheard: it stays reached as it is
+            # Its host may be there all the same, or say so unheard: it stays reached, and called, as it is.
+            self._doubt(name, BELIEF_S if name in self._cluster.offers else IMPLIED_S)
             return
         only, self._implied = name in self._implied, self._implied - {name}
         self._cluster.offer(name, said.heard if only and said is not None else None)
+        if not only:
+            self._cluster.names.tell(name, None)
+
+
+def _read(key: str, value: bytes) -> tuple[Offer | None, str]:
+    """What stands beside the lease ``key``; None, and why, where that cannot be read."""
+    try:
+        parse_subnet_key(key)
+        return Offer.from_json(value), ""
+    except MalformedError as error:
+        return None, str(error)

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from flannelpy.agent.events import Ring
+from flannelpy.explain.stream import Stream, events
 
 if TYPE_CHECKING:
     from flannelpy.explain.status import Status
@@ -25,7 +26,16 @@ def overview(
         nonlocal kept
         now = clock()
         if kept is None or now - kept[0] >= KEPT_S:
-            kept = now, page.page(make(), ring.read().events)
+            kept = now, page.page(make(), ring.read())
         return 200, page.CONTENT_TYPE, kept[1]
+
+    return answer
+
+
+def live(ring: Ring) -> Callable[[Mapping[str, str]], Awaitable[Stream]]:
+    """What answers at ``places.EVENTS``: events as they happen, for as long as somebody listens."""
+
+    async def answer(query: Mapping[str, str]) -> Stream:
+        return events(ring, query)
 
     return answer

@@ -76,7 +76,7 @@ def document(context: Context, network: Network | None, ready: bool, born: float
         guard=_guard(carriage),
         uplink=_uplink(carriage),
         lease=None if lease is None else _lease(network, lease, health, clock),
-        peers=tuple(_peer(row, network.probes, calendar, clock) for row in _rows(network)),
+        peers=tuple(_peer(row, network, calendar, clock) for row in _rows(network)),
         probes_off=network.probes.off or None,
         kernel=_kernel(network.reconciler, calendar),
     )
@@ -189,7 +189,8 @@ def _lease(network: Network, lease: Lease, health: Health, clock: float) -> docu
     else:
         state = "unconfirmed" if health.holds("lease-unconfirmed") else "held"
         left = None if isinf(keeper.sure_until) else round(max(0.0, keeper.sure_until - clock), 1)
-    return documents.LeaseStatus(*_identity(lease), state=state, reservation=lease.reserved, seconds_left=left)
+    name = lease.holder or network.context.settings.hostname or None
+    return documents.LeaseStatus(*_identity(lease), state=state, reservation=lease.reserved, seconds_left=left, name=name)
 
 
 def _identity(lease: Lease) -> tuple[str, str | None, str | None, str, str | None]:
@@ -206,12 +207,12 @@ def _rows(network: Network) -> Iterator[peers.Peer]:
     return peers.rows(network.cluster, network.reconciler, network.datapath.refused)
 
 
-def _peer(row: peers.Peer, probes: Probes, calendar: Calendar, clock: float) -> documents.PeerStatus:
+def _peer(row: peers.Peer, network: Network, calendar: Calendar, clock: float) -> documents.PeerStatus:
     left = None if row.seconds_left is None else round(row.seconds_left, 1)
-    probe = _probe(probes, row.lease.key, calendar, clock)
+    probe, name = _probe(network.probes, row.lease.key, calendar, clock), network.cluster.names.of(row.lease) or None
     carrier, reason = (None, None) if row.path is None else (row.path.carrier, row.path.reason)
     told = (*_identity(row.lease), row.lease.attrs.backend_type, row.state, row.why, left)
-    return documents.PeerStatus(*told, carrier=carrier, reason=reason, probe=probe)
+    return documents.PeerStatus(*told, carrier=carrier, reason=reason, probe=probe, name=name)
 
 
 def _probe(probes: Probes, key: str, calendar: Calendar, clock: float) -> documents.ProbeStatus | None:

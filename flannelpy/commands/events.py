@@ -79,7 +79,7 @@ def _print(events: tuple[Event, ...], as_json: bool) -> None:
 
 def line(event: Event) -> str:
     """``2026-11-21 12:00:00 peer-joined  peer 10.1.9.0/24 at 192.168.50.12 joined (vxlan)``, in local time."""
-    return f"{when(event.at)}  {printable(event.kind, 20):<11}  {printable(event.text)}"
+    return f"{when(event.at)}  {printable(event.kind, 20):<11}  {printable(event.told)}"
 
 
 def when(at: str) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from math import inf, isinf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
@@ -25,9 +26,11 @@ from flannelpy.core.errors import BackendError, ConfigError, MalformedError, Reg
 from flannelpy.core.foreign import printable
 from flannelpy.core.membership import Membership
 from flannelpy.core.model import NO_ADDRESS, Lease, compact_json
+from flannelpy.core.names import Names
+from flannelpy.core.offer import Offer
 from flannelpy.core.pool import free_runs, overlap
 from flannelpy.plugins import Published, parse
-from flannelpy.registry import Malformed, Registry, Snapshot
+from flannelpy.registry import Malformed, Offered, Registry, Snapshot
 
 if TYPE_CHECKING:  # rich costs 60 ms; it is imported where something is shown
     from rich.table import Table
@@ -35,6 +38,7 @@ if TYPE_CHECKING:  # rich costs 60 ms; it is imported where something is shown
 ASKED_AT_ONCE = 64
 ASKED_WITHIN_S = 20.0
 """For the time that leases have left: how many questions are open at a time, and how long all of them may take."""
+NAMES_WITHIN_S = 2.0
 SHORT = 60
 
 _NOWHERE = Uplink("uplink", 0, 1500)
@@ -43,15 +47,20 @@ _NOWHERE = Uplink("uplink", 0, 1500)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One key. ``left_s``: seconds until it ends, infinity for a reservation, None where nobody said.
-    ``node``: what Kubernetes calls the host; empty elsewhere.
+    """One key. ``left_s``: seconds until it ends, infinity for a reservation, None where nobody said. ``name``: what Kubernetes
+    calls the host, elsewhere what it calls itself; empty where nobody has said.
     """
 
     read: Lease | Malformed
     left_s: float | None = None
     wrong: tuple[str, ...] = ()
     ours: bool = False
-    node: str = ""
+    name: str = ""
+
+    @property
+    def node(self) -> str:
+        """What Kubernetes calls the host."""
+        return self.read.holder if isinstance(self.read, Lease) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +123,13 @@ async def ask(registry: Registry, where: str, ours: Sequence[IPNetwork]) -> List
     """Everything there is to show; ``where`` is the config's key. A config that cannot be used leaves the leases unjudged."""
     stored, snapshot = await registry.config(), await registry.snapshot()
     left = await ask_time_left(registry, snapshot.leases)
+    names = await ask_names(registry)
     try:
         config, backend = parse(stored.text)
     except ConfigError as error:
         joint = " " if stored.text is None else ": "
-        return put_together(snapshot, left, None, None, ours, f"the config at {where}{joint}{error}")
-    return put_together(snapshot, left, config, backend, ours)
+        return put_together(snapshot, left, None, None, ours, f"the config at {where}{joint}{error}", names)
+    return put_together(snapshot, left, config, backend, ours, names=names)
 
 
 async def ask_time_left(registry: Registry, leases: Iterable[Lease]) -> dict[str, float]:
@@ -140,6 +150,19 @@ async def ask_time_left(registry: Registry, leases: Iterable[Lease]) -> dict[str
     return left
 
 
+async def ask_names(registry: Registry) -> Names:
+    """What hosts call themselves; nothing where that cannot be read."""
+    names = Names()
+    with suppress(RegistryError, TimeoutError):
+        async with asyncio.timeout(NAMES_WITHIN_S), aclosing(cast(AsyncGenerator[Offered, None], registry.offers())) as offers:
+            async for offered in offers:
+                for key, value in offered.values.items():
+                    with suppress(MalformedError):
+                        names.tell(key, None if value is None else Offer.from_json(value))
+                break
+    return names
+
+
 def put_together(
     snapshot: Snapshot,
     left: Mapping[str, float],
@@ -147,8 +170,10 @@ def put_together(
     backend: Backend | None,
     ours: Sequence[IPNetwork],
     unjudged: str = "",
+    names: Names | None = None,
 ) -> Listing:
     """The listing, in the order of addresses, what cannot be read last. ``ours``: the subnets that this host's agent has told."""
+    names = names or Names()
     wrong = _faults(snapshot.leases, config, backend)
     rows = [
         Row(
@@ -156,7 +181,7 @@ def put_together(
             left.get(lease.key),
             tuple(wrong[lease.key]),
             any(net in ours for net in halves(lease)),
-            snapshot.names.get(lease.key, ""),
+            names.of(lease),
         )
         for lease in sorted(snapshot.leases, key=lambda lease: (lease.subnet, lease.subnet6 or EVERYTHING))
     ]
@@ -226,9 +251,9 @@ def table(listing: Listing) -> Table:
 
     shown = Table(box=None, pad_edge=False, header_style="bold")
     anything_wrong = any(row.wrong for row in listing.rows)
-    nodes = any(row.node for row in listing.rows)
+    names = ["node" if row.node else "host" for row in listing.rows if row.name][:1]
     for column in (
-        *(("node",) if nodes else ()),
+        *names,
         "subnet",
         "PublicIP",
         "backend",
@@ -241,7 +266,7 @@ def table(listing: Listing) -> Table:
         shown.add_column(column, justify="right" if column == "created" else "left", overflow="fold")
     for row in listing.rows:
         shown.add_row(
-            *([Text(printable(row.node))] if nodes else []),
+            *([Text(printable(row.name))] if names else []),
             *(Text(printable(cell)) for cell in _cells(row)),
             Text("this host" if row.ours else "", style="green"),
             Text(printable("; ".join(row.wrong)), style="red"),
@@ -319,7 +344,7 @@ def _fields(row: Row, lease: Lease) -> dict[str, Any]:
     left = row.left_s
     return {
         "key": lease.key,
-        **({"node": row.node} if row.node else {}),
+        **({"node": row.node} if row.node else {"hostname": row.name} if row.name else {}),
         "subnet": None if lease.subnet == EVERYTHING else str(lease.subnet),
         "subnet6": None if lease.subnet6 is None else str(lease.subnet6),
         **json.loads(lease.attrs.to_json()),

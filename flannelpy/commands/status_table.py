@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from rich.table import Table
 from rich.text import Text
 
 from flannelpy.commands import terminal
+from flannelpy.commands.peers_text import GOOD, NONE, STYLES, badness, both, peers_text, state_of
 from flannelpy.core.backend import DatapathStatus
 from flannelpy.core.duration import span
 from flannelpy.core.foreign import printable
@@ -21,7 +22,6 @@ from flannelpy.explain.status import (
     KernelStatus,
     LeaseStatus,
     PeerStatus,
-    ProbeStatus,
     Status,
     UplinkStatus,
 )
@@ -37,25 +37,9 @@ WIDE = 132
 
 _STYLES = {"error": "red", "warning": "yellow", "info": ""}
 
-_PEER_STYLES = {
-    "refused": "red",
-    "unreachable": "red",
-    "pending": "yellow",
-    "stale": "yellow",
-    "silent": "yellow",
-    "excluded": "yellow",
-    "in-sync": "",
-    "reachable": "green",
-}
-"""The states of a peer, the worst first; of one that is in sync, what probes say."""
-
-_GOOD = ("in-sync", "reachable")
-
 LIKE_THESE = 5
 """Of so many conditions of one code each is shown; more are counted."""
 _SEVERITIES = ("error", "warning", "info")
-NONE = "0.0.0.0"
-"""The PublicIP of a host that has only an IPv6 address."""
 
 
 def page(status: Status, *, peers: bool, bad: bool = False) -> str:
@@ -64,9 +48,9 @@ def page(status: Status, *, peers: bool, bad: bool = False) -> str:
     said = terminal.rendered(table(status, now), wide=WIDE)
     if not (peers or bad) or not status.peers:
         return said
-    if bad and all(_state(peer) in _GOOD for peer in status.peers):
+    if bad and all(state_of(peer) in GOOD for peer in status.peers):
         return f"{said}\n\nno peer is bad"
-    return f"{said}\n\n{terminal.rendered(peers_table(status, now, bad=bad), wide=WIDE)}"
+    return f"{said}\n\n{peers_text(status, now, terminal.width(WIDE), bad=bad, coloured=terminal.coloured())}"
 
 
 def table(status: Status, now: datetime) -> Table:
@@ -77,40 +61,6 @@ def table(status: Status, now: datetime) -> Table:
     for heading, said in _lines(status, now):
         shown.add_row(heading, said if isinstance(said, Text) else Text(printable(said)))
     return shown
-
-
-def peers_table(status: Status, now: datetime, *, bad: bool = False) -> Table:
-    """Each peer on a line, or each ``bad`` one, the worst first."""
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    chosen = any(peer.carrier for peer in status.peers)
-    for column in ("subnet", "PublicIP", "backend", "state", *(("by", "because") if chosen else ())):
-        shown.add_column(column, overflow="fold")
-    for peer in sorted(status.peers, key=_place):
-        if bad and _state(peer) in _GOOD:
-            continue
-        cells = (_both(peer.subnet, peer.subnet6), _both(peer.public_ip, peer.public_ipv6), peer.backend_type or "none")
-        way = (Text(printable(peer.carrier or "")), Text(printable(peer.reason or ""))) if chosen else ()
-        style = _PEER_STYLES.get(_state(peer), "yellow")
-        shown.add_row(*(Text(printable(cell)) for cell in cells), Text(printable(_peer_state(peer, now)), style=style), *way)
-    return shown
-
-
-def _state(peer: PeerStatus) -> str:
-    """What there is to say of it in a word: what probes say, where nothing else is the matter."""
-    if peer.state != "in-sync" or peer.probe is None or peer.probe.state == "unknown":
-        return peer.state
-    return peer.probe.state
-
-
-def _place(peer: PeerStatus) -> tuple[int, str]:
-    """The worst first, and of these the longest silent."""
-    since = peer.probe.since if peer.probe is not None else None
-    return _badness(_PEER_STYLES, _state(peer)), since or "~"
-
-
-def _badness(worst_first: Iterable[str], one: str) -> int:
-    """A place in the order; what is not known comes first."""
-    return next((place for place, each in enumerate(worst_first) if each == one), -1)
 
 
 # ------------------------------------------------------------------------------------------------------------- line by line
@@ -148,7 +98,7 @@ def _lines(status: Status, now: datetime) -> Iterator[Line]:
         if status.probes_off is not None:
             yield "probes", f"none: {status.probes_off}"
         yield from _kernel(status.kernel, now)
-    yield from _conditions(status.conditions, now)
+    yield from _conditions(status.conditions, {peer.key: peer.name for peer in status.peers if peer.name}, now)
 
 
 def _etcd(status: Status, now: datetime) -> Text | str:
@@ -225,7 +175,9 @@ def _lease(lease: LeaseStatus) -> str:
         ends = ", a reservation"
     elif lease.seconds_left is not None:
         ends = f", ends in {span(lease.seconds_left)} unless extended"
-    return f"{_both(lease.subnet, lease.subnet6)} at {_both(lease.public_ip, lease.public_ipv6)}{held.get(lease.state, '')}{ends}"
+    name = f" [{lease.name}]" if lease.name else ""
+    at = f"{both(lease.subnet, lease.subnet6)} at {both(lease.public_ip, lease.public_ipv6)}{name}"
+    return f"{at}{held.get(lease.state, '')}{ends}"
 
 
 def _others(status: Status) -> list[PeerStatus]:
@@ -235,24 +187,9 @@ def _others(status: Status) -> list[PeerStatus]:
 
 
 def _peers(peers: Sequence[PeerStatus]) -> str:
-    counted = Counter(_state(peer) for peer in peers)
-    odd = sorted((state for state in counted if state != "in-sync"), key=lambda state: _badness(_PEER_STYLES, state))
+    counted = Counter(state_of(peer) for peer in peers)
+    odd = sorted((state for state in counted if state != "in-sync"), key=lambda state: badness(STYLES, state))
     return "; ".join([f"{len(peers):,}", *(f"{counted[state]:,} {state}" for state in odd)])
-
-
-def _peer_state(peer: PeerStatus, now: datetime) -> str:
-    if (state := _state(peer)) != peer.state and peer.probe is not None:
-        return _probed(peer.probe, state, now)
-    left = "" if peer.seconds_left is None else f" for {span(peer.seconds_left)} more"
-    dropped = f"; {peer.dropped:,} of its packets dropped" if peer.dropped else ""
-    return f"{peer.state}{left}{f': {peer.why}' if peer.why else ''}{dropped}"
-
-
-def _probed(probe: ProbeStatus, state: str, now: datetime) -> str:
-    if state != "reachable":
-        return f"{state}{f' for {_ago(probe.since, now)}' if probe.since else ''}: {probe.why}"
-    told = "reachable" if probe.rtt_ms is None else f"reachable {probe.rtt_ms:.{1 if probe.rtt_ms < 10 else 0}f} ms"
-    return told + (f", {probe.loss:.0%} lost" if probe.loss else "")
 
 
 def _kernel(kernel: KernelStatus, now: datetime) -> Iterator[Line]:
@@ -266,10 +203,11 @@ def _kernel(kernel: KernelStatus, now: datetime) -> Iterator[Line]:
         yield "repaired", f"{_times(kernel.repairs)}, last {_when(kernel.last_repair.at, now)}: {kernel.last_repair.step}"
 
 
-def _conditions(conditions: tuple[ConditionStatus, ...], now: datetime) -> Iterator[Line]:
+def _conditions(conditions: tuple[ConditionStatus, ...], names: Mapping[str, str], now: datetime) -> Iterator[Line]:
+    """``names``: of peers, by their leases' keys."""
     if not conditions:
         yield "conditions", "none"
-    worst_first = sorted(conditions, key=lambda condition: _badness(_SEVERITIES, condition.severity))
+    worst_first = sorted(conditions, key=lambda condition: badness(_SEVERITIES, condition.severity))
     alike, left = Counter[str](), Counter(condition.code for condition in conditions)
     for number, condition in enumerate(worst_first):
         code = condition.code
@@ -278,26 +216,14 @@ def _conditions(conditions: tuple[ConditionStatus, ...], now: datetime) -> Itera
             if alike[code] == LIKE_THESE:
                 yield "" if number else "conditions", f"{condition.severity}: {left[code] - LIKE_THESE + 1:,} more of {code}"
             continue
-        told = printable(f"{condition.severity}: {condition.text}")
+        name = f" [{names[condition.subject]}]" if condition.subject in names else ""
+        told = printable(f"{condition.severity}: {condition.text}{name}")
         yield "" if number else "conditions", Text(told, style=_STYLES.get(condition.severity, ""))
         yield "", Text(printable(f"{condition.code}, since {_when(condition.since, now)}: {condition.remedy}"), style="dim")
 
 
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count:,} times"
-
-
-def _both(one: str | None, other: str | None) -> str:
-    there = [each for each in (one, other) if each is not None]
-    return " and ".join([each for each in there if each != NONE] or there)
-
-
-def _ago(moment: str | None, now: datetime) -> str:
-    """How long ago that was."""
-    try:
-        return span((now - datetime.fromisoformat(moment or "")).total_seconds())
-    except (ValueError, TypeError):
-        return json.dumps(moment)
 
 
 def _when(moment: str, now: datetime) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -64,6 +65,16 @@ def rendered(*shown: RenderableType, wide: int) -> str:
         console.print(*shown, sep="\n")
     lines = captured.get().splitlines()
     return "\n".join(lines if terminal else [line.rstrip() for line in lines])
+
+
+def width(wide: int) -> int:
+    """Columns: of the terminal or COLUMNS; where there is neither, ``wide``."""
+    return shutil.get_terminal_size((wide, 24)).columns if sys.stdout.isatty() or "COLUMNS" in os.environ else wide
+
+
+def coloured() -> bool:
+    """True where colours are seen, and wanted (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def named(file: str) -> str:

@@ -17,6 +17,7 @@ from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.foreign import printable
 from flannelpy.core.model import NO_ADDRESS, Lease, LeaseAttrs
+from flannelpy.core.names import Names
 from flannelpy.core.offer import Identities, Offer, Offers, spoken, type_of
 from flannelpy.core.ownership import Block, Claim, Ownership
 from flannelpy.core.underlay import Shield, Underlay
@@ -64,6 +65,8 @@ class Membership:
         self._refused: dict[str, str] = {}
         self._ownership = Ownership()
         self._offers = Offers()
+        self.names = Names()
+        """What the hosts are called; no verdict depends on it."""
 
     @property
     def leases(self) -> Mapping[str, Lease]:

@@ -189,6 +189,8 @@ class Lease:
     mod_revision: int = 0
     offer: Offer | None = field(default=None, kw_only=True)
     """What its host offers besides, where that counts (``core.offer``). It is no part of the lease's own value."""
+    holder: str = field(default="", compare=False, kw_only=True)
+    """What the registry itself calls the host: its node, in Kubernetes. Nothing depends on it."""
     key: str = field(init=False, compare=False)
     """The last part of the etcd key; the lease's identity. Kept, because it is asked for at every turn."""
 

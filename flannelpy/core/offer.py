@@ -2,7 +2,8 @@
 
 ``<prefix>/flannelpy/hosts/<subnet>``, outside of what flanneld watches, on the lease's own etcd lease; JSON:
 
-    {"PublicIP": "192.0.2.1", "Carriers": {"host-gw": {}, "wireguard": {"BackendData": {"PublicKey": "...", "Port": 51820}}}}
+    {"PublicIP": "192.0.2.1", "Hostname": "h1",
+     "Carriers": {"host-gw": {}, "wireguard": {"BackendData": {"PublicKey": "...", "Port": 51820}}}}
 
 Anybody may have written it, so it can only add to a lease that counts: where it cannot be read, is for another address than the
 lease's, or claims a public key of an older lease's, the peer is reached as if it were not there.
@@ -11,7 +12,7 @@ lease's, or claims a public key of an older lease's, the peer is reached as if i
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from netaddr import AddrFormatError, IPAddress
@@ -19,6 +20,7 @@ from netaddr import AddrFormatError, IPAddress
 from flannelpy.core.config import DEFAULT_BACKEND
 from flannelpy.core.errors import FlannelpyError, MalformedError
 from flannelpy.core.foreign import printable
+from flannelpy.core.hostname import is_name
 from flannelpy.core.json_text import decode
 from flannelpy.core.model import Family, Lease, LeaseAttrs, compact_json
 from flannelpy.core.ownership import Claim, Ownership
@@ -37,12 +39,14 @@ class Offer:
     """``public_ip`` and ``public_ipv6`` are those of its lease; ``data``: by Type, BackendData and BackendV6Data.
 
     ``implied``: of these it is not known that the host offers them; its lease named them before it named another Type.
+    ``hostname``: what it calls itself (``core.hostname``); two offers are the same whatever that is.
     """
 
     public_ip: IPAddress
     public_ipv6: IPAddress | None
     data: Mapping[str, tuple[Any, Any]]
     implied: frozenset[str] = frozenset()
+    hostname: str = field(default="", compare=False)
 
     @classmethod
     def of(cls, lease: LeaseAttrs, carriers: Iterable[LeaseAttrs]) -> Offer:
@@ -75,6 +79,8 @@ class Offer:
         fields: dict[str, object] = {"PublicIP": str(self.public_ip)}
         if self.public_ipv6 is not None:
             fields["PublicIPv6"] = str(self.public_ipv6)
+        if self.hostname:
+            fields["Hostname"] = self.hostname
         carriers = {}
         for name, both in sorted(self.data.items()):
             told = zip(("BackendData", "BackendV6Data"), both, strict=True)
@@ -102,7 +108,8 @@ class Offer:
             if not isinstance(each, dict):
                 raise _unlike(f"Carriers.{printable(name, 40)} ", each, "an object")
         data = {name: (each.get("BackendData"), each.get("BackendV6Data")) for name, each in carriers.items()}
-        return cls(public_ip, _address(fields, "PublicIPv6", 6), data)
+        hostname = fields.get("Hostname")  # of whoever writes no name it is as if he wrote none: he may be reached all the same
+        return cls(public_ip, _address(fields, "PublicIPv6", 6), data, hostname=hostname if is_name(hostname) else "")
 
 
 def type_of(attrs: LeaseAttrs) -> str:

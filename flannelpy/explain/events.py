@@ -27,13 +27,21 @@ KINDS = (JOINED, LEFT, MOVED, BEGAN, RESOLVED, REPAIRED, LEASE, UPLINK, CONFIG, 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened once. ``number``: from 1 on in each life; ``subject``: a lease's key, a condition's code."""
+    """Something that happened once. ``number``: from 1 on in each life; ``subject``: a lease's key, a condition's code; ``name``:
+    what the peer that it is about calls itself, empty where it has not said.
+    """
 
     number: int
     at: str
     kind: str
     subject: str
     text: str
+    name: str = ""
+
+    @property
+    def told(self) -> str:
+        """As a person reads it: the name behind the addresses, for anybody may call himself so."""
+        return f"{self.text} [{self.name}]" if self.name else self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +78,8 @@ def to_lines(events: Iterable[Event]) -> str:
 
 
 def _event(value: Any) -> Event:
-    texts = (_as(str, value[name]) for name in ("at", "kind", "subject", "text"))
-    return Event(_as(int, value["number"]), *texts)
+    at, kind, subject, text = (_as(str, value[name]) for name in ("at", "kind", "subject", "text"))
+    return Event(_as(int, value["number"]), at, kind, subject, text, _as(str, value.get("name", "")))
 
 
 def _list(value: Any) -> list[Any]:

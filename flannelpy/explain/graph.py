@@ -22,6 +22,8 @@ _STATES = {"reachable": "good", "unreachable": "bad", "silent": "odd", "unknown"
 _KERNEL = {"refused": "bad", "pending": "odd", "stale": "odd", "excluded": "odd"}
 
 CARD, HIGH, GAP, HUB, BETWEEN, MARGIN, TOP = 268, 44, 10, 260, 130, 24, 64
+NAMED = 15
+"""How much higher cards are that have a name in them."""
 _HUB_HIGH = 132
 _MONO = "DejaVu Sans Mono, Menlo, Consolas, monospace"
 
@@ -32,7 +34,7 @@ _STYLE = """
 @media (prefers-color-scheme:dark){
 .paper{fill:#14181d}.ink{fill:#e6ebf0}.soft{fill:#9fb0c0}.card{fill:#1e252d;stroke:#3c4854}
 .good{stroke:#5cc27f}.bad{stroke:#ff6b6b}.odd{stroke:#f0b04a}.unasked{stroke:#7b8894}
-.f.good{fill:#5cc27f}.f.bad{fill:#ff6b6b}.f.odd{fill:#f0b04a}.f.unasked{fill:#7b8894}}
+.f.good{fill:#5cc27f}.f.bad{fill:#ff6b6b}.f.odd{fill:#f0b04a}.f.unasked{fill:#7b8894}.f{stroke:none}}
 """
 
 
@@ -41,18 +43,19 @@ def draw(status: Status) -> str:
     peers = sorted(status.peers, key=lambda peer: (_WORST_FIRST.index(mood_of(peer)), peer.key))
     shown, more = peers[:MOST], max(0, len(peers) - MOST)
     left, right = shown[1::2], shown[::2]
+    high = HIGH + (NAMED if any(peer.name for peer in shown) else 0)
     rows = max(len(left), len(right), 1)
-    body = max(rows * (HIGH + GAP) - GAP, _HUB_HIGH)
+    body = max(rows * (high + GAP) - GAP, _HUB_HIGH)
     conditions = [each for each in status.conditions if each.severity != "info"][:6]
     width = 2 * (MARGIN + CARD + BETWEEN) + HUB
     height = TOP + body + 56 + 22 * len(conditions) + (22 if more else 0)
     middle = TOP + body / 2
     marks = [f'<rect class="paper" width="{width}" height="{height:g}"/>', _text(MARGIN, 36, _heading(status), size=18, bold=True)]
     for column, x in ((left, MARGIN), (right, width - MARGIN - CARD)):
-        start = middle - (len(column) * (HIGH + GAP) - GAP) / 2
-        squeeze = min(1.0, 0.8 * _HUB_HIGH / max(1, len(column) * (HIGH + GAP)))
+        start = middle - (len(column) * (high + GAP) - GAP) / 2
+        squeeze = min(1.0, 0.8 * _HUB_HIGH / max(1, len(column) * (high + GAP)))
         for place, peer in enumerate(column):
-            marks += _peer(peer, x, start + place * (HIGH + GAP), width, middle, squeeze)
+            marks += _peer(peer, x, start + place * (high + GAP), high, width, middle, squeeze)
     marks += _hub(status, (width - HUB) / 2, middle - _HUB_HIGH / 2)
     at = TOP + body + 30
     if more:
@@ -84,17 +87,18 @@ def mood_of(peer: PeerStatus) -> str:
     return "unasked" if peer.probe is None else _STATES.get(peer.probe.state, "unasked")
 
 
-def _peer(peer: PeerStatus, x: float, y: float, width: float, middle: float, squeeze: float) -> Iterator[str]:
-    """A card, and the line to it. ``squeeze``: how much closer together lines are at this host."""
+def _peer(peer: PeerStatus, x: float, y: float, high: int, width: float, middle: float, squeeze: float) -> Iterator[str]:
+    """A card, so ``high``, and the line to it. ``squeeze``: how much closer together lines are at this host."""
     mood, by = mood_of(peer), peer.carrier or peer.backend_type or "none"
     leftmost = x < width / 2
     edge, hub = (x + CARD, (width - HUB) / 2) if leftmost else (x, (width + HUB) / 2)
-    bend, end = (edge + hub) / 2, middle + (y + HIGH / 2 - middle) * squeeze
+    centre = y + high / 2
+    bend, end = (edge + hub) / 2, middle + (centre - middle) * squeeze
     dash = "" if by in _DIRECT else ' stroke-dasharray="7 4"'
-    curve = f"M{edge:g} {y + HIGH / 2:g}C{bend:g} {y + HIGH / 2:g} {bend:g} {end:g} {hub:g} {end:g}"
+    curve = f"M{edge:g} {centre:g}C{bend:g} {centre:g} {bend:g} {end:g} {hub:g} {end:g}"
     yield f'<path class="{mood}" d="{curve}" fill="none" stroke-width="{2.4 if mood == "bad" else 1.6}"{dash}/>'
-    yield f'<g><title>{escape(_whole(peer))}</title><rect class="card" x="{x:g}" y="{y:g}" width="{CARD}" height="{HIGH}" rx="6"/>'
-    yield f'<rect class="f {mood}" x="{x:g}" y="{y:g}" width="6" height="{HIGH}" rx="3"/>'
+    yield f'<g><title>{escape(_whole(peer))}</title><rect class="card" x="{x:g}" y="{y:g}" width="{CARD}" height="{high}" rx="6"/>'
+    yield f'<rect class="f {mood}" x="{x:g}" y="{y:g}" width="6" height="{high}" rx="3"/>'
     subnets = [each for each in (peer.subnet, peer.subnet6) if each]
     yield _text(x + 16, y + 18, cut(printable(" ".join(subnets)), 22), size=13, bold=True, mono=True)
     yield _text(x + CARD - 10, y + 18, _fast(peer), size=12, end=True, mood=mood)
@@ -102,7 +106,8 @@ def _peer(peer: PeerStatus, x: float, y: float, width: float, middle: float, squ
     yield _text(x + 16, y + 35, cut(printable(address), 26), size=12, mono=True, soft=True)
     probe = peer.probe
     carries = f", {probe.size} bytes" if probe is not None and probe.size_passes else ""
-    yield _text(x + CARD - 10, y + 35, cut(printable(f"{by}{carries}"), 22), size=12, end=True, soft=True) + "</g>"
+    yield _text(x + CARD - 10, y + 35, cut(printable(f"{by}{carries}"), 22), size=12, end=True, soft=True)
+    yield (_text(x + 16, y + 51, cut(printable(peer.name), 36), size=12) if peer.name else "") + "</g>"
 
 
 def _fast(peer: PeerStatus) -> str:
@@ -128,7 +133,7 @@ def _hub(status: Status, x: float, y: float) -> Iterator[str]:
     yield f'<rect class="f {mood}" x="{x:g}" y="{y:g}" width="{HUB}" height="8" rx="4"/>'
     lease, uplink, backend = status.lease, status.uplink, status.backend
     lines: Sequence[tuple[str, str]] = (
-        ("this host", "ready" if status.ready else "not ready"),
+        (_own_name(status), "ready" if status.ready else "not ready"),
         (cut(printable((lease.subnet or lease.subnet6 or "") if lease is not None else "no lease yet"), 24), ""),
         ("no uplink" if uplink is None else uplink.interface, "" if uplink is None else uplink.address or uplink.address6 or ""),
         ("" if backend is None else backend.type, "" if backend is None else f"MTU {backend.mtu}"),
@@ -140,6 +145,11 @@ def _hub(status: Status, x: float, y: float) -> Iterator[str]:
         wrong = (place == 0 and not status.ready) or (place == 4 and not status.etcd.reachable)
         moods = "bad" if wrong else "good" if place == 0 else ""
         yield _text(x + HUB - 14, at, cut(printable(value), 26), size=12, end=True, mono=place == 2, mood=moods)
+
+
+def _own_name(status: Status) -> str:
+    name = None if status.lease is None else status.lease.name
+    return cut(printable(name), 22) if name else "this host"
 
 
 def _legend(y: float, width: float) -> Iterator[str]:

@@ -15,7 +15,7 @@ import os
 import resource
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -28,7 +28,7 @@ from urllib.parse import parse_qsl
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import FlannelpyError
-from flannelpy.core.foreign import LINE, printable
+from flannelpy.explain.stream import LAST, Stream, pour
 
 if TYPE_CHECKING:
     import h11
@@ -39,61 +39,24 @@ Page = tuple[int, str, str]
 """Status, content type, body."""
 Query = Mapping[str, str]
 """What stands behind the question mark, by name; the last of a name counts."""
-Made = Callable[[], Page] | Callable[[Query], Awaitable[Page]]
+Made = Callable[[], Page] | Callable[[Query], Awaitable[Page]] | Callable[[Query], Awaitable[Stream]]
 Pages = Mapping[str, Made]
-"""Path -> what makes the page: at once, without a query; or, where it takes one, in its own time (at most PAGE_S)."""
+"""Path -> what makes the page: at once, without a query; or, where it takes one, in its own time (at most PAGE_S). Beside the query
+there is the header Last-Event-ID, where it was sent.
+"""
 
 HEAD_BYTES = 16 * 1024
 BODY_BYTES = 64 * 1024
 REQUEST_S = 10.0
 PAGE_S = 60.0
 CONNECTIONS, SHARE = 256, 32
+STREAMS, STREAMS_SHARE = 64, 6
+"""Answers that do not end, and of them those to one source; as many as browsers that look, not as many as ask."""
 BACKLOG = 128
 FULL_S = 0.1
 """Before the next connection is taken where there is no descriptor left for it."""
 TEXT = "text/plain; charset=utf-8"
-REASONS = 50
-"""Lines of reasons on a page."""
-STANDS_STILL_S = 30.0
-"""An agent whose reconciler has not turned for so long does not live."""
-
-
-def _nothing() -> Sequence[str]:
-    return ()
-
-
-def _just_now() -> float:
-    return 0.0
-
-
-def health_pages(
-    ready: Callable[[], bool],
-    why_not: Callable[[], Sequence[str]] = _nothing,
-    wrong: Callable[[], Sequence[str]] = _nothing,
-    silent_s: Callable[[], float] = _just_now,
-) -> dict[str, Callable[[], Page]]:
-    """``/healthz`` is 200 while we run; ``/readyz`` is 200 while ``ready()``, else 503 (flannel-compat 11.1).
-
-    The body gives the reasons, one a line: ``why_not`` where it is not ready, ``wrong`` where it is all the same. ``silent_s``: how
-    long the reconciler has not turned; beyond STANDS_STILL_S ``/healthz`` is 503, too.
-    """
-
-    def healthz() -> Page:
-        silent = silent_s()
-        if silent > STANDS_STILL_S:
-            return 503, TEXT, f"the reconciler has not turned for {silent:.0f} s\n"
-        return 200, TEXT, "flannelpy is running\n"
-
-    def readyz() -> Page:
-        if ready():
-            return 200, TEXT, _lines("flannelpy is ready", wrong())
-        return 503, TEXT, _lines("flannelpy is not ready yet", why_not())
-
-    return {"/healthz": healthz, "/readyz": readyz}
-
-
-def _lines(first: str, more: Sequence[str]) -> str:
-    return "".join(f"{printable(line, LINE)}\n" for line in (first, *more[:REASONS]))
+_LAST = LAST.lower().encode()
 
 
 async def serve(host: str, port: int, pages: Pages) -> HttpServer:
@@ -138,10 +101,13 @@ async def serve_on(listener: socket.socket, pages: Pages) -> HttpServer:
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """One of them. ``source``: who it is of; ``waits``: for the other side, which is to ask or to take its answer."""
+    """One of them. ``source``: who it is of; ``waits``: for the other side, which is to ask or to take its answer; ``streams``: its
+    answer does not end, and gives way to whoever asks, for who listens comes again.
+    """
 
     source: str
     waits: bool = True
+    streams: bool = False
     task: asyncio.Task[None] | None = None
 
 
@@ -221,11 +187,18 @@ class HttpServer:
             reader = asyncio.StreamReader()
             protocol = asyncio.StreamReaderProtocol(reader)
             transport, _ = await loop.connect_accepted_socket(lambda: protocol, taken)
-            await _converse(connection, reader, asyncio.StreamWriter(transport, protocol, reader, loop), self.pages)
+            writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+            await _converse(connection, reader, writer, self.pages, self._may_stream)
         except OSError:
             taken.close()
         finally:
             self._open.pop(connection, None)
+
+    def _may_stream(self, connection: Connection) -> bool:
+        """True where one more answer that does not end may go to this one's source."""
+        sources = [each.source for each in self._open if each.streams]
+        connection.streams = len(sources) < STREAMS and sources.count(connection.source) < STREAMS_SHARE
+        return connection.streams
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self.tasks.add(task)
@@ -262,7 +235,13 @@ _FULL = (
 # ---------------------------------------------------------------------------------------------------------- one connection
 
 
-async def _converse(counted: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pages: Pages) -> None:
+async def _converse(
+    counted: Connection,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    pages: Pages,
+    may_stream: Callable[[Connection], bool],
+) -> None:
     import h11
 
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
@@ -275,6 +254,13 @@ async def _converse(counted: Connection, reader: asyncio.StreamReader, writer: a
             counted.waits = False
             page = await _page(request, pages)
             counted.waits = True
+            if isinstance(page, Stream):
+                if request.method == b"GET" and may_stream(counted):
+                    await _begin(connection, writer, page)
+                    await pour(connection, reader, writer, page)
+                    return
+                await page.parts.aclose()
+                page = (200, page.content_type, "") if request.method == b"HEAD" else (503, TEXT, "too many listen\n")
             await _answer(connection, writer, page, close=False, with_body=request.method != b"HEAD")
             if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
                 return
@@ -328,7 +314,7 @@ async def _request(connection: h11.Connection, reader: asyncio.StreamReader) -> 
             return None
 
 
-async def _page(request: h11.Request, pages: Pages) -> Page:
+async def _page(request: h11.Request, pages: Pages) -> Page | Stream:
     path, _, query = request.target.decode("latin-1").partition("?")
     if request.method not in (b"GET", b"HEAD"):
         return 405, TEXT, "expected GET\n"
@@ -336,7 +322,8 @@ async def _page(request: h11.Request, pages: Pages) -> Page:
     if make is None:
         return 404, TEXT, f"not here; there is {', '.join(sorted(pages))}\n"
     try:
-        made = make(dict(parse_qsl(query))) if iscoroutinefunction(make) else make()  # type: ignore[call-arg]
+        asked = [*parse_qsl(query), *((LAST, value.decode("latin-1")) for name, value in request.headers if name == _LAST)]
+        made = make(dict(asked)) if iscoroutinefunction(make) else make()  # type: ignore[call-arg]
         if isinstance(made, tuple):
             return made
         async with asyncio.timeout(PAGE_S):
@@ -344,6 +331,16 @@ async def _page(request: h11.Request, pages: Pages) -> Page:
     except Exception:  # a page's edge: the reason belongs in the log, not on the wire
         log.exception("page %s failed", path)
         return 500, TEXT, "the page could not be made; the log says why\n"
+
+
+async def _begin(connection: h11.Connection, writer: asyncio.StreamWriter, stream: Stream) -> None:
+    import h11
+
+    headers = [("Date", formatdate(usegmt=True)), ("Content-Type", stream.content_type), ("Cache-Control", "no-store")]
+    head = connection.send(h11.Response(status_code=200, headers=headers, reason=b"OK"))
+    if writer.is_closing():
+        raise ConnectionResetError
+    writer.write(head or b"")
 
 
 async def _answer(

@@ -1,27 +1,82 @@
 """What does a browser see of an agent? One page, made anew for each look: the picture, conditions, peers that want a look, events.
 
-It has no script and asks for nothing else; the browser fetches it again each ``AGAIN_S``. Nothing can be done with it but look.
+It asks for nothing from elsewhere. Its script, the only one that the browser is to run, has events come by themselves and fetches
+the page again each ``AGAIN_S``, and a second after an event; without scripts the browser does. Nothing can be done but look.
 """
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from html import escape
 
 from flannelpy.core.foreign import cut, printable
 from flannelpy.explain import places
-from flannelpy.explain.events import Event
+from flannelpy.explain.events import Events
 from flannelpy.explain.graph import draw, mood_of
 from flannelpy.explain.status import ConditionStatus, PeerStatus, Status
+from flannelpy.explain.stream import mark
 
-PAGE = places.OVERVIEW
+PAGE, EVENTS = places.OVERVIEW, places.EVENTS
 CONTENT_TYPE = "text/html; charset=utf-8"
 AGAIN_S = 5
 MOST_PEERS, MOST_CONDITIONS, MOST_EVENTS = 100, 50, 50
 WORDS = 400
 """Letters of a text of others that are shown."""
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_SCRIPT = """
+(() => {
+  "use strict";
+  const newest = [];
+  let main = document.querySelector("main"), due = 0, live = false;
+  const place = (event) => {
+    const row = document.createElement("tr");
+    const when = event.at.slice(0, 19).replace("T", " "), what = event.text + (event.name ? ` [${event.name}]` : "");
+    for (const [text, style] of [[when, "t"], [what, ""]]) {
+      const cell = document.createElement("td");
+      cell.textContent = text;
+      cell.className = style;
+      row.append(cell);
+    }
+    const first = main.querySelector("#events tr");
+    if (first) first.after(row);
+  };
+  const show = () => {
+    const [life, number] = main.dataset.last.split(":");
+    for (const [mark, event] of newest) if (mark !== life || event.number > Number(number)) place(event);
+    main.querySelector("#how").textContent = live ? "Events come as they happen; all else" : "All";
+  };
+  const fetched = async () => {
+    try {
+      const answer = await fetch("./", {cache: "no-store"});
+      const made = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
+      if (!answer.ok || !made) throw new Error(answer.status);
+      main.replaceWith(made);
+      main = made;
+      document.body.classList.remove("away");
+    } catch {
+      document.body.classList.add("away");
+    }
+    show();
+  };
+  const source = new EventSource(`events?after=${main.dataset.last}`);
+  source.onopen = () => { live = true; show(); };
+  source.onerror = () => { live = false; show(); };
+  source.onmessage = (message) => {
+    const event = JSON.parse(message.data);
+    newest.push([message.lastEventId.split(":")[0], event]);
+    newest.splice(0, newest.length - 50);
+    place(event);
+    due = due || setTimeout(() => { due = 0; fetched(); }, 1000);
+  };
+  setInterval(fetched, AGAIN);
+})();
+""".replace("AGAIN", str(AGAIN_S * 1000))
+
+_HASH = b64encode(sha256(_SCRIPT.encode()).digest()).decode()
+_POLICY = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_HASH}'; connect-src 'self'"
+"""Whatever somebody might get into the page, nothing but the script above is run, and nobody else is asked."""
 
 _STYLE = """
 :root{color-scheme:light dark}
@@ -33,37 +88,47 @@ th{font-weight:600;border-bottom:1px solid #8795a1}td:first-child{white-space:no
 .t{color:#52677a}.error{color:#c62828}.warning{color:#b26a00}.yes{color:#2f8f4e}
 @media (prefers-color-scheme:dark){body{background:#14181d;color:#e6ebf0}.t{color:#9fb0c0}
 .error{color:#ff6b6b}.warning{color:#f0b04a}.yes{color:#5cc27f}}
-@media (max-width:640px){td,th{display:block;padding:.1rem 0}tr{display:block;padding:.4rem 0;border-bottom:1px solid #8795a1}}
+#away{display:none;color:#c62828}.away #away{display:block}.away main{opacity:.45}
+td.t,td.n{white-space:nowrap}#picture{overflow-x:auto}
+@media (max-width:640px){#picture svg{min-width:720px}tr:first-child{display:none}td.n{white-space:normal}
+td{display:block;padding:.1rem 0}tr{display:block;padding:.4rem 0;border-bottom:1px solid #8795a1}}
 """
 
 
-def page(status: Status, events: Sequence[Event] = ()) -> str:
-    """The page. ``events``: the oldest first."""
+def page(status: Status, events: Events | None = None) -> str:
+    """The page."""
+    events = events or Events("", 0, 0, ())
     return "\n".join(["<!DOCTYPE html>", '<html lang="en">', *_head(), *_body(status, events), "</html>", ""])
 
 
 def _head() -> Iterator[str]:
     yield '<head><meta charset="utf-8"><title>flannelpy</title>'
     yield f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-    yield f'<meta http-equiv="refresh" content="{AGAIN_S}">'
+    yield f'<noscript><meta http-equiv="refresh" content="{AGAIN_S}"></noscript>'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<style>{_STYLE}</style></head>"
 
 
-def _body(status: Status, events: Sequence[Event]) -> Iterator[str]:
+def _body(status: Status, events: Events) -> Iterator[str]:
     ready = '<span class="yes">ready</span>' if status.ready else '<span class="error">not ready</span>'
-    yield f"<body><h1>flannelpy {_text(status.version)}: {ready}</h1>"
+    yield '<body><p id="away">The agent does not answer. Below is what it said last.</p>'
+    yield f'<main data-last="{_text(mark(events.life, events.last))}"><h1>flannelpy {_text(status.version)}: {ready}</h1>'
     yield from (f'<p class="error">{_text(why)}</p>' for why in status.why_not[:MOST_CONDITIONS])
-    yield draw(status)
+    yield f'<div id="picture">{draw(status)}</div>'
+    names = {peer.key: peer.name for peer in status.peers if peer.name}
     conditions = status.conditions[:MOST_CONDITIONS]
-    yield from _table("What is wrong", ("", "since", "what to do"), (_condition(each) for each in conditions), "nothing")
+    wrong = (_condition(each, names.get(each.subject)) for each in conditions)
+    yield from _table("What is wrong", ("", "since", "what to do"), wrong, "nothing")
     odd = [peer for peer in status.peers if mood_of(peer) in ("bad", "odd")]
     heads = ("subnet", "PublicIP", "why")
     yield from _table("Peers that want a look", heads, (_peer(peer) for peer in odd[:MOST_PEERS]), "none", len(odd) - MOST_PEERS)
-    newest = list(reversed(events))[:MOST_EVENTS]
-    rows = (f'<td class="t">{_text(each.at[:19].replace("T", " "))}</td><td>{_text(each.text)}</td>' for each in newest)
+    newest = list(reversed(events.events))[:MOST_EVENTS]
+    rows = (f'<td class="t">{_text(each.at[:19].replace("T", " "))}</td><td>{_text(each.told)}</td>' for each in newest)
+    yield '<section id="events">'
     yield from _table("What has happened, UTC", ("when", "what"), rows, "nothing yet")
-    yield f'<p class="t">Every {AGAIN_S} s anew. More: flannelpy status --peers, flannelpy events, flannelpy doctor.</p></body>'
+    yield f'</section><p class="t"><span id="how">All</span> is made anew every {AGAIN_S} s.'
+    yield "More: flannelpy status --peers, flannelpy events, flannelpy doctor.</p></main>"
+    yield f"<script>{_SCRIPT}</script></body>"
 
 
 def _table(title: str, heads: Sequence[str], rows: Iterator[str], none: str, more: int = 0) -> Iterator[str]:
@@ -77,9 +142,10 @@ def _table(title: str, heads: Sequence[str], rows: Iterator[str], none: str, mor
         yield f'<p class="t">and {more:,} more</p>'
 
 
-def _condition(each: ConditionStatus) -> str:
+def _condition(each: ConditionStatus, name: str | None) -> str:
+    """``name``: of the peer that it is about."""
     style = each.severity if each.severity in ("error", "warning") else "t"
-    said = f'<td class="{style}" style="white-space:normal">{_text(each.text)}</td>'
+    said = f'<td class="{style}" style="white-space:normal">{_text(each.text + (f" [{name}]" if name else ""))}</td>'
     return f'{said}<td class="t">{_text(each.since[:19].replace("T", " "))}</td><td>{_text(each.remedy)}</td>'
 
 
@@ -87,7 +153,8 @@ def _peer(peer: PeerStatus) -> str:
     subnets = " ".join(each for each in (peer.subnet, peer.subnet6) if each)
     probe = peer.probe
     why = peer.why or (f"{probe.state}: {probe.why}" if probe is not None else peer.state)
-    return f"<td>{_text(subnets)}</td><td>{_text(peer.public_ip)}</td><td>{_text(why)}</td>"
+    name = f" [{peer.name}]" if peer.name else ""
+    return f'<td>{_text(subnets)}</td><td class="n">{_text(peer.public_ip + name)}</td><td>{_text(why)}</td>'
 
 
 def _text(text: str) -> str:

@@ -6,7 +6,7 @@ SOCKET = "agent.sock"
 """The agent's socket in its run directory."""
 
 STATUS, EVENTS, SETUP, PLAN = "/status", "/events", "/setup", "/plan"
-"""Pages on it, for commands on this host."""
+"""Pages on it, for commands on this host. At ``EVENTS`` the health port streams them, for a browser."""
 
 OVERVIEW, METRICS = "/", "/metrics"
 """Pages at the health port, for a browser and for Prometheus."""

@@ -68,7 +68,7 @@ class UplinkStatus:
 @dataclass(frozen=True, slots=True)
 class LeaseStatus:
     """``state``: held, unconfirmed, lost (asked for again) or from-disk. ``seconds_left``: when it would end if nobody extended it;
-    None for a reservation, and where it is not known.
+    None for a reservation, and where it is not known. ``name``: what peers call this host.
     """
 
     key: str
@@ -79,6 +79,7 @@ class LeaseStatus:
     state: str
     reservation: bool
     seconds_left: float | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,8 @@ class PeerStatus:
     """Another host's lease. ``state``: in-sync (the kernel holds what reaches it), pending, refused (by the kernel), excluded,
     or stale (its key is gone; it is kept for ``seconds_left`` more); ``why`` says why it is not in sync. ``dropped``: its packets
     that source validation did not let in, as far as they are counted by peer. ``probe``: whether it is there; None where it is not
-    asked. ``carrier`` and ``reason``: by what it is reached, where the network has a choice (Prefer).
+    asked. ``carrier`` and ``reason``: by what it is reached, where the network has a choice (Prefer). ``name``: what it calls
+    itself, as anybody may; in Kubernetes its node's.
     """
 
     key: str
@@ -128,6 +130,7 @@ class PeerStatus:
     probe: ProbeStatus | None = None
     carrier: str | None = None
     reason: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

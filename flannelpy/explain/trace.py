@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from flannelpy.core.trace import Hop, Journey
@@ -16,9 +17,10 @@ WELL, UNKNOWN, FAULT = 0, 1, 3
 _CODES = {"passes": WELL, "unknown": UNKNOWN, "large": FAULT, "stopped": FAULT}
 
 
-def exit_code(journey: Journey) -> int:
-    """By what becomes of the packet."""
-    return _CODES[journey.outcome]
+def exit_code(journey: Journey, live: bool | None = None) -> int:
+    """By what becomes of the packet. ``live``: whether real ones were answered; None where none were sent."""
+    code = _CODES[journey.outcome]
+    return code if live is None or code == FAULT else WELL if live else max(code, UNKNOWN)
 
 
 def verdict(journey: Journey) -> str:
@@ -33,13 +35,14 @@ def verdict(journey: Journey) -> str:
     return f"{'stopped' if journey.outcome == 'stopped' else 'large packets are stopped'} at {stop.name}: {stop.said}"
 
 
-def to_json(journey: Journey, version: str) -> str:
-    """Indented; ``exitCode`` is what the command ends with."""
+def to_json(journey: Journey, version: str, live: Mapping[str, object] | None = None) -> str:
+    """Indented; ``exitCode`` is what the command ends with. ``live``: what real packets met, where such were sent."""
     stop = journey.stop
+    answered = None if live is None else live.get("answered") is True
     document = {
         "schema": SCHEMA,
         "version": version,
-        "exitCode": exit_code(journey),
+        "exitCode": exit_code(journey, answered),
         "source": str(journey.source),
         "destination": str(journey.destination),
         "peer": journey.peer or None,
@@ -48,6 +51,7 @@ def to_json(journey: Journey, version: str) -> str:
         "stoppedBy": None if stop is None else stop.name,
         "remedy": None if stop is None else stop.remedy,
         "hops": [_hop(hop) for hop in journey.hops],
+        **({} if live is None else {"live": live}),
     }
     return json.dumps(document, indent=2)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from netaddr import IPAddress, IPNetwork
@@ -43,8 +43,6 @@ class Snapshot:
     leases: tuple[Lease, ...]
     revision: int
     malformed: tuple[Malformed, ...] = ()
-    names: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """What the registry calls a lease's holder, by key: its node. Empty where it has no names."""
 
     @property
     def defaced(self) -> tuple[Lease, ...]:
@@ -89,7 +87,10 @@ class OfferPut:
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """What stands beside leases now, by the lease's key: all there is where it is the ``whole``, else what has changed."""
+    """What stands beside leases now, by the lease's key: all there is where it is the ``whole``, else what has changed.
+
+    A value that is too long for an offer may be cut, and is too long all the same.
+    """
 
     values: Mapping[str, bytes | None]
     whole: bool = False

@@ -156,7 +156,8 @@ class Host(Box):
         if self.machine_id is not None:
             words = [*_ANOTHER_MACHINE, str(self.machine_id), *words]
         lasting = self.settings.lasting if self.settings else False
-        self._agent = Agent(self.namespace, self.directory, words, env=env or {}, lasting=lasting)
+        named = {"FLANNELPY_HOSTNAME": self.name, **(env or {})}  # the machine's own name is all hosts'
+        self._agent = Agent(self.namespace, self.directory, words, env=named, lasting=lasting)
         self._agent.launch()
         return self._agent
 

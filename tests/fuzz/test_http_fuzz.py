@@ -13,7 +13,8 @@ import pytest
 from flannelpy.agent.api import events_page
 from flannelpy.agent.events import Ring
 from flannelpy.explain import events
-from flannelpy.explain.http import bound, health_pages, serve_on
+from flannelpy.explain.health_pages import health_pages
+from flannelpy.explain.http import bound, serve_on
 from tests.fuzz.mutation import inputs, kept
 
 SEEDS = [

@@ -98,6 +98,13 @@ def published(lab: Lab) -> dict[str, str]:
     return {key: json.loads(lab.etcd.get(key) or "{}").get("PublicIP", "") for key in lab.etcd.keys(f"{PREFIX}/subnets")}
 
 
+def offering(lab: Lab) -> list[str]:
+    """The keys of the leases whose hosts offer something besides the network's Type; all say beside them what they are called."""
+    lead = f"{PREFIX}/flannelpy/hosts"
+    values = {key: json.loads(lab.etcd.get(key) or "{}") for key in lab.etcd.keys(lead)}
+    return sorted(key.rpartition("/")[2] for key, value in values.items() if value.get("Carriers"))
+
+
 def lives(hosts: Sequence[Host]) -> list[tuple[int, str]]:
     """Each agent's process and subnet: equal before and after, nothing was restarted and nobody moved."""
     return [(host.agent.pid, str(host.subnet)) for host in hosts]

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from netns_lab.host import Host
-from netns_lab.lab import PREFIX, Lab
+from netns_lab.lab import Lab
 from tests.lab.agent_support import (  # noqa: F401
     SUBNETS,
     Log,
@@ -26,12 +26,11 @@ from tests.lab.agent_support import (  # noqa: F401
     routes,
     until,
 )
-from tests.lab.host_support import told, until_nothing_is_wrong, until_they_meet
+from tests.lab.host_support import offering, told, until_nothing_is_wrong, until_they_meet
 
 WITHIN_S = 60.0
 ALL = ("c1", "c2", "c3")
 DEVICES = {"vxlan": "flannel.1", "udp": "flannel0", "host-gw": ""}
-OFFERS = f"{PREFIX}/flannelpy/hosts"
 
 pytestmark = [pytest.mark.topology(hosts=3), pytest.mark.usefixtures("no_probes")]
 
@@ -79,7 +78,7 @@ async def until_moved(lab: Lab, name: str, *hosts: Host) -> None:
     others = [device for each, device in DEVICES.items() if device and each != name]
 
     async def moved() -> bool:
-        if set(types(lab).values()) != {name} or lab.etcd.keys(OFFERS):
+        if set(types(lab).values()) != {name} or offering(lab):
             return False
         for host in hosts:
             links = (await host.exec("ip", "-br", "link")).split()

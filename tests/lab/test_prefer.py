@@ -30,7 +30,7 @@ from tests.lab.agent_support import (  # noqa: F401
     until,
     until_said,
 )
-from tests.lab.host_support import change, told, until_nothing_is_wrong, until_they_meet
+from tests.lab.host_support import change, offering, told, until_nothing_is_wrong, until_they_meet
 from tests.lab.test_flanneld import FLANNELD, flanneld_words
 
 HOSTS = f"{PREFIX}/flannelpy/hosts"
@@ -122,7 +122,7 @@ async def test_turned_on_and_off_loses_no_packet(lab: Lab) -> None:
             await lab.put_config(PLAIN)
             await until_reached(one, {two: "vxlan", three: "vxlan"})
             await until_reached(two, {one: "vxlan", three: "vxlan"})
-    assert lab.etcd.keys(HOSTS) == [] or await until(lambda: lab.etcd.keys(HOSTS) == [], WITHIN_S, "no offer is left")
+    await until(lambda: not offering(lab), WITHIN_S, "no offer is left")
     await until_nothing_is_wrong(one, two, three)
 
 
@@ -130,9 +130,7 @@ async def test_a_host_that_wants_none_of_it_is_reached_by_the_type_and_changes_w
     one, two, three = await begin(lab, PREFERRED, h2="--prefer=none")
     await until_reached(one, {two: "vxlan", three: "vxlan"})
     await until_reached(two, {one: "vxlan", three: "vxlan"})
-    assert [key.rpartition("/")[2] for key in lab.etcd.keys(HOSTS)] == sorted(
-        f"{host.subnet}".replace("/", "-") for host in (one, three)
-    )
+    assert offering(lab) == sorted(f"{host.subnet}".replace("/", "-") for host in (one, three))
     assert set((await ways(two)).values()) == {"vxlan"}
     async with losing_nothing(lab, "c1", "c2"):
         await two.agent.stop()

@@ -168,7 +168,7 @@ async def test_conditions_are_events(ring: Ring, caplog: pytest.LogCaptureFixtur
 
 async def test_the_life_of_a_peer(ring: Ring) -> None:
     why = {"10.5.1.0-24": "its key was deleted", "10.5.2.0-24": "left out: its backend is udp, ours is vxlan"}
-    peers = PeerEvents(ring, why.__getitem__)
+    peers = PeerEvents(ring, why.__getitem__, lambda _lease: "")
     one, two, three = lease(1), lease(2), lease(3)
     peers.take({one.key: one})
     peers.take({two.key: two})
@@ -195,7 +195,7 @@ async def test_the_life_of_a_peer(ring: Ring) -> None:
 @given(st.lists(st.dictionaries(st.integers(1, 6), st.none() | st.integers(1, 3), max_size=4), max_size=30))
 async def test_who_joined_and_did_not_leave_is_there(changes: list[dict[int, int | None]]) -> None:
     ring, known = Ring(Wall()), dict[str, Lease]()
-    peers = PeerEvents(ring, lambda _key: "gone")
+    peers = PeerEvents(ring, lambda _key: "gone", lambda _lease: "")
     peers.take({})
     for change in changes:
         taken = {lease(number).key: None if at is None else lease(number, f"192.0.2.{at}") for number, at in change.items()}

@@ -15,7 +15,8 @@ import pytest
 
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.explain import http
-from flannelpy.explain.http import HttpServer, Page, Pages, Query, health_pages, serve
+from flannelpy.explain.health_pages import health_pages
+from flannelpy.explain.http import HttpServer, Page, Pages, Query, serve
 
 
 class Readiness:

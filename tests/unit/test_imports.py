@@ -97,6 +97,7 @@ ONLY_IN = {
     "h11": ["flannelpy/explain/"],
     "click": ["flannelpy/cli", "flannelpy/options", "flannelpy/commands/"],
     "rich": ["flannelpy/commands/"],
+    "scapy": ["flannelpy/commands/trace/"],
 }
 """Where a third party's package may be imported: by the start of the path."""
 

@@ -47,7 +47,7 @@ class Scene:
         self.config = folder / "net-conf.json"
         self.config.write_text(CONFIG)
         access = Access(api_url=server.url, net_config=self.config, node="n1")
-        settings = replace(self.host.settings, kube=access, endpoint=Endpoint((server.url,), access.prefix))
+        settings = replace(self.host.settings, kube=access, endpoint=Endpoint((server.url,), access.prefix), hostname="h1")
         self.registry = KubeRegistry(access)
         parts = (settings, self.registry, self.host.kernel, Notes(), self.host.fd_store, TIMEOUTS, self.host.claims)
         self.agent = self.host.agent = Agent(*parts, self.registry)
@@ -186,3 +186,16 @@ asyncio.run(main())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=110, check=False)
     assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
+
+
+async def test_hosts_are_called_what_their_nodes_are_and_say_nothing_of_it(scene: Scene) -> None:
+    scene.server.add("n1", "10.244.0.0/24")
+    async with scene.running():
+        await until(lambda: scene.agent.ready and scene.agent.status().peers)
+        (peer,) = scene.agent.status().peers
+        lease = scene.agent.status().lease
+        assert lease is not None
+        assert (peer.name, lease.name) == ("n2", "n1")
+        scene.server.add("n3", "10.244.3.0/24", annotations={**PEER, f"{P}public-ip": "192.0.2.3", f"{P}backend-data": MAC3})
+        await until(lambda: [event.name for event in scene.agent.events.read().events if event.kind == "peer-joined"] == ["n3"])
+        assert not [name for name in scene.server.annotations("n1") if "offer" in name or "hosts" in name]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from base64 import b64encode
 from dataclasses import replace
+from hashlib import sha256
 from html.parser import HTMLParser
 
 import pytest
 
 from flannelpy.agent import overview as serving
 from flannelpy.agent.events import Ring
-from flannelpy.explain.events import Event
+from flannelpy.explain.events import Event, Events
 from flannelpy.explain.page import AGAIN_S, MOST_PEERS, page
 from flannelpy.explain.status import ConditionStatus, PeerStatus, ProbeStatus
 
@@ -52,7 +55,7 @@ def test_all_that_is_known_is_on_it() -> None:
     condition = ConditionStatus("x", "error", "", "something is wrong", "mend it", "2026-01-01T10:20:30.5+00:00", True)
     events = [Event(number, f"2026-01-01T10:20:{number:02}+00:00", "config", "", f"event {number}") for number in range(60)]
     status = cluster(peer(1), silent(2, "the port is filtered"), conditions=(condition,), ready=False, why_not=("it waits",))
-    seen = Seen(page(status, events))
+    seen = Seen(page(status, Events("life", 59, 0, tuple(events))))
     assert seen.open == []
     for said in (
         "not ready",
@@ -68,6 +71,7 @@ def test_all_that_is_known_is_on_it() -> None:
     assert [attrs["content"] for tag, attrs in seen.tags if tag == "meta" and attrs.get("http-equiv") == "refresh"] == [
         str(AGAIN_S)
     ]
+    assert [attrs["data-last"] for tag, attrs in seen.tags if tag == "main"] == ["life:59"]
     assert sum(tag == "svg" for tag, _attrs in seen.tags) == 1
 
 
@@ -80,12 +84,16 @@ def test_where_all_is_well_it_says_so() -> None:
 def test_foreign_words_are_words_and_nothing_comes_from_outside() -> None:
     condition = ConditionStatus(BAD, BAD, BAD, BAD, BAD, BAD, False)
     status = cluster(silent(1, BAD), replace(silent(2), subnet=BAD, public_ip=BAD), conditions=(condition,), why_not=(BAD,))
-    text = page(status, [Event(1, BAD, BAD, BAD, BAD)])
+    text = page(status, Events(BAD, 1, 0, (Event(1, BAD, BAD, BAD, BAD, BAD),)))
     seen = Seen(text)
     assert "\x1b" not in text
-    assert not [tag for tag, _attrs in seen.tags if tag in ("script", "img", "link", "iframe", "a", "form", "object", "use")]
+    assert not [tag for tag, _attrs in seen.tags if tag in ("img", "link", "iframe", "a", "form", "object", "use")]
     assert not [name for _tag, attrs in seen.tags for name in attrs if name.startswith("on") or name in ("href", "src")]
-    assert "default-src 'none'" in text
+    policy = next(attrs["content"] or "" for tag, attrs in seen.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    scripts = re.findall("<script>(.*?)</script>", text, re.DOTALL)
+    assert len(scripts) == 1
+    allowed = b64encode(sha256(scripts[0].encode()).digest()).decode()
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'; connect-src 'self'"
     assert "<script>alert(1)</script>" in seen.text
 
 

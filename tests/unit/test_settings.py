@@ -33,7 +33,8 @@ def refusal(*words: str, **environ: str) -> str:
     return text
 
 
-def test_conformance_defaults_are_flannels() -> None:
+def test_conformance_defaults_are_flannels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "h1")
     assert settings() == Settings(
         endpoint=load_endpoint({}, {}),
         subnet_file=Path("/run/flannel/subnet.env"),
@@ -41,6 +42,7 @@ def test_conformance_defaults_are_flannels() -> None:
         forward_rules=True,
         masq_fully_random=True,
         healthz_ip=IPAddress("127.0.0.1"),
+        hostname="h1",
     )
     assert settings().endpoint.urls == ("http://127.0.0.1:4001", "http://127.0.0.1:2379")
     assert settings().endpoint.prefix == "/coreos.com/network"

@@ -21,7 +21,8 @@ from rich.console import Console
 
 from flannelpy.agent.api import answering
 from flannelpy.commands import ask
-from flannelpy.commands.status_table import peers_table, table
+from flannelpy.commands.peers_text import peers_text
+from flannelpy.commands.status_table import table
 from flannelpy.core.backend import DatapathStatus, WorkerStatus
 from flannelpy.core.errors import MalformedError
 from flannelpy.core.objects import Key, Route
@@ -180,8 +181,8 @@ def read(status: Status, width: int) -> list[str]:
     console = Console(width=width, file=open(os.devnull, "w"), record=True)  # noqa: SIM115, PTH123 - closed with the console
     with console.file:
         console.print(table(status, NOW))
-        console.print(peers_table(status, NOW))
-    return [line.rstrip() for line in console.export_text().splitlines()]
+    lines = [*console.export_text().splitlines(), *peers_text(status, NOW, width).splitlines()]
+    return [line.rstrip() for line in lines]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -19,7 +20,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flannelpy.commands.status_table import LIKE_THESE, page, peers_table, table
+from flannelpy.commands.peers_text import peers_text
+from flannelpy.commands.status_table import LIKE_THESE, page, table
 from flannelpy.explain.status import ConditionStatus, PeerStatus, ProbeStatus, Status, from_json, to_json
 
 from .test_status import NOW, PEER, WHOLE, WRONG
@@ -44,8 +46,8 @@ def drawn(status: Status, width: int, *, bad: bool = False) -> list[str]:
     console = Console(width=width, file=open(os.devnull, "w"), record=True)  # noqa: SIM115, PTH123 - closed with the console
     with console.file:
         console.print(table(status, NOW))
-        console.print(peers_table(status, NOW, bad=bad))
-    return [line.rstrip() for line in console.export_text().splitlines()]
+    lines = [*console.export_text().splitlines(), *peers_text(status, NOW, width, bad=bad).splitlines()]
+    return [line.rstrip() for line in lines]
 
 
 def test_each_peer_says_whether_it_is_there_and_the_worst_come_first() -> None:
@@ -208,3 +210,26 @@ def test_what_does_not_go_together_is_wrong_usage(tmp_path: Path, words: tuple[s
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"flannelpy: --json has every peer, once: expected no {words[1]} with it\n"
+
+
+@pytest.mark.parametrize("count", [50, 1000])
+def test_on_eighty_columns_a_peer_is_a_line_and_what_is_wrong_stands_below_it(count: int) -> None:
+    bad = {number for number in range(count) if number % 20 == 7}
+    peers = [
+        replace(peer(number, GONE if number in bad else GOOD), name=f"node-{number:04}.r7.example.com") for number in range(count)
+    ]
+    status = replace(WHOLE, peers=tuple(peers))
+    lines = drawn(status, 80)
+    rows = [line for line in lines if line.startswith("node-")]
+    assert len(rows) == count
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[4] for line in rows] == ["unreachable"] * len(bad) + ["reachable"] * (count - len(bad))
+    assert lines[lines.index(rows[0]) + 1].startswith("    ")  # the reason
+    assert sum(line.startswith("node-") for line in drawn(status, 80, bad=True)) == len(bad)
+
+
+def test_colours_are_for_states_and_change_nothing_else() -> None:
+    status = replace(WHOLE, peers=(peer(1, GOOD), peer(2, GONE)))
+    plain, coloured = peers_text(status, NOW, 80), peers_text(status, NOW, 80, coloured=True)
+    assert "\x1b[31m" in coloured
+    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain

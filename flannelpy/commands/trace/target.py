@@ -102,10 +102,26 @@ def _named(about: About, text: str) -> Destination:
     try:
         found = {IPAddress(each[4][0]) for each in socket.getaddrinfo(text, None, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError, ValueError):
-        raise UsageError(f"DST {cut(text, 40)!r}: expected an address, a subnet, or a host's name that can be resolved") from None
+        if (peer := _calls_itself(about, text)) is not None:
+            return _host(about, peer, 4 if peer.subnet is not None else 6)
+        raise UsageError(f"DST {cut(text, 40)!r}: expected an address, a subnet, or a host's name") from None
     if any(str(address) in (peer.public_ip, peer.public_ipv6) for peer in _peers(about) for address in found):
         return next(_address(about, each) for each in sorted(found) if _is_public(about, each))
     raise FlannelpyError(f"{text} is {_list(found)}, which is no peer's PublicIP: flannelpy status --peers")
+
+
+def _calls_itself(about: About, text: str) -> PeerStatus | None:
+    """The peer with this name, which is asked last: anybody may call himself so. Raises UsageError where several do."""
+    found = [peer for peer in _peers(about) if peer.name and peer.name.lower() == text.lower()]
+    if len(found) > 1:
+        hosts = ", ".join(peer.public_ip for peer in found[:4])
+        raise UsageError(f"DST {cut(text, 40)!r}: {len(found)} hosts call themselves so: expected one of their addresses, {hosts}")
+    return found[0] if found else None
+
+
+def whole_name(peer: PeerStatus) -> str:
+    """A peer's address, and behind it what it is called."""
+    return peer.public_ip + (f" [{peer.name}]" if peer.name else "")
 
 
 def _is_public(about: About, address: IPAddress) -> bool:

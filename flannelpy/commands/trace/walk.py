@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from netaddr import IPAddress
 
 from flannelpy.commands.doctor.about import About
 from flannelpy.commands.doctor.host import port_of
 from flannelpy.commands.trace import asking
-from flannelpy.commands.trace.target import Destination, networks
+from flannelpy.commands.trace.target import Destination, networks, whole_name
 from flannelpy.core import trace
 from flannelpy.core.envelope import Envelope, envelope_of
 from flannelpy.core.errors import KernelError
@@ -25,6 +25,7 @@ from flannelpy.core.host_facts import Interface
 from flannelpy.core.lookup import FILTERED, Found, Lookup, expected, goes
 from flannelpy.core.objects import FdbEntry, HostState, Key, Link, Neighbour, Route, Scope, WireguardPeer
 from flannelpy.core.packet_filter import Hook, Ruleset, Ruling, judge
+from flannelpy.core.sightings import Way
 from flannelpy.core.trace import Hop, Journey
 
 LOOKED_AT = ("link", "neigh", "fdb", "route", "wg", "wgpeer")
@@ -45,6 +46,7 @@ class Ground:
     observed: HostState
     hops: list[Hop] = field(default_factory=list)
     muted: trace.Muted = trace.NOT_MUTED
+    way: Way = field(default_factory=Way)
 
     @property
     def version(self) -> int:
@@ -58,7 +60,7 @@ class Ground:
         return f"{peer.subnet if self.version == 4 else peer.subnet6} of {peer.public_ip}"
 
 
-async def walk(about: About, source: IPAddress, target: Destination) -> Journey:
+async def walk(about: About, source: IPAddress, target: Destination) -> tuple[Journey, Way]:
     """The journey of a packet, and of what answers it. Raises KernelError where the kernel tells nothing at all."""
     kernel = about.kernel
     facts = await kernel.facts()
@@ -79,7 +81,7 @@ async def walk(about: About, source: IPAddress, target: Destination) -> Journey:
     why = probe.why if probe is not None and probe.state == "unreachable" else ""
     host = "" if target.local else str(target.public or "the other host")
     hops.append(trace.answer_hop(answers, target.address, host, port, why, ground.muted))
-    return Journey(source, target.address, "" if target.peer is None else target.peer.public_ip, tuple(hops))
+    return Journey(source, target.address, "" if target.peer is None else target.peer.public_ip, tuple(hops)), ground.way
 
 
 async def _hops(ground: Ground) -> str:
@@ -87,6 +89,7 @@ async def _hops(ground: Ground) -> str:
     kernel, target = ground.about.kernel, ground.target
     hop, bridge = trace.bridge_hop(list(ground.interfaces.values()), ground.overlay, ground.source)
     ground.hops.append(hop)
+    ground.way = way = Way() if bridge is None or not bridge.up else Way(bridge.name, bridge.mtu)
     if target.local:
         return "the bridge"
     routes = [item for item in ground.observed if isinstance(item, Route)]
@@ -109,6 +112,8 @@ async def _hops(ground: Ground) -> str:
     _forward(ground, rules, bridge, device)
     envelope, outer = _carrier(ground, wanted, link)
     uplink = await _outside(ground, rules, envelope, outer, device)
+    leaves = uplink.name if uplink is not None else "" if isinstance(link, Link) else device
+    ground.way = replace(way, overlay=device if isinstance(link, Link) else "", envelope=envelope, outer=outer, uplink=leaves)
     _peer(ground)
     if envelope is not None and outer is not None and uplink is not None:
         await _inside(ground, rules, envelope, outer, uplink)
@@ -334,8 +339,9 @@ def _peer(ground: Ground) -> None:
     if about.status is None:
         ground.hops.append(Hop("peer", "note", f"what the agent knows of it is not known: {about.silent}"))
     elif peer is not None and peer.state != "in-sync":
-        ground.hops.append(Hop("peer", "note", f"{peer.public_ip} is {peer.state}: {peer.why or ''}", "flannelpy status --peers"))
+        said = f"{whole_name(peer)} is {peer.state}: {peer.why or ''}"
+        ground.hops.append(Hop("peer", "note", said, "flannelpy status --peers"))
     elif peer is not None:
         probe = peer.probe
-        said = f"{peer.public_ip}, in sync" if probe is None else f"{peer.public_ip}, {probe.state}{probe.why and f': {probe.why}'}"
+        said = whole_name(peer) + (", in sync" if probe is None else f", {probe.state}{probe.why and f': {probe.why}'}")
         ground.hops.append(Hop("peer", "passes", said))

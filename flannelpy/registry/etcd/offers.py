@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from flannelpy.core.offer import MOST
 from flannelpy.registry import Malformed, Offered, OfferPut
 from flannelpy.registry.etcd.channel import Link
 from flannelpy.registry.etcd.records import Keys
@@ -59,7 +60,7 @@ class OfferReader:
                 request.keys_only = True
                 answer = await self._range(request)
             else:
-                found |= {self.keys.host_name(kv.key): kv.value for kv in answer.kvs}
+                found |= {self.keys.host_name(kv.key): kv.value[: MOST + 1] for kv in answer.kvs}  # longer is refused anyway
             revision = revision or answer.header.revision
             more, limit = answer.more, min(PAGE, 2 * limit)
             key = answer.kvs[-1].key + b"\0" if more else key
@@ -70,4 +71,4 @@ class OfferReader:
 
 
 def _event(event: Any, keys: Keys) -> OfferPut | Malformed:
-    return OfferPut(keys.name(event.kv.key), None if event.type == _DELETE else event.kv.value)
+    return OfferPut(keys.name(event.kv.key), None if event.type == _DELETE else event.kv.value[: MOST + 1])

@@ -38,8 +38,7 @@ class Book:
     def snapshot(self) -> Snapshot:
         """Every lease, in key order; what cannot be read is under its node's name."""
         leases = tuple(self._leases[name] for key in sorted(self._claims) if (name := self.holder(key)) is not None)
-        names = {key: name for key in self._claims if (name := self.holder(key)) is not None}
-        return Snapshot(leases, self.version, tuple(Malformed(name, why) for name, why in sorted(self._bad.items())), names)
+        return Snapshot(leases, self.version, tuple(Malformed(name, why) for name, why in sorted(self._bad.items())))
 
     @property
     def offers(self) -> Mapping[str, bytes]:

@@ -73,7 +73,7 @@ def lease_of(node: Node, names: Names, families: tuple[Family, ...]) -> Lease | 
     v4, v6 = (_published(node, names, family) if family in families else None for family in BOTH)
     data, data6 = (_data(node, names.data[at]) if family in families else None for at, family in enumerate(BOTH))
     attrs = LeaseAttrs(v4 or NO_ADDRESS, v6, node.annotations.get(names.backend_type, ""), data, data6)
-    return Lease(subnets[0], attrs, subnets[1], create_revision=max(node.created, 1), mod_revision=node.version)
+    return Lease(subnets[0], attrs, subnets[1], create_revision=max(node.created, 1), mod_revision=node.version, holder=node.name)
 
 
 def bare_lease(node: Node, families: tuple[Family, ...]) -> Lease | None:
@@ -81,7 +81,8 @@ def bare_lease(node: Node, families: tuple[Family, ...]) -> Lease | None:
     subnets = subnets_of(node, families)
     if subnets is None:
         return None
-    return Lease(subnets[0], LeaseAttrs(NO_ADDRESS), subnets[1], create_revision=max(node.created, 1), mod_revision=node.version)
+    said = LeaseAttrs(NO_ADDRESS)
+    return Lease(subnets[0], said, subnets[1], create_revision=max(node.created, 1), mod_revision=node.version, holder=node.name)
 
 
 def advertised(attrs: LeaseAttrs, node: Node, names: Names) -> LeaseAttrs:
