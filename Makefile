@@ -7,6 +7,7 @@ DOCKER  := $(VENV)/docker/usr/bin/docker
 DEBIAN  := $(VENV)/cache/debian
 PROMETHEUS := $(VENV)/prometheus/usr/bin/prometheus
 CNI     := $(VENV)/cni/usr/lib/cni/bridge
+WIREGUARD_GO := $(VENV)/cache/wireguard-go
 RELEASE := $(VENV)/.release-tools-installed
 LOWEST  := $(VENV)/lowest
 LAB     := netns-lab/lab
@@ -19,6 +20,7 @@ ROUNDS  ?= 5
 MINUTES ?= 10
 FLOOD   ?= 10
 FLANNEL ?= v0.28.9
+WIREGUARD ?= v0.0.0-20260522210424-ecfc5a8d5446
 # Test files side by side: those of the lab wait more than they work, so that it is one more than a machine of two cores has.
 JOBS    ?= 3
 
@@ -51,7 +53,7 @@ setup: $(DEV) $(DOCKER) $(CNI) ## install what is missing: Debian packages (as r
 demo: $(DEV) ## three hosts, a real etcd, every container pings every other
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab demo
 
-test: lint types $(DOCKER) $(CNI) ## lint, types, all tests but those that take QEMU (make test-kernels)
+test: lint types $(DOCKER) $(CNI) $(WIREGUARD_GO) ## lint, types, all tests but those that take QEMU (make test-kernels)
 	$(PYTHON) -m pytest -q -n $(JOBS) --dist loadfile --ignore=tests/kernels
 
 lint: $(DEV) ## style of the code
@@ -205,6 +207,15 @@ $(PROMETHEUS): | $(DEV)
 
 $(CNI): | $(DEV)
 	$(call unpack,$(VENV)/cni,$(CNI_PACKAGES),usr/lib/cni/bridge)
+
+# Beside the tests' own skip nothing depends on it: who has no Go, or no way to its modules, is told, and goes on.
+$(WIREGUARD_GO): | $(DEV)
+	@command -v go >/dev/null 2>&1 || { echo "setup: no Go, no wireguard-go: its tests will be skipped"; exit 0; }; \
+	echo "building $@ with Go (half a minute)"; \
+	work=$$(mktemp -d) log=$$(mktemp); mkdir -p $(@D); into=$(abspath $@); \
+	if (cd $$work && go mod init wireguard && go get -tool golang.zx2c4.com/wireguard@$(WIREGUARD) \
+		&& go build -o $$into golang.zx2c4.com/wireguard) >$$log 2>&1; then rm -f $$log; \
+	else echo "setup: no wireguard-go, its tests will be skipped: $$(tail -n 1 $$log) (all of it: $$log)"; fi; rm -rf $$work
 
 $(VENV)/mmdebstrap/usr/bin/mmdebstrap: | $(DEV)
 	$(call unpack,$(VENV)/mmdebstrap,mmdebstrap,usr/bin/mmdebstrap)
