@@ -68,7 +68,7 @@ types: $(DEV) ## types of the code
 unit: $(DEV) ## tests that need no privileges
 	$(PYTHON) -m pytest -q tests/unit
 
-test-kernels: $(DEV) ## udp by the kernel, wireguard and ipip, in guests with Debian's own (QEMU, ten minutes)
+test-kernels: $(DEV) ## udp by the kernel, wireguard, ipip, moves between them, in guests with Debian's own (QEMU, half an hour)
 	$(PYTHON) -m pytest -q -s tests/kernels
 
 format: $(DEV) ## put the code into its form
