@@ -20,7 +20,7 @@ PORT = 5311
 
 RECEIVER = """
 import socket, sys, time
-server = socket.create_server(("0.0.0.0", int(sys.argv[1])))
+server = socket.create_server(("::", int(sys.argv[1])), family=socket.AF_INET6, dualstack_ipv6=True)
 print("listening", flush=True)
 stream, _ = server.accept()
 stream.settimeout(120)
@@ -36,16 +36,17 @@ print("end", whole, flush=True)
 """
 
 SENDER = """
-import socket, sys, time
+import signal, socket, sys, time
 stream = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=120)
 stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 piece, whole = bytes(8192), 0
 
 until = None
-import signal
 signal.signal(signal.SIGTERM, lambda *_: globals().update(until=0))
 while until is None:
     stream.sendall(piece)
+    if not whole:
+        print("begun", flush=True)
     whole += len(piece)
     time.sleep(0.002)
 stream.shutdown(socket.SHUT_WR)
@@ -78,6 +79,7 @@ async def streaming(source: Namespace, target: Namespace, address: str, log: Pat
         await _said(receiver, "listening")
         sender = source.spawn(f"stream to {address}", [*python, SENDER, address, str(PORT)], log=sending, lasting=False)
         try:
+            await _said(sender, "begun")
             yield stream
         finally:
             await sender.stop(30.0)
