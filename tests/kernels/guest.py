@@ -202,11 +202,6 @@ def _pack_initramfs(directory: Path) -> None:
     shutil.rmtree(tree)
 
 
-def install(package: str) -> None:
-    """Have a Debian package installed here, and so in the guest. Raises NoGuestError."""
-    _apt("install", "-qy", "--no-install-recommends", package)
-
-
 def _kernel(directory: Path) -> str:
     return next((directory / "k/lib/modules").iterdir()).name
 
