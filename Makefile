@@ -8,6 +8,7 @@ DEBIAN  := $(VENV)/cache/debian
 PROMETHEUS := $(VENV)/prometheus/usr/bin/prometheus
 CHROMIUM := $(VENV)/chromium/usr/lib/chromium/chromium
 CNI     := $(VENV)/cni/usr/lib/cni/bridge
+WIREGUARD_GO := $(VENV)/cache/wireguard-go
 RELEASE := $(VENV)/.release-tools-installed
 LOWEST  := $(VENV)/lowest
 LAB     := netns-lab/lab
@@ -22,6 +23,7 @@ ROUNDS  ?= 5
 MINUTES ?= 10
 FLOOD   ?= 10
 FLANNEL ?= v0.28.9
+WIREGUARD ?= v0.0.0-20260522210424-ecfc5a8d5446
 # Test files side by side: those of the lab wait more than they work, so that it is one more than a machine of two cores has.
 JOBS    ?= 3
 
@@ -50,7 +52,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn gallery chaos flood etcds cnis flanneld prometheus chromium screenshots fuzz dist deb image test-package test-image pins test-lowest clean
+.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry bench-migration soak-udp churn gallery chaos flood etcds cnis flanneld prometheus chromium screenshots fuzz dist deb image test-package test-image pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,7 +64,7 @@ setup: $(DEV) $(DOCKER) $(CNI) ## install what is missing: Debian packages (as r
 demo: $(DEV) ## three hosts, a real etcd, every container pings every other
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab demo
 
-test: lint types $(DOCKER) $(CNI) ## lint, types, all tests but those that take QEMU (make test-kernels)
+test: lint types $(DOCKER) $(CNI) $(WIREGUARD_GO) ## lint, types, all tests but those that take QEMU (make test-kernels)
 	$(PYTHON) -m pytest -q -n $(JOBS) --dist loadfile --ignore=tests/kernels
 
 lint: $(DEV) ## style of the code
@@ -77,7 +79,7 @@ types: $(DEV) ## types of the code
 unit: $(DEV) ## tests that need no privileges
 	$(PYTHON) -m pytest -q tests/unit
 
-test-kernels: $(DEV) ## udp by the kernel, wireguard and ipip, in guests with Debian's own (QEMU, ten minutes)
+test-kernels: $(DEV) ## udp by the kernel, wireguard, ipip, moves between them, in guests with Debian's own (QEMU, half an hour)
 	$(PYTHON) -m pytest -q -s tests/kernels
 
 format: $(DEV) ## put the code into its form
@@ -99,6 +101,9 @@ bench-udp: $(DEV) ## how fast udp in user space is, beside a C pump and VXLAN: R
 bench-guard: ROUNDS = 30
 bench-guard: $(DEV) ## what source validation costs a vxlan host, at 10 and 10,000 peers: ROUNDS=30
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_guard --rounds $(ROUNDS)
+
+bench-migration: $(DEV) ## how long a TCP stream stands still while the network moves from Type to Type, and are pings lost: ROUNDS=5
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab bench_migration --rounds $(ROUNDS)
 
 soak-udp: $(DEV) ## does udp in user space hold for long: traffic of all kinds for MINUTES=10
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab soak_udp --minutes $(MINUTES)
@@ -237,6 +242,15 @@ $(CHROMIUM): | $(DEV)
 
 $(CNI): | $(DEV)
 	$(call unpack,$(VENV)/cni,$(CNI_PACKAGES),usr/lib/cni/bridge)
+
+# Beside the tests' own skip nothing depends on it: who has no Go, or no way to its modules, is told, and goes on.
+$(WIREGUARD_GO): | $(DEV)
+	@command -v go >/dev/null 2>&1 || { echo "setup: no Go, no wireguard-go: its tests will be skipped"; exit 0; }; \
+	echo "building $@ with Go (half a minute)"; \
+	work=$$(mktemp -d) log=$$(mktemp); mkdir -p $(@D); into=$(abspath $@); \
+	if (cd $$work && go mod init wireguard && go get -tool golang.zx2c4.com/wireguard@$(WIREGUARD) \
+		&& go build -o $$into golang.zx2c4.com/wireguard) >$$log 2>&1; then rm -f $$log; \
+	else echo "setup: no wireguard-go, its tests will be skipped: $$(tail -n 1 $$log) (all of it: $$log)"; fi; rm -rf $$work
 
 $(VENV)/mmdebstrap/usr/bin/mmdebstrap: | $(DEV)
 	$(call unpack,$(VENV)/mmdebstrap,mmdebstrap,usr/bin/mmdebstrap)

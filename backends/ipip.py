@@ -11,13 +11,14 @@ from typing import Any
 
 from netaddr import IPNetwork
 
-from flannelpy.core.backend import Guard, GuardedPort, Local, Path, SourceRule
+from flannelpy.core.backend import GuardedPort, Local, Path, SourceRule
+from flannelpy.core.backend_options import read
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError
-from flannelpy.core.json_members import Members
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, HostState, Ipip, Link, Route
-from flannelpy.core.shared_options import direct_route, source_rule
+from flannelpy.core.shared_options import DIRECT_ROUTING, GUARD, direct_route, guarded, source_rule
+from flannelpy.core.usual import completed
 
 DEVICE = "flannel.ipip"
 
@@ -31,25 +32,24 @@ PROTOCOL = 4
 """IPv4 in IPv4, in the outer header's protocol field."""
 
 
+@completed
 class IpipBackend:
     """The device ``flannel.ipip``."""
 
     name = "ipip"
     families: tuple[Family, ...] = (4,)
     lease_only: Mapping[Family, str] = MappingProxyType({6: "ipip carries IPv4 only: its IPv6 subnets are no more than leased"})
-    accepts: frozenset[str] | None = frozenset({"ipip"})
+    options = (DIRECT_ROUTING, GUARD)
 
     def __init__(self, direct_routing: bool = False, guard: SourceRule | None = "default") -> None:
         self.wants_on_link = direct_routing
         self.enclosed = not direct_routing  # else also by whichever device reaches a peer
-        port = GuardedPort("ipip", PROTOCOL, inner=0, datagram=False)
-        self.guarded = None if guard is None else Guard(port, guard)
+        self.guarded = guarded(GuardedPort("ipip", PROTOCOL, inner=0, datagram=False), guard)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> IpipBackend:
-        """DirectRouting (false) and Guard (default), in any letter case; other keys are passed over. Raises ConfigError."""
-        members = Members(options, "Backend.")
-        return cls(members.boolean("DirectRouting", False), source_rule(members))
+        given = read(cls.options, options)
+        return cls(given["DirectRouting"], source_rule(given))
 
     def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
         return {DEVICE: False}
@@ -63,9 +63,6 @@ class IpipBackend:
             least = SMALLEST_MTU + OVERHEAD
             raise ConfigError(f"interface {uplink.name}: MTU {uplink.mtu} is too small for ipip, expected {least} or more")
         return uplink.mtu - OVERHEAD
-
-    def identities(self, attrs: LeaseAttrs) -> Mapping[str, str]:
-        return {}
 
     def attrs(self, local: Local) -> LeaseAttrs:
         if local.uplink.public_ip is None:
@@ -88,6 +85,3 @@ class IpipBackend:
         if direct:
             return Path.of(direct, mtu=local.uplink.mtu)
         return Path.of(Route(lease.subnet, via=lease.public_ip, dev=DEVICE, onlink=True), mtu=self.mtu(local))
-
-    def datapath(self, local: Local) -> None:
-        return None

@@ -311,6 +311,16 @@ def config_check(file: str, as_json: bool) -> None:
     config.check(file, as_json=as_json)
 
 
+def _tell_options(_: click.Context, formatter: click.HelpFormatter) -> None:
+    """What the Backend object may hold, of what is installed: looked up when it is asked for."""
+    from flannelpy.commands import config
+
+    config.tell_options(formatter)
+
+
+setattr(config_check, "format_epilog", _tell_options)  # noqa: B010 - a method that click calls, of this command alone
+
+
 @config.command("get")
 @_takes(BY_NAME["run-dir"], *ETCD, *KUBE)
 @click.pass_context

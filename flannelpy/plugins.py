@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 
 from flannelpy.core.backend import NO_HOST_OPTIONS, Backend, Beside, Enclosed, HostOptions, StandsBeside
+from flannelpy.core.backend_options import Option, secrets
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError, ConfigError, FlannelpyError, MalformedError
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import Family, LeaseAttrs
 from flannelpy.core.offer import type_of
 from flannelpy.core.secret import hide, reveal
+from flannelpy.core.usual import completed
 
 GROUP = "flannelpy.backends"
 
@@ -33,7 +35,7 @@ def load(config: NetworkConfig, host_options: HostOptions = NO_HOST_OPTIONS) -> 
     for point in entry_points(group=GROUP):
         if point.name == config.backend_type:
             options = {**reveal(config.backend_options), **host_options.get(point.name, {})}
-            backend: Backend = point.load().from_options(options)
+            backend: Backend = completed(point.load()).from_options(options)
             return backend
     raise BackendError(f"Backend.Type {config.backend_type!r}: nobody provides it; installed are {', '.join(names())}")
 
@@ -61,6 +63,24 @@ def preferred(config: NetworkConfig, backend: Backend, host_options: HostOptions
             found[str(name)] = beside = carrier.beside()
             beside.devices(config)  # raises where a device cannot be named
     return found
+
+
+def tables(config: NetworkConfig, backend: Backend) -> tuple[Option, ...]:
+    """The options that count in the ``Backend`` object of this config: the Type's, and those of what is preferred to it."""
+    found = {option.name: option for option in backend.options}
+    for carrier in preferred(config, backend).values():
+        for option in getattr(carrier, "options", ()):
+            found.setdefault(option.name, option)
+    return tuple(found.values())
+
+
+def of_type(name: str) -> tuple[Option, ...]:
+    """The options that a Type has. Raises BackendError where nobody provides it."""
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            options: tuple[Option, ...] = completed(point.load()).options
+            return options
+    raise BackendError(f"Backend.Type {name!r}: nobody provides it; installed are {', '.join(names())}")
 
 
 def lease_only(config: NetworkConfig, backend: Backend) -> Mapping[Family, str]:
@@ -123,6 +143,6 @@ def parse(text: str | bytes | None, host_options: HostOptions = NO_HOST_OPTIONS)
     if missing:
         raise ConfigError(f"Backend.Type {backend.name}: it does not carry {' and '.join(missing)}, which the config turns on")
     backend.devices(config)  # raises where a device cannot be named
-    preferred(config, backend, host_options)
-    marked: Collection[str] = getattr(backend, "secrets", ())
+    preferred(config, backend, host_options)  # raises where it names what cannot be
+    marked: Collection[str] = (*getattr(backend, "secrets", ()), *secrets(tables(config, backend)))
     return replace(config, backend_options=hide(config.backend_options, {name.lower() for name in marked})), backend

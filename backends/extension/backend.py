@@ -12,26 +12,42 @@ from backends.extension.command import Command, Commands
 from backends.extension.datapath import CommandDatapath, backend_data
 from backends.extension.words import words
 from flannelpy.core.backend import Local, Path
-from flannelpy.core.config import NetworkConfig
+from flannelpy.core.backend_options import Option, read
 from flannelpy.core.errors import BackendError, ConfigError
-from flannelpy.core.json_members import Members
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
-from flannelpy.core.objects import HostState
+from flannelpy.core.usual import completed
 
-NAMES = ("PreStartupCommand", "PostStartupCommand", "SubnetAddCommand", "SubnetRemoveCommand")
+COMMANDS = {
+    "PreStartupCommand": "run once, before there is a lease",
+    "PostStartupCommand": "run once the lease is held",
+    "SubnetAddCommand": "run for each peer that comes or changes",
+    "SubnetRemoveCommand": "run for each peer that goes",
+}
 
 LIMIT_S = 30
 LONGEST_LIMIT_S = 3600
 MOST_OVERHEAD = 1000
 
 
+def _command_line(text: str) -> str:
+    if not words(text) or "\0" in text:
+        raise ValueError("a program and its arguments")
+    return text
+
+
+@completed
 class Extension:
     """The ``extension`` backend."""
 
     name = "extension"
     families: tuple[Family, ...] = (4, 6)
-    accepts: frozenset[str] | None = frozenset({"extension"})
-    wants_on_link = False
+    options = (
+        *(Option(name, None, f"a program and its arguments, {when}", parse=_command_line) for name, when in COMMANDS.items()),
+        Option("CommandTimeout", LIMIT_S, "seconds that a command may take", least=1, most=LONGEST_LIMIT_S),
+        Option(
+            "Overhead", 0, "bytes that your encapsulation adds; they are taken off the MTU in the subnet file", most=MOST_OVERHEAD
+        ),
+    )
 
     def __init__(self, commands: Commands, overhead: int = 0) -> None:
         self._overhead = overhead
@@ -40,14 +56,9 @@ class Extension:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Extension:
-        """The four commands, CommandTimeout (30 seconds) and Overhead (0 bytes), in any letter case; others are passed over.
-
-        Raises ConfigError.
-        """
-        members = Members(options, "Backend.")
-        limit = members.unsigned("CommandTimeout", LIMIT_S, 1, LONGEST_LIMIT_S)
-        overhead = members.unsigned("Overhead", 0, 0, MOST_OVERHEAD)
-        return cls(Commands(*(_command(members, name, limit) for name in NAMES)), overhead)
+        given = read(cls.options, options)
+        commands = (Command(name, given[name], given["CommandTimeout"]) if given[name] else None for name in COMMANDS)
+        return cls(Commands(*commands), given["Overhead"])
 
     async def prepare(self) -> str | None:
         """Run PreStartupCommand; what it printed is what our lease publishes. See ``flannelpy.core.backend.Prepares``."""
@@ -57,9 +68,6 @@ class Extension:
         if not output.whole:
             raise BackendError(f"{self.commands.pre.name} printed too much: expected what is to be published, 64 KiB at most")
         return output.text
-
-    def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
-        return {}
 
     def overhead(self, underlay: Family) -> int:
         return self._overhead
@@ -71,9 +79,6 @@ class Extension:
             raise ConfigError(f"Backend.{words}: at least {least} are needed")
         return mtu
 
-    def identities(self, attrs: LeaseAttrs) -> Mapping[str, str]:
-        return {}
-
     def attrs(self, local: Local) -> LeaseAttrs:
         """The interface's own addresses, as in flannel, also where others are advertised with ``--public-ip``."""
         uplink, config = local.uplink, local.config
@@ -84,21 +89,9 @@ class Extension:
             backend_data=local.prepared,
         )
 
-    def host(self, local: Local) -> HostState:
-        return HostState()
-
     def path(self, lease: Lease, local: Local) -> Path:
         backend_data(lease)
         return Path(mtu=self.mtu(local))
 
     def datapath(self, local: Local) -> CommandDatapath:
         return CommandDatapath(local, self.commands)
-
-
-def _command(members: Members, name: str, limit_s: int) -> Command | None:
-    line = members.text(name)
-    if not line:
-        return None
-    if not words(line) or "\0" in line:
-        raise members.wrong(name, "a program and its arguments")
-    return Command(name, line, limit_s)

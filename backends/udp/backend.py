@@ -10,24 +10,24 @@ import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from netaddr import IPNetwork
 
 from backends.udp import fou
-from backends.udp.protocol import GUARDS, OVERHEAD, Guard
+from backends.udp.protocol import OVERHEAD, Guard
 from backends.udp.supervisor import Terms, UserspaceDatapath
 from flannelpy.core.backend import Chosen, GuardedPort, Local, Path
 from flannelpy.core.backend import Guard as KernelGuard
+from flannelpy.core.backend_options import Option, read
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError
-from flannelpy.core.json_members import Members
 from flannelpy.core.model import Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, HostState, Link, Route, Sysctl
+from flannelpy.core.shared_options import GUARD
+from flannelpy.core.usual import completed
 
 log = logging.getLogger(__name__)
-
-Word = TypeVar("Word", bound=str)
 
 Engine = Literal["auto", "kernel", "userspace"]
 ENGINES: Mapping[str, Engine] = {"auto": "auto", "kernel": "kernel", "userspace": "userspace", "pump": "userspace"}
@@ -43,6 +43,7 @@ MOST_WORKERS = 64
 """A quarter of the queues that the kernel gives a TUN device (MAX_TAP_QUEUES); nobody has packets for more."""
 
 
+@completed
 class Udp:
     """The ``udp`` backend. ``port`` is the cluster's: peers are sent to at our own configured port.
 
@@ -55,6 +56,26 @@ class Udp:
     accepts: frozenset[str] | None = None
     wants_on_link = False
     enclosed = True
+    options: tuple[Option, ...] = (
+        Option("Port", 8285, "UDP port of the cluster", least=1),
+        GUARD,
+        Option(
+            "Engine",
+            "auto",
+            "who carries the packets on each host: `kernel`, `userspace` (`pump` is an older name of it), or `auto`: the kernel"
+            " where it can",
+            words=tuple(ENGINES),
+            flag="--udp-engine",
+        ),
+        Option(
+            "Workers",
+            1,
+            "worker processes in user space on each host, and no more than it has cores",
+            least=1,
+            most=MOST_WORKERS,
+            flag="--udp-workers",
+        ),
+    )
 
     def __init__(self, port: int = 8285, guard: Guard = "default", engine: Engine = "auto", workers: int = 1) -> None:
         self.port = port
@@ -67,15 +88,8 @@ class Udp:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Udp:
-        """Port (8285), Guard (default), Engine (auto) and Workers (1), in any letter case; other keys are passed over.
-
-        Raises ConfigError.
-        """
-        members = Members(options, "Backend.")
-        port = members.unsigned("Port", 8285, 1, 65_535)
-        workers = members.unsigned("Workers", 1, 1, MOST_WORKERS)
-        engine = ENGINES[_word(members, "Engine", tuple(ENGINES), "auto")]
-        return cls(port, _word(members, "Guard", GUARDS, "default"), engine, workers)
+        given = read(cls.options, options)
+        return cls(given["Port"], given["Guard"], ENGINES[given["Engine"]], given["Workers"])
 
     @property
     def userspace(self) -> Terms | None:
@@ -137,14 +151,3 @@ class Udp:
         if not bulk:
             log.info("udp workers: without numpy they move packets one by one; with Debian's packages it is in flannelpy-udp")
         return UserspaceDatapath(local, device=DEVICE, terms=terms, offload=bulk)
-
-
-def _word(members: Members, name: str, words: tuple[Word, ...], default: Word) -> Word:
-    """One of ``words``; ``default`` where it is absent or null. Raises ConfigError."""
-    given = members[name] if name in members else None
-    if given is None:
-        return default
-    for word in words:
-        if given == word:
-            return word
-    raise members.wrong(name, f"{', '.join(words[:-1])} or {words[-1]}")

@@ -62,6 +62,7 @@ class UserspaceDatapath:
         self._number = min(terms.workers, cores())
         self.queues = Queues(device, terms.port, self._number, offload)
         self._workers: set[Launched] = set()  # those that live
+        self._moving: set[Launched] = set()  # and of them, those that move packets
         self._statuses: dict[str, WorkerStatus] = {}  # by the worker's name
         self._peers = Table()
 
@@ -77,6 +78,11 @@ class UserspaceDatapath:
             log.warning("udp workers: one and not %d, for this kernel's TUN has a single queue", asked)
         elif have < asked:
             log.info("udp workers: %d and not %d, for this host has no more cores", have, asked)
+
+    @property
+    def begun(self) -> bool:
+        """See ``flannelpy.core.moving.Begins``."""
+        return 0 < len(self.queues.pairs) <= len(self._moving)
 
     async def close(self) -> None:
         """Give back device and sockets; what is not in an fd store vanishes. May be called twice."""
@@ -177,11 +183,13 @@ class UserspaceDatapath:
         finally:
             announcing.cancel()
             self._workers.remove(worker)
+            self._moving.discard(worker)
             await worker.stop()
             self._note(name, None)
 
     async def _announce(self, worker: Launched, name: str) -> None:
         if await worker.ready():
+            self._moving.add(worker)
             words = (name, worker.pid, self._device, len(self._peers), self.queues.offloads)
             log.info("%s: process %d moves packets on %s, %d peers, offloads: %s", *words)
 

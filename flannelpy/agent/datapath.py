@@ -11,6 +11,7 @@ from flannelpy.agent.report import Reporter
 from flannelpy.agent.view import Cursor
 from flannelpy.core.backend import Backend, Datapath, DatapathStatus, FdStore, HasStatus, LeavesBehind, Local, RefusesPeers
 from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.moving import Begins
 from flannelpy.core.objects import Fou, HostState, Key, Link, Scope
 from flannelpy.core.plan import Step
 from flannelpy.kernel import Kernel
@@ -77,6 +78,13 @@ class DatapathSupervisor:
     def moves_packets(self) -> bool:
         """True where no packet flows without it."""
         return self._datapath is not None and not isinstance(self._datapath, LeavesBehind)
+
+    @property
+    def begun(self) -> bool:
+        """False while packets wait for the running code of a backend that has some."""
+        datapath = self._datapath if self.tried.is_set() else None
+        waiting = self._wanted is not None and self._wanted.datapath is not None
+        return not waiting or (datapath is not None and (not isinstance(datapath, Begins) or datapath.begun))
 
     @property
     def may_publish(self) -> bool:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from flannelpy import plugins
+from flannelpy.agent.alongside import UNKNOWN, alongside, left_alone
 from flannelpy.agent.carriage import Carriage, parsed, resolve
 from flannelpy.agent.context import Context
 from flannelpy.agent.facts import Facts
@@ -33,6 +34,7 @@ from flannelpy.core.lookup import Found, Lookup
 from flannelpy.core.membership import Membership
 from flannelpy.core.model import Family
 from flannelpy.core.objects import HostState, Key, NftTable, Route, Scope
+from flannelpy.core.offer import type_of
 from flannelpy.core.packet_filter import Ruleset
 from flannelpy.core.plan import Plan, Step, plan
 from flannelpy.core.secret import Secret
@@ -102,7 +104,9 @@ async def _forecast(context: Context, known: Remembered, text: str) -> Forecast:
     await facts.look(asked[0], frozenset(known.state.devices))
     if facts.uplink is None:
         raise FlannelpyError(facts.missing)
-    carriage = await resolve(context, text, asked, (facts.uplink, ()), known.state.macs, HostKeys(context), None)
+    keys = HostKeys(context)
+    carriage = await resolve(context, text, asked, (facts.uplink, ()), known.state.macs, keys, None)
+    carriage = await alongside(context, carriage, known.view, known.state, keys)
     config, backend = carriage.config, carriage.backend
     if not carriage.fits(own):
         return Forecast(
@@ -113,15 +117,19 @@ async def _forecast(context: Context, known: Remembered, text: str) -> Forecast:
     bridges = [net for net in (own.subnet, own.subnet6) if net is not None and net.prefixlen]
     underlay = await facts.underlay(devices, bridges, _etcd(settings))
     membership = Membership()
-    membership.configure(config, backend.accepts, facts.uplink.public_ip, underlay, plugins.Published(backend))
+    spoken = plugins.Spoken(carriage.backends)
+    membership.configure(config, spoken.accepts, facts.uplink.public_ip, underlay, spoken)
     membership.set_own(own)
     membership.replace(known.view.leases)
-    others = sum(lease.key != own.key and lease.attrs.backend_type != own.attrs.backend_type for lease in known.view.leases)
+    types = {type_of(own.attrs), backend.name, *carriage.preference.leaving}
+    others = sum(lease.key != own.key and type_of(lease.attrs) not in types for lease in known.view.leases)
     notes = [f"{others} of the other hosts' leases are for another backend: their part is known when they have changed over"]
     notes = notes if others else []
     scope = find_scope(carriage, known.state, settings.endpoint.prefix)
     desired = await _desired(context, carriage, facts, membership, scope, Shield.of(underlay, config.networks), own.key)
-    steps = plan(desired, await kernel.observe(scope), scope)
+    observed = await kernel.observe(scope)
+    steps, unknown = left_alone(plan(desired, observed, scope), carriage, observed)
+    notes += [UNKNOWN] if unknown else []
     if text == known.view.config and any(step.op == "change" and isinstance(step.item, NftTable) for step in steps):
         notes.append("the firewall's table may be the same in other words: a start writes it anew, and its counters begin at 0")
     return Forecast(steps, carriage.mtu, tuple(notes))
@@ -145,7 +153,9 @@ async def _desired(
     parts = (carriage.config, carriage.backends, carriage.devices, scope.table, own)
     firewall = Firewall(context.settings, *parts, forward, carriage.uplink.name)
     fragments = Fragments(context.reporter, Cursor(membership.peers, lambda: None), facts)
-    fragments.set_target(Target(carriage.backend, carriage.local(own), scope, firewall.host, firewall.peer, shield))
+    fragments.set_target(
+        Target(carriage.preference.over(carriage.backend), carriage.local(own), scope, firewall.host, firewall.peer, shield)
+    )
     await fragments.refresh()
     while fragments.waiting:
         await fragments.refresh()

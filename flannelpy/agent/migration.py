@@ -17,6 +17,7 @@ from flannelpy.agent import beside
 from flannelpy.agent.carriage import Carriage, parsed, resolve
 from flannelpy.agent.cluster import Cluster
 from flannelpy.agent.context import Context
+from flannelpy.agent.datapath import DatapathSupervisor
 from flannelpy.agent.keys import HostKeys
 from flannelpy.agent.sync.fragments import FIREWALL, HOST
 from flannelpy.agent.sync.reconcile import Reconciler
@@ -47,10 +48,13 @@ _NAMED = 3
 class Migration:
     """What stays of the Types before. ``again`` has what the host carries by worked out anew."""
 
-    def __init__(self, context: Context, reconciler: Reconciler, cluster: Cluster, again: Callable[[], None]) -> None:
+    def __init__(
+        self, context: Context, reconciler: Reconciler, cluster: Cluster, datapath: DatapathSupervisor, again: Callable[[], None]
+    ) -> None:
         self._context = context
         self._reconciler = reconciler
         self._cluster = cluster
+        self._datapath = datapath
         self._again = again
         self._up = frozenset[str]()
         self._needed = frozenset[str]()
@@ -104,13 +108,13 @@ class Migration:
         for each in candidates:
             if each.name == carriage.backend.name or each.name in self._gone or each.name in {other.name for other in outgoing}:
                 continue
-            wider = _with(carriage, before, each)
-            why = obstacle((before.config, each.backend), (carriage.config, carriage.backend), wider.local(lease))
+            both = wider(carriage, before, each)
+            why = obstacle((before.config, each.backend), (carriage.config, carriage.backend), both.local(lease))
             if why:
                 self._refuse(f"{each.name} -> {carriage.backend.name}", why)
                 continue
             outgoing.append(each)
-            carriage = wider
+            carriage = both
         preference = replace(carriage.preference, outgoing=tuple(outgoing), up=(up | self._up) if outgoing else frozenset())
         return replace(carriage, preference=replace(preference, needed=self._needed & frozenset(preference.leaving)))
 
@@ -146,7 +150,7 @@ class Migration:
         if not isinstance(target, Preferring) or (target.base.name, target.leaving) != (name, preference.leaving):
             return  # it is still to be swapped in
         if not target.ready:
-            if self._reconciler.settled and self._carries(carriage, lease):
+            if self._reconciler.settled and self._datapath.begun and self._carries(carriage, lease):
                 self._up |= {name}
                 self._again()
             self._context.reporter.set(UNFINISHED, {"": f"{name} is not set up on this host; it keeps {preference.leaving[0]}"})
@@ -187,11 +191,11 @@ class Migration:
         self._context.reporter.set(UNFINISHED, details)
 
 
-def _with(carriage: Carriage, before: Carriage, each: Outgoing) -> Carriage:
+def wider(carriage: Carriage, before: Carriage, each: Outgoing) -> Carriage:
     """``carriage`` with the identity that ``each`` has had, and an MTU that fits through both."""
     macs = {device: before.macs[device] for device in each.devices(carriage.config) if device in before.macs}
     keys = carriage.keys or (before.keys if isinstance(each.backend, Keyed) else None)
-    wider = replace(carriage, macs={**macs, **carriage.macs}, keys=keys)
+    both = replace(carriage, macs={**macs, **carriage.macs}, keys=keys)
     with suppress(FlannelpyError):  # then it is no use: ``obstacle`` says why
-        wider = replace(wider, mtu=min(wider.mtu, each.mtu(wider.local())))
-    return wider
+        both = replace(both, mtu=min(both.mtu, each.mtu(both.local())))
+    return both

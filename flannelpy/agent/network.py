@@ -82,7 +82,7 @@ class Network:
         probes = Probes(context, probed, aim, partial(reaches, self.reconciler, self.datapath))
         offers = Offers(context, self.cluster, wake=lambda: self.steering.changed.set())
         retirement = Retirement(lambda: self.steering.again(), none=context.settings.prefer == "none")
-        migration = Migration(context, self.reconciler, self.cluster, lambda: self.steering.again())
+        migration = Migration(context, self.reconciler, self.cluster, self.datapath, lambda: self.steering.again())
         running = (self.cluster, self.reconciler, self.datapath, self.publisher, retirement, migration, offers)
         self._parts = Parts(self.facts, surroundings, *running, forwarding, preparation, probes)
         self.steering = Steering(context, kept, self._parts)

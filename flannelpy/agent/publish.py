@@ -49,14 +49,15 @@ class Published:
 class Publisher:
     """Writes what others read, once the kernel is as it should be. ``ready`` turns true with the first subnet file.
 
-    ``uses``: does this host still use a subnet (a bridge has an address in it)? ``previous`` is what the file said at start.
+    ``uses``: does this host still use a subnet (a bridge has an address in it)? ``previous`` is what the file said at start; only
+    an IPv4 subnet that is another one now is told.
     """
 
     def __init__(self, context: Context, uses: Callable[[IPNetwork], Awaitable[bool]], previous: IPNetwork | None) -> None:
         self.ready = False
         self._context = context
         self._uses = uses
-        self._left = previous
+        self._left = previous if previous is not None and previous.version == 4 and previous.prefixlen else None
         self._wanted: Published | None = None
         self._told: Published | None = None
         self._state: State | None = None

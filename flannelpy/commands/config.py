@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from flannelpy import plugins
 from flannelpy.commands import cost, netconfig
 from flannelpy.commands.conversation import config_key, demand_etcd, with_registry
 from flannelpy.commands.located import located
@@ -37,6 +38,15 @@ def check(file: str, *, as_json: bool) -> None:
         click.echo(json.dumps(examined.config.to_dict(), indent=2))
     else:
         show(netconfig.table(examined), wide=132)
+
+
+def tell_options(formatter: click.HelpFormatter) -> None:
+    """What the ``Backend`` object may hold, by Type, for a help text."""
+    for name in plugins.names():
+        rows = [(option.name, option.in_words) for option in plugins.of_type(name)]
+        if rows:
+            with formatter.section(f"Backend options of {name}"):
+                formatter.write_dl(rows)
 
 
 def get(given: Given) -> int:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flannelpy.core.backend import Backend
+from flannelpy.core.backend_options import in_force
 from flannelpy.core.config import NetworkConfig, differences
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.foreign import printable
 from flannelpy.core.secret import shown
-from flannelpy.plugins import parse
+from flannelpy.plugins import PREFER, parse, tables
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,7 +34,16 @@ def examine(text: str) -> Examined:
     warnings = []
     if not config.backend_given:
         warnings.append(f'no Backend: {backend.name} is taken, as flannel does; "Backend": {{"Type": "vxlan"}} would be faster')
-    return Examined(config, backend, tuple(warnings))
+    return Examined(config, backend, (*warnings, *_unknown(config, backend)))
+
+
+def _unknown(config: NetworkConfig, backend: Backend) -> Iterator[str]:
+    """Of keys that nobody has an option for: a slip of the pen is passed over, as by flannel, but not without a word."""
+    names = [option.name for option in tables(config, backend)]
+    known = {name.lower() for name in ("Type", PREFER, *names)}
+    for key in config.backend_options if backend.options else ():
+        if key.lower() not in known:
+            yield f"Backend.{printable(key, 40)}: passed over, {backend.name} has no such option; it has {', '.join(names)}"
 
 
 def known(text: str | None) -> Examined | None:
@@ -76,5 +86,7 @@ def _rows(examined: Examined) -> Iterator[tuple[str, str]]:
             yield "  subnets", f"{pool.count:,} of /{pool.length}, {pool.first} to {pool.last}"
             yield "  addresses in each", f"{pool.size:,}"
     yield "backend", backend.name + (f" {json.dumps(shown(config.backend_options))}" if config.backend_options else "")
+    for option, value, said in in_force(tables(config, backend), config.backend_options):
+        yield f"  {option.name}", value if said else f"{value or 'none'} (default)"
     overhead = max(backend.overhead(version) for version in config.families)
     yield "MTU", f"{1500 - overhead} where the link has 1500 ({overhead} bytes of encapsulation)"

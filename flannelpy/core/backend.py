@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from netaddr import IPAddress
 
+from flannelpy.core.backend_options import Option
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import BackendError
 from flannelpy.core.model import Family, Lease, LeaseAttrs
@@ -97,9 +98,9 @@ class Path:
 class Backend(Protocol):
     """One way to carry packets between hosts. Everything is pure; called as often as anybody likes.
 
-    A backend is made by ``from_options(options)``: the ``Backend`` object of the network config without its Type. It raises
-    ConfigError on an option that cannot be, and passes over keys it does not know, as flannel does. An optional attribute
-    ``secrets`` names options whose values nobody may see, besides those whose names say so (``flannelpy.core.secret``).
+    What a backend says nothing of is as it is for most (``flannelpy.core.usual``): a class has what is its own. It is made by
+    ``from_options(options)``: the ``Backend`` object of the network config without its Type, of which it passes over keys it does
+    not know, as flannel does. That follows from the table ``options``, too: then the class is made with what each row has.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Backend(Protocol):
     """BackendTypes of peers that it can talk to; None is any (flannel's udp)."""
     wants_on_link: bool
     """True where ``Local.on_link`` decides something (DirectRouting)."""
+    options: tuple[Option, ...]
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Backend: ...

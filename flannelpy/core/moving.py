@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Protocol, runtime_checkable
 
 from netaddr import IPAddress, IPNetwork
 
@@ -17,6 +18,17 @@ from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.model import Lease, LeaseAttrs
 from flannelpy.core.objects import HostState, Ipip, Link, Route
 from flannelpy.core.offer import type_of
+
+
+@runtime_checkable
+class Begins(Protocol):
+    """What a datapath has besides where packets wait, after it was opened, until its running code has begun.
+
+    Nobody is moved to it before.
+    """
+
+    @property
+    def begun(self) -> bool: ...
 
 
 class Outgoing:

@@ -13,9 +13,7 @@ from flannelpy.core.errors import FlannelpyError, MalformedError
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import HostState, Key, WireguardPeer
 from flannelpy.core.offer import attrs_of
-
-LEAST_MTU = {4: 68, 6: 1280}
-"""What a link must carry, by IP version (RFC 791, RFC 8200)."""
+from flannelpy.core.shared_options import LEAST_MTU
 
 
 @dataclass(frozen=True, slots=True)

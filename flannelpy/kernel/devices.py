@@ -14,26 +14,40 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from flannelpy.core.errors import KernelError
-from flannelpy.core.objects import Detail, Link
+from flannelpy.core.objects import Detail, Link, Wireguard
 from flannelpy.core.plan import Step
 from flannelpy.kernel import links, messages
 from flannelpy.kernel.channel import Channel, error
 from flannelpy.kernel.drivers import driver_of, read_detail
 from flannelpy.kernel.drivers.driver import Port
+from flannelpy.kernel.wireguard_go import installed, start
 
 FIXED = frozenset({errno.EOPNOTSUPP, errno.EINVAL})
 """How the kernel says that something cannot be changed in place."""
 
 
 class Devices:
-    """Devices of one namespace. ``ask`` carries out one request, made for a sequence number, and raises KernelError."""
+    """Devices of one namespace. ``ask`` carries out one request, made for a sequence number, and raises KernelError.
 
-    def __init__(self, ask: Callable[[Callable[[int], bytes]], None]) -> None:
+    ``userspace``: a program may stand in for the kernel where that has no such device.
+    """
+
+    def __init__(self, ask: Callable[[Callable[[int], bytes]], None], userspace: bool = True) -> None:
         self._ask = ask
+        self._userspace = userspace
         self._names: dict[int, str] = {}
 
-    def apply(self, step: Step, link: Link) -> None:
+    async def apply(self, step: Step, link: Link) -> None:
         """Carry out a step. Raises KernelError."""
+        try:
+            self._apply(step, link)
+        except KernelError as reason:
+            if reason.code != errno.EOPNOTSUPP or not (self._userspace and isinstance(link.detail, Wireguard) and installed()):
+                raise
+            await start(link.name, lambda: bool(index_of(link.name)))
+            self._ask(lambda sequence: links.change(sequence, link, None, index_of(link.name)))
+
+    def _apply(self, step: Step, link: Link) -> None:
         index = index_of(link.name)
         before = step.before if isinstance(step.before, Link) else None
         match step.op:

@@ -24,6 +24,7 @@ from typing import Any
 
 from netaddr import IPAddress, IPNetwork
 
+from flannelpy.core.curve25519 import public_of
 from flannelpy.core.errors import KernelError
 from flannelpy.core.forward_accept import ForwardAccept
 from flannelpy.core.forwarding import Hindrance
@@ -51,7 +52,8 @@ from flannelpy.core.packet_filter import Ruleset
 from flannelpy.core.plan import Step
 from flannelpy.core.secret import Secret
 from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer
-from flannelpy.kernel import Result, links, messages
+from flannelpy.core.wireguard import key_text
+from flannelpy.kernel import Result, links, messages, wireguard_go
 from flannelpy.kernel.channel import GONE, Channel, Failure, error
 from flannelpy.kernel.counters import counted, counted_by_source
 from flannelpy.kernel.devices import Devices, index_of, name_of
@@ -89,7 +91,8 @@ Packed = (Address, Neighbour, FdbEntry, Route)
 class NetlinkKernel:
     """The kernel of this host. Cheap to make; the first use opens sockets in the namespace of the calling thread."""
 
-    def __init__(self, notice_bytes: int = NOTICE_BYTES, modules: Modules | None = None) -> None:
+    def __init__(self, notice_bytes: int = NOTICE_BYTES, modules: Modules | None = None, userspace: bool = True) -> None:
+        """``userspace`` False: only the kernel itself carries something, no program in its place."""
         self._modules = modules or Modules()
         self._notice_bytes = notice_bytes
         self._channel: Channel | None = None
@@ -98,7 +101,7 @@ class NetlinkKernel:
         self._elements = Elements()
         self._fou = FouPorts(self._modules)
         self._wireguard = WireguardDevices()
-        self._devices = Devices(self._ask)
+        self._devices = Devices(self._ask, userspace)
         self._batch = BATCH_MOST
         self._subscriptions: set[Notices] = set()
 
@@ -247,7 +250,7 @@ class NetlinkKernel:
                 results += [Result(step, error) for step, error in zip(run, self._elements.apply(run), strict=True)]
             elif isinstance(steps[at].item, WireguardPeer):
                 run = _peers_of_one_device(steps[at : at + BATCH_MOST])
-                outcome = self._wireguard.apply_peers(index_of(run[0].item.lives_on or ""), run)
+                outcome = await self._wireguard.apply_peers(index_of(run[0].item.lives_on or ""), run)
                 results += [Result(step, error) for step, error in zip(run, outcome, strict=True)]
             else:
                 results.append(await self._apply_single(steps[at]))
@@ -307,10 +310,10 @@ class NetlinkKernel:
                 case Fou():
                     await self._apply_fou(step, step.item)
                 case Link():
-                    self._devices.apply(step, step.item)
+                    await self._devices.apply(step, step.item)
                 case WireguardDevice():
                     if step.op != "remove":  # it goes with its link
-                        self._wireguard.set_device(index_of(step.item.dev), step.item)
+                        await self._wireguard.set_device(index_of(step.item.dev), step.item)
                 case Sysctl():
                     _apply_sysctl(step, step.item)
                 case ForwardAccept():
@@ -344,7 +347,7 @@ class NetlinkKernel:
         """See ``Kernel.rehearse``."""
         from flannelpy.kernel.rehearsal import rehearse
 
-        return await rehearse(partial(NetlinkKernel, modules=self._modules), steps)
+        return await rehearse(partial(NetlinkKernel, modules=self._modules, userspace=False), steps)
 
     async def public_key(self, private: Secret[bytes]) -> str:
         """See ``Kernel.public_key``."""
@@ -353,7 +356,13 @@ class NetlinkKernel:
         async def derive(kernel: NetlinkKernel, fresh: bool) -> str:
             return await kernel.public_key_here(private, undo=not fresh)
 
-        return await in_empty_namespace(partial(NetlinkKernel, modules=self._modules), derive, "a wireguard device")
+        make = partial(NetlinkKernel, modules=self._modules, userspace=False)
+        try:
+            return await in_empty_namespace(make, derive, "a wireguard device")
+        except KernelError as reason:
+            if reason.code != errno.EOPNOTSUPP or wireguard_go.installed() is None:
+                raise
+            return key_text(public_of(private.reveal()))
 
     async def public_key_here(self, private: Secret[bytes], undo: bool) -> str:
         """The same in this kernel's namespace; with ``undo``, what is made goes again, and what another try has left before it."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from netaddr import IPNetwork
 
-from flannelpy.core.objects import BOOT_PROTOCOL, ROUTE_PROTOCOL, Address, FdbEntry, Link, Neighbour, Route, Scope
+from flannelpy.core.objects import BOOT_PROTOCOL, ROUTE_PROTOCOL, Address, FdbEntry, Link, Neighbour, Route, Scope, Wireguard
 from flannelpy.kernel.drivers import read_detail
 from flannelpy.kernel.messages import (
     AF_BRIDGE,
@@ -28,6 +28,7 @@ from flannelpy.kernel.messages import (
     RouteInfo,
     as_address,
 )
+from flannelpy.kernel.wireguard_go import serves
 
 KERNEL_PROTOCOLS = frozenset({2, 9})
 """RTPROT_KERNEL and RTPROT_RA: routes that the kernel makes, and takes away again with their address."""
@@ -63,6 +64,8 @@ class Sieve:
     def link(self, info: LinkInfo) -> Link | None:
         if info.name not in self.scope.links:
             return None
+        if info.kind == "tun" and serves(info.name):
+            return Link(info.name, Wireguard.kind, info.mtu, None, info.up, Wireguard())
         mac = None if info.kind == "tun" else info.mac
         return Link(info.name, info.kind, info.mtu, mac, info.up, read_detail(info.kind, info.data, self._name_of))
 

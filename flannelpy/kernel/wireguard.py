@@ -21,6 +21,7 @@ from flannelpy.core.errors import KernelError
 from flannelpy.core.plan import Step
 from flannelpy.core.secret import Secret
 from flannelpy.core.wireguard import KEY_BYTES, Endpoint, WireguardDevice, WireguardPeer, key_bytes, key_text
+from flannelpy.kernel import wireguard_go
 from flannelpy.kernel.channel import GONE, error
 from flannelpy.kernel.dump import Dumped, dump
 from flannelpy.kernel.genl import GENL, NETLINK_GENERIC, Family
@@ -177,7 +178,7 @@ def _read_allowed(data: bytes) -> IPNetwork:
 
 
 class WireguardDevices:
-    """The wireguard devices of the namespace where it is first used."""
+    """The wireguard devices of the namespace where it is first used, whoever carries them: the kernel, or wireguard-go."""
 
     def __init__(self) -> None:
         self._family = Family("wireguard")
@@ -188,6 +189,9 @@ class WireguardDevices:
     async def observe(self, name: str, index: int) -> Dumped[WireguardDevice | WireguardPeer]:
         """Key, port and peers of a device; nothing where it is none of WireGuard's."""
         found: Dumped[WireguardDevice | WireguardPeer] = Dumped()
+        if wireguard_go.serves(name):
+            found += await wireguard_go.observe(name)
+            return found
         if (number := self._family.find()) is None:
             return found
 
@@ -220,10 +224,13 @@ class WireguardDevices:
             raise KernelError(f"{name} has no public key", errno.EINVAL)
         return public
 
-    def set_device(self, index: int, item: WireguardDevice) -> None:
+    async def set_device(self, index: int, item: WireguardDevice) -> None:
         """Give a device its key and port. Raises KernelError."""
         if not index:
             raise error((errno.ENODEV, ""))
+        if wireguard_go.serves(item.dev):
+            await wireguard_go.set_device(item)
+            return
         try:
             self._family.ask(partial(set_device, family=self._demand(), index=index, item=item))
         except KernelError as reason:
@@ -232,8 +239,10 @@ class WireguardDevices:
                 raise KernelError(words, reason.code) from None
             raise
 
-    def apply_peers(self, index: int, steps: Sequence[Step]) -> list[KernelError | None]:
+    async def apply_peers(self, index: int, steps: Sequence[Step]) -> list[KernelError | None]:
         """Carry out steps that are all about peers of one device; what became of each."""
+        if index and wireguard_go.serves(dev := steps[0].item.lives_on or ""):
+            return await wireguard_go.apply_peers(dev, steps)
         try:
             if not index:
                 raise error((errno.ENODEV, ""))

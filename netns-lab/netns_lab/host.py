@@ -30,11 +30,11 @@ class AgentSettings:
     lasting: bool
 
 
-_ANOTHER_MACHINE = (
+_BOUND = (
     *("unshare", "--mount", "--propagation", "slave"),
-    *("sh", "-c", 'mount --bind "$0" /etc/machine-id && exec "$@"'),
+    *("sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"'),
 )
-"""What leads a command that is to read another machine-id(5): the file, and the command, follow."""
+"""What leads a command that is to find another file or directory at a path: that, the path, and the command, follow."""
 
 _STATUS = b"GET /status HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n"
 
@@ -95,6 +95,8 @@ class Host(Box):
         """How its agent is told which interface to use."""
         self.machine_id: Path | None = None
         """What its agent reads in place of this machine's /etc/machine-id, from its next start on."""
+        self.bound: dict[str, Path] = {}
+        """What its agent finds at other paths in place of this machine's, from its next start on."""
         self._nat = nat
         self._switch = switch
         self._topology = topology
@@ -153,8 +155,9 @@ class Host(Box):
             self._agent.close()
         for directory in (self.state_dir, self.run_dir):
             directory.mkdir(exist_ok=True)
-        if self.machine_id is not None:
-            words = [*_ANOTHER_MACHINE, str(self.machine_id), *words]
+        own = {**self.bound, **({} if self.machine_id is None else {"/etc/machine-id": self.machine_id})}
+        for path, source in own.items():
+            words = [*_BOUND, str(source), path, *words]
         lasting = self.settings.lasting if self.settings else False
         named = {"FLANNELPY_HOSTNAME": self.name, **(env or {})}  # the machine's own name is all hosts'
         self._agent = Agent(self.namespace, self.directory, words, env=named, lasting=lasting)

@@ -1,10 +1,16 @@
-"""WireGuard: key, port and peers, on the kernel in memory and on one that has the module (tests/kernels has it in its guest)."""
+"""WireGuard: key, port and peers, on the kernel in memory and on this one; where that has none, on wireguard-go in its place.
+
+tests/kernels has the module in its guest.
+"""
 
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -16,12 +22,17 @@ from flannelpy.core.objects import Address, HostState, Key, Link, Route, Scope, 
 from flannelpy.core.plan import Step, plan
 from flannelpy.core.secret import Secret
 from flannelpy.core.wireguard import clamped, key_text
+from flannelpy.kernel import Kernel
 from flannelpy.kernel.netlink import NetlinkKernel
 from flannelpy.kernel.rehearsal import TRIAL_DEVICE, trial_of_key
 
 from .kernel_support import Host, RealHost
 
-DEV = "flannel-wg"
+DEV = f"fwg{os.getpid()}"
+"""All network namespaces share one directory of sockets."""
+
+BUILT = Path(__file__).resolve().parents[2] / ".venv" / "cache"
+"""Where ``make test`` builds wireguard-go."""
 SCOPE = Scope(frozenset({DEV}), (IPNetwork("10.5.0.0/16"), IPNetwork("fd05::/48")), "eth1")
 PRIVATE = Secret(clamped(bytes(range(32))))
 LINK = Link(DEV, "wireguard", 1420, detail=Wireguard())
@@ -39,14 +50,34 @@ def peer(number: int, seed: str = "") -> WireguardPeer:
     return WireguardPeer(DEV, key, (IPAddress("192.0.2.9"), 51820), (subnet,))
 
 
-@pytest_asyncio.fixture
-async def wg(host: Host) -> Host:
-    """A host whose kernel has WireGuard."""
+async def having_wireguard(kernel: Kernel) -> None:
+    """Skip where this cannot be had."""
     try:
-        await host.kernel.public_key(PRIVATE)
+        await kernel.public_key(PRIVATE)
     except KernelError as refusal:
-        pytest.skip(f"{refusal}; tests/kernels asks one that has it")
+        pytest.skip(f"{refusal}; no wireguard-go either: make test builds it (with Go)")
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """wireguard-go, where it was built; whatever it has made here goes with its device."""
+    monkeypatch.setenv("PATH", f"{BUILT}{os.pathsep}{os.environ['PATH']}")
+    yield
+    subprocess.run(["ip", "link", "del", DEV], capture_output=True, check=False)
+
+
+@pytest_asyncio.fixture
+async def wg(host: Host, program: None) -> Host:
+    """A host that has WireGuard, by its kernel or by wireguard-go."""
+    await having_wireguard(host.kernel)
     return host
+
+
+@pytest_asyncio.fixture
+async def real_wg(real: RealHost, program: None) -> RealHost:
+    """The one in a network namespace."""
+    await having_wireguard(real.kernel)
+    return real
 
 
 async def reach(host: Host, wanted: HostState) -> list[str]:
@@ -144,7 +175,7 @@ async def test_a_port_that_somebody_has_is_told(wg: Host) -> None:
     wg.take_port(51820)
     results = await wg.kernel.apply([Step("add", LINK), Step("add", DEVICE)])
     assert [str(result.error) for result in results if result.error] == [
-        "UDP port 51820, which flannel-wg needs, is taken by another program"
+        f"UDP port 51820, which {DEV} needs, is taken by another program"
     ]
     wg.give_port(51820)
     assert await reach(wg, HOST) == ["change wg", "add addr", "add route"]
@@ -164,11 +195,8 @@ async def test_the_public_key_is_the_private_ones(wg: Host, seed: int) -> None:
     assert len(await wg.kernel.observe(replace(SCOPE, links=frozenset({"flannelpy-wg"})))) == 0
 
 
-async def test_of_many_peers_in_a_message_those_that_are_refused_are_told_apart(real: RealHost) -> None:
-    try:
-        await real.kernel.public_key(PRIVATE)
-    except KernelError as refusal:
-        pytest.skip(f"{refusal}; tests/kernels asks one that has it")
+async def test_of_many_peers_in_a_message_those_that_are_refused_are_told_apart(real_wg: RealHost) -> None:
+    real = real_wg
     await reach(real, HOST)
     peers = [replace(peer(number), preshared_key=Secret(b"short") if number % 3 == 1 else PSK) for number in range(8)]
     results = await real.kernel.apply([Step("add", each) for each in peers])
@@ -180,10 +208,13 @@ async def test_of_many_peers_in_a_message_those_that_are_refused_are_told_apart(
 async def test_without_a_namespace_of_its_own_the_trial_device_goes_again(real: RealHost) -> None:
     assert isinstance(real.kernel, NetlinkKernel)
     scope = replace(SCOPE, links=frozenset({TRIAL_DEVICE}))
+    alone = NetlinkKernel(userspace=False)
     try:
-        await real.kernel.public_key(PRIVATE)
+        await alone.public_key_here(PRIVATE, undo=True)
     except KernelError as refusal:
         pytest.skip(f"{refusal}; tests/kernels asks one that has it")
+    finally:
+        await alone.close()
     left = trial_of_key(Secret(clamped(bytes(32))))[0]
     assert [result.error for result in await real.kernel.apply([left])] == [None]
     assert await real.kernel.public_key_here(PRIVATE, undo=True) == by_openssl(PRIVATE.reveal())

@@ -16,6 +16,7 @@ import pytest
 
 from netns_lab.host import Host
 from netns_lab.lab import Lab
+from netns_lab.streaming import streaming
 from tests.lab.agent_support import (  # noqa: F401
     SUBNETS,
     Log,
@@ -29,6 +30,8 @@ from tests.lab.agent_support import (  # noqa: F401
 from tests.lab.host_support import offering, told, until_nothing_is_wrong, until_they_meet
 
 WITHIN_S = 60.0
+STILL_S = 5.0
+"""So long a stream may stand still on a machine that has other work; how long it does, make bench-migration tells."""
 ALL = ("c1", "c2", "c3")
 DEVICES = {"vxlan": "flannel.1", "udp": "flannel0", "host-gw": ""}
 
@@ -106,10 +109,15 @@ async def test_from_each_type_to_each_other_loses_no_packet(lab: Lab, walk: tupl
     first, *rest = walk
     hosts = await begin(lab, first)
     subnets, pids = [str(host.subnet) for host in hosts], [host.agent.pid for host in hosts]
-    async with everybody_pinging(lab):
+    source, target = lab.container("c1"), lab.container("c2")
+    log = lab.directory / "stream.log"
+    async with everybody_pinging(lab), streaming(source.namespace, target.namespace, str(target.address), log) as stream:
         for name in rest:
             await lab.put_config(config(name))
             await until_moved(lab, name, *hosts)
+    assert stream.sent == stream.received > 0
+    print(f"{'-'.join(walk)}: the stream stood still for {1000 * stream.longest_s():.0f} ms at the longest")
+    assert stream.longest_s() < STILL_S
     assert [str(host.subnet) for host in hosts] == subnets
     assert [host.agent.pid for host in hosts] == pids
     await until_nothing_is_wrong(*hosts)

@@ -18,7 +18,7 @@ from typing import NoReturn
 import pytest
 import uvloop
 
-from flannelpy import __version__, cli, logs, options
+from flannelpy import __version__, cli, logs, options, plugins
 from flannelpy.commands import run
 from flannelpy.core.errors import FlannelpyError
 from netns_lab.etcd import Etcd
@@ -237,8 +237,41 @@ def test_check_shows_what_a_config_means(person: Person) -> None:
         "subnets 255 of /24, 10.5.1.0 to 10.5.255.0",
         "addresses in each 256",
         'backend vxlan {"VNI": 7}',
+        "VNI 7",
+        "Port 8472 (default)",
+        "MTU the interface's (default)",
+        "GBP false (default)",
+        "Learning false (default)",
+        "DirectRouting false (default)",
+        'Guard "default" (default)',
         "MTU 1450 where the link has 1500 (50 bytes of encapsulation)",
     ]
+
+
+def test_check_shows_the_options_of_what_is_preferred_and_no_secret(person: Person) -> None:
+    psk = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA="
+    text = (
+        f'{{"Network": "10.5.0.0/16", "Backend": {{"Type": "host-gw", "Prefer": ["wireguard"], "psk": "{psk}", "ListenPort": 0}}}}'
+    )
+    said = person.types("config", "check", "-", stdin=text.encode())
+    assert (said.code, said.err) == (0, "")
+    shown = [" ".join(line.split()) for line in said.out.splitlines()]
+    assert {"PSK (not shown)", "ListenPort 51820 (default)", 'Mode "separate" (default)'} <= {*shown}
+    assert psk not in said.out
+
+
+def test_check_warns_of_a_key_that_nobody_has_an_option_for(person: Person) -> None:
+    said = person.types("config", "check", "-", stdin=b'{"Network": "10.5.0.0/16", "Backend": {"Type": "ipip", "Gaurd": "off"}}')
+    assert said.code == 0
+    assert "warning: Backend.Gaurd: passed over, ipip has no such option; it has DirectRouting, Guard" in said.err
+
+
+def test_the_help_of_check_has_the_options_of_every_backend(person: Person) -> None:
+    said = " ".join(person.types("config", "check", "--help").out.split())
+    for name in plugins.names():
+        for option in plugins.of_type(name):
+            assert f"Backend options of {name}:" in said
+            assert f" {option.name} " in said
 
 
 def test_check_json_is_the_config_as_derived(person: Person, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Do the documents say what is so? Every command, flag, path, link, config and log line in them is looked up where it comes from.
 
 ``python -m tests.unit.test_docs`` writes the tables that are made from code: docs/conditions.md, the options in
-docs/configuration.md, and the metrics in docs/metrics.md.
+docs/configuration.md, the metrics in docs/metrics.md, and the options of each backend in docs/backends.md.
 """
 
 from __future__ import annotations
@@ -106,6 +106,20 @@ def _table(table: tuple[Option, ...]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def backend_tables() -> dict[str, str]:
+    """The tables in docs/backends.md by the name in their markers: what the ``Backend`` object of each Type may hold."""
+    found = {}
+    for name in plugins.names():
+        rows = ["| option | default | | |", "|---|---|---|---|"]
+        for option in plugins.of_type(name):
+            default = option.usual or (f"`{option.default_text}`" if option.default_text else "")
+            what = option.help + (f"; `{option.flag}` on a host wins over it" if option.flag else "")
+            rows.append(f"| `{option.name}` | {default} | {option.range} | {what} |")
+        if len(rows) > 2:
+            found[name] = "\n".join(rows) + "\n"
+    return found
+
+
 def with_tables(text: str, tables: Mapping[str, str]) -> str:
     """A document with what stands between its markers made anew."""
     for name, table in tables.items():
@@ -123,6 +137,18 @@ def test_the_conditions_page_is_the_table() -> None:
 def test_the_options_tables_are_the_options() -> None:
     text = (DOCS / "configuration.md").read_text()
     assert text == with_tables(text, options_tables()), "run: python -m tests.unit.test_docs"
+
+
+def test_the_options_of_backends_are_their_tables() -> None:
+    text = (DOCS / "backends.md").read_text()
+    assert text == with_tables(text, backend_tables()), "run: python -m tests.unit.test_docs"
+
+
+def test_a_host_has_the_option_that_wins_over_a_backends() -> None:
+    for name in plugins.names():
+        for option in plugins.of_type(name):
+            flag = options.BY_NAME[option.flag.removeprefix("--")] if option.flag else None
+            assert flag is None or f"Backend.{option.name}" in flag.help, option.flag
 
 
 def test_the_metrics_page_has_every_metric() -> None:
@@ -360,10 +386,11 @@ def test_the_changelog_knows_this_version() -> None:
 def write() -> None:
     """Write what is made from code."""
     (DOCS / "conditions.md").write_text(conditions_page())
-    for page, tables in (("configuration", options_tables()), ("metrics", {"metrics": metrics_table()})):
+    made = {"configuration": options_tables(), "metrics": {"metrics": metrics_table()}, "backends": backend_tables()}
+    for page, tables in made.items():
         path = DOCS / f"{page}.md"
         path.write_text(with_tables(path.read_text(), tables))
-    print("written: docs/conditions.md, docs/configuration.md, docs/metrics.md")
+    print("written: docs/conditions.md, docs/configuration.md, docs/metrics.md, docs/backends.md")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from netaddr import IPAddress, IPNetwork
 
+from flannelpy.agent.alongside import UNKNOWN
 from flannelpy.agent.forecast import Forecast, Remembered, Spectator, of_stopped
 from flannelpy.agent.preview import of_running
 from flannelpy.core.dialect import lines, typed
@@ -90,6 +91,19 @@ async def test_another_backend_is_another_plan_and_its_peers_are_not_known_yet(h
         1500,
         ("1 of the other hosts' leases are for another backend: their part is known when they have changed over",),
     )
+
+
+async def test_what_is_preferred_is_set_up_and_nobody_knows_yet_who_is_reached_by_it(host: HostInMemory) -> None:
+    wanted = {**VXLAN, "Backend": {"Type": "vxlan", "Prefer": ["host-gw", "wireguard"]}}
+    found = await forecast(host, wanted)
+    assert [line.split(" mtu ")[0] for line in lines(found.steps) if "link" in line] == ["ip link add flannel-wg"]
+    assert UNKNOWN not in found.notes
+    way = next(step.item for step in host.kernel.applied if isinstance(step.item, Route) and "10.5.9.0/24" in str(step.item))
+    direct = Route(IPNetwork("10.5.9.0/24"), IPAddress("192.0.2.9"), "eth1")
+    await host.kernel.apply([Step("change", direct, way)])
+    found = await forecast(host, wanted)
+    assert not any("10.5.9.0/24" in line and "route" in line for line in lines(found.steps))
+    assert UNKNOWN in found.notes
 
 
 async def test_another_vni_is_another_device(host: HostInMemory) -> None:

@@ -34,6 +34,15 @@ LONGEST = 560
 WHOLE = {"flannelpy/host/cni/plugin.py": 750}
 """What is installed as one file, and how long that may be."""
 
+PAGES = {
+    "backends/vxlan.py": 130,
+    "backends/host_gw.py": 35,
+    "backends/alloc.py": 20,
+    "backends/wireguard.py": 200,
+    "backends/ipip.py": 100,
+}
+"""A backend is a page: what several have in common is the contract's (flannelpy/core/usual.py, ends.py, shared_options.py)."""
+
 NO_NAMES = re.compile(r"(Manager|Helper|Utils?|Handler|Processor)$|^process_|^handle_data$")
 NOT_OURS = re.compile(r"(?<![\w.])/(work|root|home/\w+)/|(?<![\w.])/tmp/w/|\b(TODO|FIXME|XXX)\b|(?m:^(<{7}|>{7}) )")
 """Paths of a machine where it was made, notes to oneself, and what a merge has left."""
@@ -72,6 +81,11 @@ def test_a_part_of_the_agent_fits_in_a_head(path: Path) -> None:
                 if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self"
             }
             assert len(held) <= 14, f"{name_of(path)}: {node.name} holds {len(held)}: {', '.join(sorted(held))}"
+
+
+@pytest.mark.parametrize(("name", "lines"), PAGES.items())
+def test_a_backend_is_a_page(name: str, lines: int) -> None:
+    assert len(ROOT.joinpath(name).read_text().splitlines()) <= lines, f"{name}: what of it do others have, too?"
 
 
 def test_every_exception_is_still_one() -> None:

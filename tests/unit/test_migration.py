@@ -16,8 +16,11 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy import plugins
 from flannelpy.agent import beside, migration
 from flannelpy.agent.context import Timeouts
+from flannelpy.agent.datapath import DatapathSupervisor
+from flannelpy.agent.forecast import Remembered, of_stopped
 from flannelpy.agent.offers import IMPLIED_S
 from flannelpy.core.backend import Local, Uplink
+from flannelpy.core.dialect import lines
 from flannelpy.core.errors import MalformedError, RegistryUnavailableError
 from flannelpy.core.membership import Membership
 from flannelpy.core.model import Lease, LeaseAttrs
@@ -255,6 +258,52 @@ async def test_a_restart_in_the_middle_goes_on_from_where_it_was(hosts: tuple[Ho
         one.delete("10.5.9.0-24")
         await until(lambda: not device(one, "flannel.1"))
     assert [line for line in watched.lost if "10.5.9.0" not in line] == []
+
+
+async def test_a_stopped_agent_has_nothing_to_do_in_the_middle_of_a_move_but_what_is_missing(
+    hosts: tuple[HostInMemory, HostInMemory],
+) -> None:
+    one, two = hosts
+    one.put_config(VXLAN)
+    one.put_peer("10.5.9.0-24", vxlan_value("192.0.2.9", MAC))
+    async with running(one, two):
+        await until(lambda: reached("vxlan", one, two))
+        one.put_config(IPIP)
+        await until(lambda: reached("ipip", one, two) and offered(one, one.lease) == ["ipip", "vxlan"])
+        await until(lambda: former(one) == 1)
+    await until(lambda: one.kernel.get(Key("route", "10.5.9.0/24")) is not None)
+    known = Remembered.read(one.settings)
+    assert lines((await of_stopped(one.kernel, one.settings, known, known.view.config)).steps) == []
+    missing = [one.kernel.get(Key("link", name)) for name in ("flannel.1", "flannel.ipip")]
+    await one.kernel.apply([Step("remove", item, item) for item in missing if item is not None])
+    steps = lines((await of_stopped(one.kernel, one.settings, known, known.view.config)).steps)
+    assert [line.split()[:4] for line in steps if " link " in f" {line} "] == [
+        ["ip", "link", "add", name] for name in ("flannel.1", "flannel.ipip")
+    ]
+
+
+def former(host: HostInMemory) -> int:
+    """How many Types before are kept."""
+    path = host.settings.state_dir / "cluster.json"
+    return len(Remembered.read(host.settings).view.former) if path.exists() else 0
+
+
+async def test_no_peer_is_moved_to_a_datapath_that_has_not_begun(
+    hosts: tuple[HostInMemory, HostInMemory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = hosts
+    begun = False
+    monkeypatch.setattr(DatapathSupervisor, "begun", property(lambda _: begun))
+    one.put_config(VXLAN)
+    async with running(one, two):
+        await until(lambda: reached("vxlan", one, two))
+        one.put_config(IPIP)
+        await until(lambda: all(device(host, "flannel.ipip") for host in hosts))
+        await until(lambda: all(host.settled for host in hosts))
+        assert reached("vxlan", one, two)
+        assert [backend_type(one, host.lease) for host in hosts] == ["vxlan", "vxlan"]
+        begun = True
+        await until(lambda: reached("ipip", one, two))
 
 
 async def test_a_peer_that_is_faster_than_this_host_stays_reached(hosts: tuple[HostInMemory, HostInMemory]) -> None:

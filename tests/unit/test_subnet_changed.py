@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from flannelpy.agent import publish
 from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.model import parse_subnet_key
 from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.host.subnet_env import SubnetEnv, SubnetFile
 from flannelpy.registry.memory import MemoryStore
@@ -118,3 +120,20 @@ async def test_a_file_that_could_not_be_written_never_gets_an_older_subnet_than_
         assert len(written) == len(set(written)), "no subnet comes back"
         assert json.loads(host.value(host.lease))["PublicIP"] == "192.0.2.1"
         assert f"{PREFIX}/subnets/{host.lease}".encode() in host.store.records
+
+
+async def test_a_network_of_ipv6_alone_has_no_subnet_that_could_be_another_at_a_restart(host: HostInMemory) -> None:
+    addresses = tuple(InterfaceAddress(IPAddress(each), length) for each, length in (("192.0.2.1", 24), ("2001:db8::1", 64)))
+    host.kernel.set_interface(Interface("eth1", 2, 1500, True, addresses))
+    host.put_config({"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd05::/48", "Backend": {"Type": "vxlan"}})
+    async with host.run():
+        key = next(key.decode() for key in host.store.records if b"/subnets/" in key)
+        own = next(net for net in parse_subnet_key(key.rpartition("/")[2]) if net is not None and net.version == 6)
+    host.kernel.set_interface(Interface("docker0", 9, 1430, True, (InterfaceAddress(own[1], 64),)))
+    async with host.run():
+        await until(lambda: host.ready)
+        assert host.agent is not None
+        looked = asyncio.Event()
+        asyncio.get_running_loop().call_later(20 * publish.LOOK_S, looked.set)
+        await looked.wait()
+        assert "subnet-changed" not in host.conditions()

@@ -32,6 +32,7 @@ from flannelpy.core.config import NetworkConfig
 from flannelpy.core.environment import bare
 from flannelpy.core.errors import BackendError
 from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.core.moving import Begins
 from tests.unit.agents import descriptors, until
 
 CONFIG = NetworkConfig.parse('{"Network": "10.5.0.0/16"}')
@@ -116,6 +117,26 @@ def test_it_is_a_datapath(datapath: UserspaceDatapath) -> None:
     datapath.queues.offloads = Offload.HEADER | Offload.TCP
     assert datapath.status().offloads == ("header", "tcp")
     assert datapath.status().missing == ("checksum", "tcp ecn", "udp", "gso", "gro")
+
+
+class Begun:
+    """Stands for a worker that moves packets."""
+
+    pid = 7
+
+    async def ready(self) -> bool:
+        return True
+
+
+async def test_it_has_begun_when_every_worker_moves_packets(datapath: UserspaceDatapath) -> None:
+    assert isinstance(datapath, Begins)
+    assert not datapath.begun
+    datapath.queues.pairs = (PAIR, PAIR)
+    one, other = Begun(), Begun()
+    await datapath._announce(one, "udp worker 1 of 2")  # type: ignore[arg-type]
+    assert not datapath.begun
+    await datapath._announce(other, "udp worker 2 of 2")  # type: ignore[arg-type]
+    assert datapath.begun
 
 
 def test_peers_are_sent_as_changes(datapath: UserspaceDatapath, wire: Wire) -> None:
