@@ -109,7 +109,7 @@ def _show_version(context: click.Context, _parameter: click.Parameter, wanted: b
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="say the version")
 @click.pass_context
 def flannelpy(context: click.Context, /, **values: Any) -> int:
-    """Run the agent: lease a subnet in etcd and route it between the hosts."""
+    """Run the agent: lease a subnet in etcd, or have our Kubernetes node's, and route it between the hosts."""
     context.obj = _given(values)
     if context.invoked_subcommand:
         return 0
@@ -325,7 +325,7 @@ setattr(config_check, "format_epilog", _tell_options)  # noqa: B010 - a method t
 @_takes(BY_NAME["run-dir"], *ETCD, *KUBE)
 @click.pass_context
 def config_get(context: click.Context, /, **values: Any) -> int:
-    """Print the config that is in etcd, and what is wrong with it if something is."""
+    """Print the config that is in etcd, or in its file in Kubernetes, and what is wrong with it if something is."""
     from flannelpy.commands import config
 
     return config.get(_own(context, values))

@@ -206,7 +206,7 @@ class Cluster:
                 async with aclosing(self._context.registry.watch(self.revision + 1)) as batches:  # type: ignore[type-var]
                     async for batch in batches:
                         if self._rewound:
-                            raise WatchGapError("etcd's revisions have started over")
+                            raise WatchGapError("the registry's revisions have started over")
                         if batch.connected and connected:
                             self.tell(ev.Reconnected())
                             self._doubts.set()  # it may be another store, restored and already further than we were

@@ -196,8 +196,10 @@ METRICS: tuple[Metric | Durations, ...] = (
     _gauge(
         "flannelpy_mtu_bytes", "What containers should have.", _one(lambda m: m.status.backend.mtu if m.status.backend else None)
     ),
-    _gauge("flannelpy_registry_up", "1 while etcd answers.", _one(lambda m: m.status.etcd.reachable)),
-    _gauge("flannelpy_registry_silent_seconds", "How long etcd has not answered; 0 while it does.", _one(_silent_s)),
+    _gauge(
+        "flannelpy_registry_up", "1 while the registry answers: etcd, or the API server.", _one(lambda m: m.status.etcd.reachable)
+    ),
+    _gauge("flannelpy_registry_silent_seconds", "How long the registry has not answered; 0 while it does.", _one(_silent_s)),
     _gauge(
         "flannelpy_registry_revision",
         "The last revision of the leases that was seen: the same on all hosts, but for what is on its way.",
@@ -205,7 +207,7 @@ METRICS: tuple[Metric | Durations, ...] = (
     ),
     _counter(
         "flannelpy_registry_calls_total",
-        "Calls of etcd, by kind (read, write, keep-alive; watch: batches of events) and result (answered, failed).",
+        "Calls of the registry, by kind (read, write, keep-alive; watch: batches of events) and result (answered, failed).",
         lambda m: ((key, float(count)) for key, count in sorted(m.calls.items())),
         "kind",
         "result",

@@ -13,7 +13,11 @@ import asyncio
 import contextlib
 import copy
 import json
-from collections.abc import AsyncIterator
+import socket
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -49,7 +53,10 @@ class ApiServer:
         self.port = 0
         self._host = "127.0.0.1"
         self._state = state
-        self._history: list[tuple[int, str, Json]] = []
+        self._history: list[tuple[int, str]] = []
+        """Each change: its version, and what a watch says of it."""
+        self._texts: dict[str, str] = {}
+        """The nodes as they are sent."""
         self._compacted = 0
         self._changed = asyncio.Event()
         self._server: asyncio.Server | None = None
@@ -58,6 +65,7 @@ class ApiServer:
         if state is not None and state.exists():
             kept = json.loads(state.read_text())
             self.nodes, self.version = kept["nodes"], kept["version"]
+            self._texts = {name: json.dumps(node) for name, node in self.nodes.items()}
             self._compacted = self.version
 
     @property
@@ -69,9 +77,13 @@ class ApiServer:
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
         """Serve; after ``stop`` at the same port."""
-        self._host = host
         self._server = await asyncio.start_server(self._serve, host, port or self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._host, self.port = self._server.sockets[0].getsockname()
+
+    async def start_at(self, listening: socket.socket) -> None:
+        """Serve at a socket that is bound, in whatever namespace it is."""
+        self._server = await asyncio.start_server(self._serve, sock=listening)
+        self._host, self.port = listening.getsockname()
 
     async def stop(self) -> None:
         """Be gone, connections included; the nodes stay."""
@@ -96,11 +108,18 @@ class ApiServer:
 
     # --------------------------------------------------------------------------------------------------------- nodes
 
-    def add(self, name: str, *cidrs: str, annotations: dict[str, str] | None = None, created: str = CREATED) -> Json:
+    def add(
+        self,
+        name: str,
+        *cidrs: str,
+        annotations: Mapping[str, str] | None = None,
+        created: str = CREATED,
+        status: Json | None = None,
+    ) -> Json:
         """A node, as kubelet and controller-manager would make it."""
         spec = {"podCIDR": cidrs[0], "podCIDRs": list(cidrs)} if cidrs else {}
         meta = {"name": name, "creationTimestamp": created, "annotations": dict(annotations or {}), "uid": f"uid-{name}"}
-        return self._write("ADDED", {"metadata": meta, "spec": spec, "status": {"conditions": []}})
+        return self._write("ADDED", {"metadata": meta, "spec": spec, "status": status or {"conditions": []}})
 
     def change(self, name: str, **parts: Json) -> Json:
         """Merge into a node whatever is said, as an administrator may."""
@@ -108,9 +127,8 @@ class ApiServer:
 
     def beat(self, name: str) -> Json:
         """A heartbeat of its kubelet."""
-        return self.change(
-            name, status={"conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": str(self.version)}]}
-        )
+        at = datetime.fromtimestamp(self.version, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return self.change(name, status={"conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": at}]})
 
     def remove(self, name: str) -> None:
         """The node is deleted."""
@@ -126,14 +144,15 @@ class ApiServer:
 
     def _write(self, kind: str, node: Json) -> Json:
         self.version += 1
-        node = copy.deepcopy(node)
+        node = {"apiVersion": "v1", "kind": "Node", **copy.deepcopy(node)}
         node["metadata"]["resourceVersion"] = str(self.version)
         name = node["metadata"]["name"]
+        text = json.dumps(node)
         if kind == "DELETED":
-            del self.nodes[name]
+            del self.nodes[name], self._texts[name]
         else:
-            self.nodes[name] = node
-        self._history.append((self.version, kind, node))
+            self.nodes[name], self._texts[name] = node, text
+        self._history.append((self.version, f'{{"type": "{kind}", "object": {text}}}'))
         if self._state is not None:
             self._state.write_text(json.dumps({"nodes": self.nodes, "version": self.version}))
         self._changed.set()
@@ -176,12 +195,12 @@ class ApiServer:
                 return
             code, answer = 200, self._call(method, parts.path, query, headers, body)
         except RefusedError as refused:
-            code, answer = refused.code, {"kind": "Status", "status": "Failure", "message": str(refused), "code": refused.code}
-        text = json.dumps(answer).encode()
+            code, answer = refused.code, _status(refused.code, str(refused))
+        text = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
         writer.write(f"HTTP/1.1 {code} X\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text)
         await writer.drain()
 
-    def _call(self, method: str, path: str, query: dict[str, str], headers: dict[str, str], body: bytes) -> Json:
+    def _call(self, method: str, path: str, query: dict[str, str], headers: dict[str, str], body: bytes) -> Json | str:
         match method, path.strip("/").split("/")[2:]:
             case "GET", ["nodes"]:
                 return self._list(int(query.get("limit", "0")), query.get("continue", ""))
@@ -220,7 +239,7 @@ class ApiServer:
             raise RefusedError(404, f'nodes "{name}" not found')
         return self.nodes[name]
 
-    def _list(self, limit: int, after: str) -> Json:
+    def _list(self, limit: int, after: str) -> str:
         version, _, last = after.partition(":") if after else (str(self.version), "", "")
         if after and int(version) < self._compacted:
             raise RefusedError(410, "The provided continue parameter is too old")
@@ -229,7 +248,8 @@ class ApiServer:
         meta = {"resourceVersion": version}
         if len(page) < len(names):
             meta["continue"] = f"{version}:{page[-1]}"
-        return {"kind": "NodeList", "metadata": meta, "items": [self.nodes[name] for name in page]}
+        items = ", ".join(self._texts[name] for name in page)
+        return f'{{"apiVersion": "v1", "kind": "NodeList", "metadata": {json.dumps(meta)}, "items": [{items}]}}'
 
     async def _watch(self, writer: asyncio.StreamWriter, query: dict[str, str]) -> None:
         since = int(query.get("resourceVersion") or self.version)
@@ -240,23 +260,27 @@ class ApiServer:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(float(query.get("timeoutSeconds", "1800"))):
                 async for event in self._events(since):
-                    line = json.dumps(event).encode() + b"\n"
+                    line = event.encode() + b"\n"
                     writer.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
                     await writer.drain()
         writer.write(b"0\r\n\r\n")
         await writer.drain()
 
-    async def _events(self, since: int) -> AsyncIterator[Json]:
+    async def _events(self, since: int) -> AsyncIterator[str]:
         if since < self._compacted:
-            yield {"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": f"too old resource version: {since}"}}
+            yield json.dumps({"type": "ERROR", "object": _status(410, f"too old resource version: {since}")})
             return
         while True:
             changed = self._changed
-            for version, kind, node in list(self._history):
-                if version > since:
-                    since = version
-                    yield {"type": kind, "object": node}
+            for version, event in self._history[bisect_right(self._history, since, key=itemgetter(0)) :]:
+                since = version
+                yield event
             await changed.wait()
+
+
+def _status(code: int, message: str) -> Json:
+    """What stands in the place of an object that is refused."""
+    return {"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Failure", "message": message, "code": code}
 
 
 def _merged(before: Json, patch: Json) -> Json:

@@ -130,6 +130,9 @@ class Host:
         self.file = Path(f"/run/{name}/subnet.env")
         self.log = Path(f"/run/{name}.log")
         self.pid = 0
+        self.registry = {"etcd-endpoints": ENDPOINT}
+        """The options that say where its agent's lease is."""
+        self.environ: dict[str, str] = {}
 
     @property
     def subnet(self) -> IPNetwork:
@@ -147,7 +150,7 @@ class Host:
         self.stop()
         self.file.unlink(missing_ok=True)
         words = {
-            "etcd-endpoints": ENDPOINT,
+            **self.registry,
             "iface": "eth1",
             "udp-engine": engine,
             "subnet-file": str(self.file),
@@ -162,7 +165,7 @@ class Host:
                 os.dup2(log.fileno(), 2)
             try:
                 enter(self.name)
-                os._exit(uvloop.run(_live(words)))
+                os._exit(uvloop.run(_live(words, self.environ)))
             except BaseException:  # noqa: BLE001 - the edge of a process
                 traceback.print_exc()
                 os._exit(1)
@@ -188,9 +191,9 @@ def finish(etcd: subprocess.Popen[bytes], *hosts: Host) -> None:
     etcd.wait()
 
 
-async def _live(words: dict[str, str]) -> int:
+async def _live(words: dict[str, str], environ: dict[str, str]) -> int:
     logs.set_up("info", "text")
-    return await run_agent(load({name: [value] for name, value in words.items()}, {}))
+    return await run_agent(load({name: [value] for name, value in words.items()}, environ))
 
 
 def finish_checksums(host: Host, before_the_wire: bool) -> None:

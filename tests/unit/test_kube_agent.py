@@ -163,6 +163,31 @@ async def test_a_server_that_is_away_changes_nothing(scene: Scene) -> None:
         assert "10.244.2.0/24" in str(scene.routes)
 
 
+def peer(number: int) -> dict[str, str]:
+    """What a node of this number publishes."""
+    data = f'{{"VNI":1,"VtepMAC":"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"}}'
+    return {**PEER, f"{P}public-ip": f"198.18.{number >> 8}.{number & 255}", f"{P}backend-data": data}
+
+
+async def test_a_join_among_a_thousand_heartbeats_is_work_for_one_node(scene: Scene) -> None:
+    """Counted, not timed: what is asked of the server and done in the kernel for it, among nodes that say they are well."""
+    scene.config.write_text(CONFIG.replace("10.244.0.0/16", "10.240.0.0/12"))
+    scene.server.add("n1", "10.244.0.0/24")
+    for number in range(1000):
+        scene.server.add(f"m{number}", f"10.{247 + number // 250}.{number % 250}.0/24", annotations=peer(number))
+    async with scene.running():
+        await until(lambda: scene.agent.ready and len(scene.routes) == 1001)
+        await until(lambda: scene.server.conditions("n1").get("NetworkUnavailable") == "False")
+        asked, done = len(scene.server.requests), len(scene.host.kernel.applied)
+        for number in range(1000):
+            scene.server.beat(f"m{number}")
+        scene.server.add("late", "10.246.0.0/24", annotations=peer(1000))
+        await until(lambda: "10.246.0.0/24" in str(scene.routes))
+        assert scene.server.requests[asked:] == []
+        steps = [str(step) for step in scene.host.kernel.applied[done:]]
+        assert sorted(step.partition(" ")[0] for step in steps) == ["element", "element", "fdb", "neigh", "route"], steps
+
+
 @pytest.mark.parametrize(
     ("settings", "present", "absent"),
     [
