@@ -5,7 +5,7 @@ from importlib import import_module
 
 from netns_lab.interrupt import heed_interrupts
 
-PROGRAMS = ("demo", "gallery", "swarm", "soak_udp", "bench_agent", "bench_udp", "bench_registry")
+PROGRAMS = ("demo", "gallery", "gallery_page", "calm", "swarm", "soak_udp", "bench_agent", "bench_udp", "bench_registry")
 
 
 def main() -> int:
