@@ -48,7 +48,11 @@ def section(captured: Mapping[str, Captured]) -> str:
 def _entry(cause: Cause, said: Captured | None) -> str:
     fault = cause.fault
     head = textwrap.fill(f"{fault.says[0].upper()}{fault.says[1:]}. Packets of containers: {fault.traffic.value}.", 120)
-    made = [f"netns-lab/lab fault {cause.name}", *_wrapped(fault, fault.inject, "typed in"), *_wrapped(fault, fault.heal, "mended in")]
+    made = [
+        f"netns-lab/lab fault {cause.name}",
+        *_wrapped(fault, fault.inject, "typed in"),
+        *_wrapped(fault, fault.heal, "mended in"),
+    ]
     lines = made if said is None else [*made, "", f"{said.host}$ {said.typed}", *said.lines]
     return f"\n### {cause.name}\n\n{head}\n\n```console\n" + "".join(f"{line}".rstrip() + "\n" for line in lines) + "```\n"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,21 @@ FAULTS: dict[str, tuple[str, str, Act, Act]] = {
         "docker0 has 172.17.0.1/16",
         lambda host: host.kernel.set_interface(docker0("172.17.0.1/16")),
         lambda host: host.kernel.set_interface(docker0(own(host))),
+    ),
+    "docker0 switched off": (
+        "bridge-down",
+        "ip link set docker0 up",
+        lambda host: host.kernel.set_interface(replace(docker0(own(host)), up=False, running=False)),
+        lambda host: host.kernel.set_interface(docker0(own(host))),
+    ),
+    "forwarding of docker0": (
+        "forwarding-off",
+        "sysctl -w net.ipv4.conf.docker0.forwarding=1",
+        lambda host: (
+            host.kernel.set_interface(docker0(own(host))),
+            sysctl("net/ipv4/conf/docker0/forwarding", "0")(host),
+        ),
+        sysctl("net/ipv4/conf/docker0/forwarding", "1"),
     ),
     "docker0's MTU": (
         "bridge-mtu",
