@@ -210,7 +210,7 @@ class HostWatch:
         outer = [address for address in (lease.public_ip, lease.attrs.public_ipv6) if address is not None and int(address)]
         wrong: Wrong = {}
         for address, answer in zip(outer, await self._kernel.look_up([Lookup(address) for address in outer]), strict=True):
-            if answer.code in NO_WAY:
+            if answer.code:
                 text = f"{lease}: no way to {address}: ip route get {address}"
                 wrong["route-astray", f"to {address.version}"] = text
             elif answer.dev in ground.devices or (address.version in ground.bound and answer.dev not in ("", ground.uplink)):

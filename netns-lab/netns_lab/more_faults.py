@@ -76,7 +76,7 @@ MORE = (
     _route("route-prohibit", "a part of the peer's subnet is forbidden", "prohibit PEERPART"),
     _route("peer-blackhole", "what goes to the peer's own address is thrown away", "blackhole PEERIP/32"),
     _route("peer-by-another-link", "the peer's own address is routed over another link", "PEERIP/32 via 10.0.2.2 dev eth0"),
-    _rule("rule-by-source", "a rule asks another table for what this host's containers send", "from OWNNET", "blackhole default"),
+    _rule("rule-by-source", "a rule asks another table for what this host's containers send", "from OWNNET", "unreachable default"),
     _rule("rule-by-bridge", "a rule asks another table for what comes by the bridge", "iif BRIDGE", "unreachable default"),
     Fault(
         "rule-prohibit",

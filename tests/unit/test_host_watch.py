@@ -116,6 +116,7 @@ FAULTS: dict[str, tuple[str, str, Act, Act]] = {
     ),
     "PublicIP by the overlay": ("route-astray", "dev flannel.1", *detour("192.0.2.9/32", other("192.0.2.9/32", dev="flannel.1"))),
     "no way to PublicIP": ("route-astray", "no way to 192.0.2.9", *detour("192.0.2.9/32", Found(code=errno.ENETUNREACH))),
+    "PublicIP into a black hole": ("route-astray", "no way to 192.0.2.9", *detour("192.0.2.9/32", Found(code=errno.EINVAL))),
     "rp_filter": ("reverse-path-filter", "sysctl -w net.ipv4.conf.flannel/1.rp_filter=2", strict_and_astray, loose),
     "docker0 of another host": (
         "bridge-stale",
