@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -54,6 +55,16 @@ def rendered(*shown: RenderableType, wide: int) -> str:
         console.print(*shown, sep="\n")
     lines = captured.get().splitlines()
     return "\n".join(lines if terminal else [line.rstrip() for line in lines])
+
+
+def width(wide: int) -> int:
+    """How many columns there are: the terminal's, or COLUMNS; ``wide`` where there is neither."""
+    return shutil.get_terminal_size((wide, 24)).columns if sys.stdout.isatty() or "COLUMNS" in os.environ else wide
+
+
+def has_colours() -> bool:
+    """Whether a terminal is there that takes them, and nobody has said no (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") not in ("", "dumb")
 
 
 def named(file: str) -> str:

@@ -20,19 +20,20 @@ from netns_lab.lab import Lab
 FIRST_LINES = 24
 """So much of a command's output is read: a small terminal holds it."""
 WIDE = "132"
+RULES = "what a rule of the host's firewall drops is looked at by trace alone"
 STATUS, TRACE, EVENTS = "status", "trace", "events"
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
     """``name``: of the fault; ``command``: of flannelpy's, which names it; ``words``: in its first lines, on one of the hosts.
-    ``warning``: all the same no error, for the agent cannot know whether it is meant so.
+    ``quiet``: packets die, and status calls it no error all the same, and why.
     """
 
     name: str
     command: str
     words: tuple[str, ...]
-    warning: bool = False
+    quiet: str = ""
 
     @property
     def fault(self) -> Fault:
@@ -59,7 +60,7 @@ CAUSES = (
     Cause("forward-drop", STATUS, ("labfault_forward", "nft insert rule inet labfault_forward")),
     Cause("mtu-black-hole", STATUS, ("packets of 1450 bytes are lost, small ones pass", "MTU")),
     Cause("ip-forward-off", STATUS, ("net.ipv4.ip_forward is 0", "sysctl -w net.ipv4.ip_forward=1")),
-    Cause("bridge-elsewhere", STATUS, ("BRIDGE has 172.17.0.1/16", "docker-opts"), warning=True),
+    Cause("bridge-elsewhere", STATUS, ("BRIDGE has 172.17.0.1/16", "docker-opts"), "it may be meant so"),
     Cause("longer-route", STATUS, ("PEERPART", "ip route del PEERPART")),
     Cause("policy-rule", STATUS, ("PEERNET", "ip rule")),
     Cause("uplink-down", STATUS, ("the uplink eth1", "ip link set")),
@@ -79,11 +80,11 @@ CAUSES = (
     Cause("rule-by-bridge", STATUS, ("ip rule",)),
     Cause("rule-prohibit", STATUS, ("PEERNET", "ip rule")),
     Cause("wrong-neighbour", STATUS, ("nor does its host answer",)),
-    Cause("iptables-from-containers", STATUS, ("FORWARD", "ip")),
-    Cause("iptables-to-containers", STATUS, ("FORWARD", "ip")),
-    Cause("nft-from-containers", STATUS, ("labfault_nft_from_containers", "nft")),
-    Cause("nft-to-containers", STATUS, ("labfault_nft_to_containers", "nft")),
-    Cause("nft-by-device", STATUS, ("labfault_nft_by_device", "nft")),
+    Cause("iptables-from-containers", TRACE, ("stopped at forward", "FORWARD"), RULES),
+    Cause("iptables-to-containers", TRACE, ("stopped at forward back", "FORWARD"), RULES),
+    Cause("nft-from-containers", TRACE, ("labfault_nft_from_containers", "nft delete rule"), RULES),
+    Cause("nft-to-containers", TRACE, ("labfault_nft_to_containers", "nft delete rule"), RULES),
+    Cause("nft-by-device", TRACE, ("labfault_nft_by_device", "nft delete rule"), RULES),
     Cause("large-dropped", STATUS, ("packets of 1450 bytes are lost, small ones pass",)),
     Cause("address-gone", STATUS, ("eth1",)),
     Cause("agent-hung", STATUS, ("no answer within",)),

@@ -26,7 +26,7 @@ from netns_lab.topology import Topology
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "troubleshooting.md"
 BEGIN, END = "<!-- made: gallery -->\n", "<!-- end -->\n"
-SHOWN = re.compile(r"^(ready|peers|kernel|conditions|agent) |^ ")
+SHOWN = re.compile(r"^(ready|peers|conditions) ")
 """Of ``flannelpy status`` these lines and those that go on with one of them; the others say what is well."""
 WITHIN_S = 90.0
 
