@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from datetime import datetime
 
 from netns_lab import faults
 from netns_lab.cli import environment
@@ -89,8 +90,7 @@ CAUSES = (
     Cause("address-gone", STATUS, ("eth1",)),
     Cause("agent-hung", STATUS, ("no answer within",)),
     Cause("etcd-unreachable", STATUS, ("etcd does not answer",)),
-    Cause("address-twice", STATUS, ("OWNIP", "10.1.254.0/24")),
-    Cause("host-off", STATUS, ("192.168.50.253", "flannelpy lease release")),
+    Cause("host-off", STATUS, ("192.168.50.253", "is the host down?")),
     Cause("other-vni", STATUS, ("VNI 7: expected ours, 1",)),
     Cause("other-backend", STATUS, ("its backend is host-gw, ours is vxlan",)),
     Cause("no-mac", STATUS, ("10.1.252.0/24", "VtepMAC")),
@@ -99,13 +99,13 @@ CAUSES = (
     Cause("no-json", STATUS, ("10.1.252.0", "JSON")),
     Cause("config-broken", STATUS, ("network config", "JSON")),
     Cause("config-missing", STATUS, ("network config", "missing")),
-    Cause("device-deleted", EVENTS, ("link flannel.1",)),
-    Cause("device-down", EVENTS, ("link flannel.1",)),
-    Cause("mac-changed", EVENTS, ("link flannel.1",)),
-    Cause("neighbours-flushed", EVENTS, ("neigh",)),
-    Cause("routes-flushed", EVENTS, ("route PEERNET",)),
-    Cause("tables-flushed", EVENTS, ("nft flannelpy",)),
-    Cause("lease-deleted", EVENTS, ("OWNNET", "lost our lease")),
+    Cause("device-deleted", EVENTS, ("repaired link add DEV",)),
+    Cause("device-down", EVENTS, ("repaired link replace DEV",)),
+    Cause("mac-changed", EVENTS, ("repaired link replace DEV",)),
+    Cause("neighbours-flushed", EVENTS, ("repaired neigh",)),
+    Cause("routes-flushed", EVENTS, ("repaired route", "PEERNET")),
+    Cause("tables-flushed", EVENTS, ("repaired set add inet",)),
+    Cause("lease-deleted", EVENTS, ("lost our lease OWNNET",)),
 )
 """In the order of the page: what kills packets first. A container's own routes are not here: no agent looks into it."""
 
@@ -114,25 +114,32 @@ BY_NAME = {cause.name: cause for cause in CAUSES}
 
 def typed(lab: Lab, cause: Cause) -> str:
     """What is typed: ``flannelpy status``."""
-    words = {STATUS: STATUS, TRACE: f"{TRACE} {lab.container('c2').address}", EVENTS: f"{EVENTS} --since 1m"}
+    words = {STATUS: STATUS, TRACE: f"{TRACE} {lab.container('c2').address}", EVENTS: f"{EVENTS} --since 5m"}
     return f"flannelpy {words[cause.command]}"
 
 
-async def said(lab: Lab, host: Host, command: str) -> list[str]:
-    """The first lines of what a command says there, on both of its outputs."""
+async def said(lab: Lab, host: Host, command: str, since: str) -> list[str]:
+    """The first lines of what a command says there, on both of its outputs; of events those since then, in local time."""
     known = {**environment(lab, host.name), "COLUMNS": WIDE}
     settings = [f"{name}={value}" for name, value in known.items()]
     outcome = await host.attempt("env", *settings, *command.split(), timeout_s=60)
-    return (outcome.stdout + outcome.stderr).splitlines()[:FIRST_LINES]
+    lines = (outcome.stdout + outcome.stderr).splitlines()
+    return [line for line in lines if EVENTS not in command or line >= since][:FIRST_LINES]
 
 
-async def until_named(lab: Lab, cause: Cause, words: tuple[str, ...], within_s: float) -> Named:
-    """Type the command on both hosts until it names the cause. Raises LabError after ``within_s``, with what was said last."""
-    began, command = time.monotonic(), typed(lab, cause)
+async def look_for(lab: Lab, cause: Cause, within_s: float) -> Named:
+    """Put the fault in, on or around h1, and type the command on both hosts until it names the cause; it is for others to heal.
+
+    Raises LabError after ``within_s``, with what was said last.
+    """
+    known = faults.known(lab, cause.fault, lab.host(1))
+    words = tuple(faults.filled(word, known) for word in cause.words)
+    began, since, command = time.monotonic(), f"{datetime.now():%Y-%m-%d %H:%M:%S}", typed(lab, cause)
+    await faults.inject(lab, cause.fault, lab.host(1))
     while True:
         seen = {}
         for host in lab.hosts[:2]:
-            lines = seen[host.name] = await said(lab, host, command)
+            lines = seen[host.name] = await said(lab, host, command, since)
             whole = " ".join(" ".join(lines).split())
             if all(word in whole for word in words):
                 return Named(cause, host.name, command, tuple(lines), time.monotonic() - began)

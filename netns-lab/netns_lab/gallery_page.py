@@ -53,8 +53,12 @@ def _entry(cause: Cause, said: Captured | None) -> str:
         *_wrapped(fault, fault.inject, "typed in"),
         *_wrapped(fault, fault.heal, "mended in"),
     ]
-    lines = made if said is None else [*made, "", f"{said.host}$ {said.typed}", *said.lines]
-    return f"\n### {cause.name}\n\n{head}\n\n```console\n" + "".join(f"{line}".rstrip() + "\n" for line in lines) + "```\n"
+    lines = [] if said is None else [f"{said.host}$ {said.typed}", *said.lines]
+    return f"\n### {cause.name}\n\n{head}\n\n" + _fence("console", made) + "\n" + _fence("log", lines)
+
+
+def _fence(language: str, lines: Sequence[str]) -> str:
+    return f"```{language}\n" + "".join(line.rstrip() + "\n" for line in lines) + "```\n"
 
 
 def _wrapped(fault: Fault, command: str, how: str) -> list[str]:
@@ -71,10 +75,9 @@ def _wrapped(fault: Fault, command: str, how: str) -> list[str]:
 def captured_in(text: str) -> dict[str, Captured]:
     """What the page holds of earlier runs."""
     found = {}
-    for name, block in re.findall(r"^### (\S+)\n.*?^```console\n(.*?)^```$", _between(text), re.MULTILINE | re.DOTALL):
-        _made, there, said = block.partition("\n\n")
-        if there:
-            first, *lines = said.splitlines()
+    for name, block in re.findall(r"^### (\S+)\n.*?^```log\n(.*?)^```$", _between(text), re.MULTILINE | re.DOTALL):
+        if block:
+            first, *lines = block.splitlines()
             host, _dollar, typed = first.partition("$ ")
             found[name] = Captured(host, typed, tuple(lines))
     return found
@@ -113,10 +116,8 @@ async def capture(lab: Lab) -> dict[str, Captured]:
 
     for cause in CAUSES:
         await lab.until(well, timeout_s=WITHIN_S, every_s=0.3, what=f"nothing is wrong before {cause.name}")
-        words = tuple(faults.filled(word, faults.known(lab, cause.fault, lab.host(1))) for word in cause.words)
         try:
-            await faults.inject(lab, cause.fault, lab.host(1))
-            named = await causes.until_named(lab, cause, words, WITHIN_S)
+            named = await causes.look_for(lab, cause, WITHIN_S)
         finally:
             await faults.heal(lab)
         print(f"{cause.name}: {named.after_s:.1f} s")
