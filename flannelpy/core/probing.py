@@ -56,6 +56,9 @@ _ROTATION: tuple[Kind, ...] = ("small", "beside", "full")
 _BURST: tuple[Kind, ...] = ("small", "beside", "full", "full")
 _OLD_MTU_S = 600.0
 
+LATER = len(_BURST)
+"""Of what is asked besides the visits, what is no longer urgent."""
+
 CUT_OFF = 100
 """A host is cut off where all of its peers are silent, or so many of more."""
 
@@ -237,9 +240,8 @@ class Schedule:
     def _next(self, now: float, may: Callable[[str], bool]) -> Probe | None:
         while True:
             visit = bool(self._visits) and self._visits[0][0] <= now
-            if visit:
-                self._spare_the_crowd()
-            urgent = bool(self._urgent)
+            self._spare_the_crowd()
+            urgent = bool(self._urgent) and not (visit and self._urgent[0][0] >= LATER)
             if not urgent and not visit:
                 return None
             turn = self._turns % URGENT_OF_A_CROWD > 0 if self._crowded else self._turns % VISIT_OF == 0
@@ -249,8 +251,8 @@ class Schedule:
                     continue
                 kind = self._visit(peer, now)
             else:
-                _level, _number, peer, kind = heappop(self._urgent)
-                peer.urgent -= 1
+                level, _number, peer, kind = heappop(self._urgent)
+                peer.urgent -= level < LATER
                 if self._peers.get(peer.key) is not peer:
                     continue
             if may(peer.key):
@@ -299,9 +301,12 @@ class Schedule:
                 heappush(self._urgent, (level, next(self._numbers), peer, kind))
 
     def _spare_the_crowd(self) -> None:
-        """More is asked of a peer that has been told of with many others when nothing else is to be sent, or at its turn."""
-        while self._urgent and self._urgent[0][2].seen.together:
-            heappop(self._urgent)[2].urgent -= 1
+        """What else is asked of a peer that has been told of with many others waits until nothing else is to be sent."""
+        while self._urgent and self._urgent[0][0] < LATER and self._urgent[0][2].seen.together:
+            level, number, peer, kind = heappop(self._urgent)
+            peer.urgent -= 1
+            if len(self._urgent) < len(_BURST) * len(self._peers):
+                heappush(self._urgent, (level + LATER, number, peer, kind))
 
     def _look_at_the_crowd(self, now: float) -> None:
         """Have many fallen silent together? Then one packet that is lost says enough of a peer, until it answers."""
