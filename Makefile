@@ -55,7 +55,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels kubernetes test-kube bench-kube format lab lab-down bench-agent bench-udp bench-guard bench-registry bench-migration soak-udp churn gallery chaos flood etcds cnis flanneld prometheus chromium screenshots fuzz dist deb image test-package test-image pins test-lowest clean
+.PHONY: help setup demo test lint types unit test-kernels kubernetes test-kube bench-kube format lab lab-down bench-agent bench-udp bench-guard bench-registry bench-migration soak-udp churn gallery test-gallery gallery-page calm chaos flood etcds cnis flanneld prometheus chromium screenshots fuzz dist deb image test-package test-image pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -122,6 +122,15 @@ soak-udp: $(DEV) ## does udp in user space hold for long: traffic of all kinds f
 
 gallery: $(DEV) ## put every fault into a lab (BACKEND=vxlan, udp, host-gw), and see what the agents say of it
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab gallery --backend $(BACKEND)
+
+test-gallery: $(DEV) ## the whole gallery of faults: is each named by one command, with what mends it, and is there silence after (20 minutes)
+	GALLERY=all $(PYTHON) -m pytest -q -s tests/lab/test_gallery.py
+
+gallery-page: $(DEV) ## put every fault into a lab, and write what the commands say of it into docs/troubleshooting.md
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab gallery_page
+
+calm: $(DEV) ## does a healthy lab stay silent: load, restarts of agents and etcd, joins, for MINUTES=10
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab calm --minutes $(MINUTES) --backend $(BACKEND)
 
 churn: $(DEV) ## what veth pairs that come and go cost the agent: 2,000 a minute, 3 and 5,000 peers
 	@for peers in 3 5000; do \

@@ -22,6 +22,7 @@ from flannelpy.core.host_diagnosis import (
     BRIDGES,
     Overlay,
     bridges_astray,
+    bridges_down,
     filtered,
     mtus_too_large,
     not_forwarding,
@@ -46,7 +47,7 @@ DOUBTED = 100
 AT_ONCE = 32
 """Peers that are asked for in a turn of the loop: some 2 ms."""
 
-CODES = ("forwarding-off", "reverse-path-filter", "route-astray", "bridge-stale", "bridge-elsewhere", "bridge-mtu")
+CODES = ("forwarding-off", "reverse-path-filter", "route-astray", "bridge-stale", "bridge-elsewhere", "bridge-down", "bridge-mtu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +116,18 @@ class HostWatch:
         names = frozenset({*bridges, *devices, uplink})
         found = await self._kernel.facts(FactsQuery(names, default_routes=False))
         there = {interface.name: interface for interface in found.interfaces if interface.name in names}
-        settings = await self._kernel.settings(setting_names(families, [*overlay_devices, uplink]))
         lease = local.lease
         halves = () if lease is None else (lease.subnet, lease.subnet6)
         overlay = Overlay(local.config.networks, tuple(net for net in halves if net is not None and net.prefixlen), mtu, devices)
         standing = [there[name] for name in sorted(bridges) if name in there and name != uplink]
-        off = not_forwarding(settings, families, overlay_devices)
+        inward = [*overlay_devices, *(one.name for one in standing if overlay.serves(one))]
+        settings = await self._kernel.settings(setting_names(families, [*inward, uplink]))
+        off = not_forwarding(settings, families, inward)
         stale, elsewhere = bridges_astray(standing, overlay)
         self._reporter.set("forwarding-off", off)
         self._reporter.set("bridge-stale", stale)
         self._reporter.set("bridge-elsewhere", elsewhere)
+        self._reporter.set("bridge-down", bridges_down(standing, overlay))
         self._reporter.set("bridge-mtu", mtus_too_large(standing, overlay))
         bridge = next((one for one in standing if one.up and overlay.serves(one)), None)
         filters = {name: setting for name in (*overlay_devices, uplink) if (setting := strict(settings, name))}
@@ -208,7 +211,7 @@ class HostWatch:
         outer = [address for address in (lease.public_ip, lease.attrs.public_ipv6) if address is not None and int(address)]
         wrong: Wrong = {}
         for address, answer in zip(outer, await self._kernel.look_up([Lookup(address) for address in outer]), strict=True):
-            if answer.code in NO_WAY:
+            if answer.code:
                 text = f"{lease}: no way to {address}: ip route get {address}"
                 wrong["route-astray", f"to {address.version}"] = text
             elif answer.dev in ground.devices or (address.version in ground.bound and answer.dev not in ("", ground.uplink)):

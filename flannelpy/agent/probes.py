@@ -26,7 +26,7 @@ log = logging.getLogger("flannelpy")
 PAUSED_S = 1.0
 """Between two looks whether peers can be asked at all."""
 
-JUDGED_S, JUDGED_PEERS = 1.0, 200
+JUDGED_S, JUDGED_PEERS = 0.5, 100
 """Between two verdicts on the peers that do not answer: so long for each so many of them."""
 
 TAKEN_S, TAKEN_PEERS = 1.0, 1000
@@ -118,7 +118,7 @@ class Probes:
             if now >= judged + JUDGED_S * max(1.0, schedule.suspected / JUDGED_PEERS):
                 self._judge(now)
                 judged = now
-            due = min(wake, now + JUDGED_S)
+            due = min(wake, now + (JUDGED_S if schedule.suspected else PAUSED_S))
             await self._pause(due - now)
         return aim
 

@@ -37,7 +37,7 @@ ROOM, LEAST = 36, 24
 """Columns that a state needs beside the others, and that it has at the least: long names of hosts are cut for it."""
 
 
-def peers_text(status: Status, now: datetime, width: int, *, bad: bool = False, coloured: bool = False) -> str:
+def peers_text(status: Status, now: datetime, width: int, *, bad: bool = False, colours: bool = False) -> str:
     """Each peer on a line, or each ``bad`` one; what does not fit stands below it."""
     peers = [peer for peer in sorted(status.peers, key=place) if not (bad and state_of(peer) in GOOD)]
     chosen, named = any(peer.carrier for peer in peers), any(peer.name for peer in peers)
@@ -48,9 +48,9 @@ def peers_text(status: Status, now: datetime, width: int, *, bad: bool = False, 
         over = sum(widths) + 2 * len(widths) + LEAST - width
         widths[0] = max(12, widths[0] - max(0, over))
     lines = [_line(heads, widths)]
-    lines[0] = style(lines[0], bold=True) if coloured else lines[0]
+    lines[0] = style(lines[0], bold=True) if colours else lines[0]
     for peer, row in zip(peers, rows, strict=True):
-        colour = STYLES.get(state_of(peer), "yellow") if coloured else ""
+        colour = STYLES.get(state_of(peer), "yellow") if colours else ""
         lines += _row(row, widths, width, colour)
     return "\n".join(lines)
 

@@ -50,7 +50,7 @@ def page(status: Status, *, peers: bool, bad: bool = False) -> str:
         return said
     if bad and all(state_of(peer) in GOOD for peer in status.peers):
         return f"{said}\n\nno peer is bad"
-    return f"{said}\n\n{peers_text(status, now, terminal.width(WIDE), bad=bad, coloured=terminal.coloured())}"
+    return f"{said}\n\n{peers_text(status, now, terminal.width(WIDE), bad=bad, colours=terminal.has_colours())}"
 
 
 def table(status: Status, now: datetime) -> Table:

@@ -68,13 +68,13 @@ def rendered(*shown: RenderableType, wide: int) -> str:
 
 
 def width(wide: int) -> int:
-    """Columns: of the terminal or COLUMNS; where there is neither, ``wide``."""
+    """How many columns there are: the terminal's, or COLUMNS; ``wide`` where there is neither."""
     return shutil.get_terminal_size((wide, 24)).columns if sys.stdout.isatty() or "COLUMNS" in os.environ else wide
 
 
-def coloured() -> bool:
-    """True where colours are seen, and wanted (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def has_colours() -> bool:
+    """Whether a terminal is there that takes them, and nobody has said no (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") not in ("", "dumb")
 
 
 def named(file: str) -> str:

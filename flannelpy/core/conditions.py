@@ -311,6 +311,12 @@ _ALL = (
         after=5.0,
     ),
     Condition(
+        "bridge-down",
+        Severity.ERROR,
+        "containers here reach nobody: {detail}",
+        "run the command that it names",
+    ),
+    Condition(
         "bridge-mtu",
         Severity.WARNING,
         "containers here may send larger packets than the overlay carries: {detail}",

@@ -96,6 +96,15 @@ def bridges_astray(bridges: Iterable[Interface], overlay: Overlay) -> tuple[dict
     return wrong, elsewhere
 
 
+def bridges_down(bridges: Iterable[Interface], overlay: Overlay) -> dict[str, str]:
+    """Bridges of our containers that somebody has switched off. One without a port has no carrier, and is up all the same."""
+    return {
+        bridge.name: f"{bridge.name} is switched off: ip link set {bridge.name} up"
+        for bridge in bridges
+        if not bridge.up and overlay.serves(bridge)
+    }
+
+
 def mtus_too_large(bridges: Iterable[Interface], overlay: Overlay) -> dict[str, str]:
     """Bridges of our containers that promise them more bytes than the overlay carries. One without a port promises nothing yet."""
     return {

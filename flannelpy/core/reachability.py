@@ -20,10 +20,13 @@ State = Literal["reachable", "unreachable", "silent", "unknown"]
 LOST, CONFIRMED, LARGE_LOST = 3, 2, 5
 """So many full packets lost in a row, and so many small ones, are no accident; nor so many full ones, where small ones pass."""
 
+TOGETHER = (1, 0)
+"""The same of a peer that has fallen silent together with many others: they are too many to be asked so often."""
+
 FIRST = (2, 1)
 """The same of a peer that has never answered: nobody is used to it, and there may be many that do not exist."""
 
-SETTLED_S = 6.0
+SETTLED_S = 4.0
 """What is wrong with a silent peer is found out within so many seconds; one word about it, not two."""
 
 GRACE_S = 10.0
@@ -76,7 +79,8 @@ class Path:
 @dataclass(slots=True)
 class Probed:
     """What is known of one peer. ``began``: when it was first asked; ``inbound``: when a request of its own last came through the
-    overlay; ``path_mtu``: smaller than the full size, where the network says so.
+    overlay; ``path_mtu``: smaller than the full size, where the network says so; ``together``: it has fallen silent together with
+    many others, and one lost packet says enough.
     """
 
     target: Target
@@ -86,6 +90,7 @@ class Probed:
     beside: Path = field(default_factory=Path)
     inbound: float | None = None
     path_mtu: int | None = None
+    together: bool = False
     outcomes: list[bool] = field(default_factory=list)
     """Of the last packets through the overlay, the newest last: which were answered."""
 
@@ -135,25 +140,25 @@ def judge(seen: Probed, now: float) -> Verdict:
     small, full = seen.small, seen.full
     if seen.heard is None and now - seen.began < GRACE_S:
         return UNKNOWN
-    lost, confirmed = (LOST, CONFIRMED) if seen.heard is not None else FIRST
+    lost, confirmed = TOGETHER if seen.together else (LOST, CONFIRMED) if seen.heard is not None else FIRST
     if full.lost >= lost and full.silent_since is not None:
         passes = small.lost < CONFIRMED and small.heard is not None and small.heard >= full.silent_since
         if passes and full.lost >= LARGE_LOST:
             why = f"packets of {seen.size} bytes are lost, small ones pass: look at the MTU on the way, or lower Backend.MTU"
             return Verdict("unreachable", why, full.silent_since)
-        if small.lost >= confirmed and small.silent_since is not None:
-            since = min(small.silent_since, full.silent_since)
-            if _undecided(seen, since, confirmed) and now - since < SETTLED_S:
+        if small.lost >= confirmed:
+            since = min(full.silent_since, full.silent_since if small.silent_since is None else small.silent_since)
+            if not seen.together and _undecided(seen, since) and now - since < SETTLED_S:
                 return UNKNOWN if seen.heard is None else REACHABLE
             state, why = _silence(seen, since)
             return Verdict(state, why, since)
     return UNKNOWN if seen.heard is None else REACHABLE
 
 
-def _undecided(seen: Probed, since: float, confirmed: int) -> bool:
-    """True where the host's other address has neither answered since nor been silent for long enough."""
+def _undecided(seen: Probed, since: float) -> bool:
+    """True where the host's other address has neither answered since nor been silent."""
     beside = seen.beside
-    return seen.target.beside is not None and beside.lost < confirmed and (beside.heard is None or beside.heard < since)
+    return seen.target.beside is not None and not beside.lost and (beside.heard is None or beside.heard < since)
 
 
 def _silence(seen: Probed, since: float) -> tuple[State, str]:
@@ -177,7 +182,7 @@ def _silence(seen: Probed, since: float) -> tuple[State, str]:
         return "unreachable", "one way only: its packets come, ours get no answer"
     if target.beside is None:
         return "unreachable", "its host does not answer: it is down, or the network between"
-    if beside.lost < CONFIRMED:
+    if not beside.lost:
         return "unreachable", "nothing comes through the overlay"
     if beside.heard is None:
         return "unreachable", f"it answers no more, and {target.beside} never has: host or network is down"

@@ -5,7 +5,19 @@ from importlib import import_module
 
 from netns_lab.interrupt import heed_interrupts
 
-PROGRAMS = ("demo", "gallery", "screenshots", "swarm", "soak_udp", "bench_agent", "bench_udp", "bench_registry", "bench_migration")
+PROGRAMS = (
+    "demo",
+    "gallery",
+    "gallery_page",
+    "calm",
+    "screenshots",
+    "swarm",
+    "soak_udp",
+    "bench_agent",
+    "bench_udp",
+    "bench_registry",
+    "bench_migration",
+)
 
 
 def main() -> int:

@@ -2,8 +2,8 @@
 
 A fault is written as an operator would type it, in one box of the lab, with words in capitals for what the lab knows:
 
-    DEV PORT BRIDGE     the overlay's device and UDP port, the containers' bridge
-    OWNADDR             the bridge's address, like 10.1.69.1/24
+    DEV PORT BRIDGE     the overlay's device and UDP port, the containers' bridge; DEVICE: the device as sysctl(8) writes it
+    OWNADDR OWNNET      the bridge's address, like 10.1.69.1/24, and this host's subnet
     PEERNET PEERPART    the other host's subnet, and the half of it in which its containers are
     PEERIP PEER HOST    the other host's address on the private segment, its name, and this host's
     AGENT SUBNETFILE    the agent's process, and the file that it writes
@@ -62,7 +62,7 @@ ENCAPSULATED = ("vxlan", "udp")
 _TABLE = "labfault"
 
 
-def _filter(
+def dropping(
     name: str, says: str, traffic: Traffic, hook: str, rule: str, *, where: str = "host", backends: tuple[str, ...] = ()
 ) -> Fault:
     """Packets that a firewall drops, in a table of its own."""
@@ -74,10 +74,10 @@ def _filter(
 
 
 FAULTS = (
-    _filter(
+    dropping(
         "port-filtered", "a firewall on the host drops the overlay's port", DEAD, "input", "udp dport PORT", backends=ENCAPSULATED
     ),
-    _filter(
+    dropping(
         "port-filtered-on-the-way",
         "the network between the hosts drops the overlay's port",
         DEAD,
@@ -86,7 +86,7 @@ FAULTS = (
         where="net",
         backends=ENCAPSULATED,
     ),
-    _filter(
+    dropping(
         "one-way",
         "what the host sends to its peer never leaves",
         DEAD,
@@ -94,7 +94,7 @@ FAULTS = (
         "ip daddr PEERIP udp dport PORT",
         backends=ENCAPSULATED,
     ),
-    _filter("peer-blocked", "a firewall drops all that the peer sends", DEAD, "input", "ip saddr PEERIP", backends=ENCAPSULATED),
+    dropping("peer-blocked", "a firewall drops all that the peer sends", DEAD, "input", "ip saddr PEERIP", backends=ENCAPSULATED),
     Fault(
         "forward-drop",
         "the host's firewall forwards only what it knows, as a hardened host's does",
@@ -103,7 +103,7 @@ FAULTS = (
         " { type filter hook forward priority 10; policy drop; }'",
         "nft delete table inet labfault_forward",
     ),
-    _filter(
+    dropping(
         "mtu-black-hole",
         "the network drops packets over 1400 bytes and tells nobody",
         LARGE_DEAD,
@@ -175,7 +175,7 @@ FAULTS = (
     Fault("tables-flushed", "somebody reloads the firewall: nft flush ruleset", FLOWS, "nft flush ruleset"),
     Fault("subnet-file-deleted", "somebody deletes subnet.env", FLOWS, "rm SUBNETFILE"),
     Fault("agent-hung", "the agent stands still", FLOWS, "kill -STOP AGENT", "kill -CONT AGENT"),
-    _filter("etcd-unreachable", "a firewall before etcd drops what comes", FLOWS, "input", "tcp dport 2379", where="etcd"),
+    dropping("etcd-unreachable", "a firewall before etcd drops what comes", FLOWS, "input", "tcp dport 2379", where="etcd"),
     Fault("lease-deleted", "somebody deletes the host's lease in etcd", FLOWS, "ETCDCTL del KEY", where="etcd"),
     Fault(
         "address-twice",
@@ -198,7 +198,13 @@ FAULTS = (
 )
 """Worst first: those that kill all traffic, then some, then none."""
 
-BY_NAME: Mapping[str, Fault] = {fault.name: fault for fault in FAULTS}
+
+def every() -> Mapping[str, Fault]:
+    """All faults by their names, also those that are there to be found only."""
+    from netns_lab.more_faults import MORE  # it is written with what is in here
+
+    return {fault.name: fault for fault in (*FAULTS, *MORE)}
+
 
 DEVICES = {"vxlan": "flannel.1", "udp": "flannel0"}
 PORTS = {"vxlan": "8472", "udp": "8285"}
@@ -216,9 +222,10 @@ class Injected:
 
 def fault(name: str) -> Fault:
     """By its name. Raises LabError that tells which there are."""
-    if name not in BY_NAME:
-        raise LabError(f"no fault {name}: expected one of {', '.join(BY_NAME)}")
-    return BY_NAME[name]
+    known = every()
+    if name not in known:
+        raise LabError(f"no fault {name}: expected one of {', '.join(known)}")
+    return known[name]
 
 
 async def inject(lab: Lab, which: Fault, on: Host) -> Injected:
@@ -228,12 +235,12 @@ async def inject(lab: Lab, which: Fault, on: Host) -> Injected:
     found = injected(lab)
     if any(each.name == which.name for each in found):
         raise LabError(f"{which.name} is in this lab already; heal it first")
-    words = _words(lab, which, on)
+    words = known(lab, which, on)
     box = {"host": on.name, "container": on.containers[0].name if on.containers else ""}.get(which.where, which.where)
-    made = Injected(which.name, on.name, box, _filled(which.heal, words))
+    made = Injected(which.name, on.name, box, filled(which.heal, words))
     _keep(lab, [*found, made])  # first: what is half done is taken out again, too
     try:
-        await lab.box(box).exec("sh", "-ec", _filled(which.inject, words))
+        await lab.box(box).exec("sh", "-ec", filled(which.inject, words))
     except BaseException:
         await lab.box(box).attempt("sh", "-c", made.heal or ":")
         _keep(lab, found)
@@ -271,7 +278,7 @@ def _keep(lab: Lab, found: list[Injected]) -> None:
     _book(lab).write_text(json.dumps([asdict(each) for each in found]))
 
 
-def _words(lab: Lab, which: Fault, on: Host) -> dict[str, str]:
+def known(lab: Lab, which: Fault, on: Host) -> dict[str, str]:
     """What the words in capitals stand for."""
     peer = next((host for host in lab.hosts if host is not on), None)
     if peer is None:
@@ -280,6 +287,8 @@ def _words(lab: Lab, which: Fault, on: Host) -> dict[str, str]:
     return {
         "DEV": DEVICES.get(backend, ""),
         "PORT": PORTS.get(backend, ""),
+        "DEVICE": DEVICES.get(backend, "").replace(".", "/"),
+        "OWNNET": str(on.subnet),
         "BRIDGE": lab.topology.bridge,
         "OWNADDR": on.subnet_env()["FLANNEL_SUBNET"],
         "PEERNET": str(peer_net),
@@ -297,5 +306,6 @@ def _words(lab: Lab, which: Fault, on: Host) -> dict[str, str]:
     }
 
 
-def _filled(text: str, words: Mapping[str, str]) -> str:
+def filled(text: str, words: Mapping[str, str]) -> str:
+    """The text with what the words in capitals stand for."""
     return re.sub(r"\b[A-Z]{3,}\b", lambda found: words.get(found[0], found[0]), text)

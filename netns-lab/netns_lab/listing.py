@@ -56,13 +56,13 @@ def faults_table(lab: Lab | None) -> Table:
     """Every fault: what it is, what containers notice, and where it is in this lab."""
     from rich.table import Table
 
-    from netns_lab.faults import FAULTS, injected
+    from netns_lab.faults import every, injected
 
     there = {each.name: each.box for each in injected(lab)} if lab is not None else {}
     table = Table()
     for column in ("fault", "what is done", "traffic", *(("in",) if there else ())):
         table.add_column(column, overflow="fold", no_wrap=column == "fault")
-    for fault in FAULTS:
+    for fault in every().values():
         if lab is None or fault.fits(lab.topology.backend):
             table.add_row(fault.name, fault.says, fault.traffic.value, *((there.get(fault.name, ""),) if there else ()))
     return table

@@ -116,6 +116,7 @@ FAULTS: dict[str, tuple[str, str, Act, Act]] = {
     ),
     "PublicIP by the overlay": ("route-astray", "dev flannel.1", *detour("192.0.2.9/32", other("192.0.2.9/32", dev="flannel.1"))),
     "no way to PublicIP": ("route-astray", "no way to 192.0.2.9", *detour("192.0.2.9/32", Found(code=errno.ENETUNREACH))),
+    "PublicIP into a black hole": ("route-astray", "no way to 192.0.2.9", *detour("192.0.2.9/32", Found(code=errno.EINVAL))),
     "rp_filter": ("reverse-path-filter", "sysctl -w net.ipv4.conf.flannel/1.rp_filter=2", strict_and_astray, loose),
     "docker0 of another host": (
         "bridge-stale",
@@ -128,6 +129,21 @@ FAULTS: dict[str, tuple[str, str, Act, Act]] = {
         "docker0 has 172.17.0.1/16",
         lambda host: host.kernel.set_interface(docker0("172.17.0.1/16")),
         lambda host: host.kernel.set_interface(docker0(own(host))),
+    ),
+    "docker0 switched off": (
+        "bridge-down",
+        "ip link set docker0 up",
+        lambda host: host.kernel.set_interface(replace(docker0(own(host)), up=False, running=False)),
+        lambda host: host.kernel.set_interface(docker0(own(host))),
+    ),
+    "forwarding of docker0": (
+        "forwarding-off",
+        "sysctl -w net.ipv4.conf.docker0.forwarding=1",
+        lambda host: (
+            host.kernel.set_interface(docker0(own(host))),
+            sysctl("net/ipv4/conf/docker0/forwarding", "0")(host),
+        ),
+        sysctl("net/ipv4/conf/docker0/forwarding", "1"),
     ),
     "docker0's MTU": (
         "bridge-mtu",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from netaddr import IPAddress
 
+from flannelpy.agent.probes import JUDGED_PEERS, JUDGED_S
 from flannelpy.core.probing import EVERY_S, GAP_S, SMALL, Probe, Schedule
-from flannelpy.core.reachability import GRACE_S, Path, Probed, Target, judge
+from flannelpy.core.reachability import GRACE_S, Path, Probed, Target, Verdict, judge
 
 Answers = Callable[[Probe, float], bool]
 RTT_S = 0.0004
@@ -33,6 +34,8 @@ class Air:
         self.schedule.update({f"p{number}": target(number) for number in range(peers)}, self.now)
         self.answers: Answers = lambda _probe, _now: True
         self.sent: list[tuple[float, Probe]] = []
+        self.judged_at = self.now
+        self.judged: dict[str, Verdict] = {}
 
     def turn(self, seconds: float) -> Iterator[float]:
         """Let time pass; yields after each step."""
@@ -44,8 +47,11 @@ class Air:
                 if self.answers(probe, self.now):
                     self.schedule.heard(probe.token, probe.address, probe.size, self.now + RTT_S)
             assert wake > self.now, "it would spin"
+            if self.now >= self.judged_at + JUDGED_S * max(1.0, self.schedule.suspected / JUDGED_PEERS):
+                self.judged = dict(self.schedule.suspects(self.now))
+                self.judged_at = self.now
             yield self.now
-            self.now = max(min(wake, end, self.now + 1.0), self.now)
+            self.now = max(min(wake, end, self.now + JUDGED_S), self.now)
 
     def run(self, seconds: float) -> None:
         for _ in self.turn(seconds):
@@ -106,6 +112,63 @@ def test_a_peer_that_fails_is_told_within_15_seconds(peers: int, after: float) -
     assert "host" in air.why()
     air.answers = lambda _probe, _now: True
     assert air.until("reachable") <= 10.0
+
+
+def silence(numbers: Iterable[int], *, hosts: bool) -> Answers:
+    """These peers do not answer through the overlay; nor do their hosts beside it."""
+    gone = {target(number).through for number in numbers} | ({target(number).beside for number in numbers} if hosts else set())
+    return lambda probe, _now: probe.address not in gone
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    peers=st.one_of(st.integers(1, 100), st.just(100)),
+    part=st.one_of(st.floats(0.0, 1.0), st.just(1.0)),
+    dead_before=st.one_of(st.just(0.0), st.floats(0.0, 1.0)),
+    new=st.booleans(),
+    hosts=st.booleans(),
+    after=st.floats(0.0, 10.0),
+    seed=st.integers(0, 1000),
+)
+@example(peers=100, part=1.0, dead_before=0.0, new=False, hosts=True, after=0.0, seed=1)
+@example(peers=100, part=1.0, dead_before=0.0, new=True, hosts=True, after=0.0, seed=1)
+@example(peers=100, part=0.02, dead_before=0.0, new=False, hosts=True, after=5.0, seed=1)
+@example(peers=100, part=0.0, dead_before=0.9, new=False, hosts=True, after=0.0, seed=1)
+@example(peers=52, part=50 / 52, dead_before=0.0, new=True, hosts=True, after=0.0, seed=1)
+def test_however_many_fail_each_is_told_within_15_seconds_and_no_other(
+    peers: int, part: float, dead_before: float, new: bool, hosts: bool, after: float, seed: int
+) -> None:
+    """Some of up to a hundred peers, at once, or never there since their leases came; others may be dead for long."""
+    failing = max(1, round(peers * part))
+    before = range(failing, failing + round((peers - failing) * dead_before))
+    air = Air(peers, seed)
+    if new:
+        air.schedule.update({f"p{number}": None for number in range(failing)}, air.now)
+    air.run(30)
+    air.answers = silence(before, hosts=hosts)
+    air.run(60 + after)
+    air.answers = silence(range(before.stop), hosts=hosts)
+    if new:
+        air.schedule.update({f"p{number}": target(number) for number in range(failing)}, air.now)
+    began, told = air.now, dict[str, float]()
+    for now in air.turn(30):
+        found = {key for key, verdict in air.judged.items() if verdict.state in ("unreachable", "silent")}
+        assert found <= {f"p{number}" for number in range(before.stop)}, "a healthy one is accused"
+        assert found >= told.keys(), "told, and taken back"
+        told |= dict.fromkeys(found - told.keys(), now - began)
+    assert told.keys() == {f"p{number}" for number in range(before.stop)}
+    assert max(told.values()) <= 15.0
+    air.answers = lambda _probe, _now: True
+    air.run(35)
+    assert not air.judged
+
+
+@pytest.mark.parametrize("lost", [0.01, 0.05])
+def test_packets_lost_by_chance_among_a_hundred_are_no_failure_of_many(lost: float) -> None:
+    air, chance = Air(100), Random(7)
+    air.answers = lambda _probe, _now: chance.random() >= lost
+    for _now in air.turn(600):
+        assert all(verdict.state != "unreachable" for verdict in air.judged.values())
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,6 @@ def test_on_eighty_columns_a_peer_is_a_line_and_what_is_wrong_stands_below_it(co
 
 def test_colours_are_for_states_and_change_nothing_else() -> None:
     status = replace(WHOLE, peers=(peer(1, GOOD), peer(2, GONE)))
-    plain, coloured = peers_text(status, NOW, 80), peers_text(status, NOW, 80, coloured=True)
+    plain, coloured = peers_text(status, NOW, 80), peers_text(status, NOW, 80, colours=True)
     assert "\x1b[31m" in coloured
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain

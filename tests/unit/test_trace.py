@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 
+import click
 import pytest
 from netaddr import IPAddress, IPNetwork
 
@@ -75,7 +76,11 @@ async def test_where_all_is_well_it_gets_through(host: About) -> None:
         "mtu": 1450,
     }
     assert verdict(journey) == "gets through: 10.5.7.253 to 10.5.9.2 and back"
-    assert page(journey).row_count == len(journey.hops)
+    shown = page(journey, 400, colours=False)
+    assert [line.split("  ")[0].strip() for line in shown[1:]] == [hop.name for hop in journey.hops]
+    narrow = page(journey, 60, colours=True)
+    assert len(narrow) > len(shown)
+    assert all(len(click.unstyle(line)) <= 60 for line in narrow)
     assert all(echo.closed for echo in fake(host).air.echoes)
 
 

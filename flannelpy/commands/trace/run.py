@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ def trace(given: Given, dst: str, source: str | None, *, live: bool, as_json: bo
     if as_json:
         click.echo(to_json(journey, __version__, _live(watched)))
     else:
-        terminal.show(page(journey), wide=WIDE)
+        click.echo("\n".join(page(journey, terminal.width(WIDE), colours=terminal.has_colours())))
         click.echo()
         terminal.say(verdict(journey))
         if journey.stop is not None and journey.outcome != "unknown" and journey.stop.remedy:
@@ -151,21 +152,24 @@ def _live(watched: Watched | str | None) -> dict[str, object] | None:
     }
 
 
-def page(journey: Journey) -> Table:
-    """A hop a line."""
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    shown.add_column("hop", no_wrap=True)
-    shown.add_column("", no_wrap=True)
-    shown.add_column(f"{journey.source} to {journey.destination}", overflow="fold")
-    shown.add_column("MTU", justify="right", no_wrap=True)
-    for hop in journey.hops:
-        style = _STYLES[hop.state]
-        said = f"{hop.said}: {hop.remedy}" if hop.state == "note" and hop.remedy else hop.said
-        shown.add_row(Text(hop.name), Text(hop.state, style=style), Text(said), Text(str(hop.mtu or "")))
-    return shown
+def page(journey: Journey, width: int, *, colours: bool) -> list[str]:
+    """A hop a line, and those that what it says goes on in. Without rich, whose import takes a fifth of the time of it all."""
+    names = max(len(hop.name) for hop in journey.hops)
+    states = max(len(state) for state in _STYLES)
+    sizes = [str(hop.mtu or "") for hop in journey.hops]
+    said = [f"{hop.said}: {hop.remedy}" if hop.state == "note" and hop.remedy else hop.said for hop in journey.hops]
+    head = f"{journey.source} to {journey.destination}"
+    room = max(20, width - names - states - max(map(len, ("MTU", *sizes))) - 6)
+    folded = [textwrap.wrap(text, room) or [""] for text in said]
+    column = max(len(head), *(len(line) for lines in folded for line in lines))
+    bold = (lambda text: click.style(text, bold=True)) if colours else str
+    lines = [bold(f"{'hop':{names}}  {'':{states}}  {head:{column}}   MTU")]
+    for hop, texts, size in zip(journey.hops, folded, sizes, strict=True):
+        state = f"{hop.state:{states}}"
+        shown = click.style(state, fg=_STYLES[hop.state]) if colours else state
+        lines.append(f"{hop.name:{names}}  {shown}  {texts[0]:{column}}  {size:>4}".rstrip())
+        lines += [f"{'':{names}}  {'':{states}}  {text}" for text in texts[1:]]
+    return lines
 
 
 def _printable(hop: Hop) -> Hop:
