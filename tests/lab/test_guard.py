@@ -20,7 +20,8 @@ from netns_lab.lab import Lab
 from tests.lab.agent_support import lab_name, mac, no_probes, no_traceback, settled_overlay, shell  # noqa: F401
 from tests.lab.test_agent_status import status
 
-pytestmark = pytest.mark.usefixtures("no_probes")
+pytestmark = [pytest.mark.usefixtures("no_probes"), pytest.mark.timeout(400)]
+"""Thousands of forged packets, one command for each hundred."""
 
 COUNT = 100
 """Forged packets of each kind."""

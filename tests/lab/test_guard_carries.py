@@ -19,7 +19,8 @@ from tests.lab.agent_support import lab_name, no_probes, no_traceback, settled_o
 from tests.lab.test_agent_status import status
 from tests.lab.test_guard import COUNT, INNER, TARGETS, accepted, make_stranger
 
-pytestmark = pytest.mark.usefixtures("no_probes")
+pytestmark = [pytest.mark.usefixtures("no_probes"), pytest.mark.timeout(400)]
+"""Thousands of forged packets, one command for each hundred."""
 
 C2, H2, H2_BRIDGE = "10.1.2.2", "192.168.50.12", "10.1.2.1"
 NODE_PORT = 30080
