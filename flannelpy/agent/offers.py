@@ -39,6 +39,9 @@ IMPLIED_S = 10.0
 AGAIN_S = 5.0
 """What somebody else has written over our own is put right this often at the most."""
 
+NAMED = 2_000
+"""Where a network begins with more leases, names alone are not followed: etcd would have a second watch of every host for them."""
+
 MOST = 50_000
 """Keys that are looked at; more hosts than a network of ours has."""
 MOST_BYTES = 16 << 20
@@ -93,7 +96,7 @@ class Offers:
             self.tell(held, offer, wanted=bool(named or preference.order or preference.outgoing))
         if preference.standing:
             self.follow()
-        elif named:
+        elif named and len(self._cluster.view.leases) <= NAMED:
             self._following.set()
         return self.known or not self._awaited
 

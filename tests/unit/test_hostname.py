@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from netaddr import IPAddress, IPNetwork
 
+from flannelpy.agent import offers
 from flannelpy.agent.report import Reporter
 from flannelpy.core.errors import RegistryAuthError, UsageError
 from flannelpy.core.hostname import MOST, is_name, spoken
@@ -251,3 +252,17 @@ async def test_junk_of_any_size_takes_bounded_room(host: HostInMemory, monkeypat
         names = host.agent._network.cluster.names  # type: ignore[union-attr]
         assert 0 < names.size <= 1000
         assert len(names) < 5
+
+
+@pytest.mark.parametrize(("most", "shown"), [(2, "h9"), (0, None)])
+async def test_names_alone_are_not_followed_in_a_network_of_many_hosts(
+    host: HostInMemory, monkeypatch: pytest.MonkeyPatch, most: int, shown: str | None
+) -> None:
+    monkeypatch.setattr(offers, "NAMED", most)
+    calling(host, "h9")
+    async with host.run():
+        await until(lambda: told(host) is not None)  # it says its own all the same
+        for _ in range(200):
+            await asyncio.sleep(0)
+        await until(lambda: not shown or peer(host).name == shown)
+        assert peer(host).name == shown
