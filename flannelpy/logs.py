@@ -36,8 +36,11 @@ def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
     handler.addFilter(Once(handler))
     handler.addFilter(Rate(handler))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for chatty in ("asyncio", "pyroute2", "grpc"):  # their debug lines are about themselves
-        logging.getLogger(chatty).setLevel(max(logging.INFO, logging.getLogger().level))
+    wanted = logging.getLogger().level
+    for chatty in ("asyncio", "pyroute2", "grpc", "httpcore2"):  # their debug lines are about themselves
+        logging.getLogger(chatty).setLevel(max(logging.INFO, wanted))
+    # It tells each request that is made of an API server as news.
+    logging.getLogger("httpx2").setLevel(logging.INFO if wanted <= logging.DEBUG else max(logging.WARNING, wanted))
 
 
 class Text(logging.Formatter):

@@ -40,6 +40,13 @@ def test_text_has_the_time_and_names_only_levels_that_matter(stream: io.StringIO
     assert second.endswith(" warning: etcd is away")
 
 
+@pytest.mark.parametrize(("level", "told"), [("debug", True), ("info", False), ("error", False)])
+def test_requests_of_an_api_server_are_for_those_who_debug(stream: io.StringIO, level: str, told: bool) -> None:
+    logs.set_up(level, "text", stream)
+    logging.getLogger("httpx2").info("HTTP Request: GET https://10.0.0.1/api/v1/nodes")
+    assert ("HTTP Request" in stream.getvalue()) is told
+
+
 def test_text_leaves_the_time_to_the_journal(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOURNAL_STREAM", "8:1")
     logs.set_up("info", "text", stream)
