@@ -10,6 +10,8 @@ CNI     := $(VENV)/cni/usr/lib/cni/bridge
 RELEASE := $(VENV)/.release-tools-installed
 LOWEST  := $(VENV)/lowest
 LAB     := netns-lab/lab
+# Built once, some minutes long, and outside of this folder: it is the same for every checkout.
+KUBE    = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/flannelpy/kubernetes-$(KUBERNETES)
 
 NAME    ?= fl
 HOSTS   ?= 3
@@ -19,6 +21,7 @@ ROUNDS  ?= 5
 MINUTES ?= 10
 FLOOD   ?= 10
 FLANNEL ?= v0.28.9
+KUBERNETES ?= v1.37.2
 # Test files side by side: those of the lab wait more than they work, so that it is one more than a machine of two cores has.
 JOBS    ?= 3
 
@@ -39,7 +42,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn gallery chaos flood etcds flanneld prometheus fuzz dist deb image test-package test-image pins test-lowest clean
+.PHONY: help setup demo test lint types unit test-kernels kubernetes test-kube bench-kube format lab lab-down bench-agent bench-udp bench-guard bench-registry soak-udp churn gallery chaos flood etcds flanneld prometheus fuzz dist deb image test-package test-image pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,8 +54,8 @@ setup: $(DEV) $(DOCKER) $(CNI) ## install what is missing: Debian packages (as r
 demo: $(DEV) ## three hosts, a real etcd, every container pings every other
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab demo
 
-test: lint types $(DOCKER) $(CNI) ## lint, types, all tests but those that take QEMU (make test-kernels)
-	$(PYTHON) -m pytest -q -n $(JOBS) --dist loadfile --ignore=tests/kernels
+test: lint types $(DOCKER) $(CNI) ## lint, types, all tests but those that take QEMU (make test-kernels) or Kubernetes (make test-kube)
+	$(PYTHON) -m pytest -q -n $(JOBS) --dist loadfile --ignore=tests/kernels --ignore=tests/kube
 
 lint: $(DEV) ## style of the code
 	$(PYTHON) -m ruff check . $(LAB)
@@ -69,6 +72,12 @@ unit: $(DEV) ## tests that need no privileges
 test-kernels: $(DEV) ## udp by the kernel, wireguard and ipip, in guests with Debian's own (QEMU, ten minutes)
 	$(PYTHON) -m pytest -q -s tests/kernels
 
+kubernetes: ## Kubernetes' own programs for make test-kube, built with Go 1.26 into ~/.cache/flannelpy (a quarter of an hour, once)
+	@tests/kube/build.sh $(KUBERNETES) $(KUBE)
+
+test-kube: image kubernetes $(DOCKER) $(CNI) ## the image and the manifests in a real Kubernetes of three nodes (ten minutes)
+	KUBERNETES_PROGRAMS=$(KUBE) FLANNELPY_IMAGE=$$(ls -t $(CURDIR)/dist/flannelpy_*.oci.tar | head -n 1) $(PYTHON) -m pytest -q tests/kube
+
 format: $(DEV) ## put the code into its form
 	$(PYTHON) -m ruff check --fix . $(LAB)
 	$(PYTHON) -m ruff format . $(LAB)
@@ -84,6 +93,9 @@ bench-agent: $(DEV) ## how fast the agent is
 
 bench-udp: $(DEV) ## how fast udp in user space is, beside a C pump and VXLAN: ROUNDS=5
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab bench_udp --rounds $(ROUNDS)
+
+bench-kube: $(DEV) ## what 1,000 nodes of Kubernetes and their heartbeats cost an agent
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_kube
 
 bench-guard: $(DEV) ## what source validation costs a vxlan host, at 10 and 10,000 peers: ROUNDS=5
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_guard --rounds $(ROUNDS)

@@ -26,6 +26,8 @@ from netns_lab.lab import PREFIX, Lab
 
 SUBNETS = f"{PREFIX}/subnets"
 DAY_S = 86400
+FLANNELD = Path(os.environ.get("FLANNELD", Path(__file__).resolve().parents[2] / ".venv/cache/flanneld"))
+"""Real flanneld: the one that is named, or the one that ``make flanneld`` has built."""
 
 _numbers = itertools.count(1)
 

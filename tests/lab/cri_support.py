@@ -27,6 +27,8 @@ from netns_lab.topology import ContainerPlan
 SERVICE = "/runtime.v1.RuntimeService/"
 IMAGE = "localhost/lab:1"
 READY_WITHIN_S = 30.0
+READY = 0
+"""SANDBOX_READY; protobuf does not write what is 0."""
 
 _START = """set -e
 own=$1
@@ -34,6 +36,7 @@ mount -t tmpfs tmpfs "$own/run"
 mkdir -p "$own/run${2#/run}"
 mount --bind "$2" "$own/run${2#/run}"
 mount --rbind "$own/run" /run
+. "$own/prepare"
 exec containerd -c "$own/config.toml"
 """
 _CONFIG = """version = 2
@@ -50,24 +53,30 @@ state = "{own}/state"
     bin_dir = "{bin}"
     conf_dir = "{conf}"
   [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "native"
+    snapshotter = "{snapshotter}"
 """
 
 
 class Containerd:
-    """A containerd on one host, which finds plugins and networks in these folders."""
+    """A containerd on one host, which finds plugins and networks in these folders. ``prepare``: what a shell does before, with its
+    mounts; ``$own`` is the folder of its files."""
 
-    def __init__(self, host: Host, ledger: Ledger, bin_dir: Path, conf_dir: Path) -> None:
+    def __init__(
+        self, host: Host, ledger: Ledger, bin_dir: Path, conf_dir: Path, *, prepare: str = "", snapshotter: str = "native"
+    ) -> None:
         self.host = host
         self.own = host.directory / "containerd"
         self.socket = self.own / "containerd.sock"
         self._ledger = ledger
-        self._cgroup = f"netns-lab-{host.namespace.name}"
+        self.cgroup = f"netns-lab-{host.namespace.name}"
+        """Where those of its pods are, in every hierarchy."""
         self._process: Process | None = None
         (self.own / "run").mkdir(parents=True)
-        (self.own / "config.toml").write_text(_CONFIG.format(own=self.own, image=IMAGE, bin=bin_dir, conf=conf_dir))
+        config = {"own": self.own, "image": IMAGE, "bin": bin_dir, "conf": conf_dir, "snapshotter": snapshotter}
+        (self.own / "config.toml").write_text(_CONFIG.format(**config))
+        (self.own / "prepare").write_text(prepare)
         for hierarchy in hierarchies():
-            ledger.note_folder(hierarchy / self._cgroup)
+            ledger.note_folder(hierarchy / self.cgroup)
 
     async def start(self) -> None:
         """Start it, and give it the image of all pods."""
@@ -81,9 +90,17 @@ class Containerd:
                 assert self._process.exit_code is None, self._process.tail()
                 await asyncio.sleep(0.05)
         (self.own / "image.tar").write_bytes(image())
-        outcome = await run(
-            [f"{UNPACKED}/usr/bin/ctr", "-a", str(self.socket), "-n", "k8s.io", "images", "import", f"{self.own}/image.tar"]
-        )
+        await self.load(self.own / "image.tar")
+
+    async def kill(self) -> None:
+        """End it, and its pods with it."""
+        assert self._process is not None
+        await self._process.kill()
+
+    async def load(self, archive: Path) -> None:
+        """Give it an image."""
+        words = [f"{UNPACKED}/usr/bin/ctr", "-a", str(self.socket), "-n", "k8s.io", "images", "import", str(archive)]
+        outcome = await run(words, timeout_s=120)
         assert outcome.code == 0, outcome
 
     async def network_ready(self) -> tuple[bool, str]:
@@ -104,16 +121,30 @@ class Containerd:
     async def run_pod(self, name: str) -> tuple[str, Container]:
         """A pod's sandbox, which holds its network; its id, and the container that the lab knows from now on."""
         config = field(1, field(1, name) + field(2, f"{name}-uid") + field(3, "default"))
-        config += field(2, name) + field(8, field(1, f"/{self._cgroup}"))
+        config += field(2, name) + field(8, field(1, f"/{self.cgroup}"))
         identity = first(await self._ask("RunPodSandbox", field(1, config), timeout_s=60), 1).decode()
+        return identity, await self.entered(identity, name)
+
+    async def pods(self) -> dict[str, str]:
+        """The ids of the sandboxes that are ready, by the names of their pods."""
+        listed = await self._ask("ListPodSandbox", b"")
+        found = {}
+        for number, sandbox in fields(listed):
+            assert number == 1
+            assert isinstance(sandbox, bytes)
+            if dict(fields(sandbox)).get(3, READY) == READY:
+                found[first(first(sandbox, 2), 1).decode()] = first(sandbox, 1).decode()
+        return found
+
+    async def entered(self, identity: str, name: str) -> Container:
+        """The pod that is already there, as a container of the lab by this name."""
         answer = await self._ask("PodSandboxStatus", field(1, identity) + b"\x10\x01")
         address = IPAddress(first(first(first(answer, 1), 5), 1).decode())
         info = json.loads(next(_entries(answer, 2))[1])
         netns = next(each["path"] for each in info["runtimeSpec"]["linux"]["namespaces"] if each["type"] == "network")
         namespace = Namespace(f"{self._ledger.name}-{name}", self._ledger)
-        await namespace.bind(Path(f"/proc/{self._pid}/root{netns}"))
-        container = Container(ContainerPlan(name, self.host.name, address.value & 0xFF), namespace, self.host)
-        return identity, container
+        await namespace.bind(Path(f"/proc/{self.pid}/root{netns}"))
+        return Container(ContainerPlan(name, self.host.name, address.value & 0xFF), namespace, self.host)
 
     async def address_of(self, identity: str) -> str:
         """The pod's address, as CRI says it."""
@@ -141,7 +172,7 @@ class Containerd:
         return True
 
     @property
-    def _pid(self) -> int:
+    def pid(self) -> int:
         """containerd's own: it is the one child of unshare."""
         assert self._process is not None
         return int(Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text())

@@ -10,17 +10,14 @@ The flanneld is the one of $FLANNELD, or the one that ``make flanneld`` has buil
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
 from netns_lab.host import Host
 from netns_lab.lab import Lab
-from tests.lab.agent_support import lab_name, losing_nothing, no_traceback, until  # noqa: F401
+from tests.lab.agent_support import FLANNELD, lab_name, losing_nothing, no_traceback, until  # noqa: F401
 from tests.lab.host_support import change, published, until_nothing_is_wrong, until_they_meet
 
-BUILT = Path(__file__).resolve().parents[2] / ".venv" / "cache" / "flanneld"
-FLANNELD = Path(os.environ.get("FLANNELD", BUILT))
 BACKENDS = ["vxlan", "host-gw", "udp"]
 ALL = ("c1", "c2", "c3")
 

@@ -15,9 +15,8 @@ import pytest
 
 from netns_lab.host import Host
 from netns_lab.lab import Lab
-from tests.lab.agent_support import losing_nothing, until
+from tests.lab.agent_support import FLANNELD, losing_nothing, until
 from tests.lab.kube_support import PATIENCE_S, PREFIX, Cluster, no_tracebacks, until_all_reach
-from tests.lab.test_flanneld import FLANNELD
 
 BACKENDS = [pytest.param(each, marks=pytest.mark.topology(hosts=2, backend=each)) for each in ("vxlan", "host-gw")]
 
