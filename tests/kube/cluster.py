@@ -136,7 +136,7 @@ class Cluster:
 
         async def answers() -> bool:
             assert self._running["kube-apiserver"].exit_code is None, self._running["kube-apiserver"].tail()
-            return self.authority.exists() and await self.api.ready()
+            return self._know_authority() and await self.api.ready()
 
         await until(answers, PATIENCE_S, "an API server that is ready", self._running["kube-apiserver"].tail)
 
@@ -173,8 +173,16 @@ class Cluster:
 
     @property
     def authority(self) -> Path:
-        """The certificate that the API server's is checked against: it has signed its own, and this has both."""
-        return self.directory / "certificates/apiserver.crt"
+        """The certificate that the API server's is checked against."""
+        return self.directory / "authority.crt"
+
+    def _know_authority(self) -> bool:
+        """The server has made both at its first start, in one file: its own certificate, and then its authority's."""
+        made = self.directory / "certificates/apiserver.crt"
+        if not self.authority.exists() and made.exists():
+            begin = "-----BEGIN CERTIFICATE-----"
+            self.authority.write_text(begin + made.read_text().rpartition(begin)[2])
+        return self.authority.exists()
 
     def kubeconfig(self, user: str, token: str) -> Path:
         """A kubeconfig with this token."""
