@@ -8,6 +8,7 @@ no kube-proxy is needed.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import secrets
@@ -111,8 +112,7 @@ class Cluster:
         lines = [f"{self.tokens[user]},{user},{user},{group}\n" for user, group in groups.items()]
         (self.directory / "tokens").write_text("".join(lines))
         await self.serve()
-        for user, token in self.tokens.items():
-            self.kubeconfig(user, token)
+        self.kubeconfig("admin", self.tokens["admin"])
 
     async def serve(self) -> None:
         """Start the API server, with what it held before."""
@@ -184,9 +184,10 @@ class Cluster:
             self.authority.write_text(begin + made.read_text().rpartition(begin)[2])
         return self.authority.exists()
 
-    def kubeconfig(self, user: str, token: str) -> Path:
-        """A kubeconfig with this token."""
-        path = self.directory / user.rpartition(":")[2]
+    def kubeconfig(self, user: str, token: str, folder: Path | None = None) -> Path:
+        """A kubeconfig with this token, which needs no other file; in a folder that a node sees, where one is given."""
+        path = (folder or self.directory) / user.rpartition(":")[2]
+        authority = base64.b64encode(self.authority.read_bytes()).decode()
         path.write_text(
             json.dumps(
                 {
@@ -194,7 +195,7 @@ class Cluster:
                     "kind": "Config",
                     "current-context": "lab",
                     "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": user}}],
-                    "clusters": [{"name": "lab", "cluster": {"server": self.url, "certificate-authority": str(self.authority)}}],
+                    "clusters": [{"name": "lab", "cluster": {"server": self.url, "certificate-authority-data": authority}}],
                     "users": [{"name": user, "user": {"token": token}}],
                 }
             )
@@ -219,9 +220,9 @@ class Cluster:
         said = {"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated", "message": "as in a cloud"}
         await self.api.call("PATCH", path_of("Node", node) + "/status", {"status": {"conditions": [said]}}, kind=STRATEGIC)
 
-    async def rights(self) -> Path:
+    async def rights(self, folder: Path | None = None) -> Path:
         """A kubeconfig with the rights that our agents have, by the manifests."""
-        return self.kubeconfig(AGENT, await self.api.token("flannelpy", "kube-flannel"))
+        return self.kubeconfig(AGENT, await self.api.token("flannelpy", "kube-flannel"), folder)
 
     async def until_ready(self, *names: str) -> None:
         """Wait for these nodes."""

@@ -85,7 +85,9 @@ class Node:
     def start_kubelet(self) -> None:
         """Start it; the node is ready some seconds later."""
         own = self.containerd.own
-        options = [f"--kubeconfig={self._cluster.directory}/{self.name}", f"--config={own}/kubelet.json"]
+        user = f"system:node:{self.name}"
+        kubeconfig = self._cluster.kubeconfig(user, self._cluster.tokens[user], own)
+        options = [f"--kubeconfig={kubeconfig}", f"--config={own}/kubelet.json"]
         options += [f"--hostname-override={self.name}", f"--node-ip={self.host.address}", f"--root-dir={own}/kubelet"]
         self._kubelet = self.spawn("kubelet", [program("kubelet"), *options, f"--cert-dir={own}/kubelet-pki"])
 

@@ -29,7 +29,7 @@ LABEL = "network=flannelpy"
 
 async def start_flanneld(cluster: Cluster, node: Node, backend: str) -> Process:
     """With the rights that our agents have, and the CNI plugin beside it."""
-    kubeconfig = await cluster.rights()
+    kubeconfig = await cluster.rights(node.host.directory)
     config = node.host.directory / "net-conf.json"
     config.write_text(json.dumps({"Network": CLUSTER_CIDR, "Backend": {"Type": backend}}))
     install = node.spawn("cni install", [sys.executable, "-m", "flannelpy", "cni", "install", "--force"])
