@@ -17,6 +17,7 @@ from pathlib import Path
 PYTHON = (
     *("python3-minimal", "python3.{0}-minimal", "libpython3.{0}-minimal", "libpython3.{0}-stdlib"),
     *("libexpat1", "zlib1g", "libbz2-1.0", "liblzma5", "libffi8", "libssl3", "libuuid1", "libcrypt1"),
+    "libsqlite3-0",  # import pyroute2 asks for it
 )
 """Python and the libraries of the modules that ``UNUSED`` leaves; {0} is its minor version."""
 
@@ -40,9 +41,9 @@ UNUSED = (
     *("usr/lib/*/gconv", "usr/lib/*/engines-3", "usr/lib/*/audit", "usr/lib/locale", "usr/lib/systemd", "usr/lib/sysusers.d"),
     *("usr/lib/python3*/ensurepip", "usr/lib/python3*/idlelib", "usr/lib/python3*/lib2to3", "usr/lib/python3*/pydoc_data"),
     *("usr/lib/python3*/tkinter", "usr/lib/python3*/turtle.py", "usr/lib/python3*/test", "usr/lib/python3*/config-3*"),
-    *("usr/lib/python3*/distutils", "usr/lib/python3*/dbm", "usr/lib/python3*/curses", "usr/lib/python3*/sqlite3"),
+    *("usr/lib/python3*/distutils", "usr/lib/python3*/dbm", "usr/lib/python3*/curses"),
     *("usr/lib/python3*/lib-dynload/_curses*", "usr/lib/python3*/lib-dynload/_dbm*", "usr/lib/python3*/lib-dynload/_gdbm*"),
-    *("usr/lib/python3*/lib-dynload/readline*", "usr/lib/python3*/lib-dynload/_sqlite3*", "usr/lib/python3*/lib-dynload/nis*"),
+    *("usr/lib/python3*/lib-dynload/readline*", "usr/lib/python3*/lib-dynload/nis*"),
     *("etc/init.d", "etc/cron.d", "etc/update-motd.d", "etc/issue*", "etc/motd", "etc/default", "etc/ld.so.conf.d/fakeroot*"),
     *("usr/sbin/update-ca-certificates", "usr/share/ca-certificates-java", "usr/sbin/*-apply", "etc/skel"),
     *(

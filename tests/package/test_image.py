@@ -66,6 +66,15 @@ def test_the_program_runs_in_it(root: Path) -> None:
     assert re.fullmatch(r"flannelpy \d+\.\d+\.\d+\n", said.stdout)
 
 
+def test_what_is_imported_late_can_be(root: Path) -> None:
+    """pyroute2 at the first change of a device; it asks for sqlite3, which nothing of ours uses."""
+    program = "import sys; sys.path.insert(0, '/usr/lib/flannelpy'); import pyroute2, pyroute2.netlink.rtnl.ifinfmsg"
+    said = subprocess.run(
+        ["chroot", root, "/usr/bin/python3", "-Ic", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (said.returncode, said.stderr) == (0, "")
+
+
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="no readelf here")
 def test_every_library_that_something_asks_for_is_there(root: Path) -> None:
     there = {path.name for path in root.rglob("*.so*")}
