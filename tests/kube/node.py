@@ -197,5 +197,5 @@ def missing() -> str:
     if IMAGE not in os.environ:
         return "make test-kube builds the image and runs these"
     absent = [str(path) for path in NEEDED if not path.exists()]
-    absent += [tool for tool in ("openssl", "iptables", "iperf3") if shutil.which(tool) is None]
+    absent += [tool for tool in ("openssl", "iptables") if shutil.which(tool) is None]
     return f"no node: {', '.join(absent)} not there; make setup puts it there" if absent else ""
