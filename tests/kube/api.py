@@ -57,8 +57,8 @@ class Api:
         return await asyncio.to_thread(self._ask, plain, method, target, data, kind)
 
     def _ask(self, plain: socket.socket, method: str, target: str, data: str | None, kind: str) -> str:
-        context = ssl.create_default_context(cafile=str(self._authority))
         with plain:
+            context = ssl.create_default_context(cafile=str(self._authority))
             plain.settimeout(WITHIN_S)
             plain.connect((self._address, 443))
             connection = http.client.HTTPConnection(self._address)

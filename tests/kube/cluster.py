@@ -179,9 +179,10 @@ class Cluster:
     def _know_authority(self) -> bool:
         """The server has made both at its first start, in one file: its own certificate, and then its authority's."""
         made = self.directory / "certificates/apiserver.crt"
-        if not self.authority.exists() and made.exists():
+        text = made.read_text() if made.exists() else ""
+        if not self.authority.exists() and text.count("-----END CERTIFICATE-----\n") == 2:  # it may be half written yet
             begin = "-----BEGIN CERTIFICATE-----"
-            self.authority.write_text(begin + made.read_text().rpartition(begin)[2])
+            self.authority.write_text(begin + text.rpartition(begin)[2])
         return self.authority.exists()
 
     def kubeconfig(self, user: str, token: str, folder: Path | None = None) -> Path:

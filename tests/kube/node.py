@@ -115,9 +115,12 @@ class Node:
 
     async def pod(self, name: str) -> Container:
         """One of its pods that run, as a container of the lab."""
+        for known in self.host.containers:
+            if known.name == name:
+                return known
         identity = (await self.containerd.pods())[name]
         container = await self.containerd.entered(identity, name)
-        self.host.containers = (*(each for each in self.host.containers if each.name != name), container)
+        self.host.containers += (container,)
         return container
 
     async def routes(self) -> str:
