@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from flannelpy.core.errors import MalformedError, RegistryError, WatchGapError
 from flannelpy.core.membership import Changes, Membership
 from flannelpy.core.model import Lease, parse_subnet_key
 from flannelpy.core.names import Names
-from flannelpy.core.offer import Offer
+from flannelpy.core.offer import Offer, Offers
 from flannelpy.core.underlay import Underlay
 from flannelpy.plugins import Published, Spoken
 from flannelpy.registry import ConfigChanged, Deleted, Event, Malformed, Put, Snapshot
@@ -103,23 +103,14 @@ class Cluster:
         self._note(self._membership.offer(key, offer))
 
     @property
-    def implied(self) -> Collection[str]:
-        """See ``core.membership``."""
-        return self._membership.implied
-
-    def says(self, key: str) -> Offer | None:
-        """See ``core.membership``."""
-        return self._membership.says(key)
+    def offers(self) -> Offers:
+        """What stands beside the leases, whether it counts or not."""
+        return self._membership.offers
 
     @property
     def names(self) -> Names:
         """What the hosts are called."""
         return self._membership.names
-
-    @property
-    def offers(self) -> Collection[str]:
-        """The keys of leases beside which something is offered."""
-        return self._membership.offers
 
     def set_own(self, lease: Lease) -> None:
         """Our lease is this now."""

@@ -71,7 +71,7 @@ class Offers:
     def _notice(self) -> None:
         """Peers have changed: of one whose lease names another Type it is asked what else it takes."""
         for key in self._peers.take():
-            if key in self._cluster.implied and key not in self._gone:
+            if key in self._cluster.offers.implied and key not in self._gone:
                 self.follow()
                 self._implied.add(key)
                 self._doubt(key, IMPLIED_S)
@@ -169,7 +169,7 @@ class Offers:
         values = dict(offered.values)
         if offered.whole:
             own = () if self._wanted is None else (self._wanted[0].key,)
-            before = {*self._cluster.offers, *self._cluster.names, *self._refused, *own}
+            before = {*self._cluster.offers.keys, *self._cluster.names, *self._refused, *own}
             values = {**dict.fromkeys(before), **values}
         for name, value in values.items():
             if self._wanted is not None and name == self._wanted[0].key:
@@ -184,7 +184,7 @@ class Offers:
 
     def _knows(self, name: str) -> bool:
         """Whoever fills the room with junk keeps nobody who was in it from saying something else."""
-        return name in self._cluster.offers or name in self._cluster.names or name in self._refused
+        return name in self._cluster.offers.keys or name in self._cluster.names or name in self._refused
 
     def _has_room(self, value: bytes) -> bool:
         names = self._cluster.names
@@ -198,7 +198,7 @@ class Offers:
 
     def _hear(self, name: str, value: bytes) -> None:
         offer, why = _read(name, value)
-        if offer is not None and not offer.data and name in self._cluster.implied:
+        if offer is not None and not offer.data and name in self._cluster.offers.implied:
             self._name(name, offer, len(value))  # it says what it is called, and not yet what it is reached by
             return
         if (timer := self._gone.pop(name, None)) is not None:
@@ -234,10 +234,10 @@ class Offers:
 
     def _believe(self, name: str) -> None:
         del self._gone[name]
-        lease, said = self._cluster.view.leases.get(name), self._cluster.says(name)
-        if (lease is not None and lease.departing) or (name in self._cluster.implied and not self._live):
+        lease, said = self._cluster.view.leases.get(name), self._cluster.offers.says(name)
+        if (lease is not None and lease.departing) or (name in self._cluster.offers.implied and not self._live):
             # Its host may be there all the same, or say so unheard: it stays reached, and called, as it is.
-            self._doubt(name, BELIEF_S if name in self._cluster.offers else IMPLIED_S)
+            self._doubt(name, BELIEF_S if name in self._cluster.offers.keys else IMPLIED_S)
             return
         only, self._implied = name in self._implied, self._implied - {name}
         self._cluster.offer(name, said.heard if only and said is not None else None)

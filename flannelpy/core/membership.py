@@ -64,7 +64,8 @@ class Membership:
         self._peers: dict[str, Lease] = {}
         self._refused: dict[str, str] = {}
         self._ownership = Ownership()
-        self._offers = Offers()
+        self.offers = Offers()
+        """What stands beside the leases, whether it counts or not; told by ``offer``."""
         self.names = Names()
         """What the hosts are called; no verdict depends on it."""
 
@@ -110,39 +111,25 @@ class Membership:
 
     def prefer(self, identities: Mapping[str, Identities]) -> Changes:
         """These carriers may be used besides the Type where a peer offers them, too."""
-        if identities == self._offers.identities:
+        if identities == self.offers.identities:
             return Changes()
-        self._offers.identities = dict(identities)
+        self.offers.identities = dict(identities)
         return self._offered(self._leases, Changes())
 
     def offer(self, key: str, offer: Offer | None) -> Changes:
         """The host with the lease ``key`` offers this now; None: nothing."""
-        if self._offers.says(key) == offer:
+        if self.offers.says(key) == offer:
             return Changes()
-        self._offers.said(key, offer)
+        self.offers.said(key, offer)
         return self._offered([key], Changes())
-
-    @property
-    def implied(self) -> Collection[str]:
-        """Keys of leases that named another Type before, of whose hosts it was not heard whether they still take that."""
-        return self._offers.implied
-
-    def says(self, key: str) -> Offer | None:
-        """What is offered beside this lease, whether it counts or not."""
-        return self._offers.says(key)
-
-    @property
-    def offers(self) -> Collection[str]:
-        """The keys of the leases under which something is offered, whether it counts or not."""
-        return self._offers.keys
 
     def _offered(self, keys: Iterable[str], changes: Changes) -> Changes:
         """``changes`` with what follows from other leases or offers under these keys: a peer is told with what it offers."""
-        if not self._offers.any:
+        if not self.offers.any:
             return changes
         peers, again = dict(changes.peers), list[str]()
-        for key in self._offers.judge(keys, self._leases):
-            lease, offer = self._leases.get(key), self._offers.of(key)
+        for key in self.offers.judge(keys, self._leases):
+            lease, offer = self._leases.get(key), self.offers.of(key)
             if lease is None or lease.offer == offer:
                 continue
             self._leases[key] = lease = replace(lease, offer=offer)
@@ -209,7 +196,7 @@ class Membership:
         if old is None or not self._speaks(old.attrs) or type_of(old.attrs) == type_of(lease.attrs):
             return
         if (old.public_ip, old.attrs.public_ipv6) == (lease.public_ip, lease.attrs.public_ipv6):
-            self._offers.imply(lease.key, old.attrs)
+            self.offers.imply(lease.key, old.attrs)
 
     def _judge(self, keys: Collection[str], changed: Container[str] = ()) -> Changes:
         """Verdicts on these leases, which may be gone, and on those whose verdict follows from it.

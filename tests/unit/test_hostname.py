@@ -201,7 +201,7 @@ async def test_a_name_that_is_said_where_the_type_turns_ends_no_way(host: HostIn
         host.put_peer(KEY, json.dumps({"PublicIP": AT, "PublicIPv6": None, "BackendType": "host-gw"}))
         assert host.agent is not None
         cluster = host.agent._network.cluster  # type: ignore[union-attr]
-        await until(lambda: KEY in cluster.implied)
+        await until(lambda: KEY in cluster.offers.implied)
         calling(host, "h9b")
         await until(lambda: cluster.names.of(cluster.view.leases[KEY]) == "h9b")
         assert KEY in cluster.view.peers
