@@ -190,6 +190,7 @@ async def test_a_watch_of_before_a_reset_is_not_trusted(host: HostInMemory) -> N
         before = cluster.revision
         registry.batches.put_nowait(Batch((), before, connected=True))
         await until(lambda: registry.batches.empty())
+        await cluster.refresh()  # the keeper asked first, and has the listing that there is
         host.store.lose_data()
         await cluster.refresh()  # the keeper asked
         put_leased(host, 10)

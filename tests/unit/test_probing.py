@@ -160,7 +160,7 @@ def test_however_many_fail_each_is_told_within_15_seconds_and_no_other(
     assert max(told.values()) <= 15.0
     air.answers = lambda _probe, _now: True
     air.run(35)
-    assert not air.judged
+    assert {verdict.state for verdict in air.judged.values()} <= {"reachable"}
 
 
 @pytest.mark.parametrize("lost", [0.01, 0.05])

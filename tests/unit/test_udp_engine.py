@@ -344,7 +344,7 @@ async def test_an_agent_takes_the_kernel_where_it_can(host: HostInMemory) -> Non
         assert host.holds("fou port 8285 ipproto 4")
         assert host.holds(f"link {TUNNEL}")
         assert host.holds("route unreachable 10.5.0.0/16")
-        assert "@udp4_24 return" in getattr(host.kernel.get(Key("nft", "flannelpy")), "body", "")
+        assert "@udp4_24 accept" in getattr(host.kernel.get(Key("nft", "flannelpy")), "body", "")
         host.put_peer("10.5.9.0-24", '{"PublicIP":"192.0.2.9","PublicIPv6":null}')
         await until(lambda: host.holds("route 10.5.9.0/24 via 192.0.2.9 dev flannel0 onlink"))
         await until(lambda: let_in() == ["192.0.2.9", "192.0.2.9 . 10.5.9.0"])
