@@ -22,11 +22,10 @@ from typing import Any
 import uvloop
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from netns_lab.api_server import ApiServer
 from netns_lab.bench_agent import HERE, count_routes, cpu_s, memory_mb, milliseconds, percentile, route_monitor
-from netns_lab.bench_registry import Row
+from netns_lab.bench_registry import Row, show
 from netns_lab.host import Host
 from netns_lab.interrupt import heed_interrupts
 from netns_lab.lab import Lab
@@ -194,15 +193,6 @@ async def _routed(host: Host, nodes: int) -> bool:
     return await count_routes(host) >= nodes
 
 
-def show(rows: list[Row], console: Console) -> None:
-    """The report, as a table."""
-    table = Table("measured", "flannelpy", "target", "", title="Kubernetes, in one run on this machine")
-    for row in rows:
-        verdict = "" if row.met is None else "[green]met[/]" if row.met else "[red]missed[/]"
-        table.add_row(row.what, row.seen, row.target, verdict)
-    console.print(table)
-
-
 def main() -> int:
     """Run it; 0 where every target was met, 1 where one was missed."""
     heed_interrupts()
@@ -214,7 +204,7 @@ def main() -> int:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         rows = uvloop.run(measure(given.nodes, given.joins, progress))
-    show(rows, console)
+    show(rows, "Kubernetes, in one run on this machine", console)
     return 0 if all(row.met is not False for row in rows) else 1
 
 

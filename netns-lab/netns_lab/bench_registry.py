@@ -322,9 +322,9 @@ async def measure(given: argparse.Namespace, progress: Progress) -> list[Row]:
     return rows
 
 
-def show(rows: Sequence[Row], console: Console) -> None:
+def show(rows: Sequence[Row], title: str, console: Console) -> None:
     """The report, as a table."""
-    table = Table("measured", "flannelpy", "target", "", title="The registry, in one run on this machine")
+    table = Table("measured", "flannelpy", "target", "", title=title)
     for row in rows:
         verdict = "" if row.met is None else "[green]met[/]" if row.met else "[red]missed[/]"
         table.add_row(row.what, row.seen, row.target, verdict)
@@ -344,7 +344,7 @@ def main() -> int:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         rows = uvloop.run(measure(given, progress))
-    show(rows, console)
+    show(rows, "The registry, in one run on this machine", console)
     return 0 if all(row.met is not False for row in rows) else 1
 
 
