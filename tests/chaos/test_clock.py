@@ -138,6 +138,7 @@ def test_no_rule_looks_at_the_wall_clock() -> None:
 
     A certificate is valid by the wall clock (RFC 5280, 4.1.2.5): what is said of one that is not has to ask it, and so
     has the doctor, who holds this host's clock against etcd's. What Kubernetes reads and writes has calendar times in it.
+    A frame that was caught bears the kernel's stamp (socket(7), SO_TIMESTAMPNS).
     """
     found = []
     for room in ("core", "agent", "registry", "kernel", "host"):
@@ -154,6 +155,7 @@ def test_no_rule_looks_at_the_wall_clock() -> None:
 
 BEARS_IT = (
     "agent/events.py",
+    "kernel/sniff.py",
     *(f"registry/etcd/{name}.py" for name in ("examine", "tls", "validity")),
     *(f"registry/kube/{name}.py" for name in ("client", "registry")),
 )

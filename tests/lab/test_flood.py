@@ -99,7 +99,7 @@ async def held(lab: Lab, what: str, within_s: float = SEEN_S) -> AsyncIterator[N
             began, spent = time.monotonic(), processor_s(host)
             await until(lambda: there(host, LATE), 300, "the late peer", lambda: log.text[-2000:])
             seen_s, before = time.monotonic() - began, pings.answers()
-            await until(lambda: pings.answers() > before + 10, 30, "pings answered after it", lambda: pings.log.read_text()[-500:])
+            await until(lambda: pings.answers() > before + 10, 100, "pings answered after it", lambda: pings.log.read_text()[-500:])
     finally:
         watched.over = True
         await task
@@ -121,7 +121,7 @@ async def held(lab: Lab, what: str, within_s: float = SEEN_S) -> AsyncIterator[N
     put_leased(lab, LATE.key, LATE.value.replace("192.168.50.92", "192.168.50.93"))  # and goes on seeing
     began = time.monotonic()
     moved = Vtep(LATE.subnet, "192.168.50.93", LATE.mac)
-    await until(lambda: there(host, moved), 30, "the late peer's move", lambda: log.text[-2000:])
+    await until(lambda: there(host, moved), 200, "the late peer's move", lambda: log.text[-2000:])
 
 
 @pytest.fixture

@@ -277,7 +277,7 @@ async def test_a_stopped_agent_has_nothing_to_do_in_the_middle_of_a_move_but_wha
     missing = [one.kernel.get(Key("link", name)) for name in ("flannel.1", "flannel.ipip")]
     await one.kernel.apply([Step("remove", item, item) for item in missing if item is not None])
     steps = lines((await of_stopped(one.kernel, one.settings, known, known.view.config)).steps)
-    assert [line.split()[:4] for line in steps if " link " in f" {line} "] == [
+    assert sorted(line.split()[:4] for line in steps if " link " in f" {line} ") == [
         ["ip", "link", "add", name] for name in ("flannel.1", "flannel.ipip")
     ]
 
