@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import socket
+import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -198,9 +199,15 @@ def _descriptors() -> set[int]:
 
 
 class _Library:
-    """libnftables with one context: its netlink socket belongs to the namespace of the moment."""
+    """libnftables with one context: its netlink socket belongs to the namespace of the moment.
+
+    A thread cannot be cancelled: it goes on in the library when nobody awaits it any more. So the threads, not those who wait for
+    them, take turns; two in one context at a time end the process (a fault, or abort(3) by an assertion of the library's).
+    """
 
     def __init__(self, name: str) -> None:
+        self._turn = threading.Lock()
+        self._over = False
         library: Any = ctypes.CDLL(name)
         library.nft_ctx_new.restype = ctypes.c_void_p
         library.nft_ctx_new.argtypes = [ctypes.c_uint32]
@@ -223,18 +230,35 @@ class _Library:
         library.nft_ctx_buffer_error(self._context)
 
     def run(self, commands: str, flags: int = PRINTED) -> str:
-        self._library.nft_ctx_output_set_flags(self._context, flags)
-        failed = self._library.nft_run_cmd_from_buffer(self._context, commands.encode())
-        output: bytes = self._library.nft_ctx_get_output_buffer(self._context)
-        words: bytes = self._library.nft_ctx_get_error_buffer(self._context)
+        """What is printed; waits for its turn. Raises KernelError, after ``close`` with ESHUTDOWN."""
+        try:
+            with self._turn:
+                if self._over:
+                    raise KernelError("nft: closed", errno.ESHUTDOWN)
+                self._library.nft_ctx_output_set_flags(self._context, flags)
+                failed = self._library.nft_run_cmd_from_buffer(self._context, commands.encode())
+                output: bytes = self._library.nft_ctx_get_output_buffer(self._context)
+                words: bytes = self._library.nft_ctx_get_error_buffer(self._context)
+        finally:
+            if self._over:
+                self._free()
         if failed:
             raise _error(words.decode("utf-8", "replace"))
         return output.decode("utf-8", "replace")
 
     def close(self) -> None:
-        if self._context:
-            self._library.nft_ctx_free(self._context)
-            self._context = None
+        """No more turns; the context goes with the last that is under way, which is not waited for."""
+        self._over = True
+        self._free()
+
+    def _free(self) -> None:
+        if self._turn.acquire(blocking=False):  # else somebody has it, who comes here afterwards
+            try:
+                context, self._context = self._context, None
+                if context:
+                    self._library.nft_ctx_free(context)
+            finally:
+                self._turn.release()
 
 
 async def run_command(words: list[str], commands: str = "") -> str:
