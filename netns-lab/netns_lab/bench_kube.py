@@ -133,7 +133,8 @@ async def listed(lab: Lab, url: str, config: str) -> tuple[float, int]:
     host = lab.host(1)
     words = host.namespace.command(sys.executable, "-c", LIST, url, config, str(LISTINGS))
     process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE, cwd=HERE)
-    out, _ = await asyncio.wait_for(process.communicate(), WITHIN_S)
+    async with asyncio.timeout(WITHIN_S):
+        out, _ = await process.communicate()
     rows = [line.split() for line in out.decode().splitlines()]
     return statistics.median(float(row[0]) for row in rows), int(rows[-1][1])
 

@@ -308,7 +308,7 @@ async def live(day: Day, lines: Callable[[], int]) -> None:
             await life.aclose()
 
 
-@pytest.mark.timeout(int(os.environ.get("CHAOS_MEMORY_TIMEOUT_S", "1800")))
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_day_of_faults_ends_with_nothing_wrong(
     seed: int, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch

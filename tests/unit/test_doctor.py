@@ -18,7 +18,8 @@ from flannelpy.commands.doctor.about import About
 from flannelpy.commands.doctor.page import page
 from flannelpy.commands.doctor.run import CHECKS, Check, findings_of
 from flannelpy.core.errors import KernelError
-from flannelpy.core.forwarding import FORWARD, Hindrance
+from flannelpy.core.forward_accept import ForwardAccept, Tool
+from flannelpy.core.forwarding import FORWARD, Hindrance, forward_rules
 from flannelpy.core.objects import Key, Route
 from flannelpy.core.packet_filter import Base, Rule, Ruleset
 from flannelpy.core.uplink import Interface, InterfaceAddress
@@ -215,10 +216,36 @@ async def test_forwarding(about: About, preflight: bool, state: str) -> None:
 async def test_firewall(about: About, hindrance: Hindrance | None, rules: bool, state: str, word: str) -> None:
     fake(about).firewall = () if hindrance is None else (hindrance,)
     about.settings = replace(about.settings, forward_rules=rules)
+    put_accepts(about)
     finding = (await found(about, host.firewall))[0]
     assert finding.state == state
     assert word in finding.said
     assert bool(finding.remedy) == (state != OK)
+
+
+def put_accepts(about: About, *tools: Tool) -> None:
+    """As an agent does that may; ``tools``: by whose commands, every one where none is named."""
+    assert about.config is not None
+    for rule in forward_rules(fake(about).firewall, about.config.networks, "flannelpy")[0]:
+        if isinstance(rule, ForwardAccept) and rule.tool in (tools or ("nft", "legacy")):
+            fake(about).plant(rule)
+
+
+@pytest.mark.parametrize("done", [(), ("nft",), ("legacy",)])
+async def test_rules_that_an_agent_could_not_put_there_are_not_said_to_be_there(about: About, done: tuple[Tool, ...]) -> None:
+    """As with iptables-legacy, which asks for root's lock."""
+    fake(about).firewall = tuple(Hindrance(4, f"{tool} filter", FORWARD, "policy drop", tool) for tool in ("nft", "legacy"))
+    if done:
+        put_accepts(about, *done)
+    finding = await only(about, host.firewall)
+    assert finding.state == FAILED
+    assert finding.said.startswith(f"{2 if done else 4} of 4 rules that let the overlay through")
+    assert ("iptables-legacy" in finding.remedy) == (done != ("legacy",))
+    put_accepts(about)
+    assert (await only(about, host.firewall)).state == OK
+    fake(about).flush_forward()
+    about.status = None  # nobody has put any there yet
+    assert (await only(about, host.firewall)).state == OK
 
 
 def closed(table: str, chain: str, *ufws: str) -> Ruleset:

@@ -9,6 +9,7 @@ from netaddr import IPAddress, IPNetwork
 
 from flannelpy.commands.doctor.about import About
 from flannelpy.core.backend import Backend, Guarded
+from flannelpy.core.dialect import typed
 from flannelpy.core.errors import NoUplinkError
 from flannelpy.core.filter_match import UDP, Packet
 from flannelpy.core.forwarding import forward_rules
@@ -22,8 +23,9 @@ from flannelpy.core.host_diagnosis import (
     setting_names,
     strict,
 )
-from flannelpy.core.objects import ROUTE_PROTOCOL
+from flannelpy.core.objects import ROUTE_PROTOCOL, HostState, Object, Scope
 from flannelpy.core.packet_filter import Hook, judge, let_in
+from flannelpy.core.plan import Step
 from flannelpy.core.uplink import Choice, RouteAnswer, Wish, choose
 from flannelpy.explain.doctor import FAILED, OK, SKIPPED, WARNING, Finding
 from flannelpy.host.ports import holder
@@ -74,9 +76,21 @@ async def firewall(about: About) -> AsyncIterator[Finding]:
     for one in dropping if not about.settings.forward_rules else ():
         said = f"{one.chain} of {one.table} drops ({one.why}), and --iptables-forward-rules is false"
         yield Finding("firewall", WARNING, said, "let Network through there by hand, or leave that option out")
-    if not blocked and (about.settings.forward_rules or not dropping):
+    missing = await _missing(about, rules) if about.settings.forward_rules else []
+    if missing:  # it was told in vain, or may not: iptables-legacy is root's, by the lock that it takes
+        said = f"{len(missing)} of {len(rules)} rules that let the overlay through the host's firewall are not there"
+        yield Finding("firewall", FAILED, said, "; ".join(typed(Step("add", rule)) for rule in missing))
+    elif not blocked and (about.settings.forward_rules or not dropping):
         more = f"; {len(rules)} rules of the agent let the overlay through" if len(rules) else ""
         yield Finding("firewall", OK, f"nothing drops what the overlay forwards{more}")
+
+
+async def _missing(about: About, rules: HostState) -> list[Object]:
+    """Which of these a running agent should have put there long ago."""
+    if not len(rules) or about.status is None or not about.status.ready:
+        return []
+    there = await about.kernel.observe(Scope(), {rule.key for rule in rules})
+    return [rule for rule in rules if rule.key not in there]
 
 
 async def incoming(about: About) -> AsyncIterator[Finding]:
