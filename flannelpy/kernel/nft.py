@@ -1,4 +1,5 @@
-"""How is our nft table written and read? As text, through libnftables in this process; where that is missing, through ``nft``.
+"""How is our nft table written and read? As text, through libnftables in this process; through ``nft`` where that is missing, or
+where so many files are open that the library would end the process.
 
 A table's rules are replaced in one transaction: packets see the old ones or the new ones. Its sets stay, with who is in them (their
 elements are elements.py's), and so does what a counter has counted that is in the new table, too. nft may print a table in
@@ -43,6 +44,10 @@ _LETTERS = {STATELESS: "-s", TERSE: "-t", NUMBERS: "-p", HANDLES: "-a", JSON: "-
 
 NETLINK_NETFILTER = 12
 
+FD_SETSIZE = 1024
+SPARE = 24
+"""Files that other threads may open meanwhile."""
+
 COMMAND_S = 10.0
 """How long the command may take, in seconds."""
 
@@ -53,6 +58,7 @@ WORDS = 300
 """Letters of its complaints that are passed on."""
 
 MISSING = "neither libnftables.so.1 nor the nft command is there; install the package nftables"
+TOO_MANY = f"nftables: about {FD_SETSIZE} files are open, more than libnftables can do with, and the nft command is not there"
 
 _CODES = (errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EEXIST, errno.EBUSY, errno.EINVAL)
 _ERROR = re.compile(r"Error: (.*)")
@@ -171,17 +177,18 @@ class Nft:
     async def _run(self, commands: str, more: int = 0, less: int = 0) -> str:
         """What is printed, with ``more`` flags than usual, or ``less``."""
         flags = (PRINTED | more) & ~less
-        if self._nft is None and self._library is not None:
+        few = _few_descriptors()
+        if few and self._nft is None and self._library is not None:
             _demand_netfilter()
             try:
                 self._nft = _Library(self._library)
             except OSError:
                 self._library = None
-        if self._nft is not None:
+        if few and self._nft is not None:
             # In a thread: before it lists or changes a table the library reads all elements of its sets, 0.3 s for 20,000.
             return await asyncio.to_thread(self._nft.run, commands, flags)
         if self._command is None or shutil.which(self._command) is None:
-            raise KernelError(MISSING, errno.ENOPKG)
+            raise KernelError(MISSING, errno.ENOPKG) if few else KernelError(TOO_MANY, errno.EMFILE)
         letters = (letter for flag, letter in _LETTERS.items() if flags & flag)
         return await run_command([self._command, *letters, "-f", "-"], commands)
 
@@ -192,6 +199,20 @@ def _demand_netfilter() -> None:
         socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER).close()
     except OSError as error:
         raise KernelError(f"nftables: {error.strerror}; the kernel needs the module nf_tables", error.errno or 0) from None
+
+
+def _few_descriptors() -> bool:
+    """Would a file that is opened now have a number that select(2) takes?
+
+    The library waits for its netlink socket, which it opens again after a listing that was disturbed, by select: from FD_SETSIZE on
+    glibc ends the process (FD_SET(3) "bit out of range").
+    """
+    try:
+        number = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    os.close(number)
+    return number < FD_SETSIZE - SPARE
 
 
 def _descriptors() -> set[int]:

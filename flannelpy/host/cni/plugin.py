@@ -540,18 +540,21 @@ def keep(place: str, name: str, data: bytes) -> None:
     try:
         os.makedirs(place, mode=0o700, exist_ok=True)
         folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=folder)
         try:
-            with open(descriptor, "wb", buffering=0) as file:
-                os.fchmod(descriptor, 0o600)  # whatever the umask
-                if file.write(data) < len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.rename(beside, name, src_dir_fd=folder, dst_dir_fd=folder)
-                beside = name
-                os.fsync(descriptor)
-        except OSError:
-            os.unlink(beside, dir_fd=folder)
-            raise
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=folder)
+            try:
+                with open(descriptor, "wb", buffering=0) as file:
+                    os.fchmod(descriptor, 0o600)  # whatever the umask
+                    if file.write(data) < len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    os.rename(beside, name, src_dir_fd=folder, dst_dir_fd=folder)
+                    beside = name
+                    os.fsync(descriptor)
+            except OSError:
+                os.unlink(beside, dir_fd=folder)
+                raise
+        finally:
+            os.close(folder)
     except (OSError, ValueError) as error:
         raise CniError(INTERNAL, f"{place}/{name}: {words(error)}") from None
 
