@@ -141,13 +141,17 @@ class UserspaceDatapath:
         pairs = self.queues.pairs
         if not pairs:
             raise BackendError("the udp datapath is not open")
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for number, pair in enumerate(pairs, 1):
-                    name = f"udp worker {number} of {len(pairs)}" if len(pairs) > 1 else "udp worker"
-                    tasks.create_task(self._keep(pair, name), name=name)
-        except ExceptionGroup as failed:  # a device that is gone is gone for all of them: the first one's word will do
-            raise failed.exceptions[0] from None
+        several = f" {{}} of {len(pairs)}" if len(pairs) > 1 else ""
+        names = ["udp worker" + several.format(number) for number in range(1, len(pairs) + 1)]
+        keeping = [asyncio.create_task(self._keep(pair, name), name=name) for pair, name in zip(pairs, names, strict=True)]
+        try:  # no TaskGroup: where a worker fails as this is cancelled, it would tell of the failure only
+            ended, _ = await asyncio.wait(keeping, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for each in keeping:
+                each.cancel()
+            await asyncio.gather(*keeping, return_exceptions=True)
+        for each in ended:  # a device that is gone is gone for all of them
+            each.result()
 
     async def _keep(self, pair: QueuePair, name: str) -> None:
         """One worker after the other on this pair; ``name`` is for the log."""

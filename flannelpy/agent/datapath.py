@@ -15,6 +15,7 @@ from flannelpy.core.moving import Begins
 from flannelpy.core.objects import Fou, HostState, Key, Link, Scope
 from flannelpy.core.plan import Step
 from flannelpy.kernel import Kernel
+from flannelpy.registry.cancelling import let_go
 
 log = logging.getLogger("flannelpy")
 
@@ -147,8 +148,7 @@ class DatapathSupervisor:
                 raise
             finally:
                 changed.cancel()
-                serving.cancel()
-                await asyncio.gather(serving, return_exceptions=True)
+                await let_go(serving)
 
     async def _serve(self, datapath: Datapath, wanted: Wanted) -> None:
         """One datapath, opened again and again."""

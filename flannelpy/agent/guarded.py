@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from flannelpy.agent.report import Reporter
 from flannelpy.core.errors import FlannelpyError
-from flannelpy.registry.cancelling import cancelled
+from flannelpy.registry.cancelling import end_if_cancelled
 
 log = logging.getLogger("flannelpy")
 
@@ -38,8 +38,7 @@ async def guarded(name: str, work: Callable[[], Awaitable[None]], reporter: Repo
         except EndAgentError:
             raise
         except (Exception, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and cancelled():
-                raise
+            end_if_cancelled()
             delay = FIRST_RETRY_S if loop.time() - began > STEADY_S else delay
             words = f"{type(error).__name__}: {error}"
             reporter.begin("task-failed", f"{name}: {words}", name)

@@ -113,3 +113,59 @@ def test_whatever_becomes_of_it_it_runs_in_the_end_and_is_never_tried_in_a_tight
     assert all(pause >= FIRST_RETRY_S for pause in pauses(datapath))
     for (_opens, lived), pause in zip(fates, pauses(datapath), strict=True):
         assert pause <= lived + LAST_RETRY_S
+
+
+class Crowd(Frail):
+    """A datapath of several tasks; each is gone once its device is, as the workers of udp are."""
+
+    def __init__(self, turns: int) -> None:
+        super().__init__([])
+        self.gone, self._turns = asyncio.Event(), turns
+
+    async def run(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(2):
+                    tasks.create_task(self._keep())
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+
+    async def _keep(self) -> None:
+        await self.gone.wait()
+        for _ in range(self._turns):
+            await asyncio.sleep(0)
+        raise BackendError("TUN device flannel0 was deleted")
+
+
+@pytest.mark.parametrize("after", range(8))
+@pytest.mark.parametrize("turns", range(8))
+def test_one_whose_device_goes_in_the_moment_it_is_no_longer_wanted_is_let_go(turns: int, after: int) -> None:
+    """A TaskGroup tells of the failure only, and not that it was cancelled: whoever tries anew would do so for ever."""
+
+    async def turn() -> None:
+        loop = asyncio.get_running_loop()
+        datapath, made = Crowd(turns), target()
+        supervisor = DatapathSupervisor(Reporter(loop.time), NoFdStore(), Cursor({}, lambda: None), lambda: None)
+
+        async def cleared() -> None: ...
+
+        supervisor.set(Wanted(datapath, cast(Backend, made.backend), made.local, cleared))
+        task = asyncio.create_task(supervisor.run())
+        await supervisor.tried.wait()
+        await asyncio.sleep(1.0)
+        datapath.gone.set()
+        for _ in range(after):
+            await asyncio.sleep(0)
+        supervisor.set(Wanted(None, cast(Backend, made.backend), made.local, cleared))
+        await asyncio.sleep(1.0)
+        assert not supervisor.has_datapath
+        assert supervisor.tried.is_set()
+        tried = len(datapath.tried)
+        await asyncio.sleep(60.0)
+        assert len(datapath.tried) == tried
+        assert not datapath.open_now
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    run_virtually(turn())

@@ -51,6 +51,28 @@ def test_a_part_that_fails_begins_anew_and_says_so(ending: BaseException) -> Non
     run(live())
 
 
+@pytest.mark.parametrize("ending", ENDINGS, ids=lambda ending: type(ending).__name__)
+def test_a_part_that_fails_as_it_is_cancelled_does_not_begin_anew(ending: BaseException) -> None:
+    async def live() -> None:
+        begun = []
+
+        async def work() -> None:
+            begun.append(1)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise ending
+
+        part = asyncio.create_task(guarded("part", work, Reporter(asyncio.get_running_loop().time)))
+        await asyncio.sleep(1)
+        part.cancel()
+        await asyncio.sleep(30)
+        assert part.cancelled()
+        assert begun == [1]
+
+    run(live())
+
+
 def test_only_its_owner_ends_it() -> None:
     async def work() -> None:
         raise EndAgentError("subnet changed")

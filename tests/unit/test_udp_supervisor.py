@@ -228,6 +228,38 @@ async def test_each_of_several_workers_is_replaced_alone(
     assert [worker.restarts for worker in datapath.status().workers] == [0, 2, 1]
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("turns", range(8))
+async def test_cancelled_as_its_device_goes_it_is_cancelled(
+    datapath: UserspaceDatapath, monkeypatch: pytest.MonkeyPatch, workers: int, turns: int
+) -> None:
+    """Whoever let it go would otherwise hear of the device only, and open it anew."""
+    for after in range(8):
+        gone = asyncio.Event()
+
+        async def live(_pair: object, _name: str, gone: asyncio.Event = gone) -> int:
+            await gone.wait()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            return DEVICE_GONE
+
+        monkeypatch.setattr(datapath, "_live", live)
+        monkeypatch.setattr(datapath.queues, "pairs", tuple(range(workers)))
+        running = asyncio.create_task(datapath.run())
+        for _ in range(4):
+            await asyncio.sleep(0)
+        gone.set()
+        for _ in range(after):
+            await asyncio.sleep(0)
+        if running.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await running
+        else:
+            with pytest.raises(BackendError, match="TUN device flannel0 was deleted"):
+                await running
+        monkeypatch.setattr(datapath.queues, "pairs", ())
+
+
 async def test_where_no_process_can_be_made_the_datapath_stays_open(
     datapath: UserspaceDatapath, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
