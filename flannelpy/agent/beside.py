@@ -1,6 +1,7 @@
 """Which of the network's preferred carriers can this host offer? Those that work here, each tried as far as that needs trying.
 
-One that it offers no longer stays set up for a while, for its peers send that way until they have heard of it.
+One that it offers no longer stays set up for a while, for its peers send that way until they have heard of it. It says that, too:
+they have to let its own last packets in.
 """
 
 from __future__ import annotations
@@ -77,9 +78,11 @@ class Preference:
         if self.outgoing and backend.name in self.up:
             told[backend.name] = backend
         told |= self.carriers
-        if not told:
+        going = {name: carrier for name, carrier in self.retiring.items() if name not in told and name != backend.name}
+        if not told and not going:
             return None
-        return Offer.of(own, [named(carrier.attrs(local), name) for name, carrier in told.items()])
+        both = ([named(carrier.attrs(local), name) for name, carrier in each.items()] for each in (told, going))
+        return Offer.of(own, *both)
 
 
 async def prefer(wanted: Mapping[str, Beside], local: Local, host_keys: HostKeys) -> Preference:

@@ -5,6 +5,9 @@
     {"PublicIP": "192.0.2.1", "Hostname": "h1",
      "Carriers": {"host-gw": {}, "wireguard": {"BackendData": {"PublicKey": "...", "Port": 51820}}}}
 
+What a host offers no longer, and takes packets by for a while yet, is a member of ``Retiring`` in place of ``Carriers``: it may be
+about to send by it still, and a WireGuard that had forgotten it by then would not let that in.
+
 Anybody may have written it, so it can only add to a lease that counts: where it cannot be read, is for another address than the
 lease's, or claims a public key of an older lease's, the peer is reached as if it were not there.
 """
@@ -39,6 +42,7 @@ class Offer:
     """``public_ip`` and ``public_ipv6`` are those of its lease; ``data``: by Type, BackendData and BackendV6Data.
 
     ``implied``: of these it is not known that the host offers them; its lease named them before it named another Type.
+    ``retiring``: of these it takes packets, and wants none any more.
     ``hostname``: what it calls itself (``core.hostname``); two offers are the same whatever that is.
     """
 
@@ -46,13 +50,20 @@ class Offer:
     public_ipv6: IPAddress | None
     data: Mapping[str, tuple[Any, Any]]
     implied: frozenset[str] = frozenset()
+    retiring: frozenset[str] = frozenset()
     hostname: str = field(default="", compare=False)
 
     @classmethod
-    def of(cls, lease: LeaseAttrs, carriers: Iterable[LeaseAttrs]) -> Offer:
-        """What a host offers that has these attributes in its lease, and these for each carrier."""
+    def of(cls, lease: LeaseAttrs, carriers: Iterable[LeaseAttrs], retiring: Iterable[LeaseAttrs] = ()) -> Offer:
+        """What a host offers that has these attributes in its lease, and these for each carrier, also for those that retire."""
+        going = {type_of(each): (each.backend_data, each.backend_v6_data) for each in retiring}
         data = {type_of(each): (each.backend_data, each.backend_v6_data) for each in carriers}
-        return cls(lease.public_ip, lease.public_ipv6, data)
+        return cls(lease.public_ip, lease.public_ipv6, {**going, **data}, retiring=frozenset(going.keys() - data.keys()))
+
+    @property
+    def offered(self) -> frozenset[str]:
+        """The carriers by which it may be sent to."""
+        return frozenset(self.data) - self.retiring
 
     @property
     def heard(self) -> Offer | None:
@@ -69,7 +80,7 @@ class Offer:
         return (self.public_ip, self.public_ipv6) == (attrs.public_ip, attrs.public_ipv6)
 
     def attrs(self, name: str) -> LeaseAttrs | None:
-        """What a lease of the Type ``name`` would say; None where that is not offered."""
+        """What a lease of the Type ``name`` would say; None where nothing is taken by that."""
         if name not in self.data:
             return None
         return LeaseAttrs(self.public_ip, self.public_ipv6, name, *self.data[name])
@@ -81,11 +92,11 @@ class Offer:
             fields["PublicIPv6"] = str(self.public_ipv6)
         if self.hostname:
             fields["Hostname"] = self.hostname
-        carriers = {}
+        carriers, retiring = dict[str, object](), dict[str, object]()
         for name, both in sorted(self.data.items()):
             told = zip(("BackendData", "BackendV6Data"), both, strict=True)
-            carriers[name] = {member: value for member, value in told if value is not None}
-        return compact_json({**fields, "Carriers": carriers})
+            (retiring if name in self.retiring else carriers)[name] = {member: value for member, value in told if value is not None}
+        return compact_json({**fields, "Carriers": carriers, **({"Retiring": retiring} if retiring else {})})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Offer:
@@ -101,15 +112,10 @@ class Offer:
         public_ip = _address(fields, "PublicIP", 4)
         if public_ip is None:
             raise _unlike("PublicIP ", None, "an IPv4 address")
-        carriers = fields.get("Carriers")
-        if not isinstance(carriers, dict) or len(carriers) > MOST_CARRIERS:
-            raise _unlike("Carriers ", carriers, f"an object of at most {MOST_CARRIERS}, by Type")
-        for name, each in carriers.items():
-            if not isinstance(each, dict):
-                raise _unlike(f"Carriers.{printable(name, 40)} ", each, "an object")
-        data = {name: (each.get("BackendData"), each.get("BackendV6Data")) for name, each in carriers.items()}
+        carriers, going = _carriers(fields, "Carriers", None), _carriers(fields, "Retiring", {})
         hostname = fields.get("Hostname")  # of whoever writes no name it is as if he wrote none: he may be reached all the same
-        return cls(public_ip, _address(fields, "PublicIPv6", 6), data, hostname=hostname if is_name(hostname) else "")
+        hostname, retiring = hostname if is_name(hostname) else "", frozenset(going.keys() - carriers.keys())
+        return cls(public_ip, _address(fields, "PublicIPv6", 6), {**going, **carriers}, retiring=retiring, hostname=hostname)
 
 
 def type_of(attrs: LeaseAttrs) -> str:
@@ -118,7 +124,7 @@ def type_of(attrs: LeaseAttrs) -> str:
 
 
 def attrs_of(lease: Lease, name: str) -> LeaseAttrs | None:
-    """What the host of this lease says of the carrier ``name``, in its lease or beside it; None: nothing."""
+    """What the host of this lease says of the carrier ``name``, in its lease or beside it, also where it retires; None: nothing."""
     if type_of(lease.attrs) == name:
         return lease.attrs
     return None if lease.offer is None else lease.offer.attrs(name)
@@ -127,7 +133,7 @@ def attrs_of(lease: Lease, name: str) -> LeaseAttrs | None:
 def spoken(lease: Lease, accepts: Container[str] | None) -> Lease:
     """The lease as it would be of a Type that is spoken here, where its host offers one; else as it is. ``accepts`` None: any."""
     if accepts is not None and lease.attrs.backend_type not in accepts and lease.offer is not None:
-        for name in sorted(lease.offer.data):
+        for name in sorted(lease.offer.offered):
             attrs = lease.offer.attrs(name) if name in accepts else None
             if attrs is not None:
                 return replace(lease, attrs=attrs)
@@ -137,7 +143,17 @@ def spoken(lease: Lease, accepts: Container[str] | None) -> Lease:
 def announces(lease: Lease, name: str) -> bool:
     """True where its host itself says that it takes packets by the carrier ``name``."""
     offer = lease.offer
-    return type_of(lease.attrs) == name or (offer is not None and name in offer.data and name not in offer.implied)
+    return type_of(lease.attrs) == name or (offer is not None and name in offer.offered - offer.implied)
+
+
+def _carriers(fields: Mapping[str, Any], name: str, absent: object) -> dict[str, tuple[Any, Any]]:
+    value = fields.get(name, absent)
+    if not isinstance(value, dict) or len(value) > MOST_CARRIERS:
+        raise _unlike(f"{name} ", value, f"an object of at most {MOST_CARRIERS}, by Type")
+    for carrier, each in value.items():
+        if not isinstance(each, dict):
+            raise _unlike(f"{name}.{printable(carrier, 40)} ", each, "an object")
+    return {carrier: (each.get("BackendData"), each.get("BackendV6Data")) for carrier, each in value.items()}
 
 
 def _address(fields: Mapping[str, Any], name: str, version: Family) -> IPAddress | None:

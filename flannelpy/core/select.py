@@ -47,7 +47,7 @@ def select(
 ) -> tuple[str, str]:
     """The carrier for one peer, and why. ``kind`` is the Type, ``theirs`` None where the peer offers nothing.
 
-    ``withheld``: why this host does not offer a carrier of ``prefer``. ``facts`` are there for what both offer.
+    ``withheld``: why this host does not offer a carrier of ``prefer``. ``facts`` are there for what both have.
     """
     if theirs is None:
         return kind, "the peer offers nothing else"
@@ -192,7 +192,7 @@ class Preferring:
     def _select(self, lease: Lease, facts: Mapping[str, Facts]) -> tuple[str, str]:
         needs = self._needs
         ours = {name: needs[name] for name in self.carriers if name in self.offered}
-        theirs = None if lease.offer is None else {*lease.offer.data, *facts}
+        theirs = None if lease.offer is None else {*lease.offer.data, *facts} - lease.offer.retiring
         return select(self.base.name, self.prefer, ours, theirs, facts, self.withheld)
 
 

@@ -180,6 +180,18 @@ def test_what_a_host_offers_no_longer_stays_set_up_and_is_not_sent_by() -> None:
     assert path.reason.startswith("host-gw: switched off; wireguard: no answer")
 
 
+@given(st.sets(st.sampled_from(["host-gw", "wireguard"])), st.sets(st.sampled_from(["host-gw", "wireguard"])), st.booleans())
+def test_what_a_peer_offers_no_longer_is_set_up_and_not_sent_by(names: set[str], going: set[str], answered: bool) -> None:
+    """It may be about to send by it still: nothing of what lets it in changes before it says nothing of that any more."""
+    carrier, local = situation(answered=frozenset({Key("wgpeer", f"{key(2)} dev flannel-wg")} if answered else ()))
+    whole = carrier.path(peer(said=offer(names=tuple(sorted(names | going)))), local)
+    said = replace(offer(names=tuple(sorted(names | going))), retiring=frozenset(going))
+    path = carrier.path(peer(said=said), local)
+    assert path.setup == whole.setup
+    assert path.carrier not in going
+    assert path.carrier == carrier.path(peer(said=offer(names=tuple(sorted(names - going)))), local).carrier
+
+
 # ------------------------------------------------------------------------------------------------------------- the config
 
 
@@ -219,8 +231,14 @@ def test_an_offer_is_read_as_it_was_written() -> None:
         "PublicIP": "192.0.2.2",
         "Carriers": {"host-gw": {}, "wireguard": {"BackendData": {"PublicKey": key(2), "Port": 51820}}},
     }
+    going = replace(said, retiring=frozenset({"wireguard"}))
+    assert json.loads(going.to_json()) == {
+        "PublicIP": "192.0.2.2",
+        "Carriers": {"host-gw": {}},
+        "Retiring": {"wireguard": {"BackendData": {"PublicKey": key(2), "Port": 51820}}},
+    }
     both = replace(said, public_ipv6=IPAddress("2001:db8::2"))
-    for each in (said, both):
+    for each in (said, both, going, replace(both, retiring=frozenset(both.data))):
         assert Offer.from_json(each.to_json().encode()) == each
 
 
@@ -232,6 +250,8 @@ def test_an_offer_is_read_as_it_was_written() -> None:
         (b"{}", "PublicIP null: expected an IPv4 address"),
         (b'{"PublicIP": "x"}', 'PublicIP "x": expected an IPv4 address'),
         (b'{"PublicIP": "192.0.2.2"}', "Carriers null: expected an object of at most 16, by Type"),
+        (b'{"PublicIP": "192.0.2.2", "Carriers": {}, "Retiring": [5]}', "Retiring [5]: expected an object of at most 16, by Type"),
+        (b'{"PublicIP": "192.0.2.2", "Carriers": {}, "Retiring": {"x": 5}}', "Retiring.x 5: expected an object"),
         (b'{"PublicIP": "192.0.2.2", "Carriers": {"\x1b": 5}}', "not JSON"),
         (b'{"PublicIP": "192.0.2.2", "Carriers": {"\\u001b[2J": 5}}', "Carriers.\\x1b[2J 5: expected an object"),
         (b'{"PublicIP": "192.0.2.2", "PublicIPv6": 5, "Carriers": {}}', "PublicIPv6 5: expected an IPv6 address"),

@@ -117,9 +117,30 @@ async def test_turned_off_it_is_the_type_at_once_and_what_peers_still_send_by_st
         host.put_config(PLAIN)
         await until(lambda: way(host) == TUNNEL)
         seen.append(host.kernel.get(WG))
+        await until(lambda: "Retiring" in (told(host) or ""))  # so that the peers go on letting in what we sent before
         await until(lambda: host.kernel.get(Key("link", "flannel-wg")) is None)
         assert seen[0] is not None
-        assert told(host) is None
+        await until(lambda: told(host) is None)
+
+
+async def test_a_peer_that_has_turned_it_off_is_let_in_as_long_as_it_may_still_send_by_it(host: HostInMemory) -> None:
+    host.put_peer("10.5.9.0-24", vxlan_value(FAR, MAC))
+    offering(host, offer(FAR))
+    async with host.run():
+        await until(lambda: host.kernel.get(WG))
+        answer(host)
+        await until(lambda: ENCRYPTED in way(host))
+        before = host.kernel.get(WG)
+        for _ in range(3):
+            offering(host, offer(FAR).replace("Carriers", "Retiring").replace("{", '{"Carriers":{},', 1))
+            await until(lambda: way(host) == TUNNEL)
+            assert host.kernel.get(WG) == before
+            offering(host, offer(FAR))
+            await until(lambda: ENCRYPTED in way(host))  # with the session that it has: no other handshake
+        offering(host, offer(FAR).replace("Carriers", "Retiring").replace("{", '{"Carriers":{},', 1))
+        await until(lambda: way(host) == TUNNEL)
+        offering(host, None)
+        await until(lambda: host.kernel.get(WG) is None)
 
 
 @pytest.mark.parametrize("value", ["{", "[]", '{"PublicIP":"192.0.2.9","Carriers":5}', "x" * 100_000, offer(FAR), "\x1b[2J"])
