@@ -116,6 +116,14 @@ class WireguardPeer:
             return False
         return self._fixed == observed._fixed
 
+    def narrows(self, before: object) -> bool:
+        """True where what was observed ``before`` may have addresses that are to go, so that all have to be replaced.
+
+        The kernel, and wireguard-go, take all of them away before they give it the new ones, and nothing holds back the packets of
+        that moment: what is for the peer is ENOKEY, and what comes from it is dropped. Giving it what it has does nothing.
+        """
+        return not isinstance(before, WireguardPeer) or not set(before.allowed_ips) <= set(self.allowed_ips)
+
     @property
     def _fixed(self) -> tuple[object, ...]:
         """What the kernel does not change by itself."""

@@ -80,7 +80,7 @@ def _set(sequence: int, family: int, index: int, attributes: bytes) -> bytes:
     return message(family, REQUEST | ACK, sequence, body)
 
 
-def peer(item: WireguardPeer) -> bytes:
+def peer(item: WireguardPeer, *, replace_addresses: bool = True) -> bytes:
     """The attributes of a peer: all that there is of it."""
     nets = b"".join(attribute(number | NESTED, _allowed(net)) for number, net in enumerate(item.allowed_ips, 1))
     return (
@@ -88,7 +88,7 @@ def peer(item: WireguardPeer) -> bytes:
         + (b"" if item.endpoint is None else attribute(PEER_ENDPOINT, _endpoint(item.endpoint)))
         + attribute(PEER_PRESHARED_KEY, item.preshared_key.reveal() or NO_PSK)
         + attribute(PEER_KEEPALIVE, U16.pack(item.keepalive_s))
-        + attribute(PEER_FLAGS, U32.pack(REPLACE_ALLOWED_IPS))
+        + (attribute(PEER_FLAGS, U32.pack(REPLACE_ALLOWED_IPS)) if replace_addresses else b"")
         + attribute(PEER_ALLOWED_IPS | NESTED, nets)
     )
 
@@ -276,7 +276,7 @@ class WireguardDevices:
 
 def _encode(step: Step) -> bytes:
     assert isinstance(step.item, WireguardPeer)
-    return remove_peer(step.item) if step.op == "remove" else peer(step.item)
+    return remove_peer(step.item) if step.op == "remove" else peer(step.item, replace_addresses=step.item.narrows(step.before))
 
 
 def _runs(parts: Sequence[bytes]) -> Iterator[list[tuple[int, bytes]]]:

@@ -173,7 +173,8 @@ def _peer(step: Step) -> str:
     else:
         lines.append(f"preshared_key={(item.preshared_key.reveal() or bytes(KEY_BYTES)).hex()}")
         lines += [] if item.endpoint is None else [f"endpoint={endpoint_text(item.endpoint)}"]
-        lines += ["replace_allowed_ips=true", *(f"allowed_ip={net}" for net in item.allowed_ips)]
+        lines += ["replace_allowed_ips=true"] if item.narrows(step.before) else []
+        lines += [f"allowed_ip={net}" for net in item.allowed_ips]
         lines.append(f"persistent_keepalive_interval={item.keepalive_s}")  # the last: it sends the first one at once
     return "".join(f"{line}\n" for line in lines)
 

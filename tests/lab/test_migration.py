@@ -33,7 +33,7 @@ WITHIN_S = 60.0
 STILL_S = 5.0
 """So long a stream may stand still on a machine that has other work; how long it does, make bench-migration tells."""
 ALL = ("c1", "c2", "c3")
-DEVICES = {"vxlan": "flannel.1", "udp": "flannel0", "host-gw": ""}
+DEVICES = {"vxlan": "flannel.1", "udp": "flannel0", "wireguard": "flannel-wg", "host-gw": ""}
 
 pytestmark = [pytest.mark.topology(hosts=3), pytest.mark.usefixtures("no_probes")]
 
@@ -70,9 +70,10 @@ async def carriers(host: Host) -> list[str]:
     for line in await routes(host):
         net, _, rest = line.partition(" ")
         if net.startswith("10.1.") and not net.startswith("10.1.0.0/16") and "proto 102" in rest:
-            found.append("vxlan" if "dev flannel.1" in rest else "udp" if "dev flannel0" in rest else "host-gw")
-    if not found and any(line.startswith("10.1.0.0/16 dev flannel0") for line in await routes(host)):
-        return ["udp", "udp"]
+            found.append(next((name for name, device in DEVICES.items() if device and f"dev {device} " in f"{rest} "), "host-gw"))
+    for name in ("udp", "wireguard"):  # one route for all
+        if not found and any(line.startswith(f"10.1.0.0/16 dev {DEVICES[name]} ") for line in await routes(host)):
+            return [name, name]
     return found
 
 

@@ -112,6 +112,20 @@ async def test_what_is_sent_is_encrypted_whole_and_no_secret_is_anywhere(lab: La
     assert found == []
 
 
+async def test_options_of_the_tunnel_change_and_no_packet_is_lost(lab: Lab) -> None:
+    hosts = await begin(lab)
+    async with losing_nothing(lab, "c1", "c2"), losing_nothing(lab, "c3", "c1"), losing_nothing(lab, "c2", "c3"):
+        for keepalive_s in (25, 0, 10, 5, 0):
+            options = {"Type": "wireguard", "PSK": PSK, "PersistentKeepaliveInterval": keepalive_s}
+            await lab.put_config({**CONFIG, "Backend": options})
+
+            async def changed(wanted: str = str(keepalive_s)) -> bool:
+                return all([await all_of(host, "persistent_keepalive_interval") == [wanted] * 2 for host in hosts])
+
+            await until(changed, 30, f"a keep-alive every {keepalive_s} s")
+    await until_nothing_is_wrong(*hosts)
+
+
 async def test_agents_that_go_and_come_lose_no_packet_and_a_process_that_is_killed_comes_again(lab: Lab) -> None:
     one, two, three = await begin(lab)
     carrying = process_of(one)

@@ -6,8 +6,9 @@ import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -82,6 +83,17 @@ async def test_peers_come_change_and_go_in_one_request(program: Program) -> None
         "replace_allowed_ips=true\nallowed_ip=10.5.9.0/24\npersistent_keepalive_interval=25\n"
         f"public_key={(b'q' * 32).hex()}\nremove=true\n\n"
     ]
+
+
+@pytest.mark.parametrize("changes", [{"keepalive_s": 0}, {"endpoint": (IPAddress("192.0.2.7"), 1)}, {"preshared_key": Secret(b"")}])
+async def test_a_peer_that_keeps_its_addresses_is_never_without_them(program: Program, changes: dict[str, Any]) -> None:
+    after = replace(PEER, **changes)
+    assert await wireguard_go.apply_peers(DEV, [Step("change", after, PEER)]) == [None]
+    assert "allowed_ip=10.5.9.0/24\n" in program.asked[0]
+    assert "replace_allowed_ips" not in program.asked[0]
+    other = replace(PEER, allowed_ips=(IPNetwork("10.5.10.0/24"),))
+    assert await wireguard_go.apply_peers(DEV, [Step("change", other, PEER)]) == [None]
+    assert "replace_allowed_ips=true\nallowed_ip=10.5.10.0/24\n" in program.asked[1]
 
 
 async def test_what_is_refused_is_told_apart(program: Program) -> None:

@@ -85,6 +85,24 @@ def test_peers_are_told_as_the_library_tells_them(items: list[WireguardPeer]) ->
     assert ours(*items).hex(" ", 4) == expected.hex(" ", 4)
 
 
+NETS = [IPNetwork(text) for text in ("10.5.9.0/24", "10.5.10.0/24", "fd05:0:0:9::/64")]
+some_nets = st.lists(st.sampled_from(NETS), unique=True).map(tuple)
+
+
+@given(peers, some_nets, peers, some_nets)
+def test_addresses_are_replaced_only_where_one_has_to_go(
+    before: WireguardPeer, had: tuple[IPNetwork, ...], after: WireguardPeer, has: tuple[IPNetwork, ...]
+) -> None:
+    """For a moment it would have none: ENOKEY for what is under way to it."""
+    before, after = replace(before, allowed_ips=had), replace(after, allowed_ips=has)
+    assert after.narrows(before) == any(net not in has for net in had)
+    assert after.narrows(None)
+    flags = attribute(wireguard.PEER_FLAGS, messages.U32.pack(wireguard.REPLACE_ALLOWED_IPS))
+    whole, kept = wireguard.peer(after).partition(flags), wireguard.peer(after, replace_addresses=False)
+    assert whole[1] == flags
+    assert whole[0] + whole[2] == kept
+
+
 def test_a_peer_that_goes() -> None:
     gone = {"attrs": [["WGPEER_A_PUBLIC_KEY", PEER.public_key], ["WGPEER_A_FLAGS", 1]]}
     expected = library([["WGDEVICE_A_IFINDEX", INDEX], ["WGDEVICE_A_PEERS", [gone]]])
