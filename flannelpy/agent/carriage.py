@@ -7,6 +7,8 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from netaddr import IPAddress
+
 from flannelpy import plugins
 from flannelpy.agent.beside import Preference
 from flannelpy.agent.context import Context
@@ -74,6 +76,11 @@ class Carriage:
     def offer(self) -> Offer | None:
         """What is to stand beside our lease, but for our name."""
         return self.preference.offer(self.attrs, self.local(), self.backend)
+
+    @property
+    def host(self) -> IPAddress | None:
+        """By which address the network knows this host: of IPv4, in a network without that of IPv6."""
+        return self.uplink.public_ipv6 if self.config.v4 is None else self.uplink.public_ip
 
     def fits(self, lease: Lease) -> bool:
         """True where a lease is one of this network's."""

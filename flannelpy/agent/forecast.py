@@ -118,7 +118,7 @@ async def _forecast(context: Context, known: Remembered, text: str) -> Forecast:
     underlay = await facts.underlay(devices, bridges, _etcd(settings))
     membership = Membership()
     spoken = plugins.Spoken(carriage.backends)
-    membership.configure(config, spoken.accepts, facts.uplink.public_ip, underlay, spoken)
+    membership.configure(config, spoken.accepts, carriage.host, underlay, spoken)
     membership.set_own(own)
     membership.replace(known.view.leases)
     types = {type_of(own.attrs), backend.name, *carriage.preference.leaving}

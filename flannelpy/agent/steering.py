@@ -249,8 +249,8 @@ class Steering:
 
     def _judge(self, carriage: Carriage) -> None:
         """What is around the overlay is in nobody's lease."""
-        surroundings, public = self._parts.surroundings, carriage.uplink.public_ip
-        self._parts.cluster.configure(carriage.config, carriage.backends, public, surroundings.underlay)
+        surroundings = self._parts.surroundings
+        self._parts.cluster.configure(carriage.config, carriage.backends, carriage.host, surroundings.underlay)
         if self.keeper is not None:
             self.keeper.avoid(surroundings.underlay.avoided)
         surroundings.report(carriage.config.networks, self.lease)

@@ -55,7 +55,7 @@ class Membership:
         address: IPAddress | None = None,
     ) -> None:
         self._config = config
-        self._address = address if own is None else own.public_ip
+        self._address = address if own is None else _host(own.attrs)
         self._accepts = accepts
         self._identity: Identity = _no_identity
         self._own = own
@@ -256,7 +256,7 @@ class Membership:
         own, config = self._own, self._config
         if config is None or (own is not None and lease.key == own.key):
             return ""
-        if lease.public_ip == self._address != NO_ADDRESS:
+        if self._address is not None and self._address == _host(lease.attrs):
             return ""  # ours of before, or a twin: the rules of leasing know which, and say so
         if why := _misfit(lease, config):
             return f"{lease}: {why}"
@@ -281,6 +281,11 @@ class Membership:
 
 def _shield(config: NetworkConfig | None, underlay: Underlay) -> Shield:
     return Shield.of(underlay, () if config is None else config.networks)
+
+
+def _host(attrs: LeaseAttrs) -> IPAddress | None:
+    """Whose lease it is, as ``claims.same_host`` has it: by IPv4 address, without one by IPv6 address."""
+    return attrs.public_ipv6 if attrs.public_ip == NO_ADDRESS else attrs.public_ip
 
 
 def _misfit(lease: Lease, config: NetworkConfig) -> str:

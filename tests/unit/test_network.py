@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import shutil
 from pathlib import Path
 from random import Random
@@ -176,6 +177,24 @@ async def test_the_bridge_of_our_subnet_does_not_keep_us_from_it(host: HostInMem
 
 
 # ------------------------------------------------------------------------------------------------------- identity
+
+
+@pytest.mark.parametrize("families", ["4", "6", "46"])
+async def test_a_hosts_own_lease_is_no_peer_that_cannot_be_used(
+    host: HostInMemory, caplog: pytest.LogCaptureFixture, families: str
+) -> None:
+    """Also before it is known which one is ours: in a network of IPv6 alone it has no IPv4 address to be known by."""
+    caplog.set_level(logging.INFO)
+    config: dict[str, object] = {"Backend": {"Type": "vxlan"}}
+    config |= {"Network": "10.5.0.0/16"} if "4" in families else {"EnableIPv4": False}
+    config |= {"IPv6Network": "fc00::/48", "EnableIPv6": True} if "6" in families else {}
+    host.kernel = FakeKernel([eth1("192.0.2.1", "2001:db8::1")])
+    host.put_config(config)
+    for _life in range(2):
+        async with host.run():
+            pass
+    assert sum(message.startswith("ready: ") for message in caplog.messages) == 2
+    assert [message for message in caplog.messages if "cannot be used" in message] == []
 
 
 async def test_a_mac_that_an_older_lease_has_is_drawn_anew(host: HostInMemory) -> None:
