@@ -189,6 +189,7 @@ async def test_a_hosts_own_lease_is_no_peer_that_cannot_be_used(
     config |= {"Network": "10.5.0.0/16"} if "4" in families else {"EnableIPv4": False}
     config |= {"IPv6Network": "fc00::/48", "EnableIPv6": True} if "6" in families else {}
     host.kernel = FakeKernel([eth1("192.0.2.1", "2001:db8::1")])
+    host.delete("10.5.9.0-24")
     host.put_config(config)
     for _life in range(2):
         async with host.run():
