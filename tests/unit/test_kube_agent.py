@@ -187,6 +187,16 @@ async def test_a_right_that_is_missing_is_told_and_may_come_later(scene: Scene, 
         await until(lambda: scene.server.conditions("n1").get("NetworkUnavailable") == "False")
 
 
+async def test_an_overwrite_that_is_no_address_is_told(scene: Scene) -> None:
+    scene.server.add("n1", "10.244.1.0/24", annotations={f"{P}public-ip-overwrite": "junk"})
+    async with scene.running():
+        await until(lambda: scene.holds("registry-refused"))
+        assert "public-ip-overwrite 'junk': expected an IPv4 address" in str([active.text for active in scene.agent.health])
+        scene.server.change("n1", metadata={"annotations": {f"{P}public-ip-overwrite": "198.51.100.2"}})
+        await until(lambda: scene.agent.ready and not scene.holds("registry-refused"))
+        assert scene.server.annotations("n1")[f"{P}public-ip"] == "198.51.100.2"
+
+
 async def test_a_server_that_starts_is_waited_for_without_an_alarm(scene: Scene) -> None:
     scene.server.add("n1", "10.244.1.0/24")
     async with scene.running():
