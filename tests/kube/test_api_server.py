@@ -63,9 +63,9 @@ async def test_nodes_come_and_go_with_the_rights_of_the_manifests(api_server: Cl
 
 
 async def writers(cluster: Cluster, node: str) -> set[str]:
-    """In whose name flannel's annotations, and that the network is there, were written."""
+    """In whose name flannel's annotations were written."""
     fields = (await cluster.node(node))["metadata"]["managedFields"]
-    return {each["manager"] for each in fields if PREFIX in str(each) or ('"NetworkUnavailable"' in str(each))}
+    return {each["manager"] for each in fields if PREFIX in str(each)}
 
 
 async def test_a_node_that_is_made_anew_is_served_at_once(api_server: Cluster) -> None:
