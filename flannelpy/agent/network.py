@@ -43,7 +43,7 @@ from flannelpy.core.objects import Scope
 from flannelpy.explain.events import REPAIRED
 from flannelpy.kernel import Notices
 from flannelpy.registry.health import RegistryHealth
-from flannelpy.registry.monitored import Monitored
+from flannelpy.registry.monitored import Monitored, MonitoredNode
 
 log = logging.getLogger("flannelpy")
 
@@ -56,7 +56,9 @@ class Network:
 
     def __init__(self, context: Context) -> None:
         self.registry_health = RegistryHealth(context.registry, context.reporter, context.clock)
-        context = self.context = replace(context, registry=Monitored(context.registry, self.registry_health))
+        registry = Monitored(context.registry, self.registry_health)
+        assigned = None if context.assigned is None else MonitoredNode(context.assigned, self.registry_health)
+        context = self.context = replace(context, registry=registry, assigned=assigned)
         kept = self._kept = recall(context)
         self.facts = Facts(context.kernel, context.wish, context.reporter)
         self.cluster = Cluster(context, wake=lambda: self.steering.changed.set())
@@ -131,7 +133,7 @@ class Network:
             yield "forwarding", self._parts.forwarding.run
         yield "host watch", HostWatch(self.context.kernel, self.context.reporter, self._parts, self.steering).run
         if self.context.assigned is not None:
-            yield "announcement", partial(announce, self.context, self.context.assigned, lambda: self.ready)
+            yield "announcement", partial(announce, self.context, self.context.assigned, self._carries_pods)
         yield "publish", self._publish
         yield "files", self.publisher.run
         yield "liveness", self._watch_liveness
@@ -187,6 +189,11 @@ class Network:
     def _change_firewall(self) -> None:
         self.reconciler.fragments.change_firewall()
         self.reconciler.dirty.poke()
+
+    def _carries_pods(self) -> bool:
+        """Whether what our node was given is carried, and the subnet file says so."""
+        keeper = self.steering.keeper
+        return keeper is not None and keeper.held is not None and not keeper.lost and self.publisher.says(keeper.held.key)
 
     def _standing(self) -> tuple[Carriage | None, Lease | None, Lease | None]:
         keeper = self.steering.keeper

@@ -95,6 +95,7 @@ class NodeKeeper:
     async def run(self) -> None:
         """Have what Kubernetes gives us, and publish in it, for ever."""
         delay = FIRST_RETRY_S
+        listening = asyncio.create_task(self._listen(self._assigned.changes), name="our node")
         try:
             while True:
                 self._changed.clear()
@@ -111,6 +112,15 @@ class NodeKeeper:
         finally:
             if self._publishing is not None:
                 self._publishing.cancel()
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+
+    async def _listen(self, since: int) -> None:
+        """A node that somebody else has changed is looked at, at once: one that was made anew has nothing of ours in it."""
+        while True:
+            await self._assigned.changed(since)
+            since = self._assigned.changes
+            self._changed.set()
 
     async def _look(self) -> bool:
         """See what our node is, and make it say what we publish; False where it has no lease for us. Raises RegistryError."""
@@ -157,18 +167,20 @@ class NodeKeeper:
 
 
 async def announce(context: Context, assigned: Assigned, ready: Callable[[], bool]) -> None:
-    """Say of our node that its network is there, once it is, and again where somebody says otherwise; for ever."""
+    """Say of our node that its network is there, once it is; at once where somebody says otherwise, or makes it anew; for ever."""
     delay = FIRST_RETRY_S
     while True:
+        since, pause = assigned.changes, READY_S
         try:
-            pause = READY_S
             if ready():
                 await assigned.announce()
                 delay, pause = FIRST_RETRY_S, ANNOUNCE_S
         except RegistryError as error:
             log.debug("that our node's network is there could not be said: %s", error)
             delay = pause = min(2 * delay, LAST_RETRY_S)
-        await asyncio.sleep(context.random.uniform(pause / 2, pause))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(context.random.uniform(pause / 2, pause)):
+                await assigned.changed(since)
 
 
 def _subnets(lease: Lease) -> list[str]:

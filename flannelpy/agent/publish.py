@@ -78,6 +78,10 @@ class Publisher:
         both = str(lease).partition(" at ")[0].replace("&", " and ")
         self.summary = f"{both} by {carriage.backend.name}, MTU {carriage.mtu}, {peers} peer{'' if peers == 1 else 's'}"
 
+    def says(self, key: str) -> bool:
+        """Whether the subnet file is that of the lease with this key."""
+        return self._told is not None and self._told.lease.key == key
+
     def keep(self, state: State) -> None:
         """Keep what the next start needs, whatever becomes of this one."""
         self._state = state

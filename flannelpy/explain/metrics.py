@@ -207,7 +207,7 @@ METRICS: tuple[Metric | Durations, ...] = (
     ),
     _counter(
         "flannelpy_registry_calls_total",
-        "Calls of the registry, by kind (read, write, keep-alive; watch: batches of events) and result (answered, failed).",
+        "Calls of the registry, by kind (read, write, keep-alive, node; watch: batches of events) and result (answered, failed).",
         lambda m: ((key, float(count)) for key, count in sorted(m.calls.items())),
         "kind",
         "result",

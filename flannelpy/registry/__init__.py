@@ -239,6 +239,15 @@ class Assigned(Protocol):
         """Say that this host's network is there; nothing where that is said."""
         ...
 
+    @property
+    def changes(self) -> int:
+        """How often what we were given, or what is said of us, was seen to be another than before; what we write does not count."""
+        ...
+
+    async def changed(self, since: int) -> None:
+        """Wait until ``changes`` is more than that."""
+        ...
+
 
 NO_PASSWORD = Secret("")
 

@@ -63,11 +63,13 @@ class Kind(StrEnum):
     WRITE = "write"
     WATCH = "watch"
     KEEP_ALIVE = "keep-alive"
+    NODE = "node"
+    """What we were given, where subnets are assigned."""
 
     @property
     def plural(self) -> str:
         """As it begins a sentence's part."""
-        return "the watch" if self is Kind.WATCH else f"{self.value}s"
+        return {Kind.WATCH: "the watch", Kind.NODE: "our node"}.get(self, f"{self.value}s")
 
 
 @dataclass(slots=True)

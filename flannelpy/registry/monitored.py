@@ -9,11 +9,24 @@ from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import ConflictError, RegistryError, TakenError, WatchGapError
 from flannelpy.core.model import LEASE_TTL_S, Lease, LeaseAttrs
-from flannelpy.registry import Batch, Offered, Registry, Snapshot, StoredConfig
+from flannelpy.registry import Assigned, Batch, Offered, Registry, Snapshot, StoredConfig
 from flannelpy.registry.health import Kind, RegistryHealth
 
 _ANSWERS = (ConflictError, TakenError, WatchGapError)
 """Errors by which etcd has done what it was asked: it compared, and looked."""
+
+
+@contextlib.contextmanager
+def _counted(health: RegistryHealth, kind: Kind) -> Iterator[None]:
+    try:
+        yield
+    except _ANSWERS:
+        health.succeeded(kind)
+        raise
+    except RegistryError as error:
+        health.failed(kind, error)
+        raise
+    health.succeeded(kind)
 
 
 class Monitored:
@@ -23,31 +36,19 @@ class Monitored:
         self._registry = registry
         self._health = health
 
-    @contextlib.contextmanager
-    def _counted(self, kind: Kind) -> Iterator[None]:
-        try:
-            yield
-        except _ANSWERS:
-            self._health.succeeded(kind)
-            raise
-        except RegistryError as error:
-            self._health.failed(kind, error)
-            raise
-        self._health.succeeded(kind)
-
     async def config(self) -> StoredConfig:
         """The network config as stored."""
-        with self._counted(Kind.READ):
+        with _counted(self._health, Kind.READ):
             return await self._registry.config()
 
     async def put_config(self, text: str, expected: StoredConfig | None = None) -> int:
         """Write the config; with ``expected`` only if it is still that (ConflictError). Returns the revision."""
-        with self._counted(Kind.WRITE):
+        with _counted(self._health, Kind.WRITE):
             return await self._registry.put_config(text, expected)
 
     async def snapshot(self) -> Snapshot:
         """Every lease now."""
-        with self._counted(Kind.READ):
+        with _counted(self._health, Kind.READ):
             return await self._registry.snapshot()
 
     async def watch(self, from_revision: int) -> AsyncIterator[Batch]:
@@ -76,38 +77,38 @@ class Monitored:
         self, subnet: IPNetwork, attrs: LeaseAttrs, *, subnet6: IPNetwork | None = None, ttl_s: int = LEASE_TTL_S
     ) -> Lease:
         """Take a subnet that nobody holds. Raises TakenError. ``ttl_s`` 0 writes a reservation."""
-        with self._counted(Kind.WRITE):
+        with _counted(self._health, Kind.WRITE):
             return await self._registry.create(subnet, attrs, subnet6=subnet6, ttl_s=ttl_s)
 
     async def renew(self, lease: Lease, attrs: LeaseAttrs, *, ttl_s: int = LEASE_TTL_S) -> Lease:
         """Write ``attrs`` under ``lease.key`` with a fresh etcd lease. Raises ConflictError."""
-        with self._counted(Kind.WRITE):
+        with _counted(self._health, Kind.WRITE):
             return await self._registry.renew(lease, attrs, ttl_s=ttl_s)
 
     async def keep_alive(self, lease: Lease) -> float:
         """Extend the lease's etcd lease to its full TTL; returns the seconds it now has. Raises ConflictError."""
         if lease.reserved:
             return await self._registry.keep_alive(lease)  # etcd is not asked
-        with self._counted(Kind.KEEP_ALIVE):
+        with _counted(self._health, Kind.KEEP_ALIVE):
             return await self._registry.keep_alive(lease)
 
     async def remaining(self, lease: Lease) -> float:
         """Seconds until the lease expires, 0 when it is gone."""
         if lease.reserved:
             return await self._registry.remaining(lease)
-        with self._counted(Kind.READ):
+        with _counted(self._health, Kind.READ):
             return await self._registry.remaining(lease)
 
     async def outlives_key(self, lease: Lease) -> bool:
         """Asked of a lease whose key is gone: True where somebody deleted the key, False where the lease itself has ended."""
         if lease.reserved:
             return await self._registry.outlives_key(lease)
-        with self._counted(Kind.READ):
+        with _counted(self._health, Kind.READ):
             return await self._registry.outlives_key(lease)
 
     async def release(self, lease: Lease) -> None:
         """Delete the key if it is still at ``lease.mod_revision``. Raises ConflictError."""
-        with self._counted(Kind.WRITE):
+        with _counted(self._health, Kind.WRITE):
             await self._registry.release(lease)
 
     async def offer(self, lease: Lease, text: str | None) -> None:
@@ -149,3 +150,35 @@ class Monitored:
     async def close(self) -> None:
         """End all streams and connections. May be called twice."""
         await self._registry.close()
+
+
+class MonitoredNode:
+    """``assigned``, with ``health`` listening."""
+
+    def __init__(self, assigned: Assigned, health: RegistryHealth) -> None:
+        self._assigned = assigned
+        self._health = health
+
+    async def own(self) -> Lease | None:
+        """What we were given. Raises ConflictError."""
+        with _counted(self._health, Kind.NODE):
+            return await self._assigned.own()
+
+    async def advertise(self, attrs: LeaseAttrs) -> LeaseAttrs:
+        """What is to be published for ``attrs``."""
+        with _counted(self._health, Kind.NODE):
+            return await self._assigned.advertise(attrs)
+
+    async def announce(self) -> None:
+        """Say that this host's network is there."""
+        with _counted(self._health, Kind.WRITE):
+            await self._assigned.announce()
+
+    @property
+    def changes(self) -> int:
+        """How often what we were given was seen to be another than before."""
+        return self._assigned.changes
+
+    async def changed(self, since: int) -> None:
+        """Wait until ``changes`` is more than that."""
+        await self._assigned.changed(since)

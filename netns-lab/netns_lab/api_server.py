@@ -46,7 +46,11 @@ class ApiServer:
         self.version = 1
         self.token = ""
         self.forbidden: set[str] = set()
-        """Methods that RBAC does not allow."""
+        """Verbs that RBAC does not allow: get, list, watch, patch."""
+        self.agents: set[str] = set()
+        """Who asked, by the header User-Agent."""
+        self.managers: list[str] = []
+        """In whose name each patch was made (fieldManager)."""
         self.requests: list[str] = []
         """What was asked, as ``GET /api/v1/nodes``, with a mark where it is a watch."""
         self.patches: list[Json] = []
@@ -185,11 +189,12 @@ class ApiServer:
         query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         watching = query.get("watch") == "true"
         self.requests.append(f"{method} {parts.path}{' watch' if watching else ''}")
+        self.agents.add(headers.get("user-agent", ""))
         try:
             if self.token and headers.get("authorization") != f"Bearer {self.token}":
                 raise RefusedError(401, "Unauthorized")
-            if method in self.forbidden:
-                raise RefusedError(403, f"nodes is forbidden: cannot {method}")
+            if (verb := _verb(method, parts.path, watching=watching)) in self.forbidden:
+                raise RefusedError(403, f"nodes is forbidden: cannot {verb}")
             if watching:
                 await self._watch(writer, query)
                 return
@@ -221,6 +226,7 @@ class ApiServer:
                     raise RefusedError(415, f"expected {STRATEGIC}")
                 patch = json.loads(body)
                 self.patches.append(patch)
+                self.managers.append(query.get("fieldManager", ""))
                 before = self._get(name)
                 after = _merged(before, patch)
                 if sub == ["status"]:
@@ -229,7 +235,7 @@ class ApiServer:
             case "POST", ["v1", "selfsubjectaccessreviews"]:
                 review: Json = json.loads(body)
                 verb = review["spec"]["resourceAttributes"]["verb"]
-                return {**review, "status": {"allowed": {"patch": "PATCH"}.get(verb, "GET") not in self.forbidden}}
+                return {**review, "status": {"allowed": verb not in self.forbidden}}
             case "GET", ["namespaces", namespace, "pods", name] if (namespace, name) in self.pods:
                 return {"metadata": {"name": name}, "spec": {"containers": [], "nodeName": self.pods[namespace, name]}}
         raise RefusedError(404, f"{path} not found")
@@ -276,6 +282,13 @@ class ApiServer:
                 since = version
                 yield event
             await changed.wait()
+
+
+def _verb(method: str, path: str, *, watching: bool) -> str:
+    """What RBAC calls a request."""
+    if method != "GET":
+        return method.lower()
+    return "watch" if watching else "list" if path.endswith("/nodes") else "get"
 
 
 def _status(code: int, message: str) -> Json:

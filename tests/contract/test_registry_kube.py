@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from netaddr import IPAddress
 
+from flannelpy import __version__
 from flannelpy.core.errors import (
     ConflictError,
     RegistryAuthError,
@@ -289,11 +290,125 @@ async def test_a_token_that_changes_is_read_anew(server: ApiServer, tmp_path: Pa
 
 
 async def test_what_rbac_refuses_is_for_a_person(registry: KubeRegistry, server: ApiServer) -> None:
-    server.forbidden.add("PATCH")
+    server.forbidden.add("patch")
     own = await registry.own()
     assert own is not None
     with pytest.raises(RegistryAuthError, match="forbidden"):
         await registry.renew(own, ATTRS)
+
+
+async def test_a_watch_that_is_refused_is_told_once_and_let_in_again(registry: KubeRegistry, server: ApiServer) -> None:
+    async with Following(registry) as following:
+        await until(lambda: "GET /api/v1/nodes watch" in server.requests)
+        server.forbidden.add("watch")
+        server.cut()
+        await until(lambda: isinstance(registry.trouble, RegistryAuthError))
+        assert "cannot watch" in str(registry.trouble)
+        asked = len(server.requests)
+        server.add("n3", "10.244.3.0/24", annotations=published("192.0.2.3"))
+        await until(lambda: len(server.requests) > asked + 3)
+        assert isinstance(registry.trouble, RegistryAuthError), "the trouble lasts as long as the refusal"
+        assert set(server.requests[asked:]) == {"GET /api/v1/nodes watch"}, "a reader has nothing to list anew for"
+        assert (following.connections, following.events) == (1, [])
+        server.forbidden.clear()
+        await until(lambda: following.events)
+        assert (following.connections, registry.trouble, following.error) == (2, None, None)
+
+
+async def test_a_server_that_starts_may_refuse_everybody_for_a_while(
+    registry: KubeRegistry, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await registry.snapshot()
+    await server.stop()
+    with pytest.raises(RegistryUnavailableError):
+        await registry.snapshot()
+    server.forbidden |= {"list", "get", "watch", "patch"}
+    await server.start()
+    for _ in range(3):
+        with pytest.raises(RegistryUnavailableError, match="cannot list; it may be starting"):
+            await registry.snapshot()
+    monkeypatch.setattr(kube_client, "STARTING_S", 0.0)
+    with pytest.raises(RegistryAuthError, match="cannot list"):
+        await registry.snapshot()
+
+
+async def test_a_server_that_was_there_refuses_at_once(registry: KubeRegistry, server: ApiServer) -> None:
+    await server.stop()
+    with pytest.raises(RegistryUnavailableError):
+        await registry.snapshot()
+    await server.start()
+    await registry.snapshot()
+    server.forbidden.add("list")
+    with pytest.raises(RegistryAuthError, match="cannot list"):
+        await registry.snapshot()
+
+
+async def test_a_server_that_takes_a_watch_and_says_nothing_is_no_answer(
+    registry: KubeRegistry, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wait(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(kube_client, "CALL_S", 0.3)
+    monkeypatch.setattr(server, "_watch", wait)
+    revision = (await registry.snapshot()).revision
+    batches: list[Batch] = []
+
+    async def follow() -> None:
+        async with aclosing(registry.watch(revision + 1)) as found:  # type: ignore[type-var]
+            batches.extend([batch async for batch in found])
+
+    task = asyncio.create_task(follow())
+    try:
+        await until(lambda: registry.trouble)
+        assert "no answer" in str(registry.trouble)
+        assert batches == []
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_whatever_is_asked_says_by_whom(registry: KubeRegistry, server: ApiServer) -> None:
+    async with Following(registry):
+        await until(lambda: "GET /api/v1/nodes watch" in server.requests)
+        own = await registry.own()
+        assert own is not None
+        await registry.renew(own, ATTRS)
+        await registry.offer(own, '{"a":1}')
+        await registry.announce()
+    assert server.agents == {f"flannelpy/{__version__}"}
+    assert server.managers == ["flannelpy"] * 3
+
+
+async def test_our_node_is_news_where_others_change_it_and_not_where_we_do(registry: KubeRegistry, server: ApiServer) -> None:
+    async with Following(registry):
+        await until(lambda: "GET /api/v1/nodes watch" in server.requests)
+        own = await registry.own()
+        assert own is not None
+        before = registry.changes
+        await registry.renew(own, ATTRS)
+        await registry.announce()
+        server.beat("n1")
+        server.beat("n2")
+        server.change("n2", metadata={"annotations": {f"{P}public-ip": "192.0.2.22"}})
+        await until(lambda: registry._book.version == server.version)
+        assert registry.changes == before
+        for number, change in enumerate(OTHERS, before + 1):
+            server.change("n1", **change)
+            await asyncio.wait_for(registry.changed(number - 1), 30)
+            assert registry.changes == number, change
+        server.remove("n1")
+        await asyncio.wait_for(registry.changed(before + len(OTHERS)), 30)
+        server.add("n1")
+        await asyncio.wait_for(registry.changed(before + len(OTHERS) + 1), 30)
+
+
+OTHERS: list[dict[str, Any]] = [
+    {"status": {"conditions": [{"type": "NetworkUnavailable", "status": "True"}]}},
+    {"metadata": {"annotations": {f"{P}public-ip": "198.51.100.1"}}},
+    {"metadata": {"annotations": {f"{P}public-ip-overwrite": "198.51.100.1"}}},
+    {"spec": {"podCIDR": "10.244.7.0/24", "podCIDRs": ["10.244.7.0/24"]}},
+]
 
 
 async def test_our_node_is_the_one_that_our_pod_is_on(server: ApiServer) -> None:

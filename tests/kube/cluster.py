@@ -12,7 +12,7 @@ import base64
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,14 @@ SERVICES = "10.96.0.0/16"
 SERVICE = "10.96.0.1"
 """Of the API server itself: the first of the services' addresses."""
 AGENT = "system:serviceaccount:kube-flannel:flannelpy"
-ROLE = {("get", "nodes"), ("list", "nodes"), ("watch", "nodes"), ("patch", "nodes/status")}
+ROLE = {
+    (verb, resource)
+    for document in yaml.safe_load_all(MANIFESTS.read_text())
+    if document["kind"] == "ClusterRole"
+    for rule in document["rules"]
+    for resource in rule["resources"]
+    for verb in rule["verbs"]
+}
 """What the ClusterRole in the manifests has: verb, resource."""
 PATIENCE_S = 120.0
 """For whatever a cluster does by itself, on a machine that is busy."""
@@ -268,8 +275,15 @@ class Cluster:
         listed = {each["metadata"]["name"]: each["spec"] for each in await self.api.all("Node")}
         return all("podCIDR" in listed.get(name, {}) for name in names)
 
-    async def install(self, backend: Mapping[str, Any] | None = None, only: str = "") -> None:
-        """The manifests as they are shipped; with another backend, or for nodes with this label alone, where that is given."""
+    async def grant(self, rights: Collection[tuple[str, str]]) -> None:
+        """Let the ClusterRole of the manifests have these rights and no others: verb, resource."""
+        rules = [{"apiGroups": [""], "resources": [resource], "verbs": [verb]} for verb, resource in sorted(rights)]
+        role = next(each for each in yaml.safe_load_all(MANIFESTS.read_text()) if each["kind"] == "ClusterRole")
+        await self.api.apply({**role, "rules": rules})
+
+    async def install(self, backend: Mapping[str, Any] | None = None, only: str = "", programs: Sequence[Path] = ()) -> None:
+        """The manifests as they are shipped; with another backend, for nodes with this label alone, or with these programs of the
+        node in the agent's PATH, where that is given."""
         documents = list(yaml.safe_load_all(MANIFESTS.read_text()))
         by_kind = {each["kind"]: each for each in documents}
         if backend is not None:
@@ -278,6 +292,11 @@ class Cluster:
         if only:
             name, _, value = only.partition("=")
             by_kind["DaemonSet"]["spec"]["template"]["spec"]["nodeSelector"][name] = value
+        for path in programs:
+            pod = by_kind["DaemonSet"]["spec"]["template"]["spec"]
+            pod["volumes"].append({"name": path.name, "hostPath": {"path": str(path), "type": "File"}})
+            mount = {"name": path.name, "mountPath": f"/usr/bin/{path.name}", "readOnly": True}
+            pod["containers"][0]["volumeMounts"].append(mount)
         await self.api.apply(*documents)
 
     async def pod(self, name: str, node: str, image: str) -> None:
@@ -313,12 +332,19 @@ class Cluster:
     def asked(self) -> set[tuple[str, str]]:
         """What the agents have asked for, by the server's audit log: (verb, resource)."""
         found = set()
-        for line in (self.directory / "audit.log").read_text().splitlines():
-            event = json.loads(line)
+        for event in self._audited():
             reference = event.get("objectRef", {})
             parts = [part for part in (reference.get("resource"), reference.get("subresource")) if part]
             found.add((event["verb"], "/".join(parts) or event["requestURI"].partition("?")[0]))
         return found
+
+    def agents_called(self) -> set[str]:
+        """What the agents have called themselves (User-Agent)."""
+        return {event["userAgent"] for event in self._audited()}
+
+    def _audited(self) -> list[Json]:
+        log = self.directory / "audit.log"
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def conditions(document: Json) -> dict[str, str]:

@@ -10,7 +10,7 @@ import pytest
 from netns_lab.lab import Lab
 from netns_lab.topology import Topology
 from tests.kube import node as nodes
-from tests.kube.cluster import Cluster
+from tests.kube.cluster import ROLE, Cluster
 from tests.lab.agent_support import lab_name  # noqa: F401
 
 LIMIT_S = 900
@@ -32,7 +32,7 @@ async def cluster(lab_name: str) -> AsyncIterator[Cluster]:  # noqa: F811
         made = Cluster(lab)
         await made.start()
         yield made
-        no_tracebacks(lab)
+        leave_well(made)
 
 
 @pytest.fixture
@@ -42,11 +42,13 @@ async def api_server(lab_name: str) -> AsyncIterator[Cluster]:  # noqa: F811
         made = Cluster(lab)
         await made.begin()
         yield made
-        no_tracebacks(lab)
+        leave_well(made)
 
 
-def no_tracebacks(lab: Lab) -> None:
-    """No agent's log may hold one."""
+def leave_well(cluster: Cluster) -> None:
+    """No agent's log may hold a traceback, and none may have asked for what the role of the manifests does not have."""
+    assert cluster.asked() <= ROLE
+    lab = cluster.lab
     for path in [path for host in lab.hosts for path in (*host.directory.glob("agent.log"), *nodes.logs(host))]:
         text = path.read_text(errors="replace")
         assert "Traceback" not in text, f"{path}: {text[text.index('Traceback') - 500 :][:3000]}"

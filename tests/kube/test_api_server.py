@@ -6,105 +6,24 @@ c1 - h1 ==== vxlan or host-gw ==== h2 - c2, h3 - c3        kube-apiserver and et
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 
-from netns_lab.host import Host
-from tests.kube.api import MERGE, path_of
-from tests.kube.cluster import CLUSTER_CIDR, PATIENCE_S, ROLE, Cluster, conditions, missing
+from flannelpy import __version__
+from tests.kube.cluster import PATIENCE_S, ROLE, Cluster, conditions, missing
+from tests.kube.posted import PREFIX, Nodes, answered, holds, routed
 from tests.lab.agent_support import FLANNELD, losing_nothing, until
 
 MISSING = missing("kube-apiserver")
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
-PREFIX = "flannel.alpha.coreos.com/"
 AWAY_S = 60.0
+AT_ONCE_S = 5.0
+"""What a watch tells is done in a tenth of a second, on a busy machine in some; what is only looked at now and then, in minutes."""
 BACKENDS = pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
-
-
-class Nodes:
-    """Hosts of the lab as nodes that are posted, with agents that have the rights of the manifests."""
-
-    def __init__(self, cluster: Cluster, kubeconfig: Path) -> None:
-        self.cluster = cluster
-        self.config = cluster.lab.directory / "net-conf.json"
-        self._kubeconfig = kubeconfig
-
-    @classmethod
-    async def of(cls, cluster: Cluster, backend: str) -> Nodes:
-        """None yet; the manifests are there."""
-        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-flannel"}}
-        await cluster.api.apply(namespace)
-        await cluster.install()
-        made = cls(cluster, await cluster.rights())
-        made.config.write_text(json.dumps({"Network": CLUSTER_CIDR, "Backend": {"Type": backend}}))
-        return made
-
-    async def add(self, host: Host, *, assigned: bool = True) -> None:
-        """What kubelet and controller-manager make of a host."""
-        meta = {"name": host.name, "annotations": {"node.alpha.kubernetes.io/ttl": "0"}}
-        spec = _assigned(host) if assigned else {}
-        await self.cluster.api.call("POST", path_of("Node"), {"apiVersion": "v1", "kind": "Node", "metadata": meta, "spec": spec})
-
-    async def assign(self, host: Host) -> None:
-        """The controller-manager gives it its podCIDR."""
-        await self.cluster.api.call("PATCH", path_of("Node", host.name), {"spec": _assigned(host)}, kind=MERGE)
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """flannel's, and ours."""
-        return ("--kube-subnet-mgr", f"--kubeconfig-file={self._kubeconfig}", f"--net-config-path={self.config}")
-
-    def launch(self, *hosts: Host) -> None:
-        """Start agents."""
-        for host in hosts:
-            host.launch_agent(*self.options, env={"NODE_NAME": host.name})
-
-    def launch_flanneld(self, host: Host) -> None:
-        """Start real flanneld, with the same rights."""
-        words = [str(FLANNELD), *self.options, "--iface=eth1", f"--subnet-file={host.subnet_file}"]
-        host.launch_agent(program=words, env={"NODE_NAME": host.name})
-
-    async def connect(self, *hosts: Host) -> None:
-        """Wait until these are ready, and give their containers addresses, which cuts them off for a moment."""
-        for host in hosts:
-            await host.agent.ready(PATIENCE_S)
-            await host.connect_containers()
-
-    async def meet(self, *hosts: Host) -> None:
-        """Wait until their containers reach each other."""
-        names = [container.name for host in hosts for container in host.containers]
-        lab = self.cluster.lab
-
-        async def all_reach() -> bool:
-            return all([(await lab.ping(one, other)).ok for one in names for other in names if one != other])
-
-        await until(all_reach, PATIENCE_S, f"{', '.join(names)} reach each other")
-
-    async def of_flannel(self, host: Host) -> dict[str, str]:
-        """flannel's annotations of its node; not ours beside them."""
-        found = (await self.cluster.node(host.name))["metadata"]["annotations"]
-        return {key: value for key, value in found.items() if key.startswith(PREFIX) and not key.endswith("/flannelpy-offer")}
-
-
-def _assigned(host: Host) -> dict[str, object]:
-    subnet = f"10.244.{host.plan.number}.0/24"
-    return {"podCIDR": subnet, "podCIDRs": [subnet]}
-
-
-async def routed(host: Host, other: Host) -> bool:
-    """Whether there is a route to the other's podCIDR by another host."""
-    return f"10.244.{other.plan.number}.0/24 via" in await host.exec("ip", "route", "show")
-
-
-async def holds(host: Host, code: str) -> bool:
-    """Whether its agent has this condition."""
-    return code in [each["code"] for each in (await host.status()).get("conditions", ())]
 
 
 @BACKENDS
@@ -139,6 +58,43 @@ async def test_nodes_come_and_go_with_the_rights_of_the_manifests(api_server: Cl
 
         await until(gone, PATIENCE_S, "no route to a node that was deleted")
     assert api_server.asked() == ROLE, "the role has what is asked for, and nothing more"
+    assert api_server.agents_called() == {f"flannelpy/{__version__}"}
+    assert (await writers(api_server, one.name)) == {"flannelpy"}
+
+
+async def writers(cluster: Cluster, node: str) -> set[str]:
+    """In whose name flannel's annotations were written."""
+    fields = (await cluster.node(node))["metadata"]["managedFields"]
+    return {each["manager"] for each in fields if PREFIX in str(each)}
+
+
+async def test_a_node_that_is_made_anew_is_served_at_once(api_server: Cluster) -> None:
+    """A Node made anew has neither annotations nor the condition; its host carries pods all the time."""
+    nodes, (one, two, _) = await Nodes.of(api_server, "vxlan"), api_server.lab.hosts
+    for host in (one, two):
+        await nodes.add(host)
+        await api_server.make_unavailable(host.name)
+    nodes.launch(one, two)
+    await nodes.connect(one, two)
+    await nodes.meet(one, two)
+    before = await nodes.of_flannel(two)
+
+    async def served() -> bool:
+        node = await api_server.node(two.name)
+        said = conditions(node).get("NetworkUnavailable") == "False"
+        return said and node["metadata"]["annotations"].get(f"{PREFIX}public-ip") == str(two.address)
+
+    await until(served, PATIENCE_S, "a node that says its network is there")
+    taken = []
+    async with losing_nothing(api_server.lab, "c1", "c2"):
+        for make in (partial(nodes.make_anew, two), partial(api_server.make_unavailable, two.name)):
+            await make()
+            began = time.monotonic()
+            await until(served, AT_ONCE_S, "a node that is served again")
+            taken.append(time.monotonic() - began)
+    print(f"served again {taken[0]:.2f} s after it was made anew, {taken[1]:.2f} s after a cloud said that it has no network")
+    assert await nodes.of_flannel(two) == before
+    await nodes.meet(one, two)
 
 
 async def test_an_api_server_that_is_away_for_a_minute_costs_no_packet(api_server: Cluster) -> None:
@@ -162,11 +118,6 @@ async def test_an_api_server_that_is_away_for_a_minute_costs_no_packet(api_serve
         nodes.launch(three)
         await nodes.connect(three)
         await nodes.meet(one, two, three)
-
-
-async def answered(host: Host) -> bool:
-    """Whether its agent says that the API server answers."""
-    return bool((await host.status()).get("etcd", {}).get("reachable"))
 
 
 @pytest.mark.skipif(not os.access(FLANNELD, os.X_OK), reason=f"no flanneld at {FLANNELD}: make flanneld builds it (with Go)")

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,7 @@ from tests.kube.cluster import PATIENCE_S, ROLE, Cluster, conditions
 from tests.kube.node import Node, add, meet, missing
 from tests.lab.agent_support import until
 from tests.lab.cri_support import IMAGE as POD_IMAGE
+from tests.lab.wireguard_support import BUILT, encrypted, frames
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -35,12 +39,30 @@ with socket.create_connection((sys.argv[1], 7777), timeout=50) as connection:
     connection.sendall(data)
 print(len(data), hashlib.sha256(data).hexdigest())
 """
-UNAVAILABLE = {
-    "type": "NetworkUnavailable",
-    "status": "True",
-    "reason": "NoRouteCreated",
-    "message": "as a cloud's controller says",
-}
+
+
+def in_udp(frame: bytes, port: int) -> bool:
+    """True for UDP over IPv4 to this port."""
+    return frame[12:14] == b"\x08\x00" and frame[23] == 17 and frame[36:38] == port.to_bytes(2, "big")
+
+
+def between_pods(frame: bytes) -> bool:
+    """True for IPv4 from one pod to another."""
+    return frame[12:14] == b"\x08\x00" and frame[26:28] == frame[30:32] == bytes([10, 244])
+
+
+BY: dict[str, Callable[[bytes], bool]] = {"vxlan": partial(in_udp, port=8472), "host-gw": between_pods, "wireguard": encrypted}
+"""What of a backend is seen between the nodes."""
+
+
+async def carriers(node: Node) -> list[Path]:
+    """What the agent needs for wireguard beside its image: nothing, where the kernel has it."""
+    if (await node.host.attempt("ip", "link", "add", "wgtrial", "type", "wireguard")).code == 0:
+        await node.host.exec("ip", "link", "del", "wgtrial")
+        return []
+    if not (BUILT / "wireguard-go").exists():
+        pytest.skip("no wireguard in this kernel, and no wireguard-go: make test builds it (with Go)")
+    return [BUILT / "wireguard-go"]
 
 
 async def transferred(source: Container, target: Container, address: str) -> None:
@@ -62,7 +84,7 @@ async def routed(node: Node, subnet: str) -> bool:
     return f"{subnet} via" in await node.routes()
 
 
-@pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw", "wireguard"])
 async def test_pods_wait_for_the_network_and_then_meet(cluster: Cluster, backend: str) -> None:
     one, two = await add(cluster, 1, 2)
     await until(lambda: cluster.registered("h1", "h2"), PATIENCE_S, "nodes with podCIDRs", one.tail)
@@ -77,7 +99,7 @@ async def test_pods_wait_for_the_network_and_then_meet(cluster: Cluster, backend
     await until(tainted, PATIENCE_S, "a node that pods are kept off")
     assert (await cluster.api.get("Pod", "p1"))["status"]["phase"] == "Pending"
 
-    await cluster.install({"Type": backend})
+    await cluster.install({"Type": backend}, programs=await carriers(one) if backend == "wireguard" else ())
     await cluster.until_agents("h1", "h2")
     await cluster.until_ready("h1", "h2")
     addresses = await meet(cluster, one, two)
@@ -87,8 +109,12 @@ async def test_pods_wait_for_the_network_and_then_meet(cluster: Cluster, backend
         assert conditions(node)["NetworkUnavailable"] == "False"
         assert node["metadata"]["annotations"]["flannel.alpha.coreos.com/backend-type"] == backend
     p1, p2 = one.host.containers[0], two.host.containers[0]
-    for source, target in ((p1, p2), (p2, p1)):
-        await transferred(source, target, addresses[target.name])
+    async with frames(one.host) as seen:
+        for source, target in ((p1, p2), (p2, p1)):
+            await transferred(source, target, addresses[target.name])
+    assert any(map(BY[backend], seen)), f"nothing went by {backend}"
+    if backend == "wireguard":
+        assert not any(map(BY["host-gw"], seen)), "what pods send is encrypted"
     assert cluster.asked() == ROLE, "the role has what is asked for, and nothing more"
 
 

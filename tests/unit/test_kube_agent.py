@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from flannelpy.agent import node
 from flannelpy.agent.agent import Agent
 from flannelpy.registry import Endpoint
 from flannelpy.registry.kube.access import Access
@@ -137,6 +138,81 @@ async def test_a_node_that_is_deleted_and_comes_back_is_followed(scene: Scene) -
         scene.server.add("n1", "10.244.7.0/24")
         await until(lambda: scene.server.annotations("n1").get(f"{P}public-ip") == "192.0.2.1")
         await until(lambda: scene.lease == "10.244.7.0-24")
+
+
+async def test_a_node_that_is_made_anew_is_published_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what the watch tells, not by looking now and then: that is so rare here that it would be too late."""
+    for pause in ("FIRST_RETRY_S", "LAST_RETRY_S", "LOOK_S", "ANNOUNCE_S"):
+        monkeypatch.setattr(node, pause, 1000.0)
+    scene.server.add("n1", "10.244.1.0/24")
+    async with scene.running():
+        await until(lambda: scene.agent.ready)
+        await until(lambda: scene.server.conditions("n1").get("NetworkUnavailable") == "False")
+        routes = scene.routes
+        for cidr in ("10.244.1.0/24", "10.244.8.0/24"):
+            scene.server.remove("n1")
+            await until(lambda: scene.holds("node-unassigned"))
+            scene.server.add("n1")
+            assert scene.server.conditions("n1") == {}
+            await until(lambda: "no podCIDR" in str([active.text for active in scene.agent.health]))
+            assert scene.server.conditions("n1") == {}, "nothing is said of it while it has no subnet"
+            scene.server.change("n1", spec={"podCIDR": cidr, "podCIDRs": [cidr]})
+            await until(lambda: scene.server.annotations("n1").get(f"{P}public-ip") == "192.0.2.1")
+            await until(lambda: scene.server.conditions("n1").get("NetworkUnavailable") == "False")
+            assert scene.lease == cidr.replace("/", "-"), "the subnet file came first"
+        assert set(routes) <= set(scene.routes)
+
+
+async def test_what_a_cloud_says_of_our_network_is_put_right_at_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "ANNOUNCE_S", 1000.0)
+    scene.server.add("n1", "10.244.1.0/24")
+    async with scene.running():
+        await until(lambda: scene.server.conditions("n1").get("NetworkUnavailable") == "False")
+        scene.server.change("n1", status={"conditions": [{"type": "NetworkUnavailable", "status": "True"}]})
+        await until(lambda: scene.server.conditions("n1").get("NetworkUnavailable") == "False")
+
+
+@pytest.mark.parametrize("verb", ["list", "get", "watch", "patch"])
+async def test_a_right_that_is_missing_is_told_and_may_come_later(scene: Scene, verb: str) -> None:
+    scene.server.add("n1", "10.244.1.0/24")
+    scene.server.forbidden.add(verb)
+    async with scene.running():
+        await until(lambda: scene.holds("registry-auth"))
+        (said,) = [active.text for active in scene.agent.health if active.condition.code == "registry-auth"]
+        assert said.endswith(f"nodes is forbidden: cannot {verb}; trying again")
+        assert scene.agent.ready == (verb == "watch"), "it follows nobody without a watch, and is up all the same"
+        scene.server.forbidden.clear()
+        await until(lambda: not scene.holds("registry-auth"))
+        await until(lambda: scene.agent.ready and "10.244.2.0/24" in str(scene.routes))
+        await until(lambda: scene.server.conditions("n1").get("NetworkUnavailable") == "False")
+
+
+async def test_an_overwrite_that_is_no_address_is_told(scene: Scene) -> None:
+    scene.server.add("n1", "10.244.1.0/24", annotations={f"{P}public-ip-overwrite": "junk"})
+    async with scene.running():
+        await until(lambda: scene.holds("registry-refused"))
+        assert "public-ip-overwrite 'junk': expected an IPv4 address" in str([active.text for active in scene.agent.health])
+        scene.server.change("n1", metadata={"annotations": {f"{P}public-ip-overwrite": "198.51.100.2"}})
+        await until(lambda: scene.agent.ready and not scene.holds("registry-refused"))
+        assert scene.server.annotations("n1")[f"{P}public-ip"] == "198.51.100.2"
+
+
+async def test_a_server_that_starts_is_waited_for_without_an_alarm(scene: Scene) -> None:
+    scene.server.add("n1", "10.244.1.0/24")
+    async with scene.running():
+        await until(lambda: scene.agent.ready and "10.244.2.0/24" in str(scene.routes))
+        routes = scene.routes
+        await scene.server.stop()
+        await until(lambda: scene.holds("registry-unreachable"))
+        scene.server.forbidden |= {"list", "get", "watch", "patch"}
+        await scene.server.start()
+        asked = len(scene.server.requests)
+        await until(lambda: len(scene.server.requests) > asked + 3)
+        assert scene.holds("registry-unreachable")
+        assert not scene.holds("registry-auth")
+        scene.server.forbidden.clear()
+        await until(lambda: not scene.holds("registry-unreachable"))
+        assert (scene.routes, scene.agent.ready) == (routes, True)
 
 
 async def test_what_somebody_else_writes_into_our_node_is_put_right(scene: Scene) -> None:

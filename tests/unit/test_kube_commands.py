@@ -164,16 +164,22 @@ async def test_doctor_looks_at_the_api_server(server: ApiServer) -> None:
     assert "etcd" not in checks
     assert len(checks) == len(CHECKS)
     found = await examined(of)
-    assert [finding.state for finding in found] == [OK] * 4, found
+    assert [finding.state for finding in found] == [OK] * 5, found
     assert found[0].said.startswith("2 nodes in ")
     assert found[-1] == Finding("node n1", OK, "10.244.1.0/24")
 
 
-async def test_doctor_names_the_rights_that_are_missing(server: ApiServer) -> None:
-    server.forbidden = {"PATCH"}
+@pytest.mark.parametrize(
+    ("verb", "said"), [("list", "list nodes"), ("get", "get nodes"), ("watch", "watch nodes"), ("patch", "patch nodes/status")]
+)
+async def test_doctor_names_the_right_that_is_missing(server: ApiServer, verb: str, said: str) -> None:
+    server.forbidden = {verb}
     found = await examined(about(server))
-    assert [finding.name.rpartition(": ")[2] for finding in found if finding.state == FAILED] == ["patch nodes/status"]
-    server.forbidden, server.token = set(), "secret"
+    assert [finding.name.rpartition(": ")[2] for finding in found if finding.state == FAILED] == [said]
+
+
+async def test_doctor_tells_a_token_that_is_refused(server: ApiServer) -> None:
+    server.token = "secret"
     assert (await states(about(server)))[0] == FAILED
 
 

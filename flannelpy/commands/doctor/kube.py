@@ -11,8 +11,8 @@ from flannelpy.explain.doctor import FAILED, OK, SKIPPED, WARNING, Finding
 from flannelpy.registry.kube.access import EXTRA
 from flannelpy.registry.kube.names import Names
 
-RIGHTS = (("list", ""), ("watch", ""), ("patch", "status"))
-"""What the agent does with nodes: verb, subresource."""
+RIGHTS = (("list", ""), ("get", ""), ("watch", ""), ("patch", "status"))
+"""What the agent does with nodes: verb, subresource. The first is tried, of the others it is asked."""
 
 
 async def kube(about: About) -> AsyncIterator[Finding]:
@@ -58,7 +58,7 @@ async def kube(about: About) -> AsyncIterator[Finding]:
             yield Finding(f"{name}: {verb} {what}", OK if may else FAILED, "allowed" if may else "not allowed", remedy)
         if access.node:
             try:
-                node, _said = await api.node(access.node)
+                node = await api.node(access.node)
             except RegistryError as error:
                 yield Finding(f"node {access.node}", SKIPPED, f"it may not be read: {error}")
                 return

@@ -8,11 +8,13 @@ has a client of its own. A node is decoded as far as we need it: a thousand in a
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from datetime import datetime
+from math import inf
 from typing import Any
 
 import httpx2
@@ -27,6 +29,7 @@ from lightkube.resources.authorization_v1 import SelfSubjectAccessReview
 from lightkube.resources.core_v1 import Pod
 from lightkube.types import PatchType
 
+from flannelpy import __version__
 from flannelpy.core.errors import (
     ConflictError,
     RegistryAuthError,
@@ -42,8 +45,18 @@ from flannelpy.registry.kube.access import Access
 from flannelpy.registry.kube.names import Names
 from flannelpy.registry.kube.nodes import Node, ours_only
 
+log = logging.getLogger("flannelpy")
+
+MANAGER = "flannelpy"
+"""Who has written a field, in the node's managedFields."""
+USER_AGENT = f"{MANAGER}/{__version__}"
+"""Who asks, in the server's audit log."""
+
 CALL_S = 10.0
 """How long a call may last."""
+STARTING_S = 15.0
+"""A server that was away a moment ago may refuse everybody for so long: it answers before it has read its roles. A second or two is
+usual."""
 QUIET_S = 45.0
 """A watch in which nothing happened for so long is ended, and begun anew once the server has answered: nothing else shows that a
 server is gone without a word. kubelets are heard every five minutes or more often, each."""
@@ -119,6 +132,9 @@ class ApiServer:
         self._client: AsyncClient | None = None
         self._open: dict[object, float] = {}
         self._closing = set[asyncio.Future[None]]()
+        self._back_at = -inf
+        """When a server that was away has refused us first; infinity while it is away."""
+        self._let_in: Callable[[], None] = _ignore
         self.answered_at = time.monotonic()
         """When the server was last heard, by time.monotonic."""
 
@@ -139,15 +155,13 @@ class ApiServer:
             nodes = [self._node(item) async for item in listed]
             return nodes, _version(listed.resourceVersion)
 
-    async def node(self, name: str) -> tuple[Node | None, bool]:
-        """One node, None where there is none; and whether its network is said to be there."""
+    async def node(self, name: str) -> Node | None:
+        """One node, None where there is none."""
         try:
             async with self._call() as client:
-                item = await client.get(SlimNode, name)
+                return self._node(await client.get(SlimNode, name))
         except _MissingError:
-            return None, False
-        said = [each.status for each in item.status.conditions or () if each.type == NETWORK_UNAVAILABLE]
-        return self._node(item), said == ["False"]
+            return None
 
     async def node_of_pod(self, namespace: str, name: str) -> str:
         """The name of the node that a pod is on; empty where it is on none yet."""
@@ -179,22 +193,37 @@ class ApiServer:
             review = await client.create(SelfSubjectAccessReview(SelfSubjectAccessReviewSpec(resourceAttributes=wanted)))
         return bool(review.status and review.status.allowed)
 
-    async def watch(self, version: int) -> AsyncIterator[tuple[str, Node]]:
+    async def watch(self, version: int, let_in: Callable[[], None]) -> AsyncIterator[tuple[str, Node]]:
         """Every change of a node after ``version``: (ADDED, MODIFIED or DELETED, node). It ends where nothing happens for long.
 
-        Raises WatchGapError where the server no longer knows that version.
+        ``let_in`` is called when the server has begun to answer, which may be long before anything happens. Raises WatchGapError
+        where the server no longer knows that version.
         """
+        begun = False
+
+        def heard() -> None:
+            nonlocal begun
+            begun = True
+            limit.reschedule(asyncio.get_running_loop().time() + QUIET_S)
+            self._heard()
+            let_in()
+
         with self._told():
             client = self._made()
+            self._let_in = heard
             stream: Any = client.watch(SlimNode, resource_version=str(version), server_timeout=SERVER_ENDS_S)
             async with aclosing(stream) as events:
                 while True:
                     try:
-                        async with asyncio.timeout(QUIET_S):
+                        async with asyncio.timeout(QUIET_S if begun else CALL_S) as limit:
                             kind, item = await anext(events)
-                    except (StopAsyncIteration, TimeoutError):
+                    except StopAsyncIteration:
                         return
-                    self.answered_at = time.monotonic()
+                    except TimeoutError:
+                        if begun:
+                            return
+                        raise
+                    self._heard()
                     yield kind, self._node(item)
 
     def renew(self) -> None:
@@ -213,10 +242,25 @@ class ApiServer:
     def _made(self) -> AsyncClient:
         if self._client is None:
             try:
-                self._client = AsyncClient(self._config, timeout=httpx2.Timeout(CALL_S), trust_env=False)
+                made = AsyncClient(self._config, timeout=httpx2.Timeout(CALL_S), trust_env=False, field_manager=MANAGER)
             except (OSError, ConfigError) as error:  # a file of the configuration
                 raise RegistryTlsError(f"{self.url}: {error}; expected readable certificates") from None
+            http = made._client._client  # lightkube has no way of its own to either
+            http.headers["User-Agent"] = USER_AGENT
+            http.event_hooks = {"response": [self._look_at]}
+            self._client = made
         return self._client
+
+    async def _look_at(self, response: httpx2.Response) -> None:
+        """The head of an answer is there; that of a watch comes at once, and its first line with the first change."""
+        if response.request.url.params.get("watch") == "true":
+            if response.is_success:
+                self._let_in()
+            else:
+                await response.aread()  # lightkube would not, and so not know why
+
+    def _heard(self) -> None:
+        self.answered_at, self._back_at = time.monotonic(), -inf
 
     @asynccontextmanager
     async def _call(self) -> AsyncIterator[AsyncClient]:
@@ -227,7 +271,7 @@ class ApiServer:
             with self._told():
                 async with asyncio.timeout(CALL_S):
                     yield self._made()
-            self.answered_at = time.monotonic()
+            self._heard()
         finally:
             del self._open[token]
 
@@ -236,18 +280,35 @@ class ApiServer:
         try:
             yield
         except (httpx2.HTTPError, TimeoutError, msgspec.MsgspecError, ConfigError, OSError, httpx2.StreamError) as error:
-            told = _as_ours(error, self.url)
+            told = self._patient(_as_ours(error, self.url))
             if isinstance(told, RegistryTlsError):
                 self.renew()
             elif not isinstance(told, RegistryUnavailableError):
                 self.answered_at = time.monotonic()
             raise told from error
 
+    def _patient(self, told: RegistryError) -> RegistryError:
+        """The error, or where a refusal may end by itself, that the server is not there yet."""
+        now = time.monotonic()
+        if isinstance(told, RegistryUnavailableError):
+            self._back_at = inf
+        elif isinstance(told, RegistryAuthError) and self._back_at > now - STARTING_S:
+            if self._back_at == inf:
+                self._back_at = now
+                log.info("%s; it may be starting, and not have read its roles yet: waiting up to %.0f s", told, STARTING_S)
+            return RegistryUnavailableError(f"{told}; it may be starting")
+        return told
+
     def _node(self, item: SlimNode | SlimNodeStatus) -> Node:
         meta, spec = item.metadata, item.spec
         cidrs = tuple(spec.podCIDRs or ([spec.podCIDR] if spec.podCIDR else ()))
-        created = _seconds(meta.creationTimestamp)
-        return Node(meta.name, ours_only(meta.annotations, self._names), cidrs, created, _version(meta.resourceVersion))
+        said = [each.status for each in item.status.conditions or () if each.type == NETWORK_UNAVAILABLE]
+        ours, created = ours_only(meta.annotations, self._names), _seconds(meta.creationTimestamp)
+        return Node(meta.name, ours, cidrs, created, _version(meta.resourceVersion), said == ["False"])
+
+
+def _ignore() -> None:
+    pass
 
 
 class _MissingError(RegistryError):
@@ -276,7 +337,8 @@ def _as_ours(error: Exception, url: str) -> RegistryError:
 def _refusal(error: ApiError | httpx2.HTTPStatusError, url: str) -> RegistryError:
     response = getattr(error, "response", None)
     code = response.status_code if response is not None else getattr(getattr(error, "status", None), "code", None) or 0
-    text = f"{url}: {printable(str(error).splitlines()[0] if str(error) else 'no reason given')}"
+    said = str(error) if isinstance(error, ApiError) else _message(error.response)
+    text = f"{url}: {printable(said.splitlines()[0] if said else 'no reason given')}"
     ahead = code == 504 and response is not None and "watch=true" in str(response.request.url)  # "Too large resource version"
     if code == 410 or ahead:
         return WatchGapError(text)
@@ -287,6 +349,13 @@ def _refusal(error: ApiError | httpx2.HTTPStatusError, url: str) -> RegistryErro
     if code == 409:
         return ConflictError(text)
     return RegistryUnavailableError(text) if code == 429 or code >= 500 else RegistryRefusedError(text)
+
+
+def _message(response: httpx2.Response) -> str:
+    """Why the server refuses, in its own words where it says it as Kubernetes does."""
+    with suppress(ValueError, TypeError, KeyError, httpx2.StreamError):
+        return str(response.json()["message"])
+    return f"HTTP {response.status_code}"
 
 
 def _version(text: str) -> int:

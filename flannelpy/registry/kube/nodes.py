@@ -35,6 +35,8 @@ class Node:
     pod_cidrs: tuple[str, ...] = ()
     created: int = field(default=0, compare=False)
     version: int = field(default=0, compare=False)
+    available: bool = field(default=False, compare=False)
+    """Whether it is said of the node that its network is there."""
 
 
 def subnets_of(node: Node, families: tuple[Family, ...]) -> tuple[IPNetwork, IPNetwork | None] | None:

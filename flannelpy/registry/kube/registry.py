@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -58,6 +58,9 @@ class KubeRegistry:
         self._trouble: RegistryError | None = None
         self._closed = False
         self._moved = asyncio.Event()
+        self.changes = 0
+        """How often our node was seen to be another one than before, or than we have written."""
+        self._own_seen: tuple[object, ...] = ()
 
     # ---------------------------------------------------------------------------------------------------- reading
 
@@ -78,6 +81,7 @@ class KubeRegistry:
             self._book.replace(nodes, version)
             self._listed = True
             self._move()
+            self._see_own()
         return self._book.snapshot
 
     async def watch(self, from_revision: int) -> AsyncIterator[Batch]:
@@ -101,29 +105,37 @@ class KubeRegistry:
     async def _follow_nodes(self, tell: Callable[[Batch | RegistryError], None]) -> None:
         """Tell what happens to the nodes, for ever or up to a gap. An end that is no failure is gone over without a word."""
         delay, failed = FIRST_RETRY_S, True
+
+        def let_in() -> None:
+            nonlocal delay, failed
+            if failed:
+                tell(Batch((), self._book.version, connected=True))
+            failed, self._trouble, delay = False, None, FIRST_RETRY_S
+
         while True:
             try:
-                if failed:
-                    await self._api.node(
-                        self._node or "none"
-                    )  # that it answers; a watch alone says nothing until something happens
-                    tell(Batch((), self._book.version, connected=True))
-                    failed, self._trouble, delay = False, None, FIRST_RETRY_S
-                async with aclosing(cast(Any, self._api.watch(self._book.version))) as changes:
+                async with aclosing(cast(Any, self._api.watch(self._book.version, let_in))) as changes:
                     async for kind, node in changes:
-                        before = self._book.nodes.get(node.name)
-                        events = self._book.remove(node.name, node.version) if kind == "DELETED" else self._book.put(node)
-                        if self._book.nodes.get(node.name) is not before:
-                            self._move()
-                        if events:
-                            tell(Batch(tuple(events), self._book.version))
-                await self._api.node(self._node or "none")
+                        self._take(None if kind == "DELETED" else node, node, tell)
             except WatchGapError as gap:
                 return tell(gap)
             except RegistryError as error:
                 failed, self._trouble = True, error
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LAST_RETRY_S)
+
+    def _take(self, now: Node | None, said: Node, tell: Callable[[Batch | RegistryError], None]) -> None:
+        """A node is this now, by what was ``said`` of it last."""
+        if said.version <= self._book.version:
+            return
+        before = self._book.nodes.get(said.name)
+        events = self._book.remove(said.name, said.version) if now is None else self._book.put(now)
+        if self._book.nodes.get(said.name) is not before:
+            self._move()
+        if said.name == self._node:
+            self._see_own(now)
+        if events:
+            tell(Batch(tuple(events), self._book.version))
 
     async def _follow_config(self, tell: Callable[[Batch | RegistryError], None]) -> None:
         """Tell what the file says whenever that is something else. With other families every lease is another one."""
@@ -156,11 +168,7 @@ class KubeRegistry:
 
     async def own(self) -> Lease | None:
         """What our node is as a lease now, published or not; None where it has no subnet yet. ConflictError: it is gone."""
-        node = await self._own_node()
-        try:
-            return lease_of(node, self.names, self._book.families) or bare_lease(node, self._book.families)
-        except MalformedError:
-            return bare_lease(node, self._book.families)
+        return self._lease(await self._own_node())
 
     async def advertise(self, attrs: LeaseAttrs) -> LeaseAttrs:
         """What is to be published for ``attrs``: with the addresses that a person has written into our node."""
@@ -171,17 +179,17 @@ class KubeRegistry:
 
     async def renew(self, lease: Lease, attrs: LeaseAttrs, *, ttl_s: int = LEASE_TTL_S) -> Lease:
         """Write ``attrs`` into our node, if it still has the lease's subnets. Raises ConflictError."""
-        there = await self.own()
+        before = await self._own_node()
+        there = self._lease(before)
         if there is None or there.key != lease.key:
             raise ConflictError(f"{lease.key}: node {self._node} has {there.key if there else 'no podCIDR'}; nothing was written")
-        node = await self._api.patch(self._node, annotations_for(attrs, self.names, self._book.families))
+        node = await self._write(before, annotations_for(attrs, self.names, self._book.families))
         return replace(lease, attrs=attrs, create_revision=there.create_revision, mod_revision=node.version)
 
     async def announce(self) -> None:
         """Say of our node that its network is there, where it is not said: pods are kept off it until then."""
-        await self._find_node()
-        _node, said = await self._api.node(self._node)
-        if said or not self._access.network_available:
+        node = await self._own_node()
+        if node.available or not self._access.network_available:
             return
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         condition = {
@@ -192,11 +200,34 @@ class KubeRegistry:
             "lastHeartbeatTime": now,
             "lastTransitionTime": now,
         }
-        await self._api.patch(self._node, {}, {"conditions": [condition]})
+        await self._write(node, {}, {"conditions": [condition]})
+
+    async def changed(self, since: int) -> None:
+        """Wait until ``changes`` is more than that."""
+        while self.changes <= since:
+            await self._moved.wait()
+
+    async def _write(self, node: Node, annotations: Mapping[str, str | None], status: Mapping[str, object] | None = None) -> Node:
+        """Write into our node, which was this; that it is so then is no news, whichever comes first, the echo or the answer."""
+        there = {name: text for name, text in {**node.annotations, **annotations}.items() if text is not None}
+        self._own_seen = _seen(replace(node, annotations=there, available=node.available or status is not None))
+        return await self._api.patch(self._node, annotations, status)
+
+    def _see_own(self, node: Node | None = None) -> None:
+        seen = _seen(node or self._book.nodes.get(self._node))
+        if seen != self._own_seen:
+            self._own_seen, self.changes = seen, self.changes + 1
+            self._move()
+
+    def _lease(self, node: Node) -> Lease | None:
+        try:
+            return lease_of(node, self.names, self._book.families) or bare_lease(node, self._book.families)
+        except MalformedError:
+            return bare_lease(node, self._book.families)
 
     async def _own_node(self) -> Node:
         await self._find_node()
-        node, _ = await self._api.node(self._node)
+        node = await self._api.node(self._node)
         if node is None:
             raise ConflictError(f"there is no node {self._node}: expected one of that name; kubelet makes it")
         return node
@@ -236,10 +267,11 @@ class KubeRegistry:
 
     async def offer(self, lease: Lease, text: str | None) -> None:
         """Write this into our node, beside its lease; None takes it away. Raises ConflictError."""
-        there = await self.own()
+        node = await self._own_node()
+        there = self._lease(node)
         if there is None or there.key != lease.key:
             raise ConflictError(f"{lease.key}: node {self._node} has another subnet; nothing was written")
-        await self._api.patch(self._node, {self.names.offer: text})
+        await self._write(node, {self.names.offer: text})
 
     async def offers(self) -> AsyncIterator[Offered]:
         """What stands beside leases: first all of it, then whatever changes."""
@@ -301,6 +333,11 @@ class KubeRegistry:
     def _move(self) -> None:
         self._moved.set()
         self._moved = asyncio.Event()
+
+
+def _seen(node: Node | None) -> tuple[object, ...]:
+    """What of our node concerns us, to be compared; its heartbeats do not."""
+    return () if node is None else (node, node.created, node.available)
 
 
 def _families(text: str | None, before: tuple[Any, ...]) -> tuple[Any, ...]:
