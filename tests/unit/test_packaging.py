@@ -1,4 +1,4 @@
-"""The systemd unit: understood by systemd without a murmur, and no more exposed than said."""
+"""The systemd units: understood by systemd without a murmur, and no more exposed than said."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MOST_EXPOSURE = 20
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 
 
-@pytest.fixture
-def unit(tmp_path: Path) -> Path:
+@pytest.fixture(params=["flannelpy.service", "flannelpy-cni.service"])
+def unit(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A copy whose program exists on any machine: verify looks for it."""
-    copy = tmp_path / "flannelpy.service"
-    copy.write_text((PACKAGING / "flannelpy.service").read_text().replace("/usr/bin/flannelpy", "/bin/true"))
+    copy = tmp_path / request.param
+    copy.write_text((PACKAGING / request.param).read_text().replace("/usr/bin/flannelpy", "/bin/true"))
     return copy
 
 
@@ -108,6 +108,12 @@ def test_the_user_of_the_unit_is_made_by_its_own_file(tmp_path: Path) -> None:
     (user,) = [line.split(":") for line in (tmp_path / "etc/passwd").read_text().splitlines()]
     assert (user[0], user[5], user[6]) == (AGENT, "/var/lib/flannelpy", "/usr/sbin/nologin")
     assert f"User={AGENT}" in (PACKAGING / "flannelpy.service").read_text().splitlines()
+
+
+def test_runtimes_come_after_it_has_been_looked_whether_the_agent_is_ready() -> None:
+    lines = (PACKAGING / "flannelpy-cni.service").read_text().splitlines()
+    assert "Before=flannelpy.service containerd.service crio.service" in lines
+    assert {"Type=notify", "CapabilityBoundingSet=CAP_DAC_READ_SEARCH"} <= set(lines)
 
 
 def test_docker_does_not_start_an_agent_that_was_disabled() -> None:
