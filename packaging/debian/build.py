@@ -28,8 +28,10 @@ SYSTEMD = TREE / "packaging" / "systemd"
 
 FILES = {
     "usr/bin/flannelpy": (HERE / "flannelpy/program", 0o755),
-    "usr/lib/systemd/system/flannelpy.service": (SYSTEMD / "flannelpy.service", 0o644),
-    "usr/lib/systemd/system/flannelpy-cni.service": (SYSTEMD / "flannelpy-cni.service", 0o644),
+    **{
+        f"usr/lib/systemd/system/{name}": (SYSTEMD / name, 0o644)
+        for name in ("flannelpy.service", "flannelpy-cni.service", "flannelpy-xtables.path", "flannelpy-xtables.service")
+    },
     "usr/lib/sysusers.d/flannelpy.conf": (SYSTEMD / "flannelpy.sysusers", 0o644),
     "etc/default/flannelpy": (SYSTEMD / "flannelpy.default", 0o640),  # it may come to hold a password
     "usr/share/doc/flannelpy/examples/docker-flannelpy.conf": (SYSTEMD / "docker-flannelpy.conf", 0o644),

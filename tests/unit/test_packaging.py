@@ -20,11 +20,12 @@ MOST_EXPOSURE = 20
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 
 
-@pytest.fixture(params=["flannelpy.service", "flannelpy-cni.service"])
+@pytest.fixture(params=["flannelpy.service", "flannelpy-cni.service", "flannelpy-xtables.service"])
 def unit(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A copy whose program exists on any machine: verify looks for it."""
     copy = tmp_path / request.param
     copy.write_text((PACKAGING / request.param).read_text().replace("/usr/bin/flannelpy", "/bin/true"))
+    shutil.copyfile(PACKAGING / "flannelpy-xtables.path", tmp_path / "flannelpy-xtables.path")
     return copy
 
 
@@ -39,7 +40,7 @@ def test_systemd_understands_every_line(unit: Path) -> None:
 
 @needs_systemd
 def test_a_line_that_systemd_does_not_know_would_be_noticed(unit: Path) -> None:
-    unit.write_text(unit.read_text().replace("[Install]", "NoSuchKey=1\n[Install]"))
+    unit.write_text(unit.read_text() + "NoSuchKey=1\n")
     verified = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, timeout=60, check=False
     )
