@@ -20,6 +20,7 @@ from pathlib import Path
 
 import documents
 import wheels
+from maintainer import maintainer
 
 HERE = Path(__file__).resolve().parent
 TREE = HERE.parents[1]
@@ -121,7 +122,7 @@ def control(root: Path, version: str, architecture: str) -> None:
     values = {
         "VERSION": version,
         "ARCHITECTURE": architecture,
-        "MAINTAINER": documents.MAINTAINER,
+        "MAINTAINER": maintainer(),
         # Debian Policy 5.6.20: each file rounded up to KiB, and one for everything else.
         "SIZE": str(sum(-(-path.stat().st_size // 1024) for path in files) + sum(not path.is_file() for path in root.rglob("*"))),
         "PYTHON": f"{major}.{minor}",
