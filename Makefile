@@ -83,8 +83,9 @@ types: $(DEV) ## types of the code
 unit: $(DEV) ## tests that need no privileges
 	$(PYTHON) -m pytest -q tests/unit
 
-test-kernels: $(DEV) ## udp by the kernel, wireguard, ipip, moves between them, in guests with Debian's own (QEMU, half an hour)
-	$(PYTHON) -m pytest -q -s tests/kernels
+test-kernels: deb $(DEBIAN).made ## udp by the kernel, wireguard, ipip, moves between them, in guests with Debian's own (QEMU, 40 minutes)
+	FLANNELPY_DEB=$$(ls -t $(CURDIR)/dist/flannelpy_*.deb | head -n 1) FLANNELPY_DEBIAN=$(CURDIR)/$(DEBIAN) \
+		$(PYTHON) -m pytest -q -s tests/kernels
 
 kubernetes: ## Kubernetes' own programs for make test-kube, built with Go 1.26 into ~/.cache/flannelpy (a quarter of an hour, once)
 	@tests/kube/build.sh $(KUBERNETES) $(KUBE)
