@@ -27,6 +27,7 @@ FLOOD   ?= 10
 FLANNEL ?= v0.28.9
 WIREGUARD ?= v0.0.0-20260522210424-ecfc5a8d5446
 KUBERNETES ?= v1.37.2
+CRI_TOOLS ?= v1.34.0
 # Test files side by side: those of the lab wait more than they work, so that it is one more than a machine of two cores has.
 JOBS    ?= 3
 
@@ -55,7 +56,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels kubernetes test-kube bench-kube format lab lab-down bench-agent bench-udp bench-guard bench-registry bench-migration soak-udp churn gallery test-gallery gallery-page calm chaos flood etcds cnis flanneld prometheus chromium screenshots fuzz dist deb image test-package test-image pins test-lowest clean
+.PHONY: help setup demo test lint types unit test-kernels kubernetes test-kube bench-kube format lab lab-down bench-agent bench-udp bench-guard bench-registry bench-migration soak-udp churn gallery test-gallery gallery-page calm chaos flood etcds cnis crictl flanneld prometheus chromium screenshots fuzz dist deb image test-package test-image pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,8 +84,9 @@ types: $(DEV) ## types of the code
 unit: $(DEV) ## tests that need no privileges
 	$(PYTHON) -m pytest -q tests/unit
 
-test-kernels: $(DEV) ## udp by the kernel, wireguard, ipip, moves between them, in guests with Debian's own (QEMU, half an hour)
-	$(PYTHON) -m pytest -q -s tests/kernels
+test-kernels: deb $(DEBIAN).made ## udp by the kernel, wireguard, ipip, moves between them, in guests with Debian's own (QEMU, 40 minutes)
+	FLANNELPY_DEB=$$(ls -t $(CURDIR)/dist/flannelpy_*.deb | head -n 1) FLANNELPY_DEBIAN=$(CURDIR)/$(DEBIAN) \
+		$(PYTHON) -m pytest -q -s tests/kernels
 
 kubernetes: ## Kubernetes' own programs for make test-kube, built with Go 1.26 into ~/.cache/flannelpy (a quarter of an hour, once)
 	@tests/kube/build.sh $(KUBERNETES) $(KUBE)
@@ -164,6 +166,11 @@ cnis: $(DEV) ## CNI plugins that know 1.1.0, and cnitool, for the tests that ask
 			go get -tool github.com/containernetworking/plugins/plugins/$$each@v1.10.0 \
 				&& go build -o $$into/$${each#*/} github.com/containernetworking/plugins/plugins/$$each || exit 1; \
 		done && go build -o $$into/cnitool github.com/containernetworking/cni/cnitool
+
+crictl: $(DEV) ## crictl, for the test that looks at a containerd as an operator does: built with Go into $(VENV)/cache (two minutes)
+	@into=$(CURDIR)/$(VENV)/cache; [ -x $$into/crictl ] && exit; \
+	work=$$(mktemp -d) && trap 'cd / && rm -rf '$$work EXIT && mkdir -p $$into && cd $$work && go mod init crictl \
+		&& go get -tool sigs.k8s.io/cri-tools/cmd/crictl@$(CRI_TOOLS) && go build -o $$into/crictl sigs.k8s.io/cri-tools/cmd/crictl
 
 chromium: $(CHROMIUM) ## fetch Chromium, so that the page is tested in it
 

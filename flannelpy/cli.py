@@ -437,11 +437,16 @@ def cni() -> None:
     """Containers by CNI: Kubernetes, containerd, podman."""
 
 
+_conf_dir = click.option(
+    "--conf-dir", metavar="DIR", default="/etc/cni/net.d", show_default=True, help="the runtime's configurations"
+)
+
+
 def _where(command: Wrapped) -> Wrapped:
     """Where a runtime looks, for the commands of CNI."""
     for option in (
         click.option("--dry-run", is_flag=True, help="say what would be done"),
-        click.option("--conf-dir", metavar="DIR", default="/etc/cni/net.d", show_default=True, help="the runtime's configurations"),
+        _conf_dir,
         click.option("--bin-dir", metavar="DIR", default="/opt/cni/bin", show_default=True, help="the runtime's plugins"),
     ):
         command = option(command)
@@ -451,11 +456,15 @@ def _where(command: Wrapped) -> Wrapped:
 @cni.command("install")
 @_where
 @click.option("--force", is_flag=True, help="replace files that are not flannelpy's")
-def cni_install(bin_dir: str, conf_dir: str, dry_run: bool, force: bool) -> None:
-    """Write the plugin flannel, and a network for the runtime: flannel with bridge, and portmap."""
+@click.option("--static", is_flag=True, help="the network is there whether the agent is ready or not")
+def cni_install(bin_dir: str, conf_dir: str, dry_run: bool, force: bool, static: bool) -> None:
+    """Write the plugin flannel, and a network for the runtime: flannel with bridge, and portmap.
+
+    With the package's units the network is there while the agent is ready: cni follow.
+    """
     from flannelpy.commands import cni as command
 
-    command.install(bin_dir, conf_dir, dry_run=dry_run, force=force)
+    command.install(command.Wish(bin_dir, conf_dir, dry_run, force, static))
 
 
 @cni.command("uninstall")
@@ -464,4 +473,19 @@ def cni_uninstall(bin_dir: str, conf_dir: str, dry_run: bool) -> None:
     """Remove what `cni install` wrote. A file that somebody has changed since stays."""
     from flannelpy.commands import cni as command
 
-    command.uninstall(bin_dir, conf_dir, dry_run=dry_run)
+    command.uninstall(command.Wish(bin_dir, conf_dir, dry_run))
+
+
+@cni.command("follow")
+@_conf_dir
+@click.option("--grace", metavar="SECONDS", type=click.FloatRange(0, 3600), default=10.0, show_default=True,
+              help="for how long an agent that was ready may not be so: a restart is no news")  # fmt: skip
+@click.option("--once", is_flag=True, help="look once, with no grace, and end")
+@_takes(BY_NAME["run-dir"])
+@click.pass_context
+def cni_follow(context: click.Context, /, conf_dir: str, grace: float, once: bool, **values: Any) -> None:
+    """Keep the network of `cni install` there while the agent is ready, and else by a name that runtimes pass over."""
+    from flannelpy.commands.cni_follow import follow
+    from flannelpy.settings import load_run_dir
+
+    follow(conf_dir, load_run_dir(_own(context, values), os.environ), grace, once=once)

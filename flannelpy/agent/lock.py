@@ -23,7 +23,7 @@ from pathlib import Path
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.foreign import printable
 from flannelpy.core.json_text import decode
-from flannelpy.explain.places import SOCKET
+from flannelpy.explain.places import READY, SOCKET
 from flannelpy.host.files import RefusedError, open_directory, why
 
 log = logging.getLogger("flannelpy")
@@ -124,7 +124,7 @@ def _open_lock(directory: Path) -> tuple[int, int]:
 
 def _has_more(parent: int) -> bool:
     """True where something in the directory is not ours: whoever put it there may want it to be read."""
-    return not {LOCK, SOCKET}.issuperset(os.listdir(parent))
+    return not {LOCK, SOCKET, READY}.issuperset(os.listdir(parent))
 
 
 class Claims:

@@ -19,6 +19,7 @@ from flannelpy.agent.datapath import DatapathSupervisor
 from flannelpy.agent.departures import EXPIRED, LEAVING, RESET
 from flannelpy.agent.events import PeerEvents
 from flannelpy.agent.facts import Facts
+from flannelpy.agent.flag import show
 from flannelpy.agent.forwarding import Forwarding
 from flannelpy.agent.guarded import guarded
 from flannelpy.agent.host_watch import HostWatch
@@ -134,11 +135,15 @@ class Network:
         yield "host watch", HostWatch(self.context.kernel, self.context.reporter, self._parts, self.steering).run
         if self.context.assigned is not None:
             yield "announcement", partial(announce, self.context, self.context.assigned, self._carries_pods)
+        yield "flag", partial(show, self.context.settings.run_dir, self._carries)
         yield "publish", self._publish
         yield "files", self.publisher.run
         yield "liveness", self._watch_liveness
         yield "probes", self.probes.run
         yield "events", self._follow_peers
+
+    def _carries(self) -> bool:
+        return self.ready and not self.context.reporter.health.blocks_ready
 
     async def release(self) -> None:
         """Give the lease back, so that another host may have the subnet at once; for a host that does not return."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from flannelpy.agent.lock import LOCK
 from flannelpy.commands.leftovers import Known, Places, is_ours
 from flannelpy.core.errors import FlannelpyError
-from flannelpy.explain.status import SOCKET
+from flannelpy.explain.places import READY, SOCKET
 from flannelpy.host import state as state_file
 from flannelpy.host import view_file, wireguard_key
 from flannelpy.host.docker import docker_opts
@@ -53,7 +53,7 @@ def _pieces(places: Places, known: Known, with_state: bool, released: bool) -> I
     for _name, path in known.left:
         yield _file(path)
     yield from _empty(places.claims, {path.name for _name, path in known.left})
-    run = {SOCKET, LOCK} & _names(places.run_dir)
+    run = {SOCKET, LOCK, READY} & _names(places.run_dir)
     yield from (_file(places.run_dir / name) for name in sorted(run))
     yield from _empty(places.run_dir, run)
     if with_state:

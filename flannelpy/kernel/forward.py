@@ -3,7 +3,7 @@
 iptables-nft keeps its rules in the nft tables ``ip filter`` and ``ip6 filter``: ours are written and read there as nft text, in the
 form that iptables of any version shows as its own (a prefix as a mask of four bytes; the comment as nft keeps it), so that an
 operator sees them in ``iptables -S`` and can delete them with ``iptables -D``. iptables-legacy is asked by its command, and only
-where its table is in use (/proc/net/ip_tables_names), for asking would load it. Nothing is ever done to a rule without our comment.
+where its table is in use (``in_use``), for asking would load it. Nothing is ever done to a rule without our comment.
 The kernel tells of changes in the old tables to nobody. Sources: nft(8), iptables(8).
 """
 
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import shlex
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 from flannelpy.core import packet_filter
@@ -41,6 +41,7 @@ from flannelpy.kernel.legacy_rules import with_legacy
 from flannelpy.kernel.nft import Nft, run_command
 
 NAMES = {4: Path("/proc/thread-self/net/ip_tables_names"), 6: Path("/proc/thread-self/net/ip6_tables_names")}
+XTABLES_LOCK = Path("/run/xtables.lock")
 PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 LOCK_S = 5
 """How long iptables-legacy may wait for another iptables, in seconds."""
@@ -207,7 +208,14 @@ class Forward:
 
 
 def in_use(version: int) -> bool:
-    """True where the old table ``filter`` is in use in this namespace; asking by the command would bring it there."""
-    with suppress(OSError):
+    """True where the old table ``filter`` is in use in this namespace; asking by the command would bring it there.
+
+    The kernel tells root alone. Others know by the lock, which iptables-legacy alone makes, where it has been opened to them
+    (packaging's flannelpy-xtables.service): without that the command would be of no use.
+    """
+    try:
         return "filter" in NAMES[version].read_text().split()
-    return False
+    except PermissionError:
+        return os.access(XTABLES_LOCK, os.R_OK)
+    except OSError:
+        return False

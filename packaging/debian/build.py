@@ -20,6 +20,7 @@ from pathlib import Path
 
 import documents
 import wheels
+from maintainer import maintainer
 
 HERE = Path(__file__).resolve().parent
 TREE = HERE.parents[1]
@@ -28,7 +29,10 @@ SYSTEMD = TREE / "packaging" / "systemd"
 
 FILES = {
     "usr/bin/flannelpy": (HERE / "flannelpy/program", 0o755),
-    "usr/lib/systemd/system/flannelpy.service": (SYSTEMD / "flannelpy.service", 0o644),
+    **{
+        f"usr/lib/systemd/system/{name}": (SYSTEMD / name, 0o644)
+        for name in ("flannelpy.service", "flannelpy-cni.service", "flannelpy-xtables.path", "flannelpy-xtables.service")
+    },
     "usr/lib/sysusers.d/flannelpy.conf": (SYSTEMD / "flannelpy.sysusers", 0o644),
     "etc/default/flannelpy": (SYSTEMD / "flannelpy.default", 0o640),  # it may come to hold a password
     "usr/share/doc/flannelpy/examples/docker-flannelpy.conf": (SYSTEMD / "docker-flannelpy.conf", 0o644),
@@ -118,7 +122,7 @@ def control(root: Path, version: str, architecture: str) -> None:
     values = {
         "VERSION": version,
         "ARCHITECTURE": architecture,
-        "MAINTAINER": documents.MAINTAINER,
+        "MAINTAINER": maintainer(),
         # Debian Policy 5.6.20: each file rounded up to KiB, and one for everything else.
         "SIZE": str(sum(-(-path.stat().st_size // 1024) for path in files) + sum(not path.is_file() for path in root.rglob("*"))),
         "PYTHON": f"{major}.{minor}",

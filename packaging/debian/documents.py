@@ -13,6 +13,7 @@ from time import gmtime, strftime
 
 from click.shell_completion import get_completion_class
 from click_man.core import write_man_pages
+from maintainer import maintainer
 
 from flannelpy.cli import flannelpy
 
@@ -21,9 +22,6 @@ COMPLETIONS = {
     "zsh": "usr/share/zsh/vendor-completions/_flannelpy",
     "fish": "usr/share/fish/vendor_completions.d/flannelpy.fish",
 }
-MAINTAINER = f"{os.environ.get('DEBFULLNAME', 'unofficial build')} <{os.environ.get('DEBEMAIL', 'nobody@flannelpy.invalid')}>"
-"""Whoever builds it answers for it, and says so by debchange(1)'s variables. Else nobody does, and no mail arrives (RFC 2606)."""
-
 COMMON = {
     "Apache-2.0": r"[ \t]*Apache License\s+Version 2\.0, January 2004.*?any\s+such\s+warranty\s+or\s+additional\s+liability\."
     r"(\s+END OF TERMS AND CONDITIONS(\s+APPENDIX.*?limitations\s+under\s+the\s+License\.)?)?",
@@ -41,7 +39,7 @@ def write(root: Path, privates: Iterable[Path], tree: Path, version: str, epoch:
     doc.mkdir(parents=True, exist_ok=True)
     compress(doc / "changelog.gz", (tree / "CHANGELOG.md").read_text())
     entry = f"flannelpy ({version}) unstable; urgency=medium\n\n  * What is new: /usr/share/doc/flannelpy/changelog.gz.\n\n"
-    compress(doc / "changelog.Debian.gz", f"{entry} -- {MAINTAINER}  {formatdate(epoch)}\n")
+    compress(doc / "changelog.Debian.gz", f"{entry} -- {maintainer()}  {formatdate(epoch)}\n")
     (doc / "copyright").write_text(copyright_text(privates, tree))
 
 

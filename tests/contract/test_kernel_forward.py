@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from flannelpy.core.forwarding import Hindrance, forward_rules
 from flannelpy.core.objects import HostState, Key, Scope
 from flannelpy.core.packet_filter import judge
 from flannelpy.core.plan import plan
-from flannelpy.kernel import Kernel
+from flannelpy.kernel import Kernel, forward
 from flannelpy.kernel.fake import FakeKernel
 from flannelpy.kernel.netlink import NetlinkKernel
 from flannelpy.kernel.nft import Nft
@@ -349,6 +350,29 @@ def test_what_a_foreign_chain_comes_to(real: RealFirewall, rules: str, why: str)
 
 
 @real_only
+@real_only
+@pytest.mark.parametrize(("mode", "used"), [(0o600, False), (0o644, True), (None, False)])
+def test_who_is_not_root_sees_by_the_lock_that_the_old_tables_are_in_use(tmp_path: Path, mode: int | None, used: bool) -> None:
+    if mode is not None:
+        (tmp_path / "lock").touch()
+        (tmp_path / "lock").chmod(mode)
+    tmp_path.chmod(0o755)
+    told = os.pipe()
+    child = os.fork()
+    if child == 0:  # this very interpreter: another one might not be there for everybody
+        os.chdir(tmp_path)
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        forward.XTABLES_LOCK = Path("lock")
+        os.write(told[1], repr([forward.in_use(version) for version in (4, 6)]).encode())
+        os._exit(0)
+    os.close(told[1])
+    with os.fdopen(told[0]) as answer:
+        assert answer.read() == repr([used, used])
+    os.waitpid(child, 0)
+
+
 def test_where_the_old_tables_are_not_in_use_nobody_brings_them_there(real: RealFirewall) -> None:
     async def test() -> None:
         await real.kernel.hindrances()

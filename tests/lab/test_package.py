@@ -218,3 +218,78 @@ async def test_remove_keeps_configuration_and_state_and_purge_leaves_nothing(lab
     assert (await bare.attempt("id", "flannelpy")).code != 0
     await bare.exec("systemctl", "daemon-reload")
     assert (await bare.show(UNIT, "LoadState"))["LoadState"] == "not-found"
+
+
+NETS = "etc/cni/net.d"
+CNI_UNIT = "flannelpy-cni.service"
+THERE, WAITING = "10-flannel.conflist", "10-flannel.conflist.waiting"
+
+
+async def network_is(systemd: Booted, name: str) -> os.stat_result:
+    """Before long CNI's network has this name and no other."""
+    folder = systemd.root / NETS
+    await until(lambda: [each.name for each in folder.iterdir()] == [name], 30, f"the network is {name}")
+    return (folder / name).stat()
+
+
+async def another(systemd: Booted, pid: int) -> None:
+    """An agent that is not ``pid`` is ready."""
+
+    async def is_up() -> bool:
+        told = await systemd.show(UNIT, "MainPID", "ActiveState")
+        return told["ActiveState"] == "active" and told["MainPID"] not in ("0", str(pid))
+
+    await until(is_up, 30, "another agent")
+
+
+async def test_cni_s_network_is_there_while_the_agent_is_ready(lab: Lab, bare: Booted, newer: Path) -> None:
+    await install(bare)
+    await configure(lab, bare)
+    said = await bare.exec("flannelpy", "cni", "install")
+    assert f"/{NETS}/{THERE} is not there: it is while the agent is ready" in said
+    await network_is(bare, WAITING)
+    await bare.exec("systemctl", "start", UNIT)
+    there = await network_is(bare, THERE)
+
+    # What comes back at once is no news: it has not been renamed since.
+    await bare.exec("systemctl", "restart", UNIT)
+    before = await main_pid(bare)
+    await bare.exec("systemctl", "kill", "--signal=KILL", "--kill-whom=main", UNIT)
+    await another(bare, before)
+    before = await main_pid(bare)
+    shutil.copyfile(newer, bare.root / "opt/newer.deb")
+    await install(bare, "/opt/newer.deb")
+    await another(bare, before)
+    assert (await network_is(bare, THERE)).st_ctime_ns == there.st_ctime_ns
+
+    await bare.exec("systemctl", "stop", UNIT)
+    await network_is(bare, WAITING)
+    await bare.exec("systemctl", "start", UNIT)
+    await network_is(bare, THERE)
+    assert (await bare.show(CNI_UNIT, "ActiveState", "NRestarts")) == {"ActiveState": "active", "NRestarts": "0"}
+
+    await bare.exec("dpkg", "-r", "flannelpy", timeout_s=60)
+    await network_is(bare, WAITING)
+
+
+async def test_cni_s_network_waits_at_boot_whatever_its_name_was(lab: Lab) -> None:
+    """Whoever lost its power has not renamed it: that is done before a runtime is started."""
+    systemd = await lab.boot(1, Path(DEBIAN))
+    shutil.copyfile(DEB, systemd.root / PLACE.lstrip("/"))
+    await started(lab, systemd)
+    await systemd.exec("flannelpy", "cni", "install")
+    await network_is(systemd, THERE)
+    await systemd.exec("systemctl", "disable", UNIT)
+    await systemd.power_off()
+    folder = lab.host(1).directory / "booted/root" / NETS
+    (name,) = [each.name for each in folder.iterdir()]
+    (folder / name).rename(folder / THERE)
+    systemd = await lab.boot(1, Path(DEBIAN))
+    await network_is(systemd, WAITING)
+    assert await state(systemd) == ("disabled", "inactive")
+    await systemd.exec("systemctl", "start", UNIT)
+    await network_is(systemd, THERE)
+    await systemd.exec("flannelpy", "cni", "uninstall")
+    assert list(folder.iterdir()) == []
+    told = await systemd.show(CNI_UNIT, "UnitFileState", "ActiveState")
+    assert told == {"UnitFileState": "disabled", "ActiveState": "inactive"}

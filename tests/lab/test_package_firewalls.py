@@ -19,9 +19,11 @@ from netns_lab.lab import Lab
 from tests.lab.agent_support import captured, until
 from tests.lab.test_package import DEB, PLACE, UNIT, configure, install
 from tests.lab.test_package_hosts import ROOT
+from tests.lab.test_systemd import main_pid
 
 DOCS = Path(__file__).parents[2] / "docs/ports.md"
 WITHIN_S = 60.0
+LOCK = "/run/xtables.lock"
 NFTABLES = """#!/usr/sbin/nft -f
 flush ruleset
 table inet mine {
@@ -155,9 +157,10 @@ async def test_nftables_service(walled: Walled) -> None:
     await walled.all_passes()
 
 
-async def test_iptables_nft(walled: Walled) -> None:
-    """Not iptables-legacy: its tables are for root to see, and the package's agent is none (docs/ports.md)."""
-    command = "iptables-nft"
+@pytest.mark.parametrize("kind", ["nft", "legacy"])
+async def test_iptables(walled: Walled, kind: str) -> None:
+    """iptables-legacy, too: its tables and its lock are root's, and the package's agent is not root (docs/ports.md)."""
+    command = f"iptables-{kind}"
     closing = (
         "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
         "-A INPUT -i lo -j ACCEPT",
@@ -171,3 +174,41 @@ async def test_iptables_nft(walled: Walled) -> None:
     assert (code, "iptables -I INPUT -i eth1 -p udp --dport 8472 -j ACCEPT" in said) == (3, True), said
     await walled.type(*(line.replace("iptables ", f"{command} ", 1) for line in typed("iptables")))
     await walled.all_passes()
+
+
+async def forward(walled: Walled) -> list[str]:
+    """The rules of the old FORWARD that are the agent's."""
+    said = await walled.systemd.exec("iptables-legacy", "-S", "FORWARD")
+    return [line for line in said.splitlines() if "--comment flannelpy " in line]
+
+
+async def lock(walled: Walled) -> str:
+    """Mode and group of iptables-legacy's lock."""
+    return (await walled.systemd.exec("stat", "-c", "%a %U %G", LOCK)).strip()
+
+
+async def test_an_agent_that_is_not_root_puts_rules_of_iptables_legacy_and_takes_them_away(walled: Walled) -> None:
+    """The lock comes while the agent runs; rules go when they are not needed, and with the package what was opened is closed."""
+    await walled.start()
+    assert (await walled.systemd.attempt("test", "-e", LOCK)).code == 1
+    ours = [f"-A FORWARD -{way} 10.1.0.0/16 -m comment --comment flannelpy -j ACCEPT" for way in "sd"]
+
+    async def there(rules: list[str]) -> bool:
+        return sorted(await forward(walled)) == sorted(rules)
+
+    await walled.type("iptables-legacy -P FORWARD DROP")
+    await until(lambda: there(ours), WITHIN_S, "the agent's rules")
+    assert await lock(walled) == "640 root flannelpy"
+    assert (await walled.systemd.exec("stat", "-c", "%U", f"/proc/{await main_pid(walled.systemd)}")).strip() == "flannelpy"
+    await walled.all_passes()
+    await walled.type("iptables-legacy -F FORWARD")
+    await until(lambda: there(ours), WITHIN_S, "the agent's rules, put back")
+    await walled.type("iptables-legacy -A FORWARD -s 192.0.2.1 -j DROP", "iptables-legacy -P FORWARD ACCEPT")
+    await until(lambda: there([]), WITHIN_S, "no rule of the agent's")
+    assert "-A FORWARD -s 192.0.2.1/32 -j DROP" in await walled.systemd.exec("iptables-legacy", "-S", "FORWARD")
+    await walled.all_passes()
+
+    await walled.type("iptables-legacy -P FORWARD DROP")
+    await until(lambda: there(ours), WITHIN_S, "the agent's rules")
+    await walled.systemd.exec("dpkg", "-P", "flannelpy", timeout_s=WITHIN_S)
+    assert (await lock(walled), await forward(walled)) == ("600 root root", [])

@@ -1,11 +1,13 @@
-"""The systemd unit: understood by systemd without a murmur, and no more exposed than said."""
+"""The systemd units: understood by systemd without a murmur, and no more exposed than said."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,11 +22,12 @@ MOST_EXPOSURE = 20
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 
 
-@pytest.fixture
-def unit(tmp_path: Path) -> Path:
+@pytest.fixture(params=["flannelpy.service", "flannelpy-cni.service", "flannelpy-xtables.service"])
+def unit(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A copy whose program exists on any machine: verify looks for it."""
-    copy = tmp_path / "flannelpy.service"
-    copy.write_text((PACKAGING / "flannelpy.service").read_text().replace("/usr/bin/flannelpy", "/bin/true"))
+    copy = tmp_path / request.param
+    copy.write_text((PACKAGING / request.param).read_text().replace("/usr/bin/flannelpy", "/bin/true"))
+    shutil.copyfile(PACKAGING / "flannelpy-xtables.path", tmp_path / "flannelpy-xtables.path")
     return copy
 
 
@@ -39,7 +42,7 @@ def test_systemd_understands_every_line(unit: Path) -> None:
 
 @needs_systemd
 def test_a_line_that_systemd_does_not_know_would_be_noticed(unit: Path) -> None:
-    unit.write_text(unit.read_text().replace("[Install]", "NoSuchKey=1\n[Install]"))
+    unit.write_text(unit.read_text() + "NoSuchKey=1\n")
     verified = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, timeout=60, check=False
     )
@@ -108,6 +111,60 @@ def test_the_user_of_the_unit_is_made_by_its_own_file(tmp_path: Path) -> None:
     (user,) = [line.split(":") for line in (tmp_path / "etc/passwd").read_text().splitlines()]
     assert (user[0], user[5], user[6]) == (AGENT, "/var/lib/flannelpy", "/usr/sbin/nologin")
     assert f"User={AGENT}" in (PACKAGING / "flannelpy.service").read_text().splitlines()
+
+
+def test_runtimes_come_after_it_has_been_looked_whether_the_agent_is_ready() -> None:
+    lines = (PACKAGING / "flannelpy-cni.service").read_text().splitlines()
+    assert "Before=flannelpy.service containerd.service crio.service" in lines
+    assert {"Type=notify", "CapabilityBoundingSet=CAP_DAC_READ_SEARCH"} <= set(lines)
+
+
+@pytest.fixture(scope="module")
+def maintainer() -> Callable[[Mapping[str, str]], str]:
+    spec = importlib.util.spec_from_file_location("maintainer", PACKAGING.parent / "debian/maintainer.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: Callable[[Mapping[str, str]], str] = module.maintainer
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "expected"),
+    [
+        (None, None, "unofficial build <nobody@flannelpy.invalid>"),
+        ("", " ", "unofficial build <nobody@flannelpy.invalid>"),
+        ("Ada L", None, "Ada L <nobody@flannelpy.invalid>"),
+        ("Ada L", "ada@example.org", "Ada L <ada@example.org>"),
+        (None, "ada@example.org", "unofficial build <ada@example.org>"),
+        (None, "Ada L <ada@example.org>", "Ada L <ada@example.org>"),
+        ("Grace H", "Ada L <ada@example.org>", "Grace H <ada@example.org>"),
+        (None, "<ada@example.org>", "unofficial build <ada@example.org>"),
+        (None, "Ada, L.<ada@example.org>", "Ada, L. <ada@example.org>"),
+        ("Ada\nDepends: evil", "ada@example.org", "Ada Depends: evil <ada@example.org>"),
+    ],
+)
+def test_whoever_builds_the_package_is_its_maintainer(
+    maintainer: Callable[[Mapping[str, str]], str], name: str | None, address: str | None, expected: str
+) -> None:
+    given = {"DEBFULLNAME": name, "DEBEMAIL": address}
+    assert maintainer({key: value for key, value in given.items() if value is not None}) == expected
+
+
+@pytest.mark.parametrize("key", ["DEBEMAIL", "DEBFULLNAME"])
+@pytest.mark.parametrize("value", ["Ada <ada@example.org", "ada@example.org>", "Ada <Grace <grace@example.org>>", "a@b <c@d> e"])
+def test_a_maintainer_that_is_none_ends_the_build_with_a_line(
+    maintainer: Callable[[Mapping[str, str]], str], key: str, value: str
+) -> None:
+    with pytest.raises(SystemExit, match=rf"^{key} '{re.escape(value)}': expected"):
+        maintainer({key: value})
+
+
+@pytest.mark.parametrize("address", ["Ada L", "Ada L <>x", "Ada <ada at example.org>"])
+def test_a_name_is_no_address(maintainer: Callable[[Mapping[str, str]], str], address: str) -> None:
+    with pytest.raises(SystemExit, match="expected an address, or Name <address>"):
+        maintainer({"DEBEMAIL": address})
 
 
 def test_docker_does_not_start_an_agent_that_was_disabled() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flannelpy.core.errors import FlannelpyError
@@ -17,6 +17,8 @@ from flannelpy.host.files import RefusedError, directory, read_file, write_file
 NAME = "flannel"
 """What a conflist calls it, and so the name of its file."""
 CONFLIST = "10-flannel.conflist"
+WAITING = f"{CONFLIST}.waiting"
+"""Its name while the agent is not ready: runtimes take .conf, .conflist and .json, and pass over any other."""
 NEEDS = ("bridge", "host-local", "portmap")
 """Plugins that the network needs beside ours."""
 LIMIT = 1 << 20
@@ -79,12 +81,19 @@ class Placed:
             raise FlannelpyError(f"{self.path} cannot be removed: {error.strerror}") from None
 
 
-def placed(bin_dir: Path, conf_dir: Path) -> tuple[Placed, Placed]:
-    """The plugin and the network; in this order, because a runtime uses a network as soon as it is there."""
-    return (
-        Placed(bin_dir / NAME, Path(__file__).with_name("plugin.py").read_text(), 0o755, marked=True),
-        Placed(conf_dir / CONFLIST, json.dumps(NETWORK, indent=2) + "\n", 0o644, marked=False),
-    )
+def plugin(bin_dir: Path) -> Placed:
+    """The plugin."""
+    return Placed(bin_dir / NAME, Path(__file__).with_name("plugin.py").read_text(), 0o755, marked=True)
+
+
+def network(conf_dir: Path) -> Placed:
+    """The network; it comes after the plugin, because a runtime uses it as soon as it is there."""
+    return Placed(conf_dir / CONFLIST, json.dumps(NETWORK, indent=2) + "\n", 0o644, marked=False)
+
+
+def waiting(conf_dir: Path) -> Placed:
+    """The network where it waits until the agent is ready."""
+    return replace(network(conf_dir), path=conf_dir / WAITING)
 
 
 def missing(bin_dir: Path) -> list[str]:
