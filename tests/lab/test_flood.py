@@ -4,9 +4,8 @@ c1 10.66.11.2 - h1 ==== vxlan ==== h2 - c2 10.66.12.2         flood --> etcd ---
                                                               etcd apart; a full disk is its own matter, so its quota is raised
 
 Of each flood is held: no ping between the containers is lost, the state of a peer that is nothing but a key never goes, both agents
-hold less than MEMORY_MB and write less than LOG_BYTES, and a lease that comes after it is programmed with less than SEEN_S of the
-processor, which is how soon it is on a machine that has nothing else to do. FLOOD=10 makes the floods so many times as large (make
-flood).
+hold less than MEMORY_MB and write less than LOG_BYTES, and a lease that comes after it is programmed within SEEN_S; the kernel says
+whether others have slowed it down. FLOOD=10 makes the floods so many times as large (make flood).
 """
 
 from __future__ import annotations
@@ -25,15 +24,19 @@ import pytest
 from netns_lab.host import Host
 from netns_lab.lab import Lab
 from tests.chaos.chaos_support import cut_off
-from tests.lab.agent_support import Log, Vtep, lab_name, no_probes, no_traceback, put_leased, remember_subnet, until  # noqa: F401
+from tests.lab.agent_support import PATIENCE_S, Log, Vtep, lab_name, no_probes, no_traceback, put_leased, remember_subnet, until  # noqa: F401
 from tests.lab.host_support import conditions, memory_mb, told, until_condition, until_nothing_is_wrong
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = int(os.environ.get("FLOOD", "1"))
 MEMORY_MB = 300
 LOG_BYTES = 1_000_000
-SEEN_S, SEEN_FLAPPING_S = 5.0, 40.0
-"""Of the processor. Behind 10,000 leases that were deleted at the end most of their 50,000 kernel objects are taken away first."""
+SEEN_S, ALONE = 5.0, 2.0
+"""Seconds, by a clock that stands while others have the agent's processor, as long as it has that half of the time itself."""
+FLAPPING_S = 15.0
+"""Of the processor, where others slow all down: behind 10,000 leases that were deleted at the end their 50,000 kernel objects are
+taken away first.
+"""
 RATE = int(os.environ.get("FLOOD_RATE", "1500"))
 GOOD = Vtep("10.66.1.0/24", "192.168.50.91", "02:00:00:00:00:91")
 LATE = Vtep("10.66.2.0/24", "192.168.50.92", "02:00:00:00:00:92")
@@ -71,6 +74,19 @@ async def there(host: Host, peer: Vtep) -> bool:
     return all(word in seen.stdout for word in (f"{peer.subnet} via", f"lladdr {peer.mac}", f"dst {peer.address}"))
 
 
+def turns(host: Host) -> tuple[int, int]:
+    """For how long the agent's main thread has had a processor, and has waited while others had it, in ns (proc(5), schedstat)."""
+    worked, waited, _ = Path(f"/proc/{host.agent.pid}/schedstat").read_text().split()
+    return int(worked), int(waited)
+
+
+def patience_s(slower: float) -> float:
+    """Within how many seconds a change is seen, where all takes so many times as long as alone: there most of the flood itself is
+    still to be done when it ends.
+    """
+    return slower * (SEEN_S if slower < ALONE else PATIENCE_S)
+
+
 class Watched:
     """Was the good peer's route ever gone?"""
 
@@ -87,7 +103,7 @@ class Watched:
 
 
 @asynccontextmanager
-async def held(lab: Lab, what: str, within_s: float = SEEN_S) -> AsyncIterator[None]:
+async def held(lab: Lab, what: str, work_s: float = SEEN_S) -> AsyncIterator[None]:
     """What has to hold while the block goes on, and after it."""
     host, log, logs = lab.host(1), Log.from_now(lab.host(1)), [Log.from_now(each) for each in lab.hosts]
     watched = Watched(host)
@@ -96,18 +112,19 @@ async def held(lab: Lab, what: str, within_s: float = SEEN_S) -> AsyncIterator[N
         async with lab.pinging("c1", "c2") as pings:
             yield
             put_leased(lab, LATE.key, LATE.value)
-            began, spent = time.monotonic(), processor_s(host)
+            began, spent, (worked, waited) = time.monotonic(), processor_s(host), turns(host)
             await until(lambda: there(host, LATE), 300, "the late peer", lambda: log.text[-2000:])
-            seen_s, before = time.monotonic() - began, pings.answers()
+            seen_s, before, (works, waits) = time.monotonic() - began, pings.answers(), turns(host)
             await until(lambda: pings.answers() > before + 10, 100, "pings answered after it", lambda: pings.log.read_text()[-500:])
     finally:
         watched.over = True
         await task
     most_mb, written = max(memory_mb(each) for each in lab.hosts), max(len(each.text.encode()) for each in logs)
     spent_s = processor_s(host) - spent
+    within_s = patience_s(slower := 1 + (waits - waited) / max(1, works - worked))
     figures = (
-        f"{what}: seen after {seen_s:.2f} s, {spent_s:.2f} s of processor, at most {most_mb:.0f} MB, {written:,} bytes of log, "
-        f"the good peer looked at {watched.looks} times, "
+        f"{what}: seen after {seen_s:.2f} s, {spent_s:.2f} s of processor ({slower:.1f} times slower than alone), "
+        f"at most {most_mb:.0f} MB, {written:,} bytes of log, the good peer looked at {watched.looks} times, "
         f"{pings.sent:,} pings, {pings.lost} lost"
     )
     print(figures)
@@ -116,7 +133,8 @@ async def held(lab: Lab, what: str, within_s: float = SEEN_S) -> AsyncIterator[N
     assert watched.gaps == 0, figures
     assert most_mb < MEMORY_MB, figures
     assert written < LOG_BYTES, figures
-    assert spent_s < within_s, figures
+    assert seen_s < within_s, figures
+    assert spent_s < work_s, figures
     assert (await told(host))["ready"] is True
     put_leased(lab, LATE.key, LATE.value.replace("192.168.50.92", "192.168.50.93"))  # and goes on seeing
     began = time.monotonic()
@@ -137,7 +155,7 @@ async def one(lab: Lab) -> Host:
 
 
 async def test_ten_thousand_leases_that_flap(lab: Lab, one: Host) -> None:
-    async with held(lab, f"10,000 leases that flap for {15 * TIMES} s", SEEN_FLAPPING_S * TIMES):
+    async with held(lab, f"10,000 leases that flap for {15 * TIMES} s", FLAPPING_S):
         await flood(lab, "flap", "--keys=10000", f"--seconds={15 * TIMES}", f"--rate={RATE}")
 
 

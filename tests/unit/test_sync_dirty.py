@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from flannelpy.agent.sync.dirty import LISTEN_S, LULL_S, ROUNDS, ROUNDS_PER_S, Dirty
+from flannelpy.agent.sync.dirty import LISTEN_S, LISTENS, LULL_S, ROUNDS, ROUNDS_PER_S, Dirty
 from flannelpy.core.objects import Key
 from tests.unit.virtual_time import VirtualLoop, run
 
@@ -86,16 +86,41 @@ def backlog(messages: int, round_s: float, read_s: float = 0.001) -> int:
 
 @pytest.mark.parametrize("round_s", [0.02, 0.1, 0.5, 3.0])
 def test_between_two_rounds_a_backlog_is_read(round_s: float) -> None:
-    assert backlog(2000, round_s) <= 3 + 2 * 2.0 / min(round_s, LISTEN_S)
+    """The 2 s of reading that it is, in pieces of four rounds or of a second."""
+    assert backlog(2000, round_s) <= 3 + 2 * 2.0 / min(4 * round_s, 1.0)
 
 
-def test_where_nothing_more_comes_the_next_round_does_not_wait() -> None:
+@pytest.mark.parametrize(("round_s", "longest_s"), [(0.001, 0.004), (0.01, 0.04), (0.1, 0.4), (3.0, 1.0)])
+def test_what_comes_without_end_holds_up_the_next_round_for_a_bounded_time(round_s: float, longest_s: float) -> None:
+    async def play() -> float:
+        dirty, loop = Dirty(), asyncio.get_running_loop()
+
+        async def others() -> None:
+            for number in range(100_000):
+                dirty.add([Key("route", str(number))])
+                await asyncio.sleep(LULL_S / 50)
+
+        task = asyncio.create_task(others())
+        await dirty.wait(3.0)
+        dirty.take()
+        await asyncio.sleep(round_s)
+        began = loop.time()
+        await dirty.wait(3.0)
+        task.cancel()
+        return loop.time() - began
+
+    assert longest_s == min(LISTENS * round_s, LISTEN_S)
+    assert longest_s * 0.99 <= run(play()) <= longest_s + LULL_S
+
+
+@pytest.mark.parametrize("round_s", [0.001, 0.01, 0.1, 1.0, 3.0])
+def test_where_nothing_more_comes_the_next_round_does_not_wait(round_s: float) -> None:
     async def play() -> float:
         dirty, loop = Dirty(), asyncio.get_running_loop()
         dirty.add([Key("route", "1")])
         await dirty.wait(3.0)
         dirty.take()
-        await asyncio.sleep(1.0)  # the round
+        await asyncio.sleep(round_s)
         dirty.add([Key("route", "2")])
         began = loop.time()
         await dirty.wait(3.0)

@@ -12,8 +12,9 @@ ROUNDS, ROUNDS_PER_S = 50, 50.0
 """So many rounds follow each other at once; then so many a second. A round costs something of its own, however little it looks at:
 thousands of changes a second, one by one, would take all the time that reading them needs."""
 
-LULL_S, LISTEN_S = 0.005, 0.2
-"""Nothing new for so long is the end of what was to be read; and that long is listened at the most."""
+LULL_S, LISTENS, LISTEN_S = 0.005, 4.0, 1.0
+"""Nothing new for so long is the end of what was to be read; at the most it is listened so many times as long as a round took, but
+never for longer than that. Where more comes than can be done, most of the time goes into seeing what of it is over already."""
 
 
 class Dirty:
@@ -71,7 +72,7 @@ class Dirty:
         self._began = asyncio.get_running_loop().time()
 
     async def _listen(self) -> None:
-        """Where a round is due at once after another: let what came meanwhile be read, for as long as that one took at the most.
+        """Where a round is due at once after another: let what came meanwhile be read, which has more of the time than rounds have.
 
         Rounds without a pause leave the watch and the kernel's notices one message each between two: what is far behind would
         be done one by one, and not seen to be over already.
@@ -79,7 +80,7 @@ class Dirty:
         loop = asyncio.get_running_loop()
         now, heard = loop.time(), -1
         took_s = 0.0 if self._began is None else now - self._began
-        until = now + min(took_s, LISTEN_S)
+        until = now + min(LISTENS * took_s, LISTEN_S)
         while heard != self._news and loop.time() < until:
             heard = self._news
             await asyncio.sleep(min(LULL_S, took_s))
