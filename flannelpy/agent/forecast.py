@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -236,6 +236,14 @@ class Spectator:
     async def filter_rules(self) -> Ruleset:
         """As the kernel says."""
         return await self._kernel.filter_rules()
+
+    async def firewall_state(self) -> Hashable:
+        """As the kernel says."""
+        return await self._kernel.firewall_state()
+
+    async def foreign_rules(self) -> Ruleset:
+        """As the kernel says."""
+        return await self._kernel.foreign_rules()
 
     async def counted(self, table: str) -> Mapping[str, int]:
         """As the kernel says."""

@@ -10,7 +10,7 @@ import asyncio
 import errno
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 
 from netaddr import IPAddress, IPNetwork
@@ -148,6 +148,14 @@ class FakeKernel:
 
     async def filter_rules(self) -> Ruleset:
         self._called("filter_rules")
+        return self.rules
+
+    async def firewall_state(self) -> Hashable:
+        self._called("firewall_state")
+        return id(self.rules)
+
+    async def foreign_rules(self) -> Ruleset:
+        self._called("foreign_rules")
         return self.rules
 
     async def observe(self, scope: Scope, keys: Iterable[Key] | None = None) -> HostState:

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import errno
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from itertools import chain, takewhile
 from pathlib import Path
@@ -159,6 +159,15 @@ class NetlinkKernel:
     async def filter_rules(self) -> Ruleset:
         """See ``Kernel.filter_rules``."""
         return await self._forward.filter_rules()
+
+    async def firewall_state(self) -> Hashable:
+        """See ``Kernel.firewall_state``."""
+        legacy = await self._forward.legacy()
+        return self._elements.generation(), *(hash((version, *lines)) for version, lines in legacy.items())
+
+    async def foreign_rules(self) -> Ruleset:
+        """See ``Kernel.foreign_rules``."""
+        return await self._forward.foreign_rules()
 
     async def counted(self, table: str) -> dict[str, int]:
         """See ``Kernel.counted``."""
