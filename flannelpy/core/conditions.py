@@ -360,7 +360,7 @@ _ALL = (
     Condition(
         "uplink-down",
         Severity.ERROR,
-        "the uplink {detail} is down: no packet reaches another host",
+        "the uplink {detail}: no packet reaches another host",
         "look at the cable or the switch, or: ip link set INTERFACE up",
         hides=("peers-unreachable", "peer-unreachable", "route-astray", "reverse-path-filter"),
         unready=True,
