@@ -37,6 +37,7 @@ from flannelpy.core.objects import HostState, Key, NftTable, Route, Scope
 from flannelpy.core.offer import type_of
 from flannelpy.core.packet_filter import Ruleset
 from flannelpy.core.plan import Plan, Step, plan
+from flannelpy.core.policy_rule import PolicyRule
 from flannelpy.core.secret import Secret
 from flannelpy.core.underlay import Shield
 from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer, Wish
@@ -221,6 +222,10 @@ class Spectator:
     async def look_up(self, lookups: Sequence[Lookup]) -> Sequence[Found]:
         """As the kernel says."""
         return await self._kernel.look_up(lookups)
+
+    async def policy_rule(self, lookup: Lookup) -> PolicyRule | None:
+        """As the kernel says."""
+        return await self._kernel.policy_rule(lookup)
 
     async def settings(self, names: Iterable[str]) -> Mapping[str, str]:
         """As the kernel says."""

@@ -115,7 +115,7 @@ def let_in(rules: Ruleset, dropped: str, interface: str, port: int) -> str:
         return f"firewall-cmd --permanent --add-port={port}/udp && firewall-cmd --reload (the zone that {interface} is in)"
     if any(name.startswith("ufw") for _family, _table, name in rules.chains):
         return f"ufw allow in on {interface} to any port {port} proto udp"
-    if " filter" in dropped:
+    if " filter" in dropped or "-legacy" in dropped:
         return f"iptables -I INPUT -i {interface} -p udp --dport {port} -j ACCEPT, and where your rules are kept"
     return f"let it in there: iifname {interface} udp dport {port} accept"
 

@@ -19,6 +19,7 @@ from flannelpy.core.model import Family
 from flannelpy.core.objects import HostState, Key, Object, Route, Scope
 from flannelpy.core.packet_filter import Ruleset
 from flannelpy.core.plan import Step
+from flannelpy.core.policy_rule import PolicyRule
 from flannelpy.core.secret import Secret
 from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer
 
@@ -132,6 +133,13 @@ class Kernel(Protocol):
         """Where these packets would go, an answer each: by which route of which table. Raises KernelError.
 
         Cheap: no dump, and a send for many. The caller keeps it to some hundred at a time.
+        """
+        ...
+
+    async def policy_rule(self, lookup: Lookup) -> PolicyRule | None:
+        """The rule by which this packet is not sent as the main table says; None where it is. Raises KernelError.
+
+        Not cheap: the rules are read, and of each table that they name the routes. For packets that go astray.
         """
         ...
 

@@ -50,6 +50,7 @@ from flannelpy.core.objects import (
 )
 from flannelpy.core.packet_filter import Ruleset
 from flannelpy.core.plan import Step
+from flannelpy.core.policy_rule import PolicyRule
 from flannelpy.core.secret import Secret
 from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer
 from flannelpy.core.wireguard import key_text
@@ -132,6 +133,12 @@ class NetlinkKernel:
     async def look_up(self, lookups: Sequence[Lookup]) -> list[Found]:
         """See ``Kernel.look_up``."""
         return look_up(self._open(), lookups, name_of)
+
+    async def policy_rule(self, lookup: Lookup) -> PolicyRule | None:
+        """See ``Kernel.policy_rule``."""
+        from flannelpy.kernel.policy import policy_rule
+
+        return await policy_rule(lookup)
 
     async def settings(self, names: Iterable[str]) -> dict[str, str]:
         """See ``Kernel.settings``."""

@@ -22,6 +22,7 @@ from flannelpy.core.forward_accept import ForwardAccept, Tool
 from flannelpy.core.forwarding import FORWARD, Hindrance, forward_rules
 from flannelpy.core.objects import Key, Route
 from flannelpy.core.packet_filter import Base, Rule, Ruleset
+from flannelpy.core.policy_rule import PolicyRule
 from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.explain.doctor import FAILED, OK, SCHEMA, SKIPPED, WARNING, Finding, exit_code, sorted_findings, to_json
 from flannelpy.explain.status import BackendStatus, ConditionStatus, EtcdStatus, LeaseStatus, Status, SubnetFileStatus
@@ -70,7 +71,7 @@ def about(tmp_path: Path) -> About:
     )
     made = FakeKernel([interface("eth1", 2, "192.0.2.1/24", mtu=1500), interface("docker0", 3, "10.5.7.1/24")])
     told = parse(ENV.format("10.5.7.1/24", 1450))
-    found = About(settings, made, status=STATUS, told=told, root=tmp_path, routes_inside=none)
+    found = About(settings, made, status=STATUS, told=told, root=tmp_path, routes_inside=none, policy_rules=none)
     found.take(json.dumps(VXLAN))
     return found
 
@@ -272,7 +273,7 @@ async def test_a_port_that_is_closed_is_named_with_what_opens_it(about: About, r
     fake(about).rules = rules
     finding = await only(about, host.incoming)
     assert finding.state == FAILED
-    assert finding.said.startswith("UDP 8472 from 192.0.2.0 on eth1 is dropped by a rule in chain ")
+    assert finding.said.startswith("UDP 8472 from 192.0.2.0 on eth1 is dropped by ")
     assert finding.remedy.startswith(remedy)
     about.preflight = True
     assert (await only(about, host.incoming)).state == WARNING
@@ -315,6 +316,19 @@ async def test_routes_of_others_inside_the_overlay(about: About, route: Route, s
     finding = await only(about, host.routes)
     assert finding.state == state
     assert ("10.5.9.0/25 dev eth1" in finding.remedy) == (state == WARNING)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+async def test_policy_rules_about_the_overlay(about: About, count: int) -> None:
+    rules = [PolicyRule(4, 100 + number, table=66, destination=IPNetwork("10.5.9.0/24")) for number in range(count)]
+
+    async def concerning(_networks: object) -> list[PolicyRule]:
+        return rules
+
+    about.policy_rules = concerning
+    findings = await found(about, host.routes)
+    assert [finding.state for finding in findings] == ([WARNING] * count or [OK])
+    assert all(f"ip rule del {rule}," in finding.remedy for rule, finding in zip(rules, findings, strict=False))
 
 
 @pytest.mark.parametrize(("net", "state"), [("198.51.100.1/24", OK), ("10.5.99.1/24", FAILED)])
