@@ -159,16 +159,22 @@ def test_the_exit_code_is_by_the_worst(states: str, code: int) -> None:
 
 def test_the_worst_comes_first_and_remedies_are_below() -> None:
     assert [finding.name for finding in sorted_findings(MIXED)] == ["d", "b", "c", "a"]
-    from rich.console import Console
-
-    console = Console(width=80, highlight=False)
-    with console.capture() as captured:
-        console.print(*page(MIXED), sep="\n")
-    lines = [line.rstrip() for line in captured.get().splitlines()]
+    lines = page(MIXED, 80, colours=False)
     assert [line.split()[0] for line in lines[1:5]] == ["failed", "warning", "skipped", "ok"]
     assert lines.index("what to do") < next(at for at, line in enumerate(lines) if line.endswith("do d"))
     assert lines[-1] == "1 failed, 1 warning, 1 skipped, 1 ok"
     assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("width", [40, 80, 132])
+def test_long_names_and_words_go_on_in_the_next_line(width: int) -> None:
+    long = Finding("etcd http://[2001:db8::7]:2379: connection and more", FAILED, "word " * 60, "mend " * 60)
+    lines = page([long, *MIXED], width, colours=False)
+    assert max(map(len, lines)) <= max(width, 60)
+    text = " ".join(lines)
+    assert (text.count("word"), text.count("mend")) == (60, 60)
+    assert all(line == line.rstrip() for line in lines)
+    assert "\x1b[31mfailed" in "".join(page([long], width, colours=True))
 
 
 # ------------------------------------------------------------------------------------------------------------------ the agent
@@ -392,7 +398,7 @@ async def test_what_the_backend_needs_of_the_kernel(
     about: About, backend: str, missing: str, states: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernel, "geteuid", lambda: 0)
-    fake(about).unknown = {missing}
+    fake(about).unknown, about.status = {missing}, None
     about.take(json.dumps({"Network": "10.5.0.0/16", "Backend": {"Type": backend}}))
     findings = [finding for finding in await found(about, kernel.features) if finding.name != "kernel: tun"]
     assert {finding.name: finding.state for finding in findings} == states
@@ -401,7 +407,29 @@ async def test_what_the_backend_needs_of_the_kernel(
 
 async def test_only_root_can_try_the_kernel(about: About, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "geteuid", lambda: 1000)
+    about.status = None
     assert (await only(about, kernel.features)).state == SKIPPED
+
+
+@pytest.mark.parametrize(
+    ("status", "tried"),
+    [
+        (STATUS, 0),
+        (replace(STATUS, ready=False), 2),
+        (replace(STATUS, conditions=(ConditionStatus("kernel-refused", "error", "", "no vxlan", "", "now", False),)), 2),
+        (replace(STATUS, conditions=(ConditionStatus("bridge-mtu", "warning", "", "large", "", "now", False),)), 0),
+        (None, 2),
+    ],
+)
+async def test_what_a_running_agent_has_made_is_not_tried(
+    about: About, monkeypatch: pytest.MonkeyPatch, status: Status | None, tried: int
+) -> None:
+    monkeypatch.setattr(kernel, "geteuid", lambda: 0)
+    about.status = status
+    findings = await found(about, kernel.features)
+    assert fake(about).calls["rehearse"] == tried
+    if not tried:
+        assert findings == [Finding("kernel", OK, "the running agent has made what vxlan needs")]
 
 
 # ------------------------------------------------------------------------------------------------------------------ the files
