@@ -33,7 +33,7 @@ class Facts:
         self.uplink_mac = ""
         """The uplink's hardware address."""
         self.down = ""
-        """The uplink's name while it is down."""
+        """The uplink's name while it is down, or without a carrier."""
         self.stale = True
         self.another_card = asyncio.Event()
         """The uplink has another hardware address now, or is another interface."""
@@ -81,10 +81,11 @@ class Facts:
         mac, self.uplink_mac = self.uplink_mac, next((one.mac for one in facts.interfaces if one.index == choice.uplink.index), "")
         if before is not None and (before.index, mac) != (self.uplink.index, self.uplink_mac):
             self.another_card.set()
-        down = any(interface.index == choice.uplink.index and not interface.up for interface in facts.interfaces)
-        self.down = choice.uplink.name if down else ""
+        dead = next((one for one in facts.interfaces if one.index == choice.uplink.index and not (one.up and one.running)), None)
+        self.down = "" if dead is None else dead.name
+        said = {} if dead is None else {"": f"{dead.name} {'has no carrier' if dead.up else 'is down'}"}
         self._reporter.set("uplink-missing", {})
-        self._reporter.set("uplink-down", {"": self.down} if down else {})
+        self._reporter.set("uplink-down", said)
         if before != self.uplink:
             self._gateways.clear()
             self._moved |= FAMILIES

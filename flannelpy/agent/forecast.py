@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +37,7 @@ from flannelpy.core.objects import HostState, Key, NftTable, Route, Scope
 from flannelpy.core.offer import type_of
 from flannelpy.core.packet_filter import Ruleset
 from flannelpy.core.plan import Plan, Step, plan
+from flannelpy.core.policy_rule import PolicyRule
 from flannelpy.core.secret import Secret
 from flannelpy.core.underlay import Shield
 from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer, Wish
@@ -222,6 +223,10 @@ class Spectator:
         """As the kernel says."""
         return await self._kernel.look_up(lookups)
 
+    async def policy_rule(self, lookup: Lookup) -> PolicyRule | None:
+        """As the kernel says."""
+        return await self._kernel.policy_rule(lookup)
+
     async def settings(self, names: Iterable[str]) -> Mapping[str, str]:
         """As the kernel says."""
         return await self._kernel.settings(names)
@@ -236,6 +241,14 @@ class Spectator:
     async def filter_rules(self) -> Ruleset:
         """As the kernel says."""
         return await self._kernel.filter_rules()
+
+    async def firewall_state(self) -> Hashable:
+        """As the kernel says."""
+        return await self._kernel.firewall_state()
+
+    async def foreign_rules(self) -> Ruleset:
+        """As the kernel says."""
+        return await self._kernel.foreign_rules()
 
     async def counted(self, table: str) -> Mapping[str, int]:
         """As the kernel says."""

@@ -25,6 +25,8 @@ class Forwarding:
         self._kernel = kernel
         self._reporter = reporter
         self._changed = changed
+        self.blocked = ""
+        """What no rule of ours can mend, as it is told."""
         self._found: tuple[Hindrance, ...] = ()
         self._unseen = ""
 
@@ -45,6 +47,6 @@ class Forwarding:
 
     def rules(self, networks: Iterable[IPNetwork], owner: str) -> HostState:
         """The rules by which this host forwards ``networks``; what no rule of ours can mend is a condition."""
-        state, blocked = forward_rules(self._found, networks, owner)
-        self._reporter.set("forward-blocked", {"": blocked} if blocked else {})
+        state, self.blocked = forward_rules(self._found, networks, owner)
+        self._reporter.set("forward-blocked", {"": self.blocked} if self.blocked else {})
         return state

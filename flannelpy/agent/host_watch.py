@@ -30,9 +30,10 @@ from flannelpy.core.host_diagnosis import (
     strict,
 )
 from flannelpy.core.host_facts import FactsQuery, Interface
-from flannelpy.core.lookup import FILTERED, NO_WAY, Found, Lookup, detour, expected, goes
+from flannelpy.core.lookup import FILTERED, NO_WAY, Found, Lookup, detour, expected, goes, ruled
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Link, Route, Vxlan
+from flannelpy.core.policy_rule import PolicyRule
 from flannelpy.kernel import Kernel
 
 LOOK_S = 5.0
@@ -46,6 +47,9 @@ DOUBTED = 100
 
 AT_ONCE = 32
 """Peers that are asked for in a turn of the loop: some 2 ms."""
+
+RULES = 4
+"""Packets that go astray, whose policy rule is asked for in a look."""
 
 CODES = ("forwarding-off", "reverse-path-filter", "route-astray", "bridge-stale", "bridge-elsewhere", "bridge-down", "bridge-mtu")
 
@@ -87,6 +91,7 @@ class HostWatch:
         self._turn = 0
         self._doubted: dict[str, None] = {}  # those that what has moved may concern, and that were not asked for since
         self._basis: object = None
+        self._rules: list[PolicyRule | None] = []
 
     async def run(self) -> None:
         """Look, for ever."""
@@ -144,6 +149,7 @@ class HostWatch:
         self._wrong = {key: wrong for key, wrong in self._wrong.items() if key in peers}
         self._asked = {key: lease for key, lease in self._asked.items() if key in peers}
         moved = self._parts.facts.rerouted
+        self._rules.clear()
         if (basis := (ground.bridge, ground.forwarding, ground.filters)) != self._basis:
             self._basis = basis
             moved.set()
@@ -191,20 +197,32 @@ class HostWatch:
         questions = [(route, address) for address in addresses if (route := expected(routes, address)) is not None]
         found = await self._kernel.look_up([_lookup(address, ground) for _route, address in questions])
         for (route, address), answer in zip(questions, found, strict=True):
-            astray = None if goes(route, answer) else await self._astray(route, address, answer)
+            lookup = _lookup(address, ground)
+            astray = None if goes(route, answer) else await self._astray(route, lookup, answer)
             if astray is not None:
-                subject, words = detour(route, astray, whose)
+                subject, words = detour(route, astray[0], whose, await self._rule(astray[1], astray[0]))
                 wrong["route-astray", subject] = words
         wrong |= await self._outer(ground, lease)
         wrong |= await self._back(ground, lease, [address for address in addresses if address.version == 4][:1])
         return wrong
 
-    async def _astray(self, route: Route, address: IPAddress, answer: Found) -> Found | None:
+    async def _astray(self, route: Route, lookup: Lookup, answer: Found) -> tuple[Found, Lookup] | None:
         """What the look-up says where the question itself may have been odd (a container's address that is none): ask plainly."""
-        (plain,) = await self._kernel.look_up([Lookup(address)])
+        asked = Lookup(lookup.dst)
+        (plain,) = await self._kernel.look_up([asked])
         if not goes(route, plain):
-            return plain
-        return answer if not answer.code or answer.code in NO_WAY else None
+            return plain, asked
+        return (answer, lookup) if not answer.code or answer.code in NO_WAY else None
+
+    async def _rule(self, lookup: Lookup, found: Found) -> str:
+        """The policy rule that has decided, empty where that is none or not known: few are asked for in a look, each once."""
+        if not ruled(found):
+            return ""
+        known = next((rule for rule in self._rules if rule is not None and rule.takes(lookup.dst, lookup.source, "")), None)
+        if known is None and len(self._rules) < RULES:
+            known = await self._kernel.policy_rule(lookup)
+            self._rules.append(known)
+        return "" if known is None else str(known)
 
     async def _outer(self, ground: Ground, lease: Lease) -> Wrong:
         """The way to the peer itself: by some link, and never by a device of ours."""
@@ -212,10 +230,13 @@ class HostWatch:
         wrong: Wrong = {}
         for address, answer in zip(outer, await self._kernel.look_up([Lookup(address) for address in outer]), strict=True):
             if answer.code:
-                text = f"{lease}: no way to {address}: ip route get {address}"
-                wrong["route-astray", f"to {address.version}"] = text
+                rule = await self._rule(Lookup(address), answer)
+                mend = f"a policy rule says so: ip rule del {rule}" if rule else f"ip route get {address}"
+                wrong["route-astray", f"to {address.version}"] = f"{lease}: no way to {address}: {mend}"
             elif answer.dev in ground.devices or (address.version in ground.bound and answer.dev not in ("", ground.uplink)):
-                text = f"{lease}: packets to {address} go by {answer}, not by the uplink {ground.uplink}: ip route del {answer}"
+                rule = await self._rule(Lookup(address), answer)
+                mend = f"a policy rule says so: ip rule del {rule}" if rule else f"ip route del {answer}"
+                text = f"{lease}: packets to {address} go by {answer}, not by the uplink {ground.uplink}: {mend}"
                 wrong["route-astray", str(answer)] = text
         return wrong
 

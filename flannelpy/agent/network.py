@@ -19,6 +19,7 @@ from flannelpy.agent.datapath import DatapathSupervisor
 from flannelpy.agent.departures import EXPIRED, LEAVING, RESET
 from flannelpy.agent.events import PeerEvents
 from flannelpy.agent.facts import Facts
+from flannelpy.agent.firewall_watch import FirewallWatch
 from flannelpy.agent.flag import show
 from flannelpy.agent.forwarding import Forwarding
 from flannelpy.agent.guarded import guarded
@@ -133,6 +134,8 @@ class Network:
         if self.context.settings.forward_rules:
             yield "forwarding", self._parts.forwarding.run
         yield "host watch", HostWatch(self.context.kernel, self.context.reporter, self._parts, self.steering).run
+        watched = (self.context.kernel, self.context.reporter, self._parts, self.steering, self.context.clock)
+        yield "firewall watch", FirewallWatch(*watched).run
         if self.context.assigned is not None:
             yield "announcement", partial(announce, self.context, self.context.assigned, self._carries_pods)
         yield "flag", partial(show, self.context.settings.run_dir, self._carries)

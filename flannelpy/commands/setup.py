@@ -19,7 +19,7 @@ import click
 from flannelpy.commands import netconfig, terminal
 from flannelpy.commands.ask import ask, report
 from flannelpy.commands.conversation import config_key, with_registry
-from flannelpy.commands.doctor.page import WIDE, page
+from flannelpy.commands.doctor.page import show
 from flannelpy.commands.doctor.run import diagnose
 from flannelpy.commands.located import told_by_defaults
 from flannelpy.commands.terminal import agreed, named, say
@@ -125,7 +125,7 @@ def setup(given: Given, wish: Wish) -> int:
     for line in candidates(facts):
         say(line)
     findings = uvloop.run(diagnose(options, preflight=True))
-    terminal.show(*page(findings), wide=WIDE)
+    show(findings)
     say("")
     if stopping := blocking(findings):
         names = ", ".join(dict.fromkeys(finding.name for finding in stopping))

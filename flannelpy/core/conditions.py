@@ -279,6 +279,13 @@ _ALL = (
         "run the commands that it names, and write them where the host's firewall is configured",
     ),
     Condition(
+        "firewall-drops",
+        Severity.ERROR,
+        "this host's firewall drops what the overlay needs: {detail}",
+        "run the command that it names, and write it where the host's firewall is configured",
+        after=5.0,
+    ),
+    Condition(
         "forwarding-off",
         Severity.ERROR,
         "this host does not forward: {detail}",
@@ -353,7 +360,7 @@ _ALL = (
     Condition(
         "uplink-down",
         Severity.ERROR,
-        "the uplink {detail} is down: no packet reaches another host",
+        "the uplink {detail}: no packet reaches another host",
         "look at the cable or the switch, or: ip link set INTERFACE up",
         hides=("peers-unreachable", "peer-unreachable", "route-astray", "reverse-path-filter"),
         unready=True,
@@ -382,7 +389,6 @@ _ALL = (
         Severity.ERROR,
         "a part of the agent failed and was started again: {detail}",
         "this is a fault of flannelpy: please report it, with the traceback in the log",
-        after=0.0,
     ),
 )
 

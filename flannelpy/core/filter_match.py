@@ -18,6 +18,8 @@ Parts = frozenset[int | str]
 
 ICMP = {4: 1, 6: 58}
 UDP, IPIP = 17, 4
+ANY = -1
+"""Of whatever protocol: what is asked of that, and of its header, is not known."""
 _PROTOCOLS = {"icmp": 1, "ipencap": 4, "tcp": 6, "udp": 17, "gre": 47, "esp": 50, "ipv6-icmp": 58, "icmpv6": 58, "sctp": 132}
 _ECHO = {4: 8, 6: 128}
 _TOLD = 64
@@ -132,7 +134,7 @@ def among(left: Parts | tuple[Parts, ...] | bool, right: Any, sets: Sets) -> Tru
 
 def _meta(key: str, packet: Packet) -> Parts | None:
     version = packet.version
-    known: Mapping[str, Callable[[], Parts]] = {
+    known: Mapping[str, Callable[[], Parts | None]] = {
         "iifname": lambda: frozenset({packet.arrives}),
         "oifname": lambda: frozenset({packet.leaves}),
         "iif": lambda: frozenset({packet.arrives or "no interface"}),
@@ -156,6 +158,8 @@ def _field(protocol: str, name: str, packet: Packet) -> Parts | bool | None:
             "length": frozenset({packet.size if packet.version == 4 else packet.size - 40}),
         }
         return _protocol(packet) if name in ("protocol", "nexthdr") else fields.get(name)
+    if packet.protocol == ANY:
+        return None
     if protocol not in _OF.get(packet.protocol, ()):
         return False
     if packet.protocol == UDP:
@@ -164,7 +168,9 @@ def _field(protocol: str, name: str, packet: Packet) -> Parts | bool | None:
     return frozenset(echo) if name == "type" else frozenset({0}) if name == "code" else None
 
 
-def _protocol(packet: Packet) -> Parts:
+def _protocol(packet: Packet) -> Parts | None:
+    if packet.protocol == ANY:
+        return None
     return frozenset({packet.protocol, *(name for name, number in _PROTOCOLS.items() if number == packet.protocol)})
 
 

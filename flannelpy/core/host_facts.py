@@ -26,7 +26,7 @@ class InterfaceAddress:
 class Interface:
     """A network interface; ``mtu`` in bytes, ``mac`` empty where it has none, ``altnames`` other names for it (ip-link(8)).
 
-    ``running``: up, and with a carrier; a bridge, with a port that has one.
+    ``running``: up, and with a carrier, or of a kind that has none; a bridge, with a port that has one.
     """
 
     name: str

@@ -73,9 +73,19 @@ def goes(wanted: Route, found: Found) -> bool:
     return not found.dev or (found.dev == wanted.dev and (wanted.via is None or found.via == wanted.via))
 
 
-def detour(wanted: Route, found: Found, whose: str) -> tuple[str, str]:
-    """What is in the way of packets to ``whose`` subnet, as a subject, and in words with the command that mends it."""
+def ruled(found: Found) -> bool:
+    """True where it may be a policy rule that has decided."""
+    return bool(found.code) or found.table != MAIN
+
+
+def detour(wanted: Route, found: Found, whose: str, rule: str = "") -> tuple[str, str]:
+    """What is in the way of packets to ``whose`` subnet, as a subject, and in words with the command that mends it. ``rule``: the
+    policy rule that takes them there, where it is known.
+    """
     should = f"not by {'' if wanted.via is None else f'{wanted.via} '}dev {wanted.dev}"
+    if rule:
+        where = "go nowhere" if found.code else f"go by {found} of table {found.table}"
+        return f"rule {rule}", f"packets to {whose} {where}, {should}, for a policy rule says so: ip rule del {rule}"
     if found.code:
         why = {errno.EACCES: "a route of type prohibit", errno.EINVAL: "a route of type blackhole"}.get(
             found.code, "no route, or one of type unreachable"

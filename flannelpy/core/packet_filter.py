@@ -19,6 +19,9 @@ Place = tuple[str, str, str]
 """Family, table, chain."""
 
 _FAMILIES = {4: ("ip", "inet"), 6: ("ip6", "inet")}
+LEGACY = "filter (iptables-legacy)"
+"""What the table of iptables-legacy is called here; its rules are deleted by their place in the chain."""
+
 _ENDING = ("accept", "drop", "reject", "return", "jump", "goto")
 _DEEPEST = 16
 """Jumps into each other, as in the kernel."""
@@ -63,9 +66,9 @@ class Ruling:
 
 
 def read(text: str) -> Ruleset:
-    """What ``nft -j list ruleset`` prints. Raises MalformedError."""
+    """What ``nft -j list ruleset`` prints, or several lists, a line each. Raises MalformedError."""
     try:
-        items: list[dict[str, Any]] = json.loads(text)["nftables"] if text.strip() else []
+        items: list[dict[str, Any]] = [item for line in text.splitlines() if line.strip() for item in json.loads(line)["nftables"]]
         bases: list[Base] = []
         chains: dict[Place, list[Rule]] = {}
         sets: dict[tuple[str, str], dict[str, Sequence[Any]]] = {}
@@ -98,7 +101,7 @@ def judge(rules: Ruleset, hook: Hook, packet: Packet) -> Ruling:
         if outcome == "go on":
             outcome, rule = base.policy, None
         if outcome == "drop":
-            said = _said(rule) if rule is not None else f"chain {base.place[2]} of nft table {_table(base.place)} (policy drop)"
+            said = _said(rule) if rule is not None else f"chain {base.place[2]} of {_named(base.place)} (policy drop)"
             if not walk.perhaps:
                 ours = base.place[1].startswith("flannelpy")
                 return Ruling(said, _remedy(base, rule, packet), ours, tuple(walk.doubts))
@@ -112,7 +115,7 @@ def let_in(rules: Ruleset, dropped: str, interface: str, port: int) -> str:
         return f"firewall-cmd --permanent --add-port={port}/udp && firewall-cmd --reload (the zone that {interface} is in)"
     if any(name.startswith("ufw") for _family, _table, name in rules.chains):
         return f"ufw allow in on {interface} to any port {port} proto udp"
-    if " filter" in dropped:
+    if " filter" in dropped or "-legacy" in dropped:
         return f"iptables -I INPUT -i {interface} -p udp --dport {port} -j ACCEPT, and where your rules are kept"
     return f"let it in there: iifname {interface} udp dport {port} accept"
 
@@ -224,13 +227,28 @@ def _table(place: Place) -> str:
     return f"{place[0]} {place[1]}"
 
 
+def _named(place: Place) -> str:
+    return _iptables(place) if place[1] == LEGACY else f"nft table {_table(place)}"
+
+
+def _iptables(place: Place) -> str:
+    return f"{'iptables' if place[0] == 'ip' else 'ip6tables'}-legacy"
+
+
 def _said(rule: Rule) -> str:
+    if rule.place[1] == LEGACY:
+        return f"rule {rule.handle} of chain {rule.place[2]} of {_iptables(rule.place)}"
     return f"a rule in chain {rule.place[2]} of nft table {_table(rule.place)} (handle {rule.handle})"
 
 
 def _remedy(base: Base, rule: Rule | None, packet: Packet) -> str:
     if rule is not None:
+        if rule.place[1] == LEGACY:
+            return f"{_iptables(rule.place)} -D {rule.place[2]} {rule.handle}"
         return f"nft delete rule {' '.join(rule.place)} handle {rule.handle}"
+    if base.place[1] == LEGACY:
+        what = f"-p udp --dport {packet.port}" if packet.port else f"-s {packet.source}"
+        return f"{_iptables(base.place)} -I {base.place[2]} {what} -j ACCEPT"
     family = "ip" if packet.version == 4 else "ip6"
     what = f"udp dport {packet.port}" if packet.port else f"{family} saddr {packet.source}"
     return f"nft insert rule {' '.join(base.place)} {what} accept"

@@ -121,9 +121,9 @@ def forwarding_hop(settings: Mapping[str, str], version: int, devices: Iterable[
     return Hop("forwarding", "passes", f"{dotted(FORWARDING[version])} is 1")
 
 
-def route_hop(wanted: Route | None, found: Found, plain: Found, whose: str, mtu: int) -> Hop:
+def route_hop(wanted: Route | None, found: Found, plain: Found, whose: str, mtu: int, rule: str = "") -> Hop:
     """The look-up as a container sends it, and as this host does (``plain``). ``wanted``: the route that should decide, None where
-    none is there.
+    none is there; ``rule``: the policy rule that decides in its place, where there is one.
     """
     if found.code in FILTERED and wanted is not None and not plain.code:
         said = "the kernel drops what comes from there: the way back to its source is another (rp_filter)"
@@ -135,7 +135,7 @@ def route_hop(wanted: Route | None, found: Found, plain: Found, whose: str, mtu:
             said = f"no route leads to {whose} ({errno.errorcode.get(found.code, str(found.code))})"
         return Hop("route", "stops", said, "flannelpy plan; systemctl restart flannelpy")
     if not goes(wanted, found):
-        said, _, remedy = _cut(detour(wanted, found, whose)[1])
+        said, _, remedy = _cut(detour(wanted, found, whose, rule)[1])
         return Hop("route", "stops", said, remedy)
     return Hop("route", "passes", str(found), mtu=mtu)
 
@@ -161,17 +161,20 @@ def back_hop(found: Found, bridge: str, device: str, source: IPAddress) -> Hop:
     return Hop("way back", "passes", f"{source} is behind {bridge}")
 
 
-def outer_hop(found: Found, address: IPAddress, uplink: str, ours: frozenset[str], *, bound: bool) -> Hop:
-    """The way of the encapsulated packet. ``bound``: its device is to send by the uplink."""
+def outer_hop(found: Found, address: IPAddress, uplink: str, ours: frozenset[str], *, bound: bool, rule: str = "") -> Hop:
+    """The way of the encapsulated packet. ``bound``: its device is to send by the uplink; ``rule``: as for the route."""
     if found.code:
         said = f"no way to {address} ({errno.errorcode.get(found.code, str(found.code))})"
-        return Hop("outer route", "stops", said, f"ip route get {address}", shared=True)
+        said += ", for a policy rule says so" if rule else ""
+        return Hop("outer route", "stops", said, f"ip rule del {rule}" if rule else f"ip route get {address}", shared=True)
     if found.dev in ours:
         said = f"{address} itself is reached by {found}: the overlay's packets go in circles"
-        return Hop("outer route", "stops", said, f"ip route del {found}", shared=True)
+        return Hop("outer route", "stops", said, f"ip rule del {rule}" if rule else f"ip route del {found}", shared=True)
     if bound and uplink and found.dev not in ("", uplink):
         said = f"{address} is reached by {found}, not by the uplink {uplink}"
-        mend = f"ip route del {found}" if found.route is not None and found.route.prefixlen else f"ip route get {address}"
+        longer = found.route is not None and found.route.prefixlen
+        mend = f"ip route del {found}" if longer else f"ip route get {address}"
+        mend = f"ip rule del {rule}" if rule else mend
         return Hop("outer route", "stops", said, mend, shared=True)
     return Hop("outer route", "passes", f"{address} by {found}", shared=True)
 

@@ -6,7 +6,7 @@ Both pass the same tests (tests/contract). Nothing outside this room knows of ne
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from flannelpy.core.model import Family
 from flannelpy.core.objects import HostState, Key, Object, Route, Scope
 from flannelpy.core.packet_filter import Ruleset
 from flannelpy.core.plan import Step
+from flannelpy.core.policy_rule import PolicyRule
 from flannelpy.core.secret import Secret
 from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer
 
@@ -135,6 +136,13 @@ class Kernel(Protocol):
         """
         ...
 
+    async def policy_rule(self, lookup: Lookup) -> PolicyRule | None:
+        """The rule by which this packet is not sent as the main table says; None where it is. Raises KernelError.
+
+        Not cheap: the rules are read, and of each table that they name the routes. For packets that go astray.
+        """
+        ...
+
     async def settings(self, names: Iterable[str]) -> Mapping[str, str]:
         """What these settings (sysctl(8), names with slashes) hold; one that is not there is left out."""
         ...
@@ -158,6 +166,19 @@ class Kernel(Protocol):
         """All rules of all tables, and what is in their sets: to say what would become of a packet. Raises KernelError.
 
         Not cheap: 10,000 elements take 0.1 s. The agent never asks for it.
+        """
+        ...
+
+    async def firewall_state(self) -> Hashable:
+        """Another value after each change of the host's firewall, whoever's. Cheap: one message, and iptables-legacy's command
+        where that is in use.
+        """
+        ...
+
+    async def foreign_rules(self) -> Ruleset:
+        """The rules of all tables that filter and are not ours, and what is in their sets. Raises KernelError.
+
+        Listed by another process, and read beside the loop: 8,000 rules take the one 0.4 s, and this one 0.2 s.
         """
         ...
 

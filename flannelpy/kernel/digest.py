@@ -99,7 +99,7 @@ class Digest:
     def survey(self, links: Iterable[LinkInfo]) -> None:
         """Begin anew with these devices; ours are asked for by name, because ``links`` may lack some."""
         self._sieve = Sieve(self._scope, self._name_of)
-        self._seen: dict[int, tuple[str, int, bool, str | None]] = {}
+        self._seen: dict[int, tuple[str, int, bool, str | None, bool]] = {}
         for info in links:
             self._meet(info)
         for name in (*self._scope.links, *([self._scope.uplink] if self._scope.uplink else [])):
@@ -108,8 +108,9 @@ class Digest:
         self._routing = set(self._seen)  # devices that may have routes
 
     def _meet(self, info: LinkInfo) -> None:
-        self._seen[info.device] = (info.name, info.mtu, info.up, info.mac)
         self._sieve.meet(info.name, info.device)
+        carries = info.running or info.device != self._sieve.uplink  # the carriers of containers' links come and go all the time
+        self._seen[info.device] = (info.name, info.mtu, info.up, info.mac, carries)
 
     def route(self, data: bytes, draft: Draft) -> None:
         """A datagram of rtnetlink."""

@@ -22,6 +22,7 @@ NETLINK_NETFILTER = 12
 NFPROTO_INET = 1
 SUBSYSTEM = 10
 BATCH_BEGIN, BATCH_END = 16, 17
+GET_GENERATION = SUBSYSTEM << 8 | 16  # NFT_MSG_GETGEN
 NEW, GET, DELETE = (SUBSYSTEM << 8 | number for number in (12, 13, 14))  # NFT_MSG_*SETELEM
 NESTED = 0x8000
 
@@ -88,6 +89,18 @@ class Elements:
         found: Dumped[NftElement] = Dumped(item for items in lists for item in items)
         found.complete = lists.complete
         return found
+
+    def generation(self) -> int:
+        """The number of the tables as they are, another one after each change to any; 0 where there are none, or it is not told."""
+        try:
+            if self._channel is None:
+                self._channel = Channel(NETLINK_NETFILTER)
+            request = message(GET_GENERATION, REQUEST, self._channel.reserve(1), _HEAD.pack(0, 0, 0))
+            data, head = self._channel.get(request)
+        except KernelError:
+            self.close()
+            return 0
+        return int.from_bytes(attributes(data, head.body + _HEAD.size, head.end).get(1, b""), "big")  # NFTA_GEN_ID
 
     def close(self) -> None:
         if self._channel is not None:

@@ -10,7 +10,7 @@ import asyncio
 import errno
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 
 from netaddr import IPAddress, IPNetwork
@@ -39,6 +39,7 @@ from flannelpy.core.objects import (
 )
 from flannelpy.core.packet_filter import Ruleset
 from flannelpy.core.plan import Step
+from flannelpy.core.policy_rule import PolicyRule
 from flannelpy.core.secret import Secret
 from flannelpy.core.uplink import EVERYTHING, DefaultRoute, FactsQuery, HostFacts, Interface, InterfaceAddress, RouteAnswer
 from flannelpy.kernel import Result
@@ -75,8 +76,9 @@ class FakeKernel:
         self.air = Air()
         self.counters: dict[str, dict[str, int]] = {}
         self.detours = dict[IPNetwork, Found]()
+        self.policy_rules = list[PolicyRule]()
         self.sysctls = dict.fromkeys(("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"), "1")
-        """Routes of other hands, and settings of the host, that the agent only looks at."""
+        """Routes and rules of other hands, and settings of the host, that the agent only looks at."""
         self.taken_ports: set[int] = set()
         """UDP ports that programs of the host are bound to."""
         self._faults: dict[Key | str, tuple[Exception, int]] = {}
@@ -123,6 +125,10 @@ class FakeKernel:
         self._called("look_up")
         return looked_up(lookups, self.detours, self._routes.values(), (await self.facts()).interfaces, self.sysctls)
 
+    async def policy_rule(self, lookup: Lookup) -> PolicyRule | None:
+        self._called("policy_rule")
+        return next((rule for rule in self.policy_rules if rule.takes(lookup.dst, lookup.source, "")), None)
+
     async def settings(self, names: Iterable[str]) -> dict[str, str]:
         self._called("settings")
         return {name: self.sysctls[name] for name in names if name in self.sysctls}
@@ -148,6 +154,14 @@ class FakeKernel:
 
     async def filter_rules(self) -> Ruleset:
         self._called("filter_rules")
+        return self.rules
+
+    async def firewall_state(self) -> Hashable:
+        self._called("firewall_state")
+        return id(self.rules)
+
+    async def foreign_rules(self) -> Ruleset:
+        self._called("foreign_rules")
         return self.rules
 
     async def observe(self, scope: Scope, keys: Iterable[Key] | None = None) -> HostState:

@@ -9,6 +9,7 @@ The kernel tells of changes in the old tables to nobody. Sources: nft(8), iptabl
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -46,6 +47,9 @@ PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 LOCK_S = 5
 """How long iptables-legacy may wait for another iptables, in seconds."""
 
+SMALL = 1 << 16
+"""A listing of so many letters is read at once, in a millisecond or two; a longer one in a thread."""
+
 log = logging.getLogger(__name__)
 
 GONE = frozenset({errno.ENOENT, errno.ENOPKG, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT})
@@ -81,6 +85,41 @@ class Forward:
             if lines := await self._legacy_lines(version):
                 rules = with_legacy(rules, version, lines)
         return rules
+
+    async def foreign_rules(self) -> Ruleset:
+        """Those of others' tables that filter: the rest (NAT) is not read, and may be thousands. Raises KernelError."""
+        try:
+            chains = packet_filter.read(await self._listed("list chains"))
+            tables = dict.fromkeys(base.place[:2] for base in chains.bases if base.place[0] in VERSIONS)
+            # One at a time: of several lists in one run nft 1.0 has read the last one's table only.
+            lists = [
+                await self._listed(f"list table {' '.join(table)}") for table in tables if not table[1].startswith("flannelpy")
+            ]
+            text = "\n".join(lists)
+            rules = await asyncio.to_thread(packet_filter.read, text) if len(text) > SMALL else packet_filter.read(text)
+        except MalformedError as error:
+            raise KernelError(str(error), errno.EPROTO) from None
+        for version, lines in (await self.legacy()).items():
+            rules = with_legacy(rules, version, lines)
+        return rules
+
+    async def _listed(self, what: str) -> str:
+        """In JSON; empty where there is no such thing any more."""
+        try:
+            return await self._nft.listed(f"{what}\n")
+        except KernelError as reason:
+            if reason.code in GONE:
+                return ""
+            raise
+
+    async def legacy(self) -> dict[int, list[str]]:
+        """What ``iptables-legacy -S`` prints, by IP version, where it is in use and may be asked."""
+        found = {}
+        for version in FAMILIES:
+            with suppress(KernelError):
+                if lines := await self._legacy_lines(version):
+                    found[version] = lines
+        return found
 
     async def observe(self, owner: str) -> list[ForwardAccept]:
         """The rules whose comment is ``owner``.

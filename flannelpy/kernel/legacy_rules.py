@@ -12,10 +12,9 @@ from typing import Any
 
 from netaddr import AddrFormatError, IPNetwork
 
-from flannelpy.core.packet_filter import Base, Rule, Ruleset
+from flannelpy.core.packet_filter import LEGACY, Base, Rule, Ruleset
 from flannelpy.kernel.forward_text import FAMILIES
 
-TABLE = "filter (iptables-legacy)"
 _HOOKS = {"INPUT": "input", "FORWARD": "forward", "OUTPUT": "output"}
 _UNKNOWN: dict[str, Any] = {"xt": {"type": "match", "name": "?"}}
 _ENDS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject", "RETURN": "return"}
@@ -33,7 +32,6 @@ def with_legacy(rules: Ruleset, version: int, lines: Iterable[str]) -> Ruleset:
     """These and those."""
     family = FAMILIES[version]
     bases, chains = list(rules.bases), dict(rules.chains)
-    count = 0
     for line in lines:
         try:
             words = shlex.split(line)
@@ -41,14 +39,14 @@ def with_legacy(rules: Ruleset, version: int, lines: Iterable[str]) -> Ruleset:
             continue
         if len(words) < 2:
             continue
-        place = (family, TABLE, words[1])
+        place = (family, LEGACY, words[1])
         if words[0] in ("-P", "-N"):
             chains.setdefault(place, [])
             if words[0] == "-P" and words[1] in _HOOKS:
                 bases.append(Base(place, _HOOKS[words[1]], 0, "drop" if words[2:] == ["DROP"] else "accept"))
         elif words[0] == "-A":
-            count += 1
-            chains[place] = [*chains.get(place, ()), Rule(place, count, tuple(_parts(words[2:], family)))]
+            before = chains.get(place, ())
+            chains[place] = [*before, Rule(place, len(before) + 1, tuple(_parts(words[2:], family)))]
     return replace(rules, bases=tuple(sorted(bases, key=lambda base: base.priority)), chains=chains)
 
 

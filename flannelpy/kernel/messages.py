@@ -45,7 +45,7 @@ PERMANENT, PROBE = 0x80, 0x10  # NUD_PERMANENT, NUD_PROBE
 NTF_SELF, NTF_PROXY = 0x02, 0x08
 
 IFF_UP = 1
-OPERATES = b"\x06"  # IF_OPER_UP, RFC 2863's up; a bridge that never had a port is unknown
+OPERATES, NOT_TOLD = b"\x06", b"\0"  # IF_OPER_UP, RFC 2863's up; IF_OPER_UNKNOWN
 IFNAMSIZ = 16
 SKIP_STATS = 8  # RTEXT_FILTER_SKIP_STATS: a link without its counters is a third as long
 
@@ -300,8 +300,15 @@ def read_link(data: bytes, body: int, end: int) -> LinkInfo:
         mac.hex(":") if mac is not None and len(mac) == 6 else None,
         kind,
         attributes(own, 0, len(own)),
-        found.get(16) == OPERATES,
+        _runs(flags, kind, found.get(16, NOT_TOLD)),
     )
+
+
+def _runs(flags: int, kind: str, state: bytes) -> bool:
+    """As the kernel's own IFF_RUNNING: drivers that know of no carrier (lo, tun, dummy, WireGuard) stay unknown for ever. So does a
+    bridge that never had a port, and that one carries nothing.
+    """
+    return bool(flags & 1) and (state == OPERATES or (state == NOT_TOLD and kind != "bridge"))
 
 
 def read_altnames(data: bytes, body: int, end: int) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import errno
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from itertools import chain, takewhile
 from pathlib import Path
@@ -50,6 +50,7 @@ from flannelpy.core.objects import (
 )
 from flannelpy.core.packet_filter import Ruleset
 from flannelpy.core.plan import Step
+from flannelpy.core.policy_rule import PolicyRule
 from flannelpy.core.secret import Secret
 from flannelpy.core.uplink import EVERYTHING, FactsQuery, HostFacts, RouteAnswer
 from flannelpy.core.wireguard import key_text
@@ -133,6 +134,12 @@ class NetlinkKernel:
         """See ``Kernel.look_up``."""
         return look_up(self._open(), lookups, name_of)
 
+    async def policy_rule(self, lookup: Lookup) -> PolicyRule | None:
+        """See ``Kernel.policy_rule``."""
+        from flannelpy.kernel.policy import policy_rule
+
+        return await policy_rule(lookup)
+
     async def settings(self, names: Iterable[str]) -> dict[str, str]:
         """See ``Kernel.settings``."""
         return read_settings(names)
@@ -159,6 +166,15 @@ class NetlinkKernel:
     async def filter_rules(self) -> Ruleset:
         """See ``Kernel.filter_rules``."""
         return await self._forward.filter_rules()
+
+    async def firewall_state(self) -> Hashable:
+        """See ``Kernel.firewall_state``."""
+        legacy = await self._forward.legacy()
+        return self._elements.generation(), *(hash((version, *lines)) for version, lines in legacy.items())
+
+    async def foreign_rules(self) -> Ruleset:
+        """See ``Kernel.foreign_rules``."""
+        return await self._forward.foreign_rules()
 
     async def counted(self, table: str) -> dict[str, int]:
         """See ``Kernel.counted``."""

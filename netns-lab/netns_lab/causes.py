@@ -21,7 +21,6 @@ from netns_lab.lab import Lab
 FIRST_LINES = 24
 """So much of a command's output is read: a small terminal holds it."""
 WIDE = "132"
-RULES = "what a rule of the host's firewall drops is looked at by trace alone"
 STATUS, TRACE, EVENTS = "status", "trace", "events"
 
 
@@ -54,18 +53,18 @@ class Named:
 
 
 CAUSES = (
-    Cause("port-filtered", STATUS, ("UDP 8472 is dropped", "firewall")),
+    Cause("port-filtered", STATUS, ("UDP 8472 from PEERIP on eth1", "nft delete rule inet labfault_port_filtered")),
     Cause("port-filtered-on-the-way", STATUS, ("UDP 8472 is dropped", "firewall")),
-    Cause("one-way", STATUS, ("UDP 8472 is dropped", "firewall")),
-    Cause("peer-blocked", STATUS, ("nor does its host answer", "firewall")),
+    Cause("one-way", STATUS, ("UDP 8472 to PEERIP on eth1", "nft delete rule inet labfault_one_way")),
+    Cause("peer-blocked", STATUS, ("UDP 8472 from PEERIP on eth1", "nft delete rule inet labfault_peer_blocked")),
     Cause("forward-drop", STATUS, ("labfault_forward", "nft insert rule inet labfault_forward")),
     Cause("mtu-black-hole", STATUS, ("packets of 1450 bytes are lost, small ones pass", "MTU")),
     Cause("ip-forward-off", STATUS, ("net.ipv4.ip_forward is 0", "sysctl -w net.ipv4.ip_forward=1")),
     Cause("bridge-elsewhere", STATUS, ("BRIDGE has 172.17.0.1/16", "docker-opts"), "it may be meant so"),
     Cause("longer-route", STATUS, ("PEERPART", "ip route del PEERPART")),
-    Cause("policy-rule", STATUS, ("PEERNET", "ip rule")),
+    Cause("policy-rule", STATUS, ("PEERNET", "ip rule del pref 100 from all to PEERNET lookup 66")),
     Cause("uplink-down", STATUS, ("the uplink eth1", "ip link set")),
-    Cause("cable-pulled", STATUS, ("a peer is not reached", "the network between")),
+    Cause("cable-pulled", STATUS, ("the uplink eth1 has no carrier", "cable")),
     Cause("device-forwarding-off", STATUS, ("net.ipv4.conf.flannel/1.forwarding is 0", "sysctl -w")),
     Cause("bridge-forwarding-off", STATUS, ("net.ipv4.conf.BRIDGE.forwarding is 0", "sysctl -w")),
     Cause("strict-reverse-path", STATUS, ("PEERPART", "ip route del PEERPART")),
@@ -77,16 +76,16 @@ CAUSES = (
     Cause("route-prohibit", STATUS, ("PEERNET", "go nowhere", "ip route show table all")),
     Cause("peer-blackhole", STATUS, ("no way to PEERIP", "ip route get PEERIP")),
     Cause("peer-by-another-link", STATUS, ("PEERIP", "not by the uplink eth1", "ip route del")),
-    Cause("rule-by-source", STATUS, ("ip rule",)),
-    Cause("rule-by-bridge", STATUS, ("ip rule",)),
-    Cause("rule-prohibit", STATUS, ("PEERNET", "ip rule")),
+    Cause("rule-by-source", STATUS, ("ip rule del pref 100 from OWNNET lookup 66",)),
+    Cause("rule-by-bridge", STATUS, ("ip rule del pref 100 from all iif BRIDGE lookup 66",)),
+    Cause("rule-prohibit", STATUS, ("PEERNET", "ip rule del pref 100 from all to PEERNET prohibit")),
     Cause("wrong-neighbour", STATUS, ("nor does its host answer",)),
-    Cause("iptables-from-containers", TRACE, ("stopped at forward", "FORWARD"), RULES),
-    Cause("iptables-to-containers", TRACE, ("stopped at forward back", "FORWARD"), RULES),
-    Cause("nft-from-containers", TRACE, ("labfault_nft_from_containers", "nft delete rule"), RULES),
-    Cause("nft-to-containers", TRACE, ("labfault_nft_to_containers", "nft delete rule"), RULES),
-    Cause("nft-by-device", TRACE, ("labfault_nft_by_device", "nft delete rule"), RULES),
-    Cause("large-dropped", STATUS, ("packets of 1450 bytes are lost, small ones pass",)),
+    Cause("iptables-from-containers", STATUS, ("OWNNET", "chain FORWARD", "nft delete rule ip filter FORWARD")),
+    Cause("iptables-to-containers", STATUS, ("OWNNET", "chain FORWARD", "nft delete rule ip filter FORWARD")),
+    Cause("nft-from-containers", STATUS, ("OWNNET", "nft delete rule inet labfault_nft_from_containers")),
+    Cause("nft-to-containers", STATUS, ("OWNNET", "nft delete rule inet labfault_nft_to_containers")),
+    Cause("nft-by-device", STATUS, ("OWNNET", "nft delete rule inet labfault_nft_by_device")),
+    Cause("large-dropped", STATUS, ("large packets", "nft delete rule inet labfault_large_dropped")),
     Cause("address-gone", STATUS, ("eth1",)),
     Cause("agent-hung", STATUS, ("no answer within",)),
     Cause("etcd-unreachable", STATUS, ("etcd does not answer",)),

@@ -51,6 +51,28 @@ async def test_nothing_is_asked_for(host: Host) -> None:
     assert await host.kernel.facts(FactsQuery(frozenset(), False)) == HostFacts()
 
 
+async def test_a_link_without_a_carrier_does_not_run_and_one_that_knows_of_none_does(real: RealHost) -> None:
+    ip(
+        "link add here7 type veth peer name there7",
+        "link set here7 up",
+        "link set lo up",
+        "link add idle7 type vxlan id 7 dstport 4007",
+    )
+    ip("link set idle7 up", "link add br7 type bridge", "link set br7 up")
+    names = frozenset({"here7", "lo", "idle7", "br7"})
+
+    async def running() -> set[str]:
+        return {one.name for one in (await real.kernel.facts(FactsQuery(names, False))).interfaces if one.running}
+
+    assert await running() == {"lo", "idle7"}
+    ip("link set there7 up")
+    assert await running() == {"lo", "idle7", "here7"}
+    ip("link set there7 down")
+    assert await running() == {"lo", "idle7"}
+    ip("link set idle7 down")
+    assert await running() == {"lo"}
+
+
 async def test_other_names_of_an_interface_are_names(real: RealHost) -> None:
     long = "a-name-that-is-longer-than-fifteen-letters"
     ip("link property add dev eth1 altname enp0s3", f"link property add dev eth1 altname {long}")

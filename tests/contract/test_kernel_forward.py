@@ -22,10 +22,11 @@ from flannelpy.core.filter_match import Packet
 from flannelpy.core.forward_accept import ForwardAccept, Tool
 from flannelpy.core.forwarding import Hindrance, forward_rules
 from flannelpy.core.objects import HostState, Key, Scope
-from flannelpy.core.packet_filter import judge
+from flannelpy.core.packet_filter import Ruleset, judge
 from flannelpy.core.plan import plan
 from flannelpy.kernel import Kernel, forward
 from flannelpy.kernel.fake import FakeKernel
+from flannelpy.kernel.forward import Forward
 from flannelpy.kernel.netlink import NetlinkKernel
 from flannelpy.kernel.nft import Nft
 
@@ -484,6 +485,80 @@ def test_every_rule_is_listed_and_judges_a_packet(real: RealFirewall) -> None:
         assert not judge(await real.kernel.filter_rules(), "forward", out).dropped
 
     run(test())
+
+
+@real_only
+def test_tables_of_others_are_listed_where_they_filter_each_with_all_that_it_holds(real: RealFirewall) -> None:
+    """By another process; of iptables-nft's and nft's own tables each is there, however many there are."""
+    out = Packet(IPAddress("10.5.7.2"), IPAddress("10.5.9.2"), "docker0", "flannel.1")
+
+    async def test() -> None:
+        assert await real.kernel.foreign_rules() == Ruleset()
+        states = [await real.kernel.firewall_state()]
+        for command, dropped in (
+            (
+                "nft 'add table inet flannelpy; add chain inet flannelpy c { type filter hook forward priority 0; policy drop; }'",
+                "",
+            ),
+            (
+                "nft 'add table ip nat; add chain ip nat p { type nat hook output priority -100; }; add rule ip nat p accept'",
+                "",
+            ),
+            ("nft 'add table inet t; add chain inet t c { type filter hook forward priority 5; }'", ""),
+            ("iptables-nft -A FORWARD -s 10.5.7.0/24 -j DROP", "table ip filter"),
+            ("iptables-nft -F FORWARD", ""),
+            ("ip6tables-nft -A FORWARD -j DROP", ""),
+            (
+                "nft 'add set inet t w { type ipv4_addr; elements = { 10.5.9.2 }; }; add rule inet t c ip daddr @w drop'",
+                "inet t ",
+            ),
+            ("nft delete element inet t w '{ 10.5.9.2 }'", ""),
+        ):
+            assert await real.kernel.firewall_state() == states[-1], "nothing has changed"
+            shell(command)
+            states.append(await real.kernel.firewall_state())
+            assert states[-1] not in states[:-1], command
+            rules = await real.kernel.foreign_rules()
+            assert not any(table.startswith("flannelpy") or table == "nat" for _family, table, _chain in rules.chains)
+            found = judge(rules, "forward", out).dropped
+            assert (dropped in found) if dropped else found == "", command
+
+    run(test())
+
+
+@real_only
+def test_without_the_command_the_library_lists_tables_of_others(real: RealFirewall) -> None:
+    async def test() -> None:
+        shell("nft 'add table inet t; add chain inet t c { type filter hook forward priority 5; }; add rule inet t c drop'")
+        shell("iptables-nft -A FORWARD -j ACCEPT")
+        alone = Nft(command=None)
+        there = await Forward(alone).foreign_rules()
+        assert there == await real.kernel.foreign_rules()
+        assert len(there.bases) == 2
+        alone.close()
+
+    run(test())
+
+
+@real_only
+def test_the_firewall_of_iptables_legacy_has_a_state_too() -> None:
+    if missing := legacy_missing():
+        pytest.skip(missing)
+
+    async def test(real: RealFirewall) -> None:
+        states = [await real.kernel.firewall_state()]
+        for words in ("-A INPUT -p udp --dport 8472 -j DROP", "-D INPUT 1", "-A INPUT -p udp --dport 8473 -j DROP"):
+            real.iptables(words)
+            states.append(await real.kernel.firewall_state())
+            assert await real.kernel.firewall_state() == states[-1] != states[-2]
+        arrives = Packet(IPAddress("192.0.2.9"), IPAddress("192.0.2.7"), "eth1", "", 17, 8473)
+        ruling = judge(await real.kernel.foreign_rules(), "input", arrives)
+        assert ruling.dropped == "rule 1 of chain INPUT of iptables-legacy"
+        shell(ruling.remedy)
+        assert not judge(await real.kernel.foreign_rules(), "input", arrives).dropped
+
+    for made in real_firewall("legacy"):
+        run(test(made))
 
 
 @real_only

@@ -31,6 +31,53 @@ async def test_a_look_up_tells_the_route_that_decides(host: Host) -> None:
     assert await asked(host, "10.5.9.200") == Found("eth1", via, IPNetwork("10.5.9.0/24"))
 
 
+RULES = (
+    ("rule add to 10.5.9.0/24 lookup 66 pref 100", "rule add to 10.5.8.0/24 lookup 67 pref 101"),
+    ("rule add from 10.5.7.0/24 lookup 66 pref 100",),
+    ("rule add iif br7 lookup 66 pref 100",),
+    ("rule add iif lo lookup 66 pref 100",),
+    ("rule add to 10.5.9.0/24 prohibit pref 100",),
+    ("rule add not from all fwmark 0x7 lookup 66 pref 100", "rule add lookup main suppress_prefixlength 0 pref 90"),
+    ("rule add fwmark 0x7/0xff lookup 66 pref 100",),
+    ("rule add to 10.5.9.0/24 ipproto tcp lookup 66 pref 100",),
+    ("rule add to 10.5.9.0/24 lookup 68 pref 100",),
+    ("rule add pref 90 goto 200", "rule add to 10.5.9.0/24 lookup 66 pref 100", "rule add pref 200 from all lookup 67"),
+)
+
+
+@pytest.mark.parametrize("rules", RULES, ids=lambda rules: rules[0])
+async def test_the_policy_rule_that_decides_is_named_where_a_look_up_says_that_one_does(
+    real: RealHost, rules: tuple[str, ...]
+) -> None:
+    """Table 66 leads elsewhere, 67 has a part of it, 68 is empty."""
+    real.add_interface("br7")
+    ip("link add here7 type veth peer name there7", "link set here7 up", "addr add 198.51.100.1/24 dev here7")
+    ip("route add 10.5.9.0/24 dev eth1", "route add 10.5.8.0/24 dev eth1", "route replace default dev eth1")
+    ip("route add default dev here7 table 66", "route add 10.5.8.0/25 dev here7 table 67", "addr add 10.5.7.1/24 dev br7")
+    ip("link set br7 up", *rules)
+    shell("sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.br7.rp_filter=0")
+    (arrives,) = (one.index for one in (await real.kernel.facts(FactsQuery(frozenset({"br7"}), False))).interfaces)
+    for address in ("10.5.9.2", "10.5.8.2", "10.5.8.200", "203.0.113.1"):
+        for lookup in (Lookup(IPAddress(address)), Lookup(IPAddress(address), IPAddress("10.5.7.2"), arrives)):
+            (found,) = await real.kernel.look_up([lookup])
+            rule = await real.kernel.policy_rule(lookup)
+            assert (rule is not None) is (bool(found.code) or found.table not in (254, 255)), (lookup, found, rule)
+            if rule is not None:
+                assert rule.action == "prohibit" or rule.table == found.table
+
+
+async def test_a_policy_rule_is_deleted_by_what_it_is_called(real: RealHost) -> None:
+    ip(
+        "rule add not from 10.5.7.0/24 to 10.5.9.0/24 iif lo fwmark 0x0/0xff lookup 66 pref 100",
+        "route add default dev eth1 table 66",
+    )
+    lookup = Lookup(IPAddress("10.5.9.2"), IPAddress("192.0.2.1"))
+    rule = await real.kernel.policy_rule(Lookup(IPAddress("10.5.8.2")))
+    assert rule is not None, await real.kernel.policy_rule(lookup)
+    ip(f"rule del {rule}")
+    assert await real.kernel.policy_rule(Lookup(IPAddress("10.5.8.2"))) is None
+
+
 async def test_many_are_answered_in_their_order(host: Host) -> None:
     for number in range(150):
         host.add_route(Route(IPNetwork(f"10.5.{number}.0/24"), via=IPAddress(f"192.0.2.{number + 2}"), dev="eth1"))

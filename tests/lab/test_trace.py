@@ -117,7 +117,7 @@ NAMED = {
     "forward-drop": ("forward", "nft insert rule inet labfault_forward c"),
     "bridge-elsewhere": ("bridge", "systemctl restart docker"),
     "longer-route": ("route", "ip route del"),
-    "policy-rule": ("route", "ip rule show"),
+    "policy-rule": ("route", "ip rule del pref 100 from all to"),
     "port-filtered": ("input", "nft delete rule inet labfault_port_filtered"),
     "one-way": ("output", "nft delete rule inet labfault_one_way"),
     "uplink-down": ("uplink", "ip link set eth1 up"),

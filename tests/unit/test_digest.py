@@ -38,9 +38,12 @@ def told(digest: Digest, *datagrams: bytes) -> Notice:
     return draft.notice
 
 
-def link(index: int, *, kind: int = messages.RTM_NEWLINK, up: bool = True, name: str = "", mtu: int = 1500) -> bytes:
+def link(
+    index: int, *, kind: int = messages.RTM_NEWLINK, up: bool = True, name: str = "", mtu: int = 1500, state: int = 0, of: str = ""
+) -> bytes:
     head = messages.IFINFO.pack(0, 0, index, int(up), 0)
-    text = messages.attribute(3, (name or NAMES[index]).encode() + b"\0")
+    text = messages.attribute(3, (name or NAMES[index]).encode() + b"\0") + messages.attribute(16, bytes([state]))
+    text += messages.attribute(18, messages.attribute(1, of.encode() + b"\0")) if of else b""
     return messages.message(kind, 0, 0, head + text + messages.attribute(4, mtu.to_bytes(4, "little")))
 
 
@@ -72,6 +75,33 @@ def test_an_interface_that_says_the_same_again_is_no_news(digest: Digest) -> Non
     told(digest, link(VETH))
     assert told(digest, link(VETH)) == Notice()
     assert told(digest, link(VETH, mtu=1400)) == Notice(links={VETH: "veth9"})
+
+
+@pytest.mark.parametrize(
+    ("state", "of", "up", "runs"),
+    [
+        (6, "", True, True),
+        (0, "", True, True),  # lo, tun, dummy, WireGuard: their drivers know of no carrier
+        (0, "dummy", True, True),
+        (0, "bridge", True, False),
+        (6, "bridge", True, True),
+        (2, "", True, False),
+        (3, "veth", True, False),
+        (5, "", True, False),
+        (0, "", False, False),
+    ],
+)
+def test_what_has_a_carrier_or_knows_of_none_runs(state: int, of: str, up: bool, runs: bool) -> None:
+    data = link(UPLINK, state=state, of=of, up=up)
+    assert messages.read_link(data, 16, len(data)).running is runs
+
+
+def test_of_the_uplink_alone_it_is_news_that_it_has_a_carrier_or_none(digest: Digest) -> None:
+    told(digest, link(UPLINK, state=6), link(VETH, state=6))
+    assert told(digest, link(UPLINK, state=2)) == Notice(links={UPLINK: "eth1"})
+    assert told(digest, link(UPLINK, state=2)) == Notice()
+    assert told(digest, link(UPLINK, state=6)) == Notice(links={UPLINK: "eth1"})
+    assert told(digest, link(VETH, state=2)) == Notice()
 
 
 def test_an_interface_that_may_have_had_routes_takes_them_along(digest: Digest) -> None:

@@ -22,6 +22,7 @@ from flannelpy.core.forward_accept import ForwardAccept, Tool
 from flannelpy.core.forwarding import FORWARD, Hindrance, forward_rules
 from flannelpy.core.objects import Key, Route
 from flannelpy.core.packet_filter import Base, Rule, Ruleset
+from flannelpy.core.policy_rule import PolicyRule
 from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.explain.doctor import FAILED, OK, SCHEMA, SKIPPED, WARNING, Finding, exit_code, sorted_findings, to_json
 from flannelpy.explain.status import BackendStatus, ConditionStatus, EtcdStatus, LeaseStatus, Status, SubnetFileStatus
@@ -70,7 +71,7 @@ def about(tmp_path: Path) -> About:
     )
     made = FakeKernel([interface("eth1", 2, "192.0.2.1/24", mtu=1500), interface("docker0", 3, "10.5.7.1/24")])
     told = parse(ENV.format("10.5.7.1/24", 1450))
-    found = About(settings, made, status=STATUS, told=told, root=tmp_path, routes_inside=none)
+    found = About(settings, made, status=STATUS, told=told, root=tmp_path, routes_inside=none, policy_rules=none)
     found.take(json.dumps(VXLAN))
     return found
 
@@ -158,16 +159,22 @@ def test_the_exit_code_is_by_the_worst(states: str, code: int) -> None:
 
 def test_the_worst_comes_first_and_remedies_are_below() -> None:
     assert [finding.name for finding in sorted_findings(MIXED)] == ["d", "b", "c", "a"]
-    from rich.console import Console
-
-    console = Console(width=80, highlight=False)
-    with console.capture() as captured:
-        console.print(*page(MIXED), sep="\n")
-    lines = [line.rstrip() for line in captured.get().splitlines()]
+    lines = page(MIXED, 80, colours=False)
     assert [line.split()[0] for line in lines[1:5]] == ["failed", "warning", "skipped", "ok"]
     assert lines.index("what to do") < next(at for at, line in enumerate(lines) if line.endswith("do d"))
     assert lines[-1] == "1 failed, 1 warning, 1 skipped, 1 ok"
     assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("width", [40, 80, 132])
+def test_long_names_and_words_go_on_in_the_next_line(width: int) -> None:
+    long = Finding("etcd http://[2001:db8::7]:2379: connection and more", FAILED, "word " * 60, "mend " * 60)
+    lines = page([long, *MIXED], width, colours=False)
+    assert max(map(len, lines)) <= max(width, 60)
+    text = " ".join(lines)
+    assert (text.count("word"), text.count("mend")) == (60, 60)
+    assert all(line == line.rstrip() for line in lines)
+    assert "\x1b[31mfailed" in "".join(page([long], width, colours=True))
 
 
 # ------------------------------------------------------------------------------------------------------------------ the agent
@@ -272,7 +279,7 @@ async def test_a_port_that_is_closed_is_named_with_what_opens_it(about: About, r
     fake(about).rules = rules
     finding = await only(about, host.incoming)
     assert finding.state == FAILED
-    assert finding.said.startswith("UDP 8472 from 192.0.2.0 on eth1 is dropped by a rule in chain ")
+    assert finding.said.startswith("UDP 8472 from 192.0.2.0 on eth1 is dropped by ")
     assert finding.remedy.startswith(remedy)
     about.preflight = True
     assert (await only(about, host.incoming)).state == WARNING
@@ -315,6 +322,19 @@ async def test_routes_of_others_inside_the_overlay(about: About, route: Route, s
     finding = await only(about, host.routes)
     assert finding.state == state
     assert ("10.5.9.0/25 dev eth1" in finding.remedy) == (state == WARNING)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+async def test_policy_rules_about_the_overlay(about: About, count: int) -> None:
+    rules = [PolicyRule(4, 100 + number, table=66, destination=IPNetwork("10.5.9.0/24")) for number in range(count)]
+
+    async def concerning(_networks: object) -> list[PolicyRule]:
+        return rules
+
+    about.policy_rules = concerning
+    findings = await found(about, host.routes)
+    assert [finding.state for finding in findings] == ([WARNING] * count or [OK])
+    assert all(f"ip rule del {rule}," in finding.remedy for rule, finding in zip(rules, findings, strict=False))
 
 
 @pytest.mark.parametrize(("net", "state"), [("198.51.100.1/24", OK), ("10.5.99.1/24", FAILED)])
@@ -378,7 +398,7 @@ async def test_what_the_backend_needs_of_the_kernel(
     about: About, backend: str, missing: str, states: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernel, "geteuid", lambda: 0)
-    fake(about).unknown = {missing}
+    fake(about).unknown, about.status = {missing}, None
     about.take(json.dumps({"Network": "10.5.0.0/16", "Backend": {"Type": backend}}))
     findings = [finding for finding in await found(about, kernel.features) if finding.name != "kernel: tun"]
     assert {finding.name: finding.state for finding in findings} == states
@@ -387,7 +407,29 @@ async def test_what_the_backend_needs_of_the_kernel(
 
 async def test_only_root_can_try_the_kernel(about: About, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "geteuid", lambda: 1000)
+    about.status = None
     assert (await only(about, kernel.features)).state == SKIPPED
+
+
+@pytest.mark.parametrize(
+    ("status", "tried"),
+    [
+        (STATUS, 0),
+        (replace(STATUS, ready=False), 2),
+        (replace(STATUS, conditions=(ConditionStatus("kernel-refused", "error", "", "no vxlan", "", "now", False),)), 2),
+        (replace(STATUS, conditions=(ConditionStatus("bridge-mtu", "warning", "", "large", "", "now", False),)), 0),
+        (None, 2),
+    ],
+)
+async def test_what_a_running_agent_has_made_is_not_tried(
+    about: About, monkeypatch: pytest.MonkeyPatch, status: Status | None, tried: int
+) -> None:
+    monkeypatch.setattr(kernel, "geteuid", lambda: 0)
+    about.status = status
+    findings = await found(about, kernel.features)
+    assert fake(about).calls["rehearse"] == tried
+    if not tried:
+        assert findings == [Finding("kernel", OK, "the running agent has made what vxlan needs")]
 
 
 # ------------------------------------------------------------------------------------------------------------------ the files

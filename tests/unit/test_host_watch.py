@@ -15,6 +15,7 @@ from flannelpy.agent import host_watch
 from flannelpy.agent.sync import kernel_errors
 from flannelpy.core import conditions
 from flannelpy.core.lookup import Found
+from flannelpy.core.policy_rule import PolicyRule
 from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.host import ports
 from flannelpy.registry.memory import MemoryStore
@@ -177,6 +178,28 @@ async def test_one_cause_is_one_condition_however_many_peers_it_concerns(host: H
         await until(lambda: f"(and {PEERS} more peers)" in told(host, "route-astray"))
         mend(host)
         await until(lambda: host.conditions() == {})
+
+
+async def test_a_policy_rule_is_named_and_asked_for_a_few_times_only(host: HostInMemory) -> None:
+    for number in range(10, 10 + PEERS):
+        host.put_peer(f"10.5.{number}.0-24", vxlan_value(f"192.0.2.{number}", f"02:00:00:00:01:{number:02x}"))
+    inject, mend = detour("10.5.0.0/17", other("10.5.0.0/16", 100))
+    async with host.run():
+        rule = PolicyRule(4, 50, table=100, destination=IPNetwork("10.5.0.0/17"))
+        host.kernel.policy_rules.append(rule)
+        looks = host.kernel.calls["settings"]
+        inject(host)
+        await until(lambda: f"ip rule del {rule} (and {PEERS} more peers)" in told(host, "route-astray"))
+        await until(lambda: host.kernel.calls["settings"] >= looks + 10)
+        turns = host.kernel.calls["settings"] - looks + 1
+        assert 0 < host.kernel.calls["policy_rule"] <= turns * host_watch.RULES
+        mend(host)
+        await until(lambda: host.conditions() == {})
+        asked = host.kernel.calls["policy_rule"]
+        host.kernel.detours[IPNetwork("10.5.9.0/25")] = other("10.5.9.0/25")
+        host.kernel.overflow()
+        await until(lambda: "ip route del 10.5.9.0/25" in told(host, "route-astray"))
+        assert host.kernel.calls["policy_rule"] == asked, "a longer route of the main table is no rule's doing"
 
 
 async def test_packets_to_peers_leave_by_any_link_where_the_uplink_is_lo(host: HostInMemory) -> None:

@@ -21,6 +21,7 @@ TEXTS = sorted(
 
 LINES = 400
 LONGER = {
+    "flannelpy/core/conditions.py": "what can be wrong, one beside the other",
     "flannelpy/cli.py": "each command and what it takes, beside the others",
     "flannelpy/core/leasing.py": "the rules of a lease are read together; a tenth is the list of words they use",
     "flannelpy/core/objects.py": "each kind of kernel object beside the others",

@@ -69,6 +69,12 @@ def test_a_route_without_a_gateway_is_right_by_its_device() -> None:
             "a policy rule asks that table first: ip rule show; ip rule del ... lookup 100",
         ),
         (
+            Found(code=errno.EHOSTUNREACH),
+            f"error {errno.EHOSTUNREACH}",
+            "packets to 10.5.9.0/24 at 192.0.2.9 go nowhere (no route, or one of type unreachable), not by 10.5.9.0 dev flannel.1: "
+            "ip rule show; ip route show table all",
+        ),
+        (
             Found(code=errno.EACCES),
             f"error {errno.EACCES}",
             "packets to 10.5.9.0/24 at 192.0.2.9 go nowhere (a route of type prohibit), not by 10.5.9.0 dev flannel.1: "
@@ -78,3 +84,6 @@ def test_a_route_without_a_gateway_is_right_by_its_device() -> None:
 )
 def test_a_detour_is_told_with_the_command_that_mends_it(answer: Found, subject: str, words: str) -> None:
     assert detour(OURS, answer, WHOSE) == (subject, words)
+    said = detour(OURS, answer, WHOSE, "pref 5 from all lookup 100")
+    assert said[0] == "rule pref 5 from all lookup 100"
+    assert said[1].endswith(", for a policy rule says so: ip rule del pref 5 from all lookup 100")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -120,6 +121,19 @@ async def test_an_uplink_that_is_down_is_told_as_that(host: HostInMemory) -> Non
         assert not host.ready
         host.kernel.set_interface(eth1("192.0.2.1"))
         await until(lambda: host.ready and host.conditions() == {})
+
+
+async def test_an_uplink_without_a_carrier_is_told_as_that_and_not_as_peers_that_are_silent(host: HostInMemory) -> None:
+    async with host.run():
+        await until(lambda: host.holds(PEER))
+        for running in (False, True, False):
+            host.kernel.set_interface(replace(eth1("192.0.2.1"), running=running))
+            if running:
+                await until(lambda: host.ready and host.conditions() == {})
+            else:
+                await until(lambda: "uplink-down" in host.conditions())
+                assert host.conditions() == {"uplink-down": "the uplink eth1 has no carrier: no packet reaches another host"}
+                assert not host.ready
 
 
 async def test_containers_that_come_and_go_make_nobody_look_or_try(host: HostInMemory) -> None:

@@ -17,6 +17,7 @@ from flannelpy.core.envelope import Envelope
 from flannelpy.core.errors import FlannelpyError, KernelError, UsageError
 from flannelpy.core.lookup import Found
 from flannelpy.core.objects import Address, FdbEntry, Key, Link, Neighbour, Route, Vxlan
+from flannelpy.core.policy_rule import PolicyRule
 from flannelpy.core.trace import Journey
 from flannelpy.explain.status import PeerStatus, ProbeStatus
 from flannelpy.explain.trace import exit_code, to_json, verdict
@@ -165,6 +166,24 @@ FAULTS: dict[str, tuple[str, str, str, Break]] = {
         "of table 66",
         "ip rule del ... lookup 66",
         detour("10.5.9.0/24", Found("eth1", None, IPNetwork("0.0.0.0/0"), 66)),
+    ),
+    "a policy rule that is known": (
+        "route",
+        "of table 66",
+        "ip rule del pref 100 from all to 10.5.9.0/24 lookup 66",
+        both(
+            lambda _host, kernel: kernel.policy_rules.append(PolicyRule(4, 100, table=66, destination=IPNetwork("10.5.9.0/24"))),
+            detour("10.5.9.0/24", Found("eth1", None, IPNetwork("0.0.0.0/0"), 66)),
+        ),
+    ),
+    "a policy rule about the peer itself": (
+        "outer route",
+        "for a policy rule says so",
+        "ip rule del pref 7 from all to 192.0.2.9/32 prohibit",
+        both(
+            lambda _host, kernel: kernel.policy_rules.append(PolicyRule(4, 7, "prohibit", destination=IPNetwork("192.0.2.9/32"))),
+            both(detour("192.0.2.9/32", Found(code=errno.EACCES)), NOBODY),
+        ),
     ),
     "a blackhole": ("route", "blackhole", "ip rule show", detour("10.5.9.0/24", Found(code=errno.EINVAL))),
     "FORWARD": ("forward", "chain c of nft table inet t", "nft delete rule", rules(hook="forward", key="iifname", name="docker0")),

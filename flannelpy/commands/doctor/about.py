@@ -21,10 +21,12 @@ from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConfigError, FlannelpyError, MalformedError
 from flannelpy.core.foreign import cut
 from flannelpy.core.objects import Route
+from flannelpy.core.policy_rule import PolicyRule
 from flannelpy.explain.status import SOCKET, Status, from_json
 from flannelpy.host.files import read_file
 from flannelpy.host.subnet_env import LARGEST, Previous, parse
 from flannelpy.kernel import Kernel
+from flannelpy.kernel.policy import policy_rules
 from flannelpy.kernel.routes import routes_inside
 from flannelpy.options import Given
 from flannelpy.settings import Settings, load
@@ -56,6 +58,7 @@ class About:
     told: Previous = field(default_factory=Previous)
     etcd_by: str = "the options"
     routes_inside: Callable[[Iterable[IPNetwork]], Awaitable[list[Route]]] = routes_inside
+    policy_rules: Callable[[Iterable[IPNetwork]], Awaitable[list[PolicyRule]]] = policy_rules
     root: Path = Path("/")
     """Where the files of other programs are looked for."""
 

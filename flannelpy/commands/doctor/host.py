@@ -139,7 +139,9 @@ async def bridges(about: About) -> AsyncIterator[Finding]:
 
 
 async def routes(about: About) -> AsyncIterator[Finding]:
-    """Routes inside Network that are neither ours nor a bridge's of ours: a dump, which the agent never asks for."""
+    """Routes inside Network that are neither ours nor a bridge's of ours, and policy rules about it: dumps, which the agent never
+    asks for.
+    """
     if about.config is None:
         yield Finding("routes", SKIPPED, about.unknown)
         return
@@ -165,8 +167,12 @@ async def routes(about: About) -> AsyncIterator[Finding]:
         yield Finding(
             "routes", FAILED, f"Network covers {text}, a network of this host", "use another Network: flannelpy config put FILE"
         )
-    if not odd and not own:
-        yield Finding("routes", OK, "none of others inside the overlay")
+    ruled = await about.policy_rules(networks)
+    for rule in ruled:
+        said = f"a policy rule may take packets of the overlay elsewhere than the main table says: {rule}"
+        yield Finding("routes", WARNING, said, f"ip rule del {rule}, where nobody needs it")
+    if not odd and not own and not ruled:
+        yield Finding("routes", OK, "none of others inside the overlay, nor a policy rule about it")
 
 
 async def uplink(about: About) -> AsyncIterator[Finding]:

@@ -19,6 +19,8 @@ from flannelpy.explain.doctor import FAILED, OK, SKIPPED, WARNING, Finding
 
 NET_ADMIN = 12
 """CAP_NET_ADMIN, linux/capability.h."""
+REFUSED = {"kernel-refused", "engine-refused", "datapath-failed"}
+"""Conditions of an agent that has not got all of it from the kernel."""
 _CAN = "can be made"
 _TUN = Path("/dev/net/tun")
 _HERE = IPAddress("127.0.0.1")
@@ -45,7 +47,11 @@ def capabilities(about: About) -> Iterator[Finding]:
 
 
 async def features(about: About) -> AsyncIterator[Finding]:
-    """What the configured backend needs; where none is known, what vxlan needs."""
+    """What the configured backend needs; where none is known, what vxlan needs. What a running agent has made need not be tried."""
+    status, backend = about.status, about.backend
+    if status is not None and status.ready and backend is not None and not {each.code for each in status.conditions} & REFUSED:
+        yield Finding("kernel", OK, f"the running agent has made what {backend.name} needs")
+        return
     if geteuid():
         yield Finding("kernel", SKIPPED, "only root can try: sudo flannelpy doctor")
         return

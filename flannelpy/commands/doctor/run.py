@@ -11,7 +11,6 @@ from contextlib import suppress
 import click
 
 from flannelpy import __version__
-from flannelpy.commands import terminal
 from flannelpy.commands.doctor import etcd, files, host, kernel, kube, others
 from flannelpy.commands.doctor.about import About, knowing
 from flannelpy.commands.doctor.agent import agent
@@ -56,9 +55,9 @@ def examine(given: Given, *, preflight: bool, as_json: bool) -> int:
     if as_json:
         click.echo(to_json(findings, __version__))
     else:
-        from flannelpy.commands.doctor.page import WIDE, page
+        from flannelpy.commands.doctor.page import show
 
-        terminal.show(*page(findings), wide=WIDE)
+        show(findings)
     return exit_code(findings)
 
 

@@ -22,7 +22,7 @@ from flannelpy.core.filter_match import ICMP, Packet
 from flannelpy.core.forwarding import OURS
 from flannelpy.core.host_diagnosis import FORWARDING, Overlay
 from flannelpy.core.host_facts import Interface
-from flannelpy.core.lookup import FILTERED, Found, Lookup, expected, goes
+from flannelpy.core.lookup import FILTERED, Found, Lookup, expected, goes, ruled
 from flannelpy.core.objects import FdbEntry, HostState, Key, Link, Neighbour, Route, Scope, WireguardPeer
 from flannelpy.core.packet_filter import Hook, Ruleset, Ruling, judge
 from flannelpy.core.sightings import Way
@@ -99,10 +99,10 @@ async def _hops(ground: Ground) -> str:
     settings = await kernel.settings(trace.forwarding_names(ground.version, arriving))
     ground.hops.append(trace.forwarding_hop(settings, ground.version, arriving))
     forwards = settings.get(FORWARDING[ground.version]) != "0"
-    found, plain = await _way(ground, bridge if forwards else None, wanted)
+    found, plain, rule = await _way(ground, bridge if forwards else None, wanted)
     link = ground.observed.get(Key("link", device))
     mtu = link.mtu if isinstance(link, Link) else ground.interfaces[device].mtu if device in ground.interfaces else 0
-    ground.hops.append(trace.route_hop(wanted, found, plain, ground.whose, mtu))
+    ground.hops.append(trace.route_hop(wanted, found, plain, ground.whose, mtu, rule))
     if target.peer is None and ground.about.status is not None:
         said, remedy = f"no host has leased a subnet with {target.address}", f"flannelpy lease list {target.address}"
         ground.hops.append(Hop("peer", "stops", said, remedy))
@@ -125,14 +125,21 @@ async def _hops(ground: Ground) -> str:
 # ------------------------------------------------------------------------------------------------------------------ out
 
 
-async def _way(ground: Ground, bridge: Interface | None, wanted: Route | None) -> tuple[Found, Found]:
-    """The look-up as a container sends, and as this host does; the second for both where the first was odd, or cannot be asked."""
+async def _way(ground: Ground, bridge: Interface | None, wanted: Route | None) -> tuple[Found, Found, str]:
+    """The look-up as a container sends, and as this host does; the second for both where the first was odd, or cannot be asked. And
+    the policy rule by which it goes elsewhere than wanted, where there is one.
+    """
     plain = Lookup(ground.target.address)
     asked = plain if bridge is None else Lookup(ground.target.address, ground.source, bridge.index)
     found, simply = await ground.about.kernel.look_up([asked, plain])
     if found.code in FILTERED and wanted is not None and not goes(wanted, simply):
-        return simply, simply
-    return found, simply
+        return simply, simply, "" if goes(wanted, simply) else await _rule(ground, plain, simply)
+    return found, simply, "" if wanted is None or goes(wanted, found) else await _rule(ground, asked, found)
+
+
+async def _rule(ground: Ground, lookup: Lookup, found: Found) -> str:
+    rule = await ground.about.kernel.policy_rule(lookup) if ruled(found) else None
+    return "" if rule is None else str(rule)
 
 
 def _carrier(ground: Ground, wanted: Route, link: object) -> tuple[Envelope | None, IPAddress | None]:
@@ -210,7 +217,8 @@ async def _outside(
     (found,) = await ground.about.kernel.look_up([Lookup(outer)])
     there = ground.interfaces.get(envelope.bound)
     bound = "" if there is not None and there.loopback else envelope.bound
-    route = trace.outer_hop(found, outer, bound, ground.overlay.devices, bound=bool(bound))
+    rule = await _rule(ground, Lookup(outer), found)
+    route = trace.outer_hop(found, outer, bound, ground.overlay.devices, bound=bool(bound), rule=rule)
     name = bound or found.dev
     if not name:
         ground.hops.append(route)
