@@ -15,7 +15,9 @@ import pytest
 from flannelpy import __version__
 from tests.kube.cluster import PATIENCE_S, ROLE, Cluster, conditions, missing
 from tests.kube.posted import PREFIX, Nodes, answered, holds, routed
+from tests.kube.traffic import carried
 from tests.lab.agent_support import FLANNELD, losing_nothing, until
+from tests.lab.wireguard_support import have_wireguard_go
 
 MISSING = missing("kube-apiserver")
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -95,6 +97,18 @@ async def test_a_node_that_is_made_anew_is_served_at_once(api_server: Cluster) -
     print(f"served again {taken[0]:.2f} s after it was made anew, {taken[1]:.2f} s after a cloud said that it has no network")
     assert await nodes.of_flannel(two) == before
     await nodes.meet(one, two)
+
+
+async def test_nodes_carry_by_wireguard(api_server: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes, (one, two, _) = await Nodes.of(api_server, "wireguard"), api_server.lab.hosts
+    await have_wireguard_go(api_server.lab, monkeypatch)
+    for host in (one, two):
+        await nodes.add(host)
+    nodes.launch(one, two)
+    await nodes.connect(one, two)
+    await nodes.meet(one, two)
+    (c1,), (c2,) = one.containers, two.containers
+    await carried(c1, c2, str(c2.address), str(c1.address), "wireguard")
 
 
 async def test_an_api_server_that_is_away_for_a_minute_costs_no_packet(api_server: Cluster) -> None:

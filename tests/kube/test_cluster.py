@@ -6,53 +6,20 @@ p1 - cni0 - h1 ==== vxlan or host-gw ==== h2 - cni0 - p2, and h3 - p3 later     
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from netns_lab.host import Container
 from tests.kube.cluster import PATIENCE_S, ROLE, Cluster, conditions
 from tests.kube.node import Node, add, meet, missing
+from tests.kube.traffic import carried
 from tests.lab.agent_support import until
 from tests.lab.cri_support import IMAGE as POD_IMAGE
-from tests.lab.wireguard_support import BUILT, encrypted, frames
+from tests.lab.wireguard_support import BUILT
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
-MEGABYTES = 20
 AWAY_S = 60.0
-RECEIVE = """
-import hashlib, socket
-taken, digest, count = socket.create_server(("", 7777)).accept()[0], hashlib.sha256(), 0
-while block := taken.recv(65536):
-    digest.update(block)
-    count += len(block)
-print(count, digest.hexdigest())
-"""
-SEND = """
-import hashlib, os, socket, sys
-data = os.urandom(int(sys.argv[2]))
-with socket.create_connection((sys.argv[1], 7777), timeout=50) as connection:
-    connection.sendall(data)
-print(len(data), hashlib.sha256(data).hexdigest())
-"""
-
-
-def in_udp(frame: bytes, port: int) -> bool:
-    """True for UDP over IPv4 to this port."""
-    return frame[12:14] == b"\x08\x00" and frame[23] == 17 and frame[36:38] == port.to_bytes(2, "big")
-
-
-def between_pods(frame: bytes) -> bool:
-    """True for IPv4 from one pod to another."""
-    return frame[12:14] == b"\x08\x00" and frame[26:28] == frame[30:32] == bytes([10, 244])
-
-
-BY: dict[str, Callable[[bytes], bool]] = {"vxlan": partial(in_udp, port=8472), "host-gw": between_pods, "wireguard": encrypted}
-"""What of a backend is seen between the nodes."""
 
 
 async def carriers(node: Node) -> list[Path]:
@@ -63,20 +30,6 @@ async def carriers(node: Node) -> list[Path]:
     if not (BUILT / "wireguard-go").exists():
         pytest.skip("no wireguard in this kernel, and no wireguard-go: make test builds it (with Go)")
     return [BUILT / "wireguard-go"]
-
-
-async def transferred(source: Container, target: Container, address: str) -> None:
-    """Send some megabytes from the one to the other, by TCP; what comes is what was sent."""
-    log = target.host.directory / f"received-{target.name}.log"
-    receiver = target.namespace.spawn("receiver", [sys.executable, "-Ic", RECEIVE], log=log, lasting=False)
-
-    async def listens() -> bool:
-        return ":7777" in await target.exec("ss", "-Hltn")
-
-    await until(listens, PATIENCE_S, "a receiver that listens")
-    sent = await source.exec(sys.executable, "-Ic", SEND, address, str(MEGABYTES << 20), timeout_s=60)
-    assert await receiver.wait(60) == 0, receiver.tail()
-    assert receiver.printed() == sent
 
 
 async def routed(node: Node, subnet: str) -> bool:
@@ -109,12 +62,7 @@ async def test_pods_wait_for_the_network_and_then_meet(cluster: Cluster, backend
         assert conditions(node)["NetworkUnavailable"] == "False"
         assert node["metadata"]["annotations"]["flannel.alpha.coreos.com/backend-type"] == backend
     p1, p2 = one.host.containers[0], two.host.containers[0]
-    async with frames(one.host) as seen:
-        for source, target in ((p1, p2), (p2, p1)):
-            await transferred(source, target, addresses[target.name])
-    assert any(map(BY[backend], seen)), f"nothing went by {backend}"
-    if backend == "wireguard":
-        assert not any(map(BY["host-gw"], seen)), "what pods send is encrypted"
+    await carried(p1, p2, addresses["p2"], addresses["p1"], backend)
     assert cluster.asked() == ROLE, "the role has what is asked for, and nothing more"
 
 

@@ -30,6 +30,11 @@ ETH_P_ALL = 3
 @pytest_asyncio.fixture
 async def wireguard_go(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each host has a wireguard-go of its own. Skips where there is none, or the kernel would be taken before it."""
+    await have_wireguard_go(lab, monkeypatch)
+
+
+async def have_wireguard_go(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same of a lab that is no fixture's."""
     path = f"{BUILT}{os.pathsep}{os.environ['PATH']}"
     if shutil.which("wireguard-go", path=path) is None:
         pytest.skip("no wireguard-go: make test builds it (with Go)")
