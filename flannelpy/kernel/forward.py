@@ -16,6 +16,7 @@ import os
 import re
 import shlex
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from flannelpy.core import packet_filter
