@@ -50,7 +50,7 @@ class Packaged(Host):
         self.nspawn = subprocess.Popen(words, stdin=subprocess.DEVNULL, env=environ, start_new_session=True)
         self.leader = 0
         until(self._booted, "systemd has booted")
-        self.file = Path(f"/proc/{self.leader}/root/run/flannel/subnet.env")
+        self.file = Path("/proc", str(self.leader), "root", "run/flannel/subnet.env")
 
     def _booted(self) -> bool:
         assert self.nspawn.poll() is None, "systemd-nspawn has ended"
