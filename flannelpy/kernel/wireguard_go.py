@@ -113,7 +113,7 @@ def _listening(name: str) -> socket.socket:
         raise KernelError(f"{path} is in use by a {PROGRAM} of another network namespace", errno.EADDRINUSE)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        path.parent.mkdir(mode=0o755, exist_ok=True)
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # of one that was killed
         mask = os.umask(0o177)  # who can open it can read the private key
         try:

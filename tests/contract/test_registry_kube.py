@@ -260,6 +260,15 @@ async def test_a_config_that_is_written_anew_is_told(registry: KubeRegistry, tmp
     assert (await registry.config()).text is None
 
 
+@pytest.mark.parametrize("text", [CONFIG.replace("vxlan", "host-gw"), CONFIG.replace("10.244.0.0", "10.0.0.0")])
+async def test_a_config_that_changed_before_anybody_watched_is_told(registry: KubeRegistry, tmp_path: Path, text: str) -> None:
+    assert (await registry.config()).text == CONFIG
+    (tmp_path / "net-conf.json").write_text(text)
+    async with Following(registry) as following:
+        await until(lambda: following.events)
+        assert [event.text for event in following.events] == [text]
+
+
 async def test_another_family_is_a_gap(registry: KubeRegistry, tmp_path: Path) -> None:
     async with Following(registry) as following:
         (tmp_path / "net-conf.json").write_text(

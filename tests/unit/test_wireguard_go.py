@@ -142,11 +142,12 @@ SCRIPTS: list[tuple[str, Callable[[], bool], str]] = [
 ]
 
 
+@pytest.mark.parametrize("folder", ["sockets", "no/var/run"])
 @pytest.mark.parametrize(("script", "there", "said"), SCRIPTS)
 async def test_a_program_that_makes_no_device_is_ended_and_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, there: Callable[[], bool], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, there: Callable[[], bool], said: str, folder: str
 ) -> None:
-    monkeypatch.setattr(wireguard_go, "SOCKETS", tmp_path / "sockets")
+    monkeypatch.setattr(wireguard_go, "SOCKETS", tmp_path / folder)
     monkeypatch.setattr(wireguard_go, "START_S", 0.3)
     (tmp_path / "wireguard-go").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "wireguard-go").chmod(0o755)
@@ -155,7 +156,7 @@ async def test_a_program_that_makes_no_device_is_ended_and_told(
         monkeypatch.setattr(wireguard_go, "START_S", 30.0)
     with pytest.raises(KernelError, match=said.replace("?", r"\?")):
         await wireguard_go.start(DEV, there)
-    assert list((tmp_path / "sockets").iterdir()) == []
+    assert list((tmp_path / folder).iterdir()) == []
 
 
 async def test_a_name_that_another_namespace_has_is_not_taken_from_it(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,12 +61,15 @@ class KubeRegistry:
         self.changes = 0
         """How often our node was seen to be another one than before, or than we have written."""
         self._own_seen: tuple[object, ...] = ()
+        self._config_said: tuple[str | None] | None = None
+        """The config as it was last told, by whichever way; None where nobody has asked for it yet."""
 
     # ---------------------------------------------------------------------------------------------------- reading
 
     async def config(self) -> StoredConfig:
         """The network config in its file; what cannot be read is as one that is absent, and the agent says so."""
-        return StoredConfig(await asyncio.to_thread(self._read_config), 0, self._book.version)
+        self._config_said = (await asyncio.to_thread(self._read_config),)
+        return StoredConfig(self._config_said[0], 0, self._book.version)
 
     async def put_config(self, text: str, expected: StoredConfig | None = None) -> int:
         """Refused: the config is a file, and Kubernetes puts it there."""
@@ -139,16 +142,15 @@ class KubeRegistry:
 
     async def _follow_config(self, tell: Callable[[Batch | RegistryError], None]) -> None:
         """Tell what the file says whenever that is something else. With other families every lease is another one."""
-        before = (await self.config()).text
         while True:
-            await asyncio.sleep(FILE_S)
-            text = (await self.config()).text
-            if text == before:
-                continue
-            before = text
+            text = await asyncio.to_thread(self._read_config)
+            before, self._config_said = self._config_said, (text,)
             if _families(text, self._book.families) != self._book.families:
+                self._config_said = before  # whoever lists anew asks for it
                 return tell(WatchGapError("the network has other families now"))
-            tell(Batch((ConfigChanged(text),), self._book.version))
+            if before is not None and before != (text,):
+                tell(Batch((ConfigChanged(text),), self._book.version))
+            await asyncio.sleep(FILE_S)
 
     def _read_config(self) -> str | None:
         try:
@@ -157,7 +159,7 @@ class KubeRegistry:
             return None
 
     async def _learn_families(self) -> None:
-        self._book.families = _families((await self.config()).text, self._book.families)
+        self._book.families = _families(await asyncio.to_thread(self._read_config), self._book.families)
 
     # ------------------------------------------------------------------------------------------------------ our own
 
