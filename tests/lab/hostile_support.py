@@ -7,8 +7,9 @@ h1 at .11 with 192.168.101.0/24 and another address, 192.168.9.9/24; h2, the goo
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.lab.agent_support import SUBNETS
@@ -27,7 +28,14 @@ def value(backend: str, number: int, **other: Any) -> str:
         peer["BackendType"] = backend
     if backend == "vxlan":
         peer["BackendData"] = {"VNI": 1, "VtepMAC": f"02:00:00:00:{number >> 8:02x}:{number & 0xFF:02x}"}
+    if backend == "wireguard":
+        peer["BackendData"] = {"PublicKey": public_key(number), "Port": 51820}
     return json.dumps(peer | other)
+
+
+def public_key(number: int) -> str:
+    """Of the ``number``-th peer by wireguard."""
+    return base64.b64encode(number.to_bytes(32, "little")).decode()
 
 
 def covering() -> dict[str, str]:
@@ -125,11 +133,12 @@ def types() -> dict[str, Any]:
     }
 
 
-def data(good: str) -> dict[str, Any]:
-    """What says nothing, or ill, of a vxlan peer. ``good``: the MAC of the good peer."""
+def vxlan_data(good: str, own: str) -> dict[str, Any]:
+    """What says nothing, or ill, of a vxlan peer. ``good`` and ``own``: the MACs of the good peer and of h1."""
     macs: dict[str, object] = {
         "the good peer's": good,
         "the good peer's in capitals": good.upper(),
+        "our own": own,
         "broadcast": "ff:ff:ff:ff:ff:ff",
         "multicast": "01:00:5e:00:00:01",
         "zero": "00:00:00:00:00:00",
@@ -141,8 +150,47 @@ def data(good: str) -> dict[str, Any]:
     vnis: dict[str, object] = {"another": 7, "text": "1", "huge": 10**300, "negative": -1, "a fraction": 1.5, "true": True}
     found: dict[str, Any] = {f"MAC {name}": {"VNI": 1, "VtepMAC": mac} for name, mac in macs.items()}
     found |= {f"VNI {name}": {"VNI": vni, "VtepMAC": f"02:00:00:00:77:{n:02x}"} for n, (name, vni) in enumerate(vnis.items())}
-    found |= {"no data": None, "text": "text", "a list": [1], "empty": {}, "deep": json.loads("[" * 500 + "]" * 500)}
-    return {f"BackendData: {name}": {"BackendData": each} for name, each in found.items()}
+    return found | no_data()
+
+
+def wireguard_data(good: str, own: str) -> dict[str, Any]:
+    """What says nothing, or ill, of a wireguard peer. ``good`` and ``own``: the public keys of the good peer and of h1."""
+    raw = bytes(range(0xE0, 0x100))
+    some = base64.b64encode(raw).decode()
+    keys: dict[str, object] = {
+        "the good peer's": good,
+        "our own": own,
+        "zero": base64.b64encode(bytes(32)).decode(),
+        "of 31 bytes": base64.b64encode(raw[:31]).decode(),
+        "of 33 bytes": base64.b64encode(raw[:33] + b"x").decode(),
+        "long": some * 10_000,
+        "without its end": some[:-1],
+        "of another alphabet": base64.urlsafe_b64encode(raw).decode(),
+        "with bits too many": some[:-2] + chr(ord(some[-2]) + 1) + "=",
+        "with a blank": f" {some}",
+        "with a line of its own": f"{some}\nendpoint=192.168.50.12:1",
+        "hexadecimal": raw.hex(),
+        "empty": "",
+        "null": None,
+        "a number": 5,
+        "a list": [some],
+        "what a terminal obeys": f"\x1b]0;pwn\x07{some}",
+    }
+    ports: dict[str, object] = {
+        "negative": -1,
+        "of 17 bits": 65536,
+        "text": "51820",
+        "huge": 10**300,
+        "a fraction": 51820.5,
+        "true": True,
+    }
+    found: dict[str, Any] = {f"key {name}": {"PublicKey": key, "Port": 51820} for name, key in keys.items()}
+    found |= {f"port {name}": {"PublicKey": public_key(1000 + n), "Port": port} for n, (name, port) in enumerate(ports.items())}
+    return found | no_data()
+
+
+def no_data() -> dict[str, Any]:
+    return {"no data": None, "text": "text", "a list": [1], "empty": {}, "deep": json.loads("[" * 500 + "]" * 500)}
 
 
 def texts() -> dict[str, str]:
@@ -164,14 +212,20 @@ def texts() -> dict[str, str]:
     }
 
 
-def leases(backend: str, good: str = "") -> Mapping[str, str]:
-    """Keys with values, none of which is a peer of this backend; each but the covering ones in a subnet of its own."""
+DATA: Mapping[str, Callable[[str, str], dict[str, Any]]] = {"vxlan": vxlan_data, "wireguard": wireguard_data}
+
+
+def leases(backend: str, good: str = "", own: str = "") -> Mapping[str, str]:
+    """Keys with values, none of which is a peer of this backend; each but the covering ones in a subnet of its own. ``good`` and
+    ``own``: who the good peer and h1 are, where the backend has it in its data."""
     number = 0
     found = {}
     for name in covering().values():
         number += 1
         found[f"{SUBNETS}/{name}"] = value(backend, number)
-    members = addresses() | (types() if backend != "udp" else {}) | (data(good) if backend == "vxlan" else {})
+    members = addresses() | (types() if backend != "udp" else {})
+    for name, each in (DATA[backend](good, own) if backend in DATA else {}).items():
+        members[f"BackendData: {name}"] = {"BackendData": each}
     for third, other in enumerate(members.values(), 110):
         number += 1
         found[f"{KEYS}{third}.0-24"] = value(backend, number, **other)

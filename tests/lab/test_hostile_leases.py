@@ -1,12 +1,13 @@
 """Does anything that is written as a lease ever cost a good peer a packet? On each backend; is it named, and is all clean after it?
 
-c1 192.168.101.2 - h1 192.168.50.11 ==== vxlan, host-gw, udp, ipip in turn ==== h2 192.168.50.12 - c2 192.168.102.2
+c1 192.168.101.2 - h1 192.168.50.11 == vxlan, host-gw, udp, ipip, wireguard in turn == h2 192.168.50.12 - c2 192.168.102.2
                    |                                                              etcd at 192.168.50.5, and a hundred keys
                    +-- 192.168.9.9/24 of its own, gateway 192.168.50.254, resolver 192.168.60.53: all inside Network
 """
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,17 +17,18 @@ import pytest
 from netns_lab.host import Host
 from netns_lab.lab import Lab
 from tests.lab import hostile_support as hostile
-from tests.lab.agent_support import SUBNETS, Log, lab_name, losing_nothing, mac, no_traceback, remember_subnet, routes, until  # noqa: F401
+from tests.lab.agent_support import SUBNETS, Log, lab_name, losing_nothing, no_traceback, remember_subnet, until  # noqa: F401
 from tests.lab.host_support import change, memory_mb, told, until_they_meet
+from tests.lab.wireguard_support import told as wireguard
+from tests.lab.wireguard_support import wireguard_go  # noqa: F401
 
 BACKENDS = [
     pytest.param(backend, marks=pytest.mark.topology(hosts=2, backend=backend)) for backend in ("vxlan", "host-gw", "udp", "ipip")
 ]
 LOG_BYTES = 100_000
 MEMORY_MB = 300
-LATE = ("192.168.250.0", "192.168.50.190", "02:00:00:00:00:5a")
-"""Subnet, address and MAC of a good peer that comes after them."""
-ANOTHER_RESOLVER = ("unshare", "--mount", "--propagation", "slave", "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"')
+LATE = ("192.168.250.0", "192.168.50.190", "02:00:00:00:00:5a", base64.b64decode(hostile.public_key(90)).hex())
+"""Subnet, address, MAC and public key of a good peer that comes after them."""
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -60,7 +62,8 @@ async def start(lab: Lab, backend: str, folder: Path) -> None:
     await lab.put_config({"Network": hostile.NETWORK, "SubnetMin": "192.168.100.0", "Backend": {"Type": backend}})
     for host in lab.hosts:
         remember_subnet(host, f"192.168.10{host.plan.number}.0/24", hostile.NETWORK)
-        host.launch_agent(program=(*ANOTHER_RESOLVER, str(resolver), *host.agent_words()))
+        host.bound["/etc/resolv.conf"] = resolver
+        host.launch_agent()
     for host in lab.hosts:
         await host.agent.ready(60)
     await lab.connect_containers()
@@ -77,13 +80,14 @@ async def texts(host: Host) -> list[str]:
 
 
 async def ours(host: Host) -> list[str]:
-    """What the kernel holds: routes but its own, neighbours, FDB entries, rules without their counters."""
+    """What the kernel holds: routes but its own, neighbours, FDB entries, rules without their counters; and peers of wireguard."""
     asked = (
         "ip route show table all; ip -6 route show table all; ip neigh show nud permanent; bridge fdb show; nft -st list ruleset"
         r" | sed 's/ packets [0-9]* bytes [0-9]*//'"
     )
     lines = (line.strip() for line in (await host.exec("sh", "-c", asked)).splitlines())
-    return sorted(line for line in lines if "proto kernel" not in line)
+    peers = [f"{name} {value}" for name, value in await wireguard(host) if name in ("public_key", "allowed_ip", "endpoint")]
+    return sorted([*(line for line in lines if "proto kernel" not in line), *peers])
 
 
 def unnamed(names: Iterable[str], conditions: Iterable[str]) -> list[str]:
@@ -99,11 +103,28 @@ def unnamed(names: Iterable[str], conditions: Iterable[str]) -> list[str]:
     return [name for name in names if not is_named(name) and not name.startswith(hostile.OURS)]
 
 
+def told_of(lab: Lab, host: Host) -> str:
+    """Who a host is by its own lease: its MAC or public key; nothing where its backend has no such thing."""
+    data = json.loads(lab.etcd.get(f"{SUBNETS}/192.168.10{host.plan.number}.0-24")).get("BackendData") or {}
+    return str(data.get("VtepMAC", data.get("PublicKey", "")))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 async def test_hostile_leases_cost_no_peer_anything_are_named_and_leave_nothing(lab: Lab, backend: str, tmp_path: Path) -> None:
     await start(lab, backend, tmp_path)
+    await endure(lab, backend)
+
+
+@pytest.mark.topology(hosts=2)
+@pytest.mark.usefixtures("wireguard_go")
+async def test_hostile_leases_by_wireguard(lab: Lab, tmp_path: Path) -> None:
+    await start(lab, "wireguard", tmp_path)
+    await endure(lab, "wireguard")
+
+
+async def endure(lab: Lab, backend: str) -> None:
     one, two = lab.hosts
-    bad = hostile.leases(backend, await mac(two) if backend == "vxlan" else "")
+    bad = hostile.leases(backend, told_of(lab, two), told_of(lab, one))
     names = [key.removeprefix(f"{SUBNETS}/") for key in bad]
     assert len(names) >= 64
     late = {f"{SUBNETS}/192.168.250.0-24": hostile.value(backend, 90)}
