@@ -110,8 +110,8 @@ bench-udp: $(DEV) ## how fast udp in user space is, beside a C pump and VXLAN: R
 bench-kube: $(DEV) ## what 1,000 nodes of Kubernetes and their heartbeats cost an agent
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_kube
 
-bench-guard: ROUNDS = 30
-bench-guard: $(DEV) ## what source validation costs a vxlan host, at 10 and 10,000 peers: ROUNDS=30
+bench-guard: ROUNDS = 100
+bench-guard: $(DEV) ## what source validation costs a vxlan host, at 10 and 10,000 peers, and how sure that is: ROUNDS=100
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_guard --rounds $(ROUNDS)
 
 bench-migration: $(DEV) ## how long a TCP stream stands still while the network moves from Type to Type, and are pings lost: ROUNDS=5

@@ -3,8 +3,10 @@ and by the processor's time for it, which no other load of the machine disturbs 
 
 s 10.5.9.0 - 192.0.2.2 ======= veth ======= 192.0.2.1 - r 10.5.72.0        two namespaces; the guard is r's, the flow is s to r
 
-There is such a pair for each, all made beforehand, so that a round takes a second: what else the machine does meets all of a round
-alike. Each round begins with another. Printed is the ratio to the run without of the same round, the median of all rounds.
+There is such a pair for each, all made beforehand, so that nothing but the flow takes time. They take turns, the one without a
+guard between any two: each run is compared with those without right before and right after it, so that what else the machine does
+meets both alike, also where it comes or goes. Printed are the median of these ratios, the bounds between which it lies with a
+probability of 95 %, whatever their distribution is, and whether that tells that it is at least the promised one.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
+import math
 import os
 import socket
 import statistics
@@ -33,11 +36,14 @@ from flannelpy.core.rules import FirewallOptions, firewall
 from flannelpy.kernel.netlink import NetlinkKernel
 
 DATAGRAMS = 20_000
-STREAM_BYTES = 250_000_000
-"""Some 0.3 s of TCP."""
+STREAM_BYTES = 100_000_000
+"""Some 0.1 s of TCP: many short runs tell more than a few long ones, for the machine is another one by then."""
 CHUNK_BYTES = 1 << 18
 PEERS = (0, 10, 10_000)
 """0: no guard at all."""
+PROMISED = 0.97
+"""Of the throughput without a guard."""
+SURE = 0.95
 SIDE = Side(IPNetwork("10.0.0.0/8"), IPNetwork("10.5.72.0/24"), 24)
 GUARD = Guard(GuardedPort("vxlan", 8472, inner=30, ethertype=28, vni=1), "default")
 
@@ -124,21 +130,41 @@ def datagram_ns(sender: str, receiver: str) -> float:
         return (time.thread_time_ns() - began) / DATAGRAMS
 
 
+@dataclass(frozen=True)
+class Run:
+    """What was measured at a time: TCP's Gbit/s by time and by processor time, ns a datagram."""
+
+    rate: float
+    worth: float
+    datagram: float
+
+
 @dataclass
 class Way:
-    """A pair of namespaces, and what was measured between them: TCP's Gbit/s by time and by processor time, ns a datagram."""
+    """A pair of namespaces, what was measured between them, and what of that to the runs of another pair before and after it."""
 
     sender: str
     receiver: str
-    rates: list[float] = field(default_factory=list)
-    worth: list[float] = field(default_factory=list)
-    datagrams: list[float] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    ratios: list[Run] = field(default_factory=list)
 
-    def measure(self) -> None:
-        self.datagrams.append(datagram_ns(self.sender, self.receiver))
+    def measure(self) -> Run:
+        datagram = datagram_ns(self.sender, self.receiver)
         seconds, busy = stream_s(self.sender, self.receiver)
-        self.rates.append(8 * STREAM_BYTES / seconds / 1e9)
-        self.worth.append(8 * STREAM_BYTES / busy / 1e9)
+        self.runs.append(Run(8 * STREAM_BYTES / seconds / 1e9, 8 * STREAM_BYTES / busy / 1e9, datagram))
+        return self.runs[-1]
+
+    def compare(self, before: Run, after: Run) -> None:
+        """The last run with those around it."""
+        run = self.runs[-1]
+        rate, worth = (
+            each / statistics.mean(others)
+            for each, others in (
+                (run.rate, (before.rate, after.rate)),
+                (run.worth, (before.worth, after.worth)),
+            )
+        )
+        self.ratios.append(Run(rate, worth, run.datagram / statistics.mean((before.datagram, after.datagram))))
 
 
 def stream_s(sender: str, receiver: str) -> tuple[float, float]:
@@ -169,11 +195,33 @@ def stream_s(sender: str, receiver: str) -> tuple[float, float]:
         return time.perf_counter() - began, sum(busy)
 
 
-def _ratio(found: Sequence[float], bare: Sequence[float]) -> str:
-    """The median of the rounds' own, and between which values half of them lie."""
-    ratios = sorted(one / other for one, other in zip(found, bare, strict=True))
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return f"{middle:.3f} x ({low:.2f} to {high:.2f})"
+@dataclass(frozen=True)
+class Median:
+    """Of what was found, and the bounds of what it is of: between them it lies with the probability ``SURE``."""
+
+    low: float
+    middle: float
+    high: float
+
+    @classmethod
+    def of(cls, found: Sequence[float]) -> Median:
+        """Each value lies above the true median or below it as a coin falls, so fewer than so many seldom lie on one side."""
+        ordered, count = sorted(found), len(found)
+        outside, chance = 0, 0.5**count
+        while 2 * (chance + 0.5**count * math.comb(count, outside + 1)) <= 1 - SURE:
+            outside += 1
+            chance += 0.5**count * math.comb(count, outside)
+        return cls(ordered[outside], statistics.median(ordered), ordered[-1 - outside])
+
+    @property
+    def verdict(self) -> str:
+        """Whether it is ``PROMISED`` at least, where that can be told."""
+        if self.low >= PROMISED:
+            return f">= {PROMISED}"
+        return f"< {PROMISED}" if self.high < PROMISED else f"whether >= {PROMISED} cannot be told: more ROUNDS"
+
+    def __str__(self) -> str:
+        return f"{self.middle:.3f} x ({self.low:.3f} to {self.high:.3f})"
 
 
 def _bench(rounds: int) -> None:
@@ -185,17 +233,16 @@ def _bench(rounds: int) -> None:
             asyncio.run(guard(ways[peers].receiver, peers))
         for way in ways.values():
             stream_s(way.sender, way.receiver)  # the first one warms caches
-        for number in range(rounds):
-            first = number % len(PEERS)
-            for peers in (*PEERS[first:], *PEERS[:first]):
-                ways[peers].measure()
-        bare = ways[0]
-        print(f"{'':13}{'TCP':>13}  {'to no guard':22}{'by processor time':>18}  {'to no guard':22}{'datagram':>9}")
+        bare, *guarded = ways.values()
+        before = bare.measure()
+        for _ in range(rounds):
+            for way in guarded:
+                way.measure()
+                after = bare.measure()
+                way.compare(before, after)
+                before = after
         for peers, way in ways.items():
-            rate, worth, datagram = (statistics.median(each) for each in (way.rates, way.worth, way.datagrams))
-            name = f"{peers:,} peers" if peers else "no guard"
-            slower, dearer = (_ratio(way.rates, bare.rates), _ratio(way.worth, bare.worth)) if peers else ("", "")
-            print(f"{name:13}{rate:6.2f} Gbit/s  {slower:22}{worth:11.2f} Gbit/s  {dearer:22}{datagram:6.0f} ns")
+            _tell(f"{peers:,} peers" if peers else "no guard", way)
         size = STREAM_BYTES // 1_000_000
         print(f"{rounds} rounds of {size} MB each; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
     finally:
@@ -204,10 +251,22 @@ def _bench(rounds: int) -> None:
                 subprocess.run(["ip", "netns", "del", name], check=False)
 
 
+def _tell(name: str, way: Way) -> None:
+    rate, worth, datagram = (statistics.median(getattr(run, each) for run in way.runs) for each in ("rate", "worth", "datagram"))
+    print(f"{name}: TCP {rate:.2f} Gbit/s, by processor time {worth:.2f} Gbit/s; a datagram {datagram:.0f} ns")
+    if way.ratios:
+        by_time, by_processor, dearer = (
+            Median.of([getattr(run, each) for run in way.ratios]) for each in ("rate", "worth", "datagram")
+        )
+        print(f"  of TCP without a guard, by time            {by_time}, {by_time.verdict}")
+        print(f"  of TCP without a guard, by processor time  {by_processor}, {by_processor.verdict}")
+        print(f"  a datagram to one without a guard          {dearer}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench_guard", description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, default=30, help="at least two")
-    _bench(max(2, parser.parse_args().rounds))
+    parser.add_argument("--rounds", type=int, default=100, help="at least six")
+    _bench(max(6, parser.parse_args().rounds))
 
 
 if __name__ == "__main__":
