@@ -15,6 +15,7 @@ pytestmark = pytest.mark.timeout(LIMIT_S + 60)
 
 CHECKS = (
     "contract",
+    "hostile leases",
     "objects",
     "they meet",
     "as flannel has it",
