@@ -10,7 +10,9 @@ import stat
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -298,3 +300,38 @@ def test_what_the_user_of_the_unit_owns_root_reads_and_nobody_else_reads_what_ot
     os.chown(place, 4243, 4243)
     with pytest.raises(RefusedError, match="belongs to user 4243"):
         read_file(place / "subnet.env", 10)
+
+
+class PowerLossError(Exception):
+    """Nothing is done any more, not even what cleans up after an OSError."""
+
+
+@pytest.mark.parametrize("lost_at", [0, 1, 2, 3])
+@pytest.mark.parametrize("old", [None, "old"])
+def test_power_that_is_lost_leaves_the_old_content_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str | None, lost_at: int
+) -> None:
+    """The name leads to the new content only after that is on the disk (fsync(2)), and the directory follows."""
+    path, done = tmp_path / "state", list[str]()
+    if old is not None:
+        path.write_text(old)
+
+    def counted(name: str, call: Callable[..., None]) -> Callable[..., None]:
+        def do(*given: Any, **named: Any) -> None:
+            if len(done) == lost_at:
+                raise PowerLossError
+            done.append(f"{name} {'directory' if name == 'fsync' and stat.S_ISDIR(os.fstat(given[0]).st_mode) else 'file'}")
+            call(*given, **named)
+
+        return do
+
+    monkeypatch.setattr(os, "fsync", counted("fsync", os.fsync))
+    monkeypatch.setattr(os, "rename", counted("rename", os.rename))
+    with suppress(PowerLossError):
+        write_file(path, "new")
+    assert done == ["fsync file", "rename file", "fsync directory"][:lost_at]
+    found = path.read_text() if path.exists() else None
+    assert found == ("new" if "rename file" in done else old)
+    monkeypatch.undo()
+    assert write_file(path, "new again")  # what was left beside is in nobody's way
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state"]

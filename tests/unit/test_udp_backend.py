@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -172,3 +173,18 @@ def test_without_tun_the_remedy_is_told(code: int, says: str, monkeypatch: pytes
         tun.open_tun("flannel0")
     assert str(caught.value).startswith(says)
     assert "\n" not in str(caught.value)
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/zero", "/dev/full"])
+@pytest.mark.parametrize("queues", [1, 4])
+def test_another_device_in_its_place_is_a_line(device: str, queues: int, offload: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tun, "CLONE", device)
+    before = descriptors()
+    with pytest.raises(BackendError, match=r"^TUN device flannel0: Inappropriate ioctl for device$"):
+        tun.open_tun("flannel0", offload, tun.possible_queues(queues))
+    assert descriptors() == before
