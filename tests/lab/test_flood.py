@@ -32,7 +32,7 @@ TIMES = int(os.environ.get("FLOOD", "1"))
 MEMORY_MB = 300
 LOG_BYTES = 1_000_000
 SEEN_S, ALONE = 5.0, 2.0
-"""Seconds, on a machine that leaves the agent more of its processor than it takes away."""
+"""Seconds, by a clock that stands while others have the agent's processor, as long as it has that half of the time itself."""
 FLAPPING_S = 15.0
 """Of the processor, where others slow all down: behind 10,000 leases that were deleted at the end their 50,000 kernel objects are
 taken away first.
@@ -84,7 +84,7 @@ def patience_s(slower: float) -> float:
     """Within how many seconds a change is seen, where all takes so many times as long as alone: there most of the flood itself is
     still to be done when it ends.
     """
-    return SEEN_S if slower < ALONE else PATIENCE_S * slower
+    return slower * (SEEN_S if slower < ALONE else PATIENCE_S)
 
 
 class Watched:
