@@ -235,8 +235,6 @@ def main() -> None:
     shell("modprobe -a veth bridge dummy ipip fou vxlan tun nf_tables")
     with check("contract"):
         contract()
-    with check("hostile leases"):
-        hostile_leases()
     make_hosts()
     with check("objects"):
         pid = os.fork()
@@ -297,6 +295,8 @@ def main() -> None:
             meet(a, b)
     finally:
         finish(etcd, a, b)
+    with check("hostile leases"):
+        hostile_leases()
     say("end")
 
 

@@ -15,7 +15,6 @@ pytestmark = pytest.mark.timeout(LIMIT_S + 60)
 
 CHECKS = (
     "contract",
-    "hostile leases",
     "objects",
     "they meet",
     "as flannel has it",
@@ -25,6 +24,7 @@ CHECKS = (
     "a restart loses no packet",
     "devices of others",
     "another backend",
+    "hostile leases",
 )
 
 
