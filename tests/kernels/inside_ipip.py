@@ -297,6 +297,8 @@ def main() -> None:
             meet(a, b)
     finally:
         finish(etcd, a, b)
+    with check("hostile leases"):
+        hostile_leases()
     say("end")
 
 

@@ -25,6 +25,7 @@ CHECKS = (
     "a restart loses no packet",
     "devices of others",
     "another backend",
+    "hostile leases",
 )
 
 
