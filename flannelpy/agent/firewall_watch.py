@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Hashable, Iterator
+from heapq import nsmallest
 from itertools import islice
 
 from netaddr import IPAddress
@@ -106,10 +107,14 @@ class FirewallWatch:
 
     def _chosen(self) -> Iterator[Lease]:
         """Those that do not answer, in their order, and then others."""
-        peers, probes = self._parts.cluster.view.peers, self._parts.probes
-        silent = [key for key in peers if (seen := probes.of(key)) is not None and seen[1].state == "unreachable"]
-        keys = dict.fromkeys([*islice(silent, PEERS - 1), *islice(peers, PEERS)])
+        peers = self._parts.cluster.view.peers
+        silent = [key for key in self._silent() if key in peers]
+        keys = dict.fromkeys([*silent[: PEERS - 1], *nsmallest(PEERS, peers)])
         return (peers[key] for key in islice(keys, PEERS))
+
+    def _silent(self) -> list[str]:
+        """Keys of peers that are told not to answer: not thousands, however many they are."""
+        return [each.subject for each in self._reporter.health if each.condition.code == "peer-unreachable"]
 
     def _ways(self, peer: Lease, own: Lease, port: int) -> Iterator[Way]:
         fragment = self._parts.reconciler.fragments.desired.fragment

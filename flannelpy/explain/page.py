@@ -1,4 +1,6 @@
-"""What does a browser see of an agent? One page, made anew for each look: the picture, conditions, peers that want a look, events.
+"""What does a browser see of an agent? One page, made anew for each look: what is wrong, odd peers, the picture, events.
+
+Of a thousand peers those are looked for that a person types a word of: a name, an address, a container's too, a state.
 
 It asks for nothing from elsewhere. Its script, the only one that the browser is to run, has events come by themselves and fetches
 the page again each ``AGAIN_S``, and a second after an event; without scripts the browser does. Nothing can be done but look.
@@ -10,6 +12,8 @@ from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from html import escape
+
+from netaddr import AddrFormatError, IPAddress, IPNetwork
 
 from flannelpy.core.foreign import cut, printable
 from flannelpy.explain import places
@@ -25,10 +29,16 @@ MOST_PEERS, MOST_CONDITIONS, MOST_EVENTS = 100, 50, 50
 WORDS = 400
 """Letters of a text of others that are shown."""
 
+LONGEST = 100
+"""Letters of a word that is looked for."""
+_HINT = "find peers: a name, an address, a state"
+_RANK = {"bad": 0, "odd": 1, "unasked": 2, "good": 3}
+
 _SCRIPT = """
 (() => {
   "use strict";
   const newest = [];
+  const word = document.querySelector("#word");
   let main = document.querySelector("main"), due = 0, live = false;
   const place = (event) => {
     const row = document.createElement("tr");
@@ -48,10 +58,13 @@ _SCRIPT = """
     main.querySelector("#how").textContent = live ? "Events come as they happen; all else" : "All";
   };
   const fetched = async () => {
+    const asked = word.value, query = asked ? `?word=${encodeURIComponent(asked)}` : "";
     try {
-      const answer = await fetch("./", {cache: "no-store"});
+      const answer = await fetch(`./${query}`, {cache: "no-store"});
       const made = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
       if (!answer.ok || !made) throw new Error(answer.status);
+      if (asked !== word.value) return;
+      history.replaceState(null, "", `./${query}`);
       main.replaceWith(made);
       main = made;
       document.body.classList.remove("away");
@@ -70,6 +83,8 @@ _SCRIPT = """
     place(event);
     due = due || setTimeout(() => { due = 0; fetched(); }, 1000);
   };
+  let typed = 0;
+  word.addEventListener("input", () => { clearTimeout(typed); typed = setTimeout(fetched, 250); });
   setInterval(fetched, AGAIN);
 })();
 """.replace("AGAIN", str(AGAIN_S * 1000))
@@ -88,6 +103,7 @@ th{font-weight:600;border-bottom:1px solid #8795a1}td:first-child{white-space:no
 .t{color:#52677a}.error{color:#c62828}.warning{color:#b26a00}.yes{color:#2f8f4e}
 @media (prefers-color-scheme:dark){body{background:#14181d;color:#e6ebf0}.t{color:#9fb0c0}
 .error{color:#ff6b6b}.warning{color:#f0b04a}.yes{color:#5cc27f}}
+#word{font:inherit;width:100%;max-width:24rem;box-sizing:border-box;padding:.25rem .5rem}
 #away{display:none;color:#c62828}.away #away{display:block}.away main{opacity:.45}
 td.t,td.n{white-space:nowrap}#picture{overflow-x:auto}
 @media (max-width:640px){#picture svg{min-width:720px}tr:first-child{display:none}td.n{white-space:normal}
@@ -95,10 +111,10 @@ td{display:block;padding:.1rem 0}tr{display:block;padding:.4rem 0;border-bottom:
 """
 
 
-def page(status: Status, events: Events | None = None) -> str:
-    """The page."""
-    events = events or Events("", 0, 0, ())
-    return "\n".join(["<!DOCTYPE html>", '<html lang="en">', *_head(), *_body(status, events), "</html>", ""])
+def page(status: Status, events: Events | None = None, word: str = "") -> str:
+    """The page. ``word``: what peers are looked for by; empty: by none."""
+    events, word = events or Events("", 0, 0, ()), word.strip()[:LONGEST]
+    return "\n".join(["<!DOCTYPE html>", '<html lang="en">', *_head(), *_body(status, events, word), "</html>", ""])
 
 
 def _head() -> Iterator[str]:
@@ -109,19 +125,26 @@ def _head() -> Iterator[str]:
     yield f"<style>{_STYLE}</style></head>"
 
 
-def _body(status: Status, events: Events) -> Iterator[str]:
+def _body(status: Status, events: Events, word: str) -> Iterator[str]:
     ready = '<span class="yes">ready</span>' if status.ready else '<span class="error">not ready</span>'
     yield '<body><p id="away">The agent does not answer. Below is what it said last.</p>'
+    said = f'placeholder="{_HINT}" aria-label="{_HINT}" value="{_text(word)}"'
+    yield f'<p><input id="word" type="search" autocomplete="off" {said}></p>'
     yield f'<main data-last="{_text(mark(events.life, events.last))}"><h1>flannelpy {_text(status.version)}: {ready}</h1>'
     yield from (f'<p class="error">{_text(why)}</p>' for why in status.why_not[:MOST_CONDITIONS])
-    yield f'<div id="picture">{draw(status)}</div>'
+    if word:
+        found = sorted((peer for peer in status.peers if matches(peer, word)), key=lambda peer: _RANK[mood_of(peer)])
+        title = f"Peers with {_text(word)}: {len(found):,} of {len(status.peers):,}"
+        heads = ("subnet", "PublicIP", "how it is")
+        yield from _table(title, heads, (_peer(peer) for peer in found[:MOST_PEERS]), "none", len(found) - MOST_PEERS)
     names = {peer.key: peer.name for peer in status.peers if peer.name}
     conditions = status.conditions[:MOST_CONDITIONS]
     wrong = (_condition(each, names.get(each.subject)) for each in conditions)
     yield from _table("What is wrong", ("", "since", "what to do"), wrong, "nothing")
-    odd = [peer for peer in status.peers if mood_of(peer) in ("bad", "odd")]
+    odd = sorted((peer for peer in status.peers if mood_of(peer) in ("bad", "odd")), key=lambda peer: _RANK[mood_of(peer)])
     heads = ("subnet", "PublicIP", "why")
     yield from _table("Peers that want a look", heads, (_peer(peer) for peer in odd[:MOST_PEERS]), "none", len(odd) - MOST_PEERS)
+    yield f'<div id="picture">{draw(status)}</div>'
     newest = list(reversed(events.events))[:MOST_EVENTS]
     rows = (f'<td class="t">{_text(each.at[:19].replace("T", " "))}</td><td>{_text(each.told)}</td>' for each in newest)
     yield '<section id="events">'
@@ -129,6 +152,20 @@ def _body(status: Status, events: Events) -> Iterator[str]:
     yield f'</section><p class="t"><span id="how">All</span> is made anew every {AGAIN_S} s.'
     yield "More: flannelpy status --peers, flannelpy events, flannelpy doctor.</p></main>"
     yield f"<script>{_SCRIPT}</script></body>"
+
+
+def matches(peer: PeerStatus, word: str) -> bool:
+    """True where a peer has this in what is known of it; of an address, where it is of its subnet."""
+    subnets = [each for each in (peer.subnet, peer.subnet6) if each]
+    probe = "" if peer.probe is None else f"{peer.probe.state} {peer.probe.why}"
+    known = (*subnets, peer.public_ip, peer.public_ipv6, peer.name, peer.state, peer.why, peer.backend_type, peer.carrier, probe)
+    if word.lower() in " ".join(filter(None, known)).lower():
+        return True
+    try:
+        address = IPAddress(word)
+        return any(net.version == address.version and address in net for net in map(IPNetwork, subnets))
+    except (AddrFormatError, ValueError):
+        return False
 
 
 def _table(title: str, heads: Sequence[str], rows: Iterator[str], none: str, more: int = 0) -> Iterator[str]:
@@ -152,7 +189,8 @@ def _condition(each: ConditionStatus, name: str | None) -> str:
 def _peer(peer: PeerStatus) -> str:
     subnets = " ".join(each for each in (peer.subnet, peer.subnet6) if each)
     probe = peer.probe
-    why = peer.why or (f"{probe.state}: {probe.why}" if probe is not None else peer.state)
+    rtt = "" if probe is None or probe.rtt_ms is None else f"{probe.rtt_ms:.1f} ms"
+    why = peer.why or (": ".join(filter(None, (probe.state, probe.why or rtt))) if probe is not None else peer.state)
     name = f" [{peer.name}]" if peer.name else ""
     return f'<td>{_text(subnets)}</td><td class="n">{_text(peer.public_ip + name)}</td><td>{_text(why)}</td>'
 

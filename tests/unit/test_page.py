@@ -34,7 +34,7 @@ class Seen(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag != "meta":
+        if tag not in ("meta", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -95,6 +95,68 @@ def test_foreign_words_are_words_and_nothing_comes_from_outside() -> None:
     allowed = b64encode(sha256(scripts[0].encode()).digest()).decode()
     assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'; connect-src 'self'"
     assert "<script>alert(1)</script>" in seen.text
+
+
+def test_what_is_wrong_comes_first_and_the_picture_after_it() -> None:
+    condition = ConditionStatus("x", "error", "", "something is wrong", "mend it", "2026-01-01T10:20:30.5+00:00", True)
+    text = page(cluster(peer(1), silent(2, "no answer at all"), conditions=(condition,)))
+    places = [text.index(each) for each in ("something is wrong", "no answer at all", "<svg", "What has happened")]
+    assert places == sorted(places)
+
+
+WORDS = {
+    "h7": ["10.5.7.0/24"],
+    "H7": ["10.5.7.0/24"],
+    "10.5.9.0/24": ["10.5.9.0/24"],
+    "10.5.9.77": ["10.5.9.0/24"],
+    "192.0.2.7": ["10.5.7.0/24"],
+    "unreachable": ["10.5.9.0/24"],
+    "filtered": ["10.5.9.0/24"],
+    "vxlan": ["10.5.9.0/24", "10.5.7.0/24", "10.5.8.0/24"],
+    "10.6.0.1": [],
+    BAD: [],
+    "  ": None,
+}
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_peers_are_found_by_a_word(word: str) -> None:
+    status = cluster(peer(7, name="h7"), peer(8), silent(9, "the port is filtered"))
+    seen = Seen(page(status, word=word))
+    assert seen.open == []
+    assert [attrs["value"] for tag, attrs in seen.tags if attrs.get("id") == "word"] == [word.strip().replace("\x1b", "\\x1b")]
+    expected = WORDS[word]
+    if expected is None:
+        assert "Peers with" not in seen.text
+        return
+    table = seen.text.partition("Peers with")[2].partition("What is wrong")[0]
+    assert f": {len(expected)} of 3" in table
+    assert re.findall(r"10\.5\.\d\.0/24", table.partition(" of 3")[2]) == expected
+    assert ("reachable: 0.4 ms" in table) is any(each != "10.5.9.0/24" for each in expected)
+
+
+def test_of_a_thousand_peers_the_unreachable_come_before_the_odd_and_the_page_is_small() -> None:
+    peers = [peer(number % 250) for number in range(900)] + [peer(3, "silent")] * 99 + [silent(200, "dead")]
+    text = page(cluster(*peers), word="10.5.")
+    assert "Peers with 10.5.: 1,000 of 1,000" in text
+    assert text.index("unreachable: dead") < text.index("silent")
+    assert len(text) < 150_000
+
+
+async def test_pages_with_words_are_kept_for_a_while_and_not_many() -> None:
+    made = 0
+
+    def make() -> object:
+        nonlocal made
+        made += 1
+        return cluster(peer(1), peer(2))
+
+    answer = serving.overview(make, Ring(lambda: 0.0), lambda: 0.0)  # type: ignore[arg-type]
+    for number in range(100):
+        _status, _kind, text = await answer({"word": f"10.5.{number}."})
+        assert (f"Peers with 10.5.{number}.: 1 of 2" in text) is (number in (1, 2))
+    assert made == 1
+    assert "Peers with" not in (await answer({}))[2]
 
 
 @pytest.mark.parametrize("count", [1000, 10_000])

@@ -107,6 +107,33 @@ async def test_where_events_do_not_stream_the_page_is_fetched_anew(chromium: Bro
         await server.close()
 
 
+async def test_peers_are_found_while_a_word_is_typed_and_it_stays_there(chromium: Browser) -> None:
+    shown = Shown()
+    shown.status = cluster(*(peer(number, name=f"node-{number}") for number in range(100)), silent(200, BAD))
+    server = await shown.serve()
+    typed = "(() => {const w = document.querySelector('#word'); w.value = WORD; w.dispatchEvent(new Event('input'))})()"
+    said = "document.querySelector('main').innerText"
+    try:
+        await chromium.open(f"http://127.0.0.1:{server.port}/", 1100, 800)
+        for word, count in (("10.5.7.99", 1), ("node-1", 11), ("nobody", 0)):
+            await chromium.evaluate(typed.replace("WORD", repr(word)))
+            await chromium.until(f"{said}.includes('Peers with {word}: {count} of 101')")
+            assert await chromium.evaluate("document.querySelector('#word').value") == word
+        pages = shown.asked.count("page")
+        shown.ring.keep("config", "", "later")
+        await chromium.until(f"{FIRST_ROW}.includes('later')")
+        while shown.asked.count("page") == pages:
+            await chromium.evaluate("0")
+        assert await chromium.evaluate(f"{said}.includes('Peers with nobody')"), "what is fetched anew is still about the word"
+        await chromium.evaluate("location.reload()")
+        await chromium.until(f"{said}.includes('Peers with nobody: 0 of 101')")
+        await chromium.evaluate(typed.replace("WORD", "''"))
+        await chromium.until(f"!{said}.includes('Peers with')")
+        assert await chromium.evaluate("location.search") == ""
+    finally:
+        await server.close()
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1100, False), (1100, True), (390, False)])
 async def test_nothing_is_wider_than_the_window(chromium: Browser, width: int, dark: bool) -> None:
     shown = Shown()
