@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernels.guest import LIMIT_S, NoGuestError, boot
-from tests.lab.test_package import DEB, DEBIAN, newer  # noqa: F401
+from tests.lab.package_support import DEB, DEBIAN, later_version
 
 pytestmark = [
     pytest.mark.skipif(not (DEB and DEBIAN), reason="make test-kernels builds the package and a bare Debian for it"),
@@ -20,7 +20,8 @@ pytestmark = [
 ]
 
 
-def test_an_upgrade_loses_no_packet(newer: Path) -> None:  # noqa: F811
+def test_an_upgrade_loses_no_packet(tmp_path: Path) -> None:
+    newer = later_version(tmp_path)
     try:
         console = boot([sys.executable, "-m", "tests.kernels.inside_upgrade", DEBIAN, DEB, str(newer)], LIMIT_S)
     except NoGuestError as reason:

@@ -9,7 +9,6 @@ import asyncio
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,9 +18,9 @@ from netns_lab.booted import Booted, missing
 from netns_lab.host import Host
 from netns_lab.lab import Lab
 from tests.lab.agent_support import until
+from tests.lab.package_support import DEB, DEBIAN, later_version
 from tests.lab.test_systemd import all_well, main_pid, under_pings
 
-DEB, DEBIAN = os.environ.get("FLANNELPY_DEB", ""), os.environ.get("FLANNELPY_DEBIAN", "")
 UNIT = "flannelpy.service"
 PLACE, UDP_PLACE = "/opt/flannelpy.deb", "/opt/flannelpy-udp.deb"
 EXPECTED = re.compile(
@@ -51,12 +50,7 @@ async def bare(lab: Lab) -> AsyncIterator[Booted]:
 @pytest.fixture(scope="module")
 def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """flannelpy as a later version."""
-    work = tmp_path_factory.mktemp("newer")
-    subprocess.run(["dpkg-deb", "-R", DEB, work / "root"], check=True)
-    told = work / "root/DEBIAN/control"
-    told.write_text(re.sub(r"^(Version: .*)$", r"\1.1", told.read_text(), flags=re.MULTILINE))
-    subprocess.run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "-b", work / "root", work / "newer.deb"], check=True)
-    return work / "newer.deb"
+    return later_version(tmp_path_factory.mktemp("newer"))
 
 
 async def install(systemd: Booted, package: str = PLACE) -> str:

@@ -17,7 +17,8 @@ from netaddr import IPAddress
 from netns_lab.booted import Booted, missing
 from netns_lab.lab import Lab
 from tests.lab.agent_support import captured, until
-from tests.lab.test_package import DEB, PLACE, UNIT, configure, install
+from tests.lab.package_support import DEB
+from tests.lab.test_package import PLACE, UNIT, configure, install
 from tests.lab.test_package_hosts import ROOT
 from tests.lab.test_systemd import main_pid
 

@@ -25,7 +25,8 @@ from netns_lab.docker import missing as no_docker
 from netns_lab.host import Container
 from netns_lab.lab import PREFIX, Lab
 from tests.lab.agent_support import SUBNETS, captured, put_leased, until
-from tests.lab.test_package import DEB, EXPECTED, UNIT, newer  # noqa: F401
+from tests.lab.package_support import DEB
+from tests.lab.test_package import EXPECTED, UNIT, newer  # noqa: F401
 from tests.lab.test_systemd import main_pid, under_pings
 
 ROOT = os.environ.get("FLANNELPY_HOSTS", "")
