@@ -91,7 +91,7 @@ test-kernels: deb $(DEBIAN).made ## udp by the kernel, wireguard, ipip, moves be
 kubernetes: ## Kubernetes' own programs for make test-kube, built with Go 1.26 into ~/.cache/flannelpy (a quarter of an hour, once)
 	@tests/kube/build.sh $(KUBERNETES) $(KUBE)
 
-test-kube: image kubernetes $(DOCKER) $(CNI) ## the image and the manifests in a real Kubernetes of three nodes (ten minutes)
+test-kube: image kubernetes $(DOCKER) $(CNI) $(WIREGUARD_GO) ## the image and the manifests in a real Kubernetes of three nodes (ten minutes)
 	KUBERNETES_PROGRAMS=$(KUBE) FLANNELPY_IMAGE=$$(ls -t $(CURDIR)/dist/flannelpy_*.oci.tar | head -n 1) $(PYTHON) -m pytest -q tests/kube
 
 format: $(DEV) ## put the code into its form

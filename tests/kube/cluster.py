@@ -14,6 +14,7 @@ import os
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import yaml
 
 from netns_lab.lab import Lab
 from netns_lab.namespaces import Process, batch
-from tests.kube.api import STRATEGIC, Api, Json, path_of
+from tests.kube.api import STRATEGIC, Api, Json, RefusedError, path_of
 from tests.lab.agent_support import until
 
 WHERE = "KUBERNETES_PROGRAMS"
@@ -253,8 +254,13 @@ class Cluster:
         return {name: await self.api.call("GET", f"{path}/log", container="flannelpy") for name, path in paths.items()}
 
     async def heartbeat(self, node: str) -> str:
-        """When its kubelet was heard last."""
-        lease = await self.api.get("Lease", node, "kube-node-lease")
+        """When its kubelet was heard last; empty before the first time, some seconds after it has made its node."""
+        try:
+            lease = await self.api.get("Lease", node, "kube-node-lease")
+        except RefusedError as error:
+            if error.code == HTTPStatus.NOT_FOUND:
+                return ""
+            raise
         return str(lease["spec"]["renewTime"])
 
     async def beats_after(self, node: str, moment: str) -> bool:

@@ -119,6 +119,7 @@ async def test_what_is_stopped_and_started_again_costs_no_packet(cluster: Cluste
         await cluster.api.delete("Pod", before["h1"], "kube-flannel")
         await cluster.until_agents("h1", "h2", other_than=[before["h1"]])
 
+        await until(lambda: cluster.beats_after("h1", ""), PATIENCE_S, "a kubelet that is heard", one.tail)
         await one.stop_kubelet()
         stopped = await cluster.heartbeat("h1")
         one.start_kubelet()
