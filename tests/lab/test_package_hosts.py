@@ -183,7 +183,13 @@ async def files(site: Site) -> dict[str, str]:
 
 
 async def network(site: Site) -> set[str]:
-    """What ip, nft, iptables-save and sysctl show, without counters and ages."""
+    """What ip, nft, iptables-save and sysctl show, without counters and ages, once docker0 has nothing on it."""
+
+    async def bare() -> bool:
+        """A bridge that was made a moment ago does not say yet that it has no carrier."""
+        return "NO-CARRIER" in await site.lab.host(site.number).exec("ip", "-br", "link", "show", "docker0")
+
+    await until(bare, WITHIN_S, "docker0 has no carrier")
     told = await site.lab.host(site.number).exec("sh", "-c", NETWORK, timeout_s=WITHIN_S)
     ages = r"\[\d+:\d+\]|\bage \d+|valid_lft \w+|preferred_lft \w+|\w+_timer +[\d.]+"
     lines = (re.sub(ages, "", line).strip() for line in told.splitlines())
