@@ -63,6 +63,7 @@ class Publisher:
         self._state: State | None = None
         self._view: Callable[[], KeptView | None] | None = None
         self._view_due = 0.0
+        self._view_kept: KeptView | None = None
         self._disk = Disk()
         self._file = subnet_env.SubnetFile(context.settings.subnet_file)
         self._changed = asyncio.Event()
@@ -172,8 +173,11 @@ class Publisher:
         view = make() if make is not None else None
         if view is not None:
             self._view_due = asyncio.get_running_loop().time() + LOOK_S
-            if not await self._try(lambda: view_file.write(self._context.settings.state_dir, view)):
-                return
+            place = self._context.settings.state_dir
+            if view != self._view_kept or not (place / view_file.FILE).exists():  # of thousands of leases it takes its time
+                if not await self._try(lambda: view_file.write(place, view)):
+                    return
+                self._view_kept = view
         if self._view is make:
             self._view = None
 
