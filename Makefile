@@ -69,8 +69,7 @@ demo: $(DEV) ## three hosts, a real etcd, every container pings every other
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab demo
 
 test: lint types $(DOCKER) $(CNI) $(WIREGUARD_GO) ## lint, types, all tests but those that take QEMU (make test-kernels) or Kubernetes (make test-kube)
-	$(PYTHON) -m pytest -q -n $(JOBS) --dist loadfile --max-worker-restart 0 --cache-clear --ignore=tests/kernels --ignore=tests/kube \
-		|| { [ $$? -eq 1 ] && $(PYTHON) -m tests.again; }
+	$(PYTHON) -m tests.again -q -n $(JOBS) --dist loadfile --max-worker-restart 0 --ignore=tests/kernels --ignore=tests/kube
 
 lint: $(DEV) ## style of the code
 	$(PYTHON) -m ruff check . $(LAB)

@@ -279,7 +279,7 @@ class Agent:
     @property
     def ready(self) -> bool:
         """True while the host carries traffic, as far as is known."""
-        return self._network is not None and self._network.ready and not self.health.blocks_ready
+        return self._network is not None and self._network.carries()
 
 
 def _load_pages() -> None:

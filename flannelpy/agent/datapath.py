@@ -15,7 +15,6 @@ from flannelpy.core.moving import Begins
 from flannelpy.core.objects import Fou, HostState, Key, Link, Scope
 from flannelpy.core.plan import Step
 from flannelpy.kernel import Kernel
-from flannelpy.registry.cancelling import let_go
 
 log = logging.getLogger("flannelpy")
 
@@ -135,7 +134,8 @@ class DatapathSupervisor:
                 self.tried.set()
                 continue
             self._datapath = wanted.datapath
-            serving = asyncio.create_task(self._serve(wanted.datapath, wanted), name="datapath")
+            leaving = asyncio.Event()
+            serving = asyncio.create_task(self._serve(wanted.datapath, wanted, leaving), name="datapath")
             changed = asyncio.create_task(self._changed.wait(), name="datapath changed")
             try:
                 await asyncio.wait({serving, changed}, return_when=asyncio.FIRST_COMPLETED)
@@ -148,10 +148,12 @@ class DatapathSupervisor:
                 raise
             finally:
                 changed.cancel()
-                await let_go(serving)
+                leaving.set()
+                serving.cancel()  # once: a second time would cut short what ends its processes
+                await asyncio.gather(serving, return_exceptions=True)
 
-    async def _serve(self, datapath: Datapath, wanted: Wanted) -> None:
-        """One datapath, opened again and again."""
+    async def _serve(self, datapath: Datapath, wanted: Wanted, leaving: asyncio.Event) -> None:
+        """One datapath, opened again and again, until ``leaving``: a failure at that moment hides that it was cancelled."""
         delay, loop = FIRST_RETRY_S, asyncio.get_running_loop()
         self._refuse({})
         if isinstance(datapath, RefusesPeers):
@@ -169,6 +171,8 @@ class DatapathSupervisor:
                 self.tried.set()
                 await datapath.run()
             except (FlannelpyError, OSError) as error:
+                if leaving.is_set():
+                    return
                 self._reporter.set("datapath-failed", {"": f"{error}; trying again"})
             finally:
                 self._open = False

@@ -138,14 +138,15 @@ class Network:
         yield "firewall watch", FirewallWatch(*watched).run
         if self.context.assigned is not None:
             yield "announcement", partial(announce, self.context, self.context.assigned, self._carries_pods)
-        yield "flag", partial(show, self.context.settings.run_dir, self._carries)
+        yield "flag", partial(show, self.context.settings.run_dir, self.carries)
         yield "publish", self._publish
         yield "files", self.publisher.run
         yield "liveness", self._watch_liveness
         yield "probes", self.probes.run
         yield "events", self._follow_peers
 
-    def _carries(self) -> bool:
+    def carries(self) -> bool:
+        """True while this host is ready: the subnet file is there, and no condition speaks against it."""
         return self.ready and not self.context.reporter.health.blocks_ready
 
     async def release(self) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from flannelpy.agent.report import Reporter
 from flannelpy.core.backend import Backend, Prepares
 from flannelpy.core.errors import FlannelpyError
-from flannelpy.registry.cancelling import let_go
 
 FAILED = "preparation-failed"
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 30.0
@@ -71,7 +70,8 @@ class Preparation:
                 raise
             finally:
                 changed.cancel()
-                await let_go(preparing)
+                preparing.cancel()
+                await asyncio.gather(preparing, return_exceptions=True)
 
     async def _prepare(self, name: _Name, backend: Prepares) -> None:
         delay = FIRST_RETRY_S

@@ -173,11 +173,15 @@ class Publisher:
         view = make() if make is not None else None
         if view is not None:
             self._view_due = asyncio.get_running_loop().time() + LOOK_S
-            place = self._context.settings.state_dir
-            if view != self._view_kept or not (place / view_file.FILE).exists():  # of thousands of leases it takes its time
-                if not await self._try(lambda: view_file.write(place, view)):
-                    return
-                self._view_kept = view
+            place, kept = self._context.settings.state_dir, self._view_kept
+
+            def keep() -> None:
+                if view != kept or not view_file.is_there(place):  # of thousands of leases writing takes its time
+                    view_file.write(place, view)
+
+            if not await self._try(keep):
+                return
+            self._view_kept = view
         if self._view is make:
             self._view = None
 

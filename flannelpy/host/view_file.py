@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from flannelpy.core.errors import FlannelpyError
@@ -89,6 +90,14 @@ def render(view: KeptView) -> str:
 def write(directory: Path, view: KeptView, file: str = FILE) -> None:
     """Keep ``view``. Raises FlannelpyError where that cannot be done."""
     write_file(directory / file, render(view), MODE)
+
+
+def is_there(directory: Path) -> bool:
+    """True where a file stands in its place, and nothing else."""
+    try:
+        return S_ISREG((directory / FILE).lstat().st_mode)
+    except OSError:
+        return False
 
 
 def _lease(row: Any) -> Lease:

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 
-AGAIN_S = 0.5
-"""A task that goes on after it was cancelled is cancelled again after so long."""
-
 
 def cancelled() -> bool:
     """True where this very task was cancelled; else a CancelledError is the end of somebody's work, as another failure would be."""
@@ -23,12 +20,3 @@ def end_if_cancelled() -> None:
     """Of use after a failure, before a new try. Raises CancelledError where this task was cancelled meanwhile."""
     if cancelled():
         raise asyncio.CancelledError
-
-
-async def let_go(*tasks: asyncio.Task[None]) -> None:
-    """Have these end, and wait until they have: each is cancelled until then. How they ended nobody asks any more."""
-    while going := [task for task in tasks if not task.done()]:
-        for task in going:
-            task.cancel()
-        await asyncio.wait(going, timeout=AGAIN_S)
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -32,23 +32,27 @@ def test_bad(number):
 """
 
 
-def run(folder: Path, flaky: int, bad: int) -> tuple[int, int, str]:
-    """The exit codes of a whole run and of ``tests.again``, and what the latter printed."""
+def run(folder: Path, flaky: int, bad: int) -> tuple[int, str]:
+    """The exit code, and what was printed."""
     (folder / "test_suite.py").write_text(SUITE.format(flaky=flaky, bad=bad))
-    (folder / "pytest.ini").write_text("[pytest]\n")
-    plain = ("-p", "no:xdist", "-p", "no:asyncio", "-p", "no:hypothesispytest")
-    first = subprocess.run([sys.executable, "-m", "pytest", "-q", *plain], cwd=folder, capture_output=True, check=False)
-    words = [sys.executable, "-c", "import sys; from tests.again import main; sys.exit(main(sys.argv[1:]))", *plain]
-    second = subprocess.run(
+    (folder / "pytest.ini").write_text("[pytest]\naddopts = -p no:xdist -p no:asyncio -p no:hypothesispytest\n")
+    words = [sys.executable, "-c", "import sys; from tests.again import main; sys.exit(main(['-q', *sys.argv[1:]]))"]
+    done = subprocess.run(
         words, cwd=folder, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, errors="replace", check=False
     )
-    return first.returncode, second.returncode, second.stdout + second.stderr
+    assert sorted(each.name for each in folder.glob(".pytest_cache")) == []
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_run_in_which_nothing_fails_is_run_once(tmp_path: Path) -> None:
+    code, said = run(tmp_path, 0, 0)
+    assert (code, said.count("passed"), "alone" in said) == (0, 1, False), said
 
 
 @pytest.mark.parametrize("flaky", [1, 3, again.MOST])
 def test_the_few_that_pass_alone_are_named_and_no_failure(tmp_path: Path, flaky: int) -> None:
-    first, second, said = run(tmp_path, flaky, 0)
-    assert (first, second) == (1, 0), said
+    code, said = run(tmp_path, flaky, 0)
+    assert code == 0, said
     *_, last = said.splitlines()
     assert last.startswith("to be mended: passed only when run alone: ")
     assert all(f"test_suite.py::test_flaky[{number}]" in last for number in range(flaky))
@@ -57,26 +61,22 @@ def test_the_few_that_pass_alone_are_named_and_no_failure(tmp_path: Path, flaky:
 
 @pytest.mark.parametrize(("flaky", "bad"), [(0, 1), (2, 1), (0, again.MOST)])
 def test_one_that_fails_again_is_a_failure(tmp_path: Path, flaky: int, bad: int) -> None:
-    first, second, said = run(tmp_path, flaky, bad)
-    assert (first, second) == (1, 1), said
-    assert f"{bad} failed" in said
+    code, said = run(tmp_path, flaky, bad)
+    assert code == 1, said
+    assert f"{bad} failed" in said.rpartition("run again alone")[2]
     assert "to be mended" not in said
 
 
 @pytest.mark.parametrize(("flaky", "bad"), [(again.MOST + 1, 0), (again.MOST, 1), (0, 40)])
 def test_many_are_not_run_again(tmp_path: Path, flaky: int, bad: int) -> None:
-    first, second, said = run(tmp_path, flaky, bad)
-    assert (first, second) == (1, 1)
-    assert said == f"{flaky + bad} tests failed: none of them is run again, which is done with {again.MOST} at the most\n"
+    code, said = run(tmp_path, flaky, bad)
+    assert code == 1
+    *_, last = said.splitlines()
+    assert last == f"{flaky + bad} tests failed: none of them is run again, which is done with {again.MOST} at the most"
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "{}", "[1"])
-def test_without_a_run_that_failed_it_is_one_clear_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str | None
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    if text is not None:
-        again.FAILED.parent.mkdir(parents=True)
-        again.FAILED.write_text(text)
-    assert again.main([]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+def test_what_is_no_failure_of_a_test_is_not_run_again(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text("import no_such_module\n")
+    code, said = run(tmp_path, 0, 1)
+    assert code not in (0, 1), said
+    assert "alone" not in said

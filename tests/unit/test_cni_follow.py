@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import signal
@@ -246,3 +247,19 @@ def test_a_folder_that_the_unit_does_not_know_has_its_network_for_good(tmp_path:
     systemd = Systemd(tmp_path)
     cni.install(cni.Wish(str(tmp_path / "bin"), str(tmp_path / "other"), dry_run=False), systemd.host)
     assert (names(tmp_path / "other"), systemd.said) == ({CONFLIST}, [])
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EIO, "Input/output error")])
+def test_a_run_directory_that_cannot_be_looked_into_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    """As for somebody who is not root: no agent is known to have been ready."""
+
+    def refused(*_given: object, **_named: object) -> object:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", refused)
+        patched.setattr(os, "lstat", refused)
+        follower = Follower(tmp_path, tmp_path / "ready", 100.0)
+    assert follower.look(100.0) is None

@@ -48,7 +48,7 @@ class Follower:
         self._there, self._away = network(conf_dir), waiting(conf_dir)
         self._flag = flag
         self._grace_s = grace_s
-        self._seen = now if flag.exists() else now - grace_s
+        self._seen = now if os.path.lexists(flag) else now - grace_s
         self._said = ""
 
     def look(self, now: float) -> str | None:
