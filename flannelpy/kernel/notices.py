@@ -13,6 +13,7 @@ import asyncio
 import errno
 import select
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import chain, repeat
@@ -38,9 +39,10 @@ PAUSES_S = (0.05, 0.2, 0.5, 1.0)
 BURST = 512
 """Datagrams that are read before others on the loop get a turn: some 3 ms of ours, under 1 ms of somebody else's."""
 
-LULL_S = 0.005
-"""After news of none of our objects the next are left to gather for so long: a veth pair that comes makes a dozen messages, one by
-one, and to be woken for each costs more than to read them. The kernel holds them meanwhile.
+LULL_S, LONGEST_LULL_S = 0.005, 0.04
+"""After news of none of our objects the next are left to gather for so long; where they come one upon the other, twice as long each
+time, up to the second: a veth pair that comes makes a dozen messages, one by one, and to be woken for each costs more than to read
+them. The kernel holds them meanwhile.
 """
 
 
@@ -55,7 +57,7 @@ class Notices:
         self._receive_bytes = receive_bytes
         self._sockets: list[socket.socket] = []
         self._waiter: asyncio.Future[None] | None = None
-        self._others = False  # the last news was of none of our objects
+        self._lull_s = 0.0  # for how long the next are left to gather: the last news was of none of our objects
         self._ended = asyncio.Event()
         self._deaf: Callable[[], None] | None = None  # what must be done before anything can be heard again
         try:
@@ -122,12 +124,16 @@ class Notices:
             if not exhausted:
                 await asyncio.sleep(0)
             if draft.news:
-                self._others = not (draft.objects or draft.resync or draft.lost)
+                ours = draft.objects or draft.resync or draft.lost
+                self._lull_s = 0.0 if ours else min(max(LULL_S, 2 * self._lull_s), LONGEST_LULL_S)
                 return draft.notice
             if exhausted and not self.closed:
+                began = time.monotonic()
                 await self._readable()
-                if self._others:
-                    await asyncio.sleep(LULL_S)
+                if self._lull_s:
+                    if time.monotonic() - began > LONGEST_LULL_S:  # it was quiet meanwhile
+                        self._lull_s = LULL_S
+                    await asyncio.sleep(self._lull_s)
         raise StopAsyncIteration
 
     async def _hear(self) -> tuple[Draft, bool]:
