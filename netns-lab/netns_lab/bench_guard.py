@@ -1,12 +1,12 @@
 """What does source validation cost a vxlan host? Without a guard and with one, at 10 and 10,000 peers: TCP through VXLAN, by time
 and by the processor's time for it, which no other load of the machine disturbs much; and the same for a small datagram.
 
-s 10.5.9.0 - 192.0.2.2 ======= veth ======= 192.0.2.1 - r 10.5.72.0        two namespaces; the guard is r's, the flow is s to r
+c 10.5.9.2 - s ======= veth ======= r - d 10.5.72.2          the guard is r's, the flow is from container c to container d
 
-There is such a pair for each, all made beforehand, so that nothing but the flow takes time. They take turns, the one without a
-guard between any two: each run is compared with those without right before and right after it, so that what else the machine does
-meets both alike, also where it comes or goes. Printed are the median of these ratios, the bounds between which it lies with a
-probability of 95 %, whatever their distribution is, and whether that tells that it is at least the promised one.
+There are such four namespaces for each, all made beforehand, so that nothing but the flow takes time. They take turns, the one
+without a guard between any two: each run is compared with those without right before and right after it, so that what else the
+machine does meets both alike, also where it comes or goes. Printed are the median of these ratios, the bounds between which it lies
+with a probability of 95 %, whatever their distribution is, and whether that tells that it is at least the promised one.
 """
 
 from __future__ import annotations
@@ -60,6 +60,11 @@ def wanted(peers: int) -> HostState:
     return guard_sets(GUARD, "flannelpy", [SIDE]) | chains | HostState.from_iterable(elements)
 
 
+def container(host: str) -> str:
+    """The namespace of the container on this host."""
+    return f"{host}-c"
+
+
 def _at(address: int) -> LeaseAttrs:
     return LeaseAttrs(IPAddress(address, 4))
 
@@ -69,8 +74,17 @@ def _ip(text: str) -> None:
 
 
 def make(sender: str, receiver: str) -> None:
-    """Both hosts with their devices and entries."""
+    """Both hosts with their devices and entries, and a container on each."""
     _ip(f"netns add {sender}\nnetns add {receiver}\nlink add eth1 netns {sender} type veth peer name eth1 netns {receiver}\n")
+    for host, subnet in ((sender, "10.5.9"), (receiver, "10.5.72")):
+        inner = container(host)
+        _ip(f"netns add {inner}\nlink add c0 netns {host} type veth peer name eth0 netns {inner}\n")
+        subprocess.run(["ip", "netns", "exec", host, "sysctl", "-qw", "net.ipv4.ip_forward=1"], check=True)
+        for name, words in (
+            (host, (f"addr add {subnet}.1/24 dev c0", "link set c0 up")),
+            (inner, (f"addr add {subnet}.2/24 dev eth0", "link set eth0 mtu 1450 up", f"route add default via {subnet}.1")),
+        ):
+            subprocess.run(["ip", "-n", name, "-batch", "-"], input="\n".join(words) + "\n", text=True, check=True)
     ends = ((sender, "192.0.2.2", "10.5.9.0", 9), (receiver, "192.0.2.1", "10.5.72.0", 72))
     for (name, outer, inner, mac), (_, peer, far, far_mac) in zip(ends, reversed(ends), strict=True):
         lines = (
@@ -117,13 +131,13 @@ async def guard(receiver: str, peers: int) -> None:
 
 def datagram_ns(sender: str, receiver: str) -> float:
     """Of this thread's time for one: through both hosts' kernels, which a veth pair does in the sender's call."""
-    with inside(receiver):
+    with inside(container(receiver)):
         sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sink.bind(("10.5.72.0", 9999))  # is never read: what does not fit is dropped at the very end
-    with inside(sender):
+        sink.bind(("10.5.72.2", 9999))  # is never read: what does not fit is dropped at the very end
+    with inside(container(sender)):
         source = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with sink, source:
-        source.connect(("10.5.72.0", 9999))
+        source.connect(("10.5.72.2", 9999))
         began = time.thread_time_ns()
         for _ in range(DATAGRAMS):
             source.send(b"12345678")
@@ -169,9 +183,9 @@ class Way:
 
 def stream_s(sender: str, receiver: str) -> tuple[float, float]:
     """How long one TCP flow of ``STREAM_BYTES`` takes, and the time of both its ends' threads, the kernel's work in it."""
-    with inside(receiver):
-        listening = socket.create_server(("10.5.72.0", 0))
-    with inside(sender):
+    with inside(container(receiver)):
+        listening = socket.create_server(("10.5.72.2", 0))
+    with inside(container(sender)):
         source = socket.socket()
     busy = []
 
@@ -247,7 +261,7 @@ def _bench(rounds: int) -> None:
         print(f"{rounds} rounds of {size} MB each; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
     finally:
         for way in ways.values():
-            for name in (way.sender, way.receiver):
+            for name in (container(way.sender), container(way.receiver), way.sender, way.receiver):
                 subprocess.run(["ip", "netns", "del", name], check=False)
 
 
