@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import resource
@@ -15,6 +16,11 @@ from flannelpy.settings import load
 FEWEST_FILES, FILES = 64, 65536
 """Open files without which the agent cannot be (gRPC ends the process without a word), and as many as it ever asks for."""
 
+GENERATIONS = 20_000, 20, 20
+"""Of the collector of reference cycles, gc.set_threshold. A peer is some sixty objects, in no cycle: by Python's own (700, 10,
+10) a fifth of what thousands of peers cost was to look at them again.
+"""
+
 CAP_NET_ADMIN = 12
 """Its bit in a capability set, linux/capability.h."""
 
@@ -26,12 +32,16 @@ def run_agent(given: Given) -> int:
         raise FlannelpyError("CAP_NET_ADMIN is missing: run it as root, or give the service AmbientCapabilities=CAP_NET_ADMIN")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the agent hears it: it asks for a look at everything, and never ends us
     provide_files()
+    gc.disable()  # until all is imported, of which nothing will go
 
     import uvloop
 
     from flannelpy import logs
     from flannelpy.agent.agent import run
 
+    gc.freeze()
+    gc.set_threshold(*GENERATIONS)
+    gc.enable()
     logs.set_up(settings.log_level, settings.log_format)
     code = uvloop.run(run(settings))
     # What is open closes with the process. To take gRPC and some hundred modules apart first lasts 0.1 s, in which packets wait.
