@@ -16,6 +16,12 @@ from flannelpy.settings import load
 FEWEST_FILES, FILES = 64, 65536
 """Open files without which the agent cannot be (gRPC ends the process without a word), and as many as it ever asks for."""
 
+LEAST_MEMORY = 256 << 20
+"""Bytes of address space without which libraries cannot be loaded, or end the process without a word (ulimit -v)."""
+
+RANDOM = Path("/dev/urandom")
+"""What gRPC aborts the process without."""
+
 GENERATIONS = 20_000, 20, 20
 """Of the collector of reference cycles, gc.set_threshold. A peer is some sixty objects, in no cycle: by Python's own (700, 10,
 10) a fifth of what thousands of peers cost was to look at them again.
@@ -32,6 +38,7 @@ def run_agent(given: Given) -> int:
         raise FlannelpyError("CAP_NET_ADMIN is missing: run it as root, or give the service AmbientCapabilities=CAP_NET_ADMIN")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the agent hears it: it asks for a look at everything, and never ends us
     provide_files()
+    check_host()
     gc.disable()  # until all is imported, of which nothing will go
 
     import uvloop
@@ -57,6 +64,16 @@ def provide_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     if most < FEWEST_FILES:
         raise FlannelpyError(f"at most {most} open files (ulimit -n, LimitNOFILE=): expected {FEWEST_FILES} or more")
+
+
+def check_host() -> None:
+    """Is there what the agent's libraries end the process without? Raises FlannelpyError."""
+    room, _hard = resource.getrlimit(resource.RLIMIT_AS)
+    if room != resource.RLIM_INFINITY and room < LEAST_MEMORY:
+        has, least = room >> 20, LEAST_MEMORY >> 20
+        raise FlannelpyError(f"at most {has} MiB of address space (ulimit -v, LimitAS=): expected {least} or more")
+    if not os.access(RANDOM, os.R_OK):
+        raise FlannelpyError(f"{RANDOM} cannot be read: expected it, as every /dev has it")
 
 
 def may_configure_networks(status: str) -> bool:

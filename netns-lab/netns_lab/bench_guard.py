@@ -39,6 +39,8 @@ DATAGRAMS = 20_000
 STREAM_BYTES = 100_000_000
 """Some 0.1 s of TCP: many short runs tell more than a few long ones, for the machine is another one by then."""
 CHUNK_BYTES = 1 << 18
+SINK = "10.5.72.2"
+"""The address of the container that takes the flow."""
 PEERS = (0, 10, 10_000)
 """0: no guard at all."""
 PROMISED = 0.97
@@ -133,11 +135,11 @@ def datagram_ns(sender: str, receiver: str) -> float:
     """Of this thread's time for one: through both hosts' kernels, which a veth pair does in the sender's call."""
     with inside(container(receiver)):
         sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sink.bind(("10.5.72.2", 9999))  # is never read: what does not fit is dropped at the very end
+        sink.bind((SINK, 9999))  # is never read: what does not fit is dropped at the very end
     with inside(container(sender)):
         source = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with sink, source:
-        source.connect(("10.5.72.2", 9999))
+        source.connect((SINK, 9999))
         began = time.thread_time_ns()
         for _ in range(DATAGRAMS):
             source.send(b"12345678")
@@ -164,7 +166,7 @@ class Way:
 
     def measure(self) -> Run:
         datagram = datagram_ns(self.sender, self.receiver)
-        seconds, busy = stream_s(self.sender, self.receiver)
+        seconds, busy = stream_s(container(self.sender), container(self.receiver))
         self.runs.append(Run(8 * STREAM_BYTES / seconds / 1e9, 8 * STREAM_BYTES / busy / 1e9, datagram))
         return self.runs[-1]
 
@@ -181,11 +183,13 @@ class Way:
         self.ratios.append(Run(rate, worth, run.datagram / statistics.mean((before.datagram, after.datagram))))
 
 
-def stream_s(sender: str, receiver: str) -> tuple[float, float]:
-    """How long one TCP flow of ``STREAM_BYTES`` takes, and the time of both its ends' threads, the kernel's work in it."""
-    with inside(container(receiver)):
-        listening = socket.create_server(("10.5.72.2", 0))
-    with inside(container(sender)):
+def stream_s(sender: str, receiver: str, address: str = SINK, size: int = STREAM_BYTES) -> tuple[float, float]:
+    """How long one TCP flow of ``size`` bytes takes from namespace to namespace, and the time of both its ends' threads, the
+    kernel's work in it.
+    """
+    with inside(receiver):
+        listening = socket.create_server((address, 0))
+    with inside(sender):
         source = socket.socket()
     busy = []
 
@@ -193,7 +197,7 @@ def stream_s(sender: str, receiver: str) -> tuple[float, float]:
         taken, room = 0, bytearray(CHUNK_BYTES)
         with listening.accept()[0] as sink:
             began = time.thread_time()
-            while taken < STREAM_BYTES:
+            while taken < size:
                 taken += sink.recv_into(room)
             busy.append(time.thread_time() - began)
 
@@ -202,8 +206,8 @@ def stream_s(sender: str, receiver: str) -> tuple[float, float]:
         taker = threading.Thread(target=take)
         began, spent, data = time.perf_counter(), time.thread_time(), bytes(CHUNK_BYTES)
         taker.start()
-        for first in range(0, STREAM_BYTES, CHUNK_BYTES):
-            source.sendall(data[: STREAM_BYTES - first])
+        for first in range(0, size, CHUNK_BYTES):
+            source.sendall(data[: size - first])
         busy.append(time.thread_time() - spent)
         taker.join()
         return time.perf_counter() - began, sum(busy)
@@ -246,7 +250,7 @@ def _bench(rounds: int) -> None:
             make(ways[peers].sender, ways[peers].receiver)
             asyncio.run(guard(ways[peers].receiver, peers))
         for way in ways.values():
-            stream_s(way.sender, way.receiver)  # the first one warms caches
+            stream_s(container(way.sender), container(way.receiver))  # the first one warms caches
         bare, *guarded = ways.values()
         before = bare.measure()
         for _ in range(rounds):

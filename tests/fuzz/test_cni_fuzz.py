@@ -6,7 +6,6 @@ import json
 import os
 import re
 import string
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +114,17 @@ def test_any_environment_answer_and_kept_file(place: Path, monkeypatch: pytest.M
     letters = string.printable + "äß\u202e\udcff"
     data = place / "data"
     data.mkdir()
+    answer, fails = b"", False
+
+    def delegate(*_: object) -> bytes:
+        if fails:
+            raise plugin.refusal(answer, answer[::-1], "exit status 1")
+        return answer
+
+    monkeypatch.setattr(plugin, "delegate", delegate)
     for random in rounds(5_000):
         answer = bent(random, [*ANSWERS, *kept("cni-answer")])
         fails = random.random() < 0.5
-        monkeypatch.setattr(plugin, "delegate", _delegate(answer, fails))
         name = random.choice(("CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS", "CNI_PATH", "CNI_COMMAND"))
         value = "".join(random.choices(letters, k=random.choice((0, 1, 3, 20)))).replace("\0", "")
         if random.random() < 0.5:
@@ -130,15 +136,6 @@ def test_any_environment_answer_and_kept_file(place: Path, monkeypatch: pytest.M
         for each in data.iterdir():
             assert plugin.is_name(each.name), value
             each.unlink()
-
-
-def _delegate(answer: bytes, fails: bool) -> Callable[..., bytes]:
-    def delegate(*_: object) -> bytes:
-        if fails:
-            raise plugin.refusal(answer, answer[::-1], "exit status 1")
-        return answer
-
-    return delegate
 
 
 @pytest.mark.parametrize("name", ["cni-conf", "cni-env", "cni-answer"])

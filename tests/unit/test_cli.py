@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import logging
@@ -180,6 +181,25 @@ def test_too_few_files_are_one_line(most: int, monkeypatch: pytest.MonkeyPatch) 
         run.provide_files()
 
 
+@pytest.mark.parametrize("room", [1 << 20, 100 << 20, (256 << 20) - 1])
+def test_too_little_address_space_is_one_line(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (room, INFINITY))
+    with pytest.raises(FlannelpyError, match=f"^at most {room >> 20} MiB of address space .*: expected 256 or more$"):
+        run.check_host()
+
+
+@pytest.mark.parametrize("room", [256 << 20, 1 << 40, INFINITY])
+def test_enough_of_it_is_no_word(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (room, INFINITY))
+    run.check_host()
+
+
+def test_a_dev_without_its_devices_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "RANDOM", tmp_path / "urandom")
+    with pytest.raises(FlannelpyError, match=r"urandom cannot be read: expected it"):
+        run.check_host()
+
+
 def test_without_the_capability_the_agent_says_so(person: Person, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "may_configure_networks", lambda status: False)
     said = person.types("--iface=eth1")
@@ -203,7 +223,7 @@ def test_a_hang_up_does_not_end_an_agent_that_is_still_starting(monkeypatch: pyt
     def end(code: int) -> NoReturn:
         raise SystemExit(code)
 
-    before = signal.getsignal(signal.SIGHUP)
+    before, generations = signal.getsignal(signal.SIGHUP), gc.get_threshold()
     monkeypatch.setattr(run, "may_configure_networks", lambda status: True)
     monkeypatch.setattr(uvloop, "run", live)
     monkeypatch.setattr(logs, "set_up", lambda *how: None)
@@ -215,6 +235,8 @@ def test_a_hang_up_does_not_end_an_agent_that_is_still_starting(monkeypatch: pyt
         assert heard == [signal.SIG_IGN]
     finally:
         signal.signal(signal.SIGHUP, before)
+        gc.unfreeze()
+        gc.set_threshold(*generations)
 
 
 def test_version_and_help_load_nothing_but_the_command_line() -> None:
