@@ -49,6 +49,11 @@ class Desired:
             self._claims[key] = (*claimants, owner) if claimants else owner
         return self._settle(touched | set(state.objects))
 
+    def amend(self, owner: str, state: HostState) -> set[Key]:
+        """As ``put``, by the rank that ``owner``'s fragment has; nothing where it has none."""
+        old = self._fragments.get(owner)
+        return set() if old is None else self.put(owner, state, old.rank)
+
     def _rivals(self, state: HostState) -> bool:
         """True where others claim one of these keys, too."""
         return any(not isinstance(self._claims[key], str) for key in state.objects if key.kind not in SHARED)
