@@ -30,6 +30,9 @@ def run_agent(given: Given) -> int:
     import uvloop
 
     from flannelpy import logs
+    from flannelpy.agent import heap
+
+    heap.prepare()
     from flannelpy.agent.agent import run
 
     logs.set_up(settings.log_level, settings.log_format)

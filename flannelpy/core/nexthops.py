@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 
+from netaddr import IPAddress
+
 from flannelpy.core.desired import Desired
 from flannelpy.core.objects import ROUTE_PROTOCOL, HostState, Key, Nexthop, Object, Route
 
@@ -28,13 +30,11 @@ def by_nexthops(state: HostState, devices: Container[str | None], taken: Contain
     """The same, but routes by way of a gateway on one of ``devices`` are by nexthop objects; not by numbers that are ``taken``."""
     objects: dict[Key, Object] = {}
     for item in state:
-        if isinstance(item, Route) and _fits(item, devices) and item.dst.first not in taken:
-            assert item.via is not None
-            assert item.dev is not None
+        if isinstance(item, Route) and item.via is not None and item.dev is not None and _fits(item, item.via, devices):
             nexthop = Nexthop(item.dst.first, item.via, item.dev, item.onlink)
-            if nexthop.key not in objects:
+            if nexthop.id and nexthop.id not in taken and nexthop.key not in objects:
                 objects[nexthop.key] = nexthop
-                objects[item.key] = Route(item.dst, item.via, item.dev, item.onlink, nhid=nexthop.id)
+                objects[item.key] = item.carried_by(nexthop.id)
                 continue
         objects[item.key] = item
     return HostState(objects)
@@ -45,16 +45,16 @@ def without(state: HostState, taken: Container[int]) -> HostState:
     found = list[Object]()
     for item in state:
         if isinstance(item, Route) and item.nhid in taken:
-            found.append(Route(item.dst, item.via, item.dev, item.onlink))
+            found.append(item.carried_by(0))
         elif not (isinstance(item, Nexthop) and item.id in taken):
             found.append(item)
     return HostState.from_iterable(found)
 
 
-def _fits(route: Route, devices: Container[str | None]) -> bool:
-    if route.dst.version != 4 or route.via is None or route.dev not in devices or not route.dst.first:
+def _fits(route: Route, via: IPAddress, devices: Container[str | None]) -> bool:
+    if route.dev not in devices or route.dst.version != 4 or via.version != 4:
         return False
-    return (route.kind, route.link_scope, route.proto, route.metric, route.via.version) == ("unicast", False, ROUTE_PROTOCOL, 0, 4)
+    return (route.kind, route.link_scope, route.proto, route.metric) == ("unicast", False, ROUTE_PROTOCOL, 0)
 
 
 def routes_by(objects: Mapping[Key, Object | None], desired: Desired) -> Iterator[Key]:

@@ -322,6 +322,13 @@ class Route:
 
     satisfied_by = _equals
 
+    def carried_by(self, nhid: int) -> Route:
+        """The same by a nexthop object; ten thousand at a start, so the key and all else is taken as it is."""
+        made = object.__new__(Route)
+        for name in Route.__slots__:
+            object.__setattr__(made, name, nhid if name == "nhid" else getattr(self, name))
+        return made
+
     def __str__(self) -> str:
         words = [str(self.dst)] if self.kind == "unicast" else [self.kind, str(self.dst)]
         if self.nhid:
@@ -490,7 +497,10 @@ class HostState:
         return cls(found)
 
     def __or__(self, other: HostState) -> HostState:
-        return HostState.from_iterable((*self.objects.values(), *other.objects.values()))
+        objects = {**self.objects, **other.objects}
+        if len(objects) < len(self.objects) + len(other.objects):
+            raise ValueError(f"two objects claim {next(key for key in other.objects if key in self.objects)}")
+        return HostState(objects)
 
     def only(self, keys: Iterable[Key]) -> HostState:
         """The part that carries these keys; keys that are not there are passed over."""
