@@ -111,5 +111,6 @@ class VxlanBackend:
         if self.wants_on_link and (direct := direct_route(end.subnet, end.outer, local)):
             return (direct,)
         # The gateway is nobody's address, a handle for the peer's VTEP: gateway -> inner MAC -> outer address.
-        neighbour, fdb = Neighbour(end.base, mac, device), FdbEntry(mac, end.outer, device)
-        return neighbour, fdb, Route(end.subnet, via=end.base, dev=device, onlink=True)
+        gateway = end.base
+        neighbour, fdb = Neighbour(gateway, mac, device), FdbEntry(mac, end.outer, device)
+        return neighbour, fdb, Route(end.subnet, via=gateway, dev=device, onlink=True)

@@ -16,7 +16,7 @@ from flannelpy.agent.keys import HostKeys
 from flannelpy.agent.migration import wider
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.moving import Outgoing, obstacle
-from flannelpy.core.objects import FdbEntry, HostState, Neighbour, Route, WireguardPeer
+from flannelpy.core.objects import FdbEntry, HostState, Neighbour, Nexthop, Route, WireguardPeer
 from flannelpy.core.offer import type_of
 from flannelpy.core.plan import Plan, Step
 from flannelpy.host.state import State
@@ -54,7 +54,7 @@ def left_alone(steps: Plan, carriage: Carriage, observed: HostState) -> tuple[Pl
     taken = {item.dst for item in observed if isinstance(item, Route) and (item.dev in names or item.dev == carriage.uplink.name)}
 
     def concerns(step: Step) -> bool:
-        if isinstance(step.item, WireguardPeer | Neighbour | FdbEntry):
+        if isinstance(step.item, WireguardPeer | Neighbour | FdbEntry | Nexthop):
             return step.op == "remove" and step.item.dev in names
         return isinstance(step.item, Route) and step.item.kind == "unicast" and step.item.dst in taken
 

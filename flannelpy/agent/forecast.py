@@ -153,7 +153,7 @@ async def _desired(
 
     parts = (carriage.config, carriage.backends, carriage.devices, scope.table, own)
     firewall = Firewall(context.settings, *parts, forward, carriage.uplink.name)
-    fragments = Fragments(context.reporter, Cursor(membership.peers, lambda: None), facts)
+    fragments = Fragments(context.reporter, Cursor(membership.peers, lambda: None), facts, context.kernel.nexthops)
     fragments.set_target(
         Target(carriage.preference.over(carriage.backend), carriage.local(own), scope, firewall.host, firewall.peer, shield)
     )
@@ -230,6 +230,10 @@ class Spectator:
     async def settings(self, names: Iterable[str]) -> Mapping[str, str]:
         """As the kernel says."""
         return await self._kernel.settings(names)
+
+    async def nexthops(self) -> bool:
+        """As the kernel says."""
+        return await self._kernel.nexthops()
 
     async def reintroduce(self, index: int) -> None:
         """Nothing."""

@@ -44,6 +44,9 @@ def run_agent(given: Given) -> int:
     import uvloop
 
     from flannelpy import logs
+    from flannelpy.agent import heap
+
+    heap.prepare()
     from flannelpy.agent.agent import run
 
     gc.freeze()

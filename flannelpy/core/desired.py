@@ -29,13 +29,18 @@ class Desired:
     def __init__(self) -> None:
         self._fragments: dict[str, _Fragment] = {}
         self._claims: dict[Key, str | tuple[str, ...]] = {}
-        """Whose fragments speak of a key; almost always that is one, and then there is no list of them."""
-        self._objects: dict[Key, Object] = {}
+        """Whose fragments speak of a key; almost always that is one, and then there is no list of them. What is desired under it
+        is in their fragments: a book of that would be one more entry for each object of each peer.
+        """
         self._conflicts: dict[str, tuple[str, Key]] = {}
 
     def put(self, owner: str, state: HostState, rank: int = HOST_RANK) -> set[Key]:
         """Set ``owner``'s fragment; ``rank`` is the create revision of a lease (lower is older). Returns the touched keys."""
         old = self._fragments.get(owner)
+        if old is None and self._claims.keys().isdisjoint(state.objects):  # nobody else's, as almost always
+            self._fragments[owner] = _Fragment(rank, tuple(state))
+            self._claims.update(dict.fromkeys(state.objects, owner))
+            return set(state.objects)
         if old is not None and {item.key: item for item in old.objects} == state.objects:
             if old.rank == rank:
                 return set()
@@ -49,6 +54,11 @@ class Desired:
             self._claims[key] = (*claimants, owner) if claimants else owner
         return self._settle(touched | set(state.objects))
 
+    def amend(self, owner: str, state: HostState) -> set[Key]:
+        """As ``put``, by the rank that ``owner``'s fragment has; nothing where it has none."""
+        old = self._fragments.get(owner)
+        return set() if old is None else self.put(owner, state, old.rank)
+
     def _rivals(self, state: HostState) -> bool:
         """True where others claim one of these keys, too."""
         return any(not isinstance(self._claims[key], str) for key in state.objects if key.kind not in SHARED)
@@ -58,17 +68,28 @@ class Desired:
         return self._settle(self._withdraw(owner))
 
     def get(self, key: Key) -> Object | None:
-        """What is desired under ``key``."""
-        return self._objects.get(key)
+        """What is desired under ``key``: by the first who claims it and is not left out."""
+        claimants = self._claims.get(key)
+        if claimants is None:
+            return None
+        for owner in (claimants,) if isinstance(claimants, str) else claimants:
+            if owner not in self._conflicts:
+                return self._item(owner, key)
+        return None
 
     def only(self, keys: Iterable[Key]) -> HostState:
         """The desired state under these keys."""
-        return HostState({key: self._objects[key] for key in keys if key in self._objects})
+        return HostState({key: item for key in keys if (item := self.get(key)) is not None})
 
     @property
     def state(self) -> HostState:
         """Everything that is desired, now."""
-        return HostState(dict(self._objects))
+        found: dict[Key, Object] = {}
+        for owner, entry in self._fragments.items():
+            if owner not in self._conflicts:
+                for item in entry.objects:
+                    found.setdefault(item.key, item)
+        return HostState(found)
 
     def fragment(self, owner: str) -> HostState:
         """What ``owner`` asked for; empty where it asked for nothing."""
@@ -77,7 +98,7 @@ class Desired:
 
     def kinds(self, kinds: Container[str]) -> list[Key]:
         """The keys of these kinds."""
-        return [key for key in self._objects if key.kind in kinds]
+        return [key for key in self._claims if key.kind in kinds and self.get(key) is not None]
 
     def claimants(self, key: Key) -> tuple[str, ...]:
         """Whose fragments speak of ``key``."""
@@ -115,13 +136,13 @@ class Desired:
             before = owner in self._conflicts
             if self._judge(owner) != before:
                 changed.update(self._keys(owner))
-        for key in changed:
-            winner = next((owner for owner in self.claimants(key) if owner not in self._conflicts), None)
-            if winner is None:
-                self._objects.pop(key, None)
-            else:
-                self._objects[key] = next(item for item in self._fragments[winner].objects if item.key == key)
         return changed
+
+    def _item(self, owner: str, key: Key) -> Object:
+        for item in self._fragments[owner].objects:
+            if item.key == key:
+                return item
+        raise KeyError(key)  # a claim without its object: it is made and withdrawn with its fragment
 
     def _age(self, owner: str) -> tuple[int, str]:
         return self._fragments[owner].rank, owner

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from flannelpy.core.forward_accept import ForwardAccept, command
-from flannelpy.core.objects import Address, FdbEntry, Fou, Link, Neighbour, NftElement, NftSet, NftTable, Route, Sysctl
+from flannelpy.core.objects import Address, FdbEntry, Fou, Link, Neighbour, Nexthop, NftElement, NftSet, NftTable, Route, Sysctl
 from flannelpy.core.plan import Step
 
 
@@ -23,6 +23,8 @@ def typed(step: Step) -> str:
         case Neighbour():
             short = f"{item.dst} dev {item.dev}" if removed else str(item)
             return f"ip{_six(item.dst.version)} neigh {verb} {short}"
+        case Nexthop():
+            return f"ip nexthop {verb} {f'id {item.id}' if removed else f'{item} proto {item.proto}'}"
         case FdbEntry():
             return f"bridge fdb {verb} {item}"
         case Fou():

@@ -175,12 +175,12 @@ def guard_elements(guard: Guard, table: str, sides: list[Side], lease: Lease) ->
         found.append(NftElement(table, sets.hosts(version), host))
         if guard.rule == "peers":
             continue
-        first, last = (IPAddress(value, subnet.version) for value in (subnet.first, subnet.last))
+        first = _bytes(subnet.first, version)
         if subnet.prefixlen == side.exact:
             name, size = sets.pairs(version, side.exact), side.exact // 8
-            found.append(NftElement(table, name, host + _padded(_packed(first)[:size])))
+            found.append(NftElement(table, name, host + _padded(first[:size])))
         else:
-            found.append(NftElement(table, sets.ranges(version), host + _packed(first), host + _packed(last)))
+            found.append(NftElement(table, sets.ranges(version), host + first, host + _bytes(subnet.last, version)))
         if guard.rule == "strict" and outer not in side.network:
             found.append(NftElement(table, sets.pairs(version, _width(version)), host + host))
     return HostState.from_iterable({item.key: item for item in found}.values())
@@ -236,7 +236,12 @@ def _width(version: int) -> int:
 
 
 def _packed(address: IPAddress) -> bytes:
-    return int(address).to_bytes(_width(address.version) // 8, "big")
+    return _bytes(int(address), address.version)
+
+
+def _bytes(value: int, version: int) -> bytes:
+    """An address as the kernel has it."""
+    return value.to_bytes(_width(version) // 8, "big")
 
 
 def _padded(value: bytes) -> bytes:

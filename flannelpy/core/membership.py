@@ -7,7 +7,7 @@ subnet or identity with an older one (core.ownership). flannel-compat 6.2, 9.0; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -153,7 +153,21 @@ class Membership:
         old, self._own = self._own, own
         if old is not None and own is not None and old.key == own.key and old.public_ip == own.public_ip:
             return Changes()
-        return self._judge(self._leases)
+        return self._judge(list(self._concerned([each for each in (old, own) if each is not None])))
+
+    def _concerned(self, own: Sequence[Lease]) -> Iterator[str]:
+        """The leases of which the verdict depends on these being ours: themselves, and what overlaps them."""
+        named = {lease.key for lease in own}
+        blocks = [_span(net) for lease in own for net in _nets(lease)]
+        for key, lease in self._leases.items():
+            if key in named:
+                yield key
+                continue
+            for net in _nets(lease):
+                version, first, last = _span(net)
+                if any(version == each[0] and first <= each[2] and each[1] <= last for each in blocks):
+                    yield key
+                    break
 
     def put(self, lease: Lease) -> Changes:
         """A lease was created, renewed or changed. A pure renewal changes nothing."""

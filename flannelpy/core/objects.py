@@ -1,5 +1,5 @@
-"""What should the kernel hold? FOU ports, links, addresses, sysctls, neighbours, FDB entries, routes, one nft table; peers of
-WireGuard (``core.wireguard``).
+"""What should the kernel hold? FOU ports, links, addresses, sysctls, neighbours, FDB entries, nexthops, routes, one nft table;
+peers of WireGuard (``core.wireguard``).
 
 The table's sets and their elements are objects of their own: a peer that comes is an element more, and the table stays as it is.
 
@@ -259,8 +259,45 @@ class FdbEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Nexthop:
+    """A nexthop object (ip-nexthop(8)): a gateway and its device by a number, which routes name (``Route.nhid``). Whoever takes it
+    away takes its routes along, of which the kernel does not tell.
+    """
+
+    noun: ClassVar[str] = "nexthop"
+
+    id: int
+    via: IPAddress
+    dev: str
+    onlink: bool = False
+    proto: int = ROUTE_PROTOCOL
+    key: Key = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", Key("nexthop", str(self.id)))
+
+    @property
+    def lives_on(self) -> str | None:
+        """The device that it vanishes with."""
+        return self.dev
+
+    satisfied_by = _equals
+
+    def __str__(self) -> str:
+        words = [f"id {self.id} via {self.via} dev {self.dev}"]
+        if self.onlink:
+            words.append("onlink")
+        if self.proto != ROUTE_PROTOCOL:
+            words.append(f"proto {self.proto}")
+        return " ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
-    """A route of the main table. ``kind``: its type (ip-route(8)); ``link_scope``: scope link, IPv4 only; ``metric`` 0: none."""
+    """A route of the main table. ``kind``: its type (ip-route(8)); ``link_scope``: scope link, IPv4 only; ``metric`` 0: none.
+
+    ``nhid``: the nexthop object that carries it, 0 for none; gateway and device are then said by that, and are here for who reads.
+    """
 
     noun: ClassVar[str] = "route"
 
@@ -272,6 +309,7 @@ class Route:
     link_scope: bool = False
     proto: int = ROUTE_PROTOCOL
     metric: int = 0
+    nhid: int = 0
     key: Key = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -284,14 +322,21 @@ class Route:
 
     satisfied_by = _equals
 
+    def carried_by(self, nhid: int) -> Route:
+        """The same by a nexthop object; ten thousand at a start, so the key and all else is taken as it is."""
+        made = object.__new__(Route)
+        for name in Route.__slots__:
+            object.__setattr__(made, name, nhid if name == "nhid" else getattr(self, name))
+        return made
+
     def __str__(self) -> str:
         words = [str(self.dst)] if self.kind == "unicast" else [self.kind, str(self.dst)]
-        if self.via is not None:
-            words.append(f"via {self.via}")
-        if self.dev is not None:
-            words.append(f"dev {self.dev}")
-        if self.onlink:
-            words.append("onlink")
+        if self.nhid:
+            words.append(f"nhid {self.nhid}")  # ip takes the one or the other
+        else:
+            words += [f"via {self.via}"] if self.via is not None else []
+            words += [f"dev {self.dev}"] if self.dev is not None else []
+            words += ["onlink"] if self.onlink else []
         if self.link_scope:
             words.append("scope link")
         if self.proto != ROUTE_PROTOCOL:
@@ -413,6 +458,7 @@ Object = (
     | Sysctl
     | Neighbour
     | FdbEntry
+    | Nexthop
     | Route
     | NftTable
     | NftSet
@@ -451,7 +497,10 @@ class HostState:
         return cls(found)
 
     def __or__(self, other: HostState) -> HostState:
-        return HostState.from_iterable((*self.objects.values(), *other.objects.values()))
+        objects = {**self.objects, **other.objects}
+        if len(objects) < len(self.objects) + len(other.objects):
+            raise ValueError(f"two objects claim {next(key for key in other.objects if key in self.objects)}")
+        return HostState(objects)
 
     def only(self, keys: Iterable[Key]) -> HostState:
         """The part that carries these keys; keys that are not there are passed over."""
@@ -475,8 +524,9 @@ class Scope:
     """Where to look for what may be ours (docs/ownership.md). An observation holds, and only holds:
 
     - links named in ``links``, and everything on them that is an address inside ``networks`` (IPv6: any that is not
-      link-local), a permanent neighbour, a permanent FDB entry with a destination, key, port and peers of WireGuard, or a unicast
-      route of the main table that the kernel did not make itself (those go with their address);
+      link-local), a permanent neighbour, a permanent FDB entry with a destination, a nexthop object with our protocol number, key,
+      port and peers of WireGuard, or a unicast route of the main table that the kernel did not make itself (those go with their
+      address);
     - main-table routes with our protocol number whose destination lies inside one of ``networks``;
     - main-table routes inside ``networks`` with protocol boot through ``uplink`` (a flanneld's host-gw routes, to adopt);
     - the nft table ``table`` with its sets and their elements, the sysctls in ``sysctls``, the FOU ports in ``fou_ports``, and the

@@ -2,8 +2,8 @@
 
 Order: the sets of the firewall and who is in them before the rules that ask them; the firewall, which guards a port, before the
 port is opened; a FOU port before the device that takes what comes in by it, a device before its key and its address, before
-neighbour, FDB entry and peer, before the route that uses them; additions before removals, so that nothing is ever without both;
-removals the other way round.
+neighbour, FDB entry, peer and nexthop, before the route that uses them; additions before removals, so that nothing is ever without
+both; removals the other way round.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from flannelpy.core.objects import (
 
 Op = Literal["add", "change", "remake", "remove"]
 
-_KINDS = "set; element; nft, forward; fou; link; wg; addr; sysctl; neigh; fdb, wgpeer; route"
+_KINDS = "set; element; nft, forward; fou; link; wg; addr; sysctl; neigh; fdb, wgpeer; nexthop; route"
 _RANK = {kind: rank for rank, kinds in enumerate(_KINDS.split("; ")) for kind in kinds.split(", ")}
 _ADDR = _RANK["addr"]
 
@@ -59,15 +59,18 @@ def plan(desired: HostState, observed: HostState, scope: Scope | None = None, he
     """The steps that turn ``observed`` into ``desired``. What is observed, not desired and not surely ours stays (``removable``).
 
     Nothing is done about the keys in ``held``: a device among them stays as it is, and what lives on it is seen to as ever; one
-    that is not there stays away, and so does what would live on it.
+    that is not there stays away, and so does what would live on it; likewise a nexthop object and the routes by it.
 
     Pure; applying it and planning again gives an empty plan.
     """
     steps: list[Step] = []
     remade: set[str] = set()
     missing = {key.id for key in held if key.kind == "link" and key not in observed}
+    unborne = {int(key.id) for key in held if key.kind == "nexthop" and key not in observed}
     for item in sorted(desired, key=_rank):
         if item.key in held or (lives_on(item) in missing and not isinstance(item, Link)):
+            continue
+        if unborne and isinstance(item, Route) and item.nhid in unborne:
             continue
         before = observed.get(item.key)
         if before is not None and lives_on(before) in remade and not isinstance(item, Link):

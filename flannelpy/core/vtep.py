@@ -8,6 +8,11 @@ from flannelpy.core.errors import MalformedError
 from flannelpy.core.foreign import printable
 from flannelpy.core.json_members import Members
 
+_USUAL = re.compile(r"[0-9a-f][02468ace](?::[0-9a-f]{2}){5}")
+"""One host's address, as every agent writes it."""
+
+_NONE = "00:00:00:00:00:00"
+
 _MAC = re.compile(r"(?:[0-9a-f]{2}([:-]))(?:[0-9a-f]{2}\1){4}[0-9a-f]{2}|(?:[0-9a-f]{4}\.){2}[0-9a-f]{4}")
 
 
@@ -16,6 +21,8 @@ def told_mac(data: object) -> str:
 
     The all-zero MAC is refused: in a vxlan FDB it is the default destination of everything unknown. So is a group address.
     """
+    if isinstance(data, dict) and isinstance(told := data.get("VtepMAC"), str) and _USUAL.fullmatch(told) and told != _NONE:
+        return told  # the lease's own text, of which there need not be two
     members = Members(data) if isinstance(data, dict) else None
     value = members["VtepMAC"] if members is not None and "VtepMAC" in members else None
     if not isinstance(value, str) or not _MAC.fullmatch(value.lower()):
@@ -23,8 +30,7 @@ def told_mac(data: object) -> str:
     digits = value.lower().replace(":", "").replace("-", "").replace(".", "")
     if int(digits, 16) == 0 or int(digits[:2], 16) & 1:
         raise MalformedError(f"BackendData.VtepMAC {value!r}: expected the address of one device")
-    usual = bytes.fromhex(digits).hex(":")
-    return value if value == usual else usual  # the lease's own text, of which there need not be two
+    return bytes.fromhex(digits).hex(":")
 
 
 def demand_vni(data: object, ours: int) -> None:

@@ -151,6 +151,10 @@ class Kernel(Protocol):
         """The main table's route to exactly ``dst``, whoever's: to say who is in the way of ours."""
         ...
 
+    async def nexthops(self) -> bool:
+        """True where it has nexthop objects (Linux 5.3), and tells of routes by them in full. Raises KernelError."""
+        ...
+
     async def reintroduce(self, index: int) -> None:
         """Ask each neighbour that is known on this link for its address, so that it learns ours there. Raises KernelError."""
         ...
@@ -204,7 +208,8 @@ class Kernel(Protocol):
     async def apply(self, steps: Sequence[Step]) -> Sequence[Result]:
         """Carry out the steps in order, packed; one that fails does not stop the others. One result a step, in order.
 
-        An ``add`` is exclusive for routes: a route of somebody else with the same destination is EEXIST, never overwritten.
+        An ``add`` is exclusive for routes and nexthop objects: a route of somebody else with the same destination, or a nexthop
+        object with the same number, is EEXIST, never overwritten; and then no route goes by it.
         """
         ...
 

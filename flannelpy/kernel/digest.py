@@ -28,11 +28,13 @@ from flannelpy.kernel.messages import (
     RTM_DELADDR,
     RTM_DELLINK,
     RTM_DELNEIGH,
+    RTM_DELNEXTHOP,
     RTM_DELROUTE,
     RTM_DELRULE,
     RTM_NEWADDR,
     RTM_NEWLINK,
     RTM_NEWNEIGH,
+    RTM_NEWNEXTHOP,
     RTM_NEWROUTE,
     RTM_NEWRULE,
     TABLE_MAIN,
@@ -44,6 +46,7 @@ from flannelpy.kernel.messages import (
     read_address,
     read_link,
     read_neighbour,
+    read_nexthop,
     read_route,
     route_device,
 )
@@ -64,7 +67,7 @@ _ROUTE_HEAD = Struct("=BBBBBBBB")  # family, dst length, src length, tos, table,
 class Draft:
     """A Notice that is being written."""
 
-    __slots__ = ("addressed", "default_route", "links", "lost", "nft_touched", "objects", "resync", "routed")
+    __slots__ = ("addressed", "default_route", "flushed", "links", "lost", "nft_touched", "objects", "resync", "routed")
 
     def __init__(self) -> None:
         self.objects: dict[Key, Object | None] = {}
@@ -75,6 +78,7 @@ class Draft:
         self.routed: set[int] = set()
         self.nft_touched = False
         self.addressed = False
+        self.flushed: set[int] = set()  # nexthop objects that went, with which their routes did; none has come by them since
 
     @property
     def news(self) -> bool:
@@ -82,7 +86,7 @@ class Draft:
 
     @property
     def notice(self) -> Notice:
-        resync = self.resync or self.lost
+        resync = self.resync or self.lost or any(self.objects.get(Key("nexthop", str(each))) for each in self.flushed)
         return Notice(self.objects, resync, self.lost, self.links, self.default_route, frozenset(self.routed), self.addressed)
 
 
@@ -137,6 +141,8 @@ class Digest:
                 self._neighbour(data, body, end, kind == RTM_NEWNEIGH, draft)
         elif kind in (RTM_NEWROUTE, RTM_DELROUTE):
             self._route_message(data, body, end, kind == RTM_NEWROUTE, flags, draft)
+        elif kind in (RTM_NEWNEXTHOP, RTM_DELNEXTHOP):
+            self._nexthop(data, body, end, kind == RTM_NEWNEXTHOP, flags, draft)
         elif kind in (RTM_NEWRULE, RTM_DELRULE) and data[body] in VERSION:  # which table is asked, and before which other
             draft.routed.add(VERSION[data[body]])
         elif kind in (RTM_NEWADDR, RTM_DELADDR):
@@ -158,6 +164,17 @@ class Digest:
             item, key = self._sieve.neighbour(info), Key("neigh", f"{as_address(info.dst)} dev {name}")
         draft.objects[key] = item if new else None  # one that is no longer permanent is gone, too
 
+    def _nexthop(self, data: bytes, body: int, end: int, new: bool, flags: int, draft: Draft) -> None:
+        """Where one went its routes did, without a word: ``Draft.flushed`` has it, in case that another comes under its number."""
+        info = read_nexthop(data, body, end)
+        item = self._sieve.nexthop(info)
+        if item is not None:
+            draft.objects[item.key] = item if new else None
+            if not new:
+                draft.flushed.add(item.id)
+        elif new and flags & REPLACE:
+            draft.objects[Key("nexthop", str(info.id))] = None  # somebody has made theirs of it
+
     def _route_message(self, data: bytes, body: int, end: int, new: bool, flags: int, draft: Draft) -> None:
         family, prefixlen, _source, _tos, table, proto, _scope, _kind = _ROUTE_HEAD.unpack_from(data, body)
         if table != TABLE_MAIN:
@@ -176,6 +193,8 @@ class Digest:
         item = self._sieve.route(info)
         if item is not None:
             draft.objects[item.key] = item if new else None
+            if new and draft.flushed:
+                draft.flushed.discard(item.nhid)
         elif (flags & REPLACE or not new) and self._sieve.inside(info) and self._sieve.keyed(info):
             # Somebody put theirs in the place of ours; or it was in our way, and is gone.
             draft.objects[Key("route", str(info.network))] = None

@@ -27,6 +27,7 @@ from flannelpy.core.objects import (
     Key,
     Link,
     Neighbour,
+    Nexthop,
     NftElement,
     NftSet,
     NftTable,
@@ -48,8 +49,10 @@ from flannelpy.kernel.drivers import driver_of
 from flannelpy.kernel.fake_echo import Air, FakeEcho
 from flannelpy.kernel.fake_lookup import looked_up, net_of
 from flannelpy.kernel.fake_notices import FakeNotices, News
+from flannelpy.kernel.fake_routes import Ground, carried, without
 from flannelpy.kernel.fake_scope import is_seen, known_elsewhere
 from flannelpy.kernel.fake_wireguard import fresh, public_key, put
+from flannelpy.kernel.nexthops import demand_had, refused
 
 UNSET = "1"
 """What a setting holds that nobody wrote: accept_ra's default, the one the agent changes."""
@@ -68,7 +71,7 @@ class FakeKernel:
         self._objects: dict[Key, Object] = {}
         self._routes: dict[IPNetwork, Route] = {}
         self.unknown: set[str] = set()
-        """Kinds that this kernel was built without: ``fou``, ``ipip``."""
+        """Kinds that this kernel was built without: ``fou``, ``ipip``, ``nexthop``."""
         self.firewall: tuple[Hindrance, ...] = ()
         """The host's own FORWARD chains, as far as they are in the way."""
         self.rules = Ruleset()
@@ -137,6 +140,10 @@ class FakeKernel:
         self._called("route_at")
         return self._routes.get(dst)
 
+    async def nexthops(self) -> bool:
+        self._called("nexthops")
+        return "nexthop" not in self.unknown
+
     async def reintroduce(self, index: int) -> None:
         self._called("reintroduce")
         self.reintroduced.append(index)
@@ -178,13 +185,16 @@ class FakeKernel:
         self._called("apply")
         results = []
         kept: set[str | None] = set()  # devices that were not made anew after all
+        missing = dict[int, KernelError]()
         for step in steps:
             try:
                 self._fault(step.key)
+                demand_had(step, missing)
                 if not (step.item.lives_on in kept and step.op == "add" and self._find(step.key) == step.item):
                     self._carry_out(step)
             except KernelError as reason:
                 results.append(Result(step, reason))
+                missing |= refused(results[-1:])
                 kept |= {step.item.lives_on} if step.op == "remake" else set()
                 continue
             self.applied.append(step)
@@ -293,6 +303,7 @@ class FakeKernel:
 
     def set_down(self, dev: str) -> None:
         """``ip link set DEV down``: the routes through it are gone."""
+        self._objects = {key: item for key, item in self._objects.items() if not (isinstance(item, Nexthop) and item.dev == dev)}
         if dev in self._links:
             self._links[dev] = replace(self._links[dev], up=False)
             self._routes = {dst: route for dst, route in self._routes.items() if route.dev != dev}
@@ -328,8 +339,11 @@ class FakeKernel:
             case Neighbour() | FdbEntry() as entry:
                 self._index(entry.dev)
                 self._put(entry)
+            case Nexthop() as nexthop:
+                self._ground.demand_nexthop(nexthop, exclusive=step.op == "add")
+                self._put(nexthop)
             case Route() as route:
-                self._demand_usable(route)
+                self._ground.demand_route(route)
                 if step.op == "add" and route.dst in self._routes:
                     raise error((errno.EEXIST, ""))
                 self._put(route)
@@ -424,30 +438,11 @@ class FakeKernel:
         if link.up and port is not None and port.number in self.taken_ports:
             raise KernelError(f"UDP port {port.number}, which {link.name} needs, is taken by another program", errno.EADDRINUSE)
 
-    def _demand_usable(self, route: Route) -> None:
-        """The kernel's own checks of a route. Raises KernelError."""
-        if route.link_scope and route.dst.version == 6:
-            raise KernelError("IPv6 routes have no scope", errno.EINVAL)
-        if route.dst.ip != route.dst.network:
-            raise error((errno.EINVAL, "Invalid prefix for given prefix length"))
-        if route.kind != "unicast":
-            return
-        if route.dev is not None:
-            self._index(route.dev)
-            up = self._links[route.dev].up if route.dev in self._links else self.interfaces[route.dev].up
-            if not up:
-                raise error((errno.ENETDOWN, ""))
-        if route.via is not None and not route.onlink and not self._on_link(route.via, route.dev):
-            code = errno.ENETUNREACH if route.via.version == 4 else errno.EHOSTUNREACH
-            raise error((code, "Nexthop has invalid gateway" if route.via.version == 4 else ""))
-
-    def _on_link(self, gateway: IPAddress, dev: str | None) -> bool:
-        for interface in self.interfaces.values():
-            if dev in (None, interface.name) and any(gateway in net_of(own) for own in interface.addresses):
-                return True
-        return any(gateway in dst for dst, route in self._routes.items() if route.via is None and route.dev == dev)
-
     # --------------------------------------------------------------------------------------------------- storage
+
+    @property
+    def _ground(self) -> Ground:
+        return Ground(self._links, self.interfaces, self._routes, self._objects)
 
     def _put(self, item: Object) -> None:
         if isinstance(item, Link):
@@ -458,6 +453,12 @@ class FakeKernel:
             if replaced is not None and item.proto != replaced.proto:
                 self._tell(News(item, replaced=replaced))
                 return
+        elif isinstance(item, Nexthop):
+            before = self._objects.get(item.key)
+            self._routes = carried(self._routes, item)
+            self._objects[item.key] = item
+            self._tell(News(item, replaced=before))
+            return
         else:
             self._objects[item.key] = item
         self._tell(News(item, links={self._indices[item.name]: item.name} if isinstance(item, Link) else {}))
@@ -467,6 +468,8 @@ class FakeKernel:
             del self._routes[item.dst]
         else:
             del self._objects[item.key]
+        if isinstance(item, Nexthop):
+            self._routes = without(self._routes, [item.id])
         if isinstance(item, NftSet):
             for each in [each for each in self._objects.values() if isinstance(each, NftElement)]:
                 if (each.table, each.set) == (item.table, item.name):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from flannelpy.core.objects import ROUTE_PROTOCOL, Object, Route, Scope, Sysctl, WireguardDevice, WireguardPeer
+from flannelpy.core.objects import ROUTE_PROTOCOL, Key, Nexthop, Object, Route, Scope, Sysctl, WireguardDevice, WireguardPeer
 from flannelpy.kernel import Notice
 
 SILENT = (Sysctl, WireguardDevice, WireguardPeer)
@@ -37,6 +37,7 @@ class FakeNotices:
         self._fault = fault
         self._is_seen = is_seen
         self._notice = Notice()
+        self._flushed = set[int]()  # nexthop objects that went, and no route has come by them since
         self._closed = False
         self._woken = asyncio.Event()
 
@@ -48,6 +49,10 @@ class FakeNotices:
                 objects[old.key] = None
         if news.item is not None and self._is_seen(news.item, self._scope) and not isinstance(news.item, SILENT):
             objects[news.item.key] = news.item
+        if isinstance(news.gone, Nexthop) and self._is_seen(news.gone, self._scope):
+            self._flushed.add(news.gone.id)
+        if isinstance(news.item, Route):
+            self._flushed.discard(news.item.nhid)
         way = news.gone  # somebody else's route in the way of one that may be ours
         if isinstance(way, Route) and not way.metric and self._scope.covers(way.dst):
             objects[way.key] = None
@@ -70,7 +75,7 @@ class FakeNotices:
 
     def forget(self) -> None:
         """What was not read yet is lost."""
-        self._notice = Notice()
+        self._notice, self._flushed = Notice(), set()
 
     def close(self) -> None:
         self._closed = True
@@ -87,7 +92,10 @@ class FakeNotices:
             self._fault("next_notice")
             await self._woken.wait()
             self._woken.clear()
-            notice, self._notice = self._notice, Notice()
+            notice = self._notice
+            if any(notice.objects.get(Key("nexthop", str(each))) for each in self._flushed):
+                notice = replace(notice, resync=True)
+            self.forget()
             if notice != Notice() and not self._closed:
                 return notice
         raise StopAsyncIteration

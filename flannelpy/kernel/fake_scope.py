@@ -14,6 +14,7 @@ from flannelpy.core.objects import (
     Fou,
     Link,
     Neighbour,
+    Nexthop,
     NftElement,
     NftSet,
     NftTable,
@@ -40,6 +41,8 @@ def is_seen(item: Object, scope: Scope) -> bool:
             )
         case Neighbour() | FdbEntry() | WireguardDevice() | WireguardPeer():
             return item.dev in scope.links
+        case Nexthop():
+            return item.dev in scope.links and item.proto == ROUTE_PROTOCOL
         case Sysctl():
             return item.name in scope.sysctls
         case ForwardAccept():

@@ -1,8 +1,8 @@
-"""How do routes, neighbours and FDB entries look on the wire of rtnetlink, and what do its answers say? Struct in, struct out.
+"""How do routes, nexthops, neighbours and FDB entries look on the wire of rtnetlink, and what do its answers say?
 
 Bulk objects are packed and unpacked here with ``struct``: a library that builds an object a message costs 600-900 us for each,
 this 2-6. The encoders are held byte for byte against pyroute2's in tests/unit/test_messages.py. Sources: netlink(7), rtnetlink(7),
-linux/{netlink,rtnetlink,neighbour,if_link,if_addr}.h. All multi-byte fields are in host order but addresses and UDP ports.
+linux/{netlink,rtnetlink,neighbour,nexthop,if_link,if_addr}.h. All multi-byte fields are in host order but addresses and UDP ports.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.objects import FdbEntry, Neighbour, Route
+from flannelpy.core.objects import FdbEntry, Neighbour, Nexthop, Route
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
@@ -21,6 +21,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_NEWRULE, RTM_DELRULE = 32, 33
+RTM_NEWNEXTHOP, RTM_DELNEXTHOP, RTM_GETNEXTHOP = 104, 105, 106
 
 REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
 REPLACE, EXCL, CREATE = 0x100, 0x200, 0x400  # of requests that make something
@@ -53,6 +54,7 @@ NLMSG = Struct("=IHHII")  # length, type, flags, sequence, port
 IFINFO = Struct("=BxHiII")  # family, hardware type, index, flags, change
 _IFADDR = Struct("=BBBBI")  # family, prefix length, flags, scope, index
 RTMSG = Struct("=BBBBBBBBI")  # family, dst length, src length, tos, table, protocol, scope, type, flags
+_NHMSG = Struct("=BBBxI")  # family, scope, protocol, flags
 _NDMSG = Struct("=BxxxiHBB")  # family, index, state, flags, type
 _RTA = Struct("=HH")
 _RTAU32 = Struct("=HHI")
@@ -95,9 +97,12 @@ def route(kind: int, flags: int, sequence: int, item: Route, index: int) -> byte
     """RTM_NEWROUTE or RTM_DELROUTE of ``item``; ``index`` of its device, 0 for none.
 
     A removal names everything that was observed (type, protocol, scope, gateway, device, IPv6 metric): the kernel takes fields that
-    are left out for "any", and would remove somebody else's route to the same destination.
+    are left out for "any", and would remove somebody else's route to the same destination. Of a route by a nexthop object it takes
+    that one's number only, and refuses a gateway or device beside it.
     """
-    dst, via = item.dst, item.via
+    dst, via, onlink = item.dst, item.via, item.onlink
+    if item.nhid:
+        via, onlink, index = None, False, 0
     version = dst.version
     scope = SCOPE_LINK if item.link_scope else SCOPE_UNIVERSE
     body = RTMSG.pack(
@@ -109,7 +114,7 @@ def route(kind: int, flags: int, sequence: int, item: Route, index: int) -> byte
         item.proto,
         scope,
         ROUTE_KINDS[item.kind],
-        ONLINK if item.onlink else 0,
+        ONLINK if onlink else 0,
     ) + attribute(1, packed(dst))
     if via is not None:
         if via.version == version:
@@ -122,7 +127,18 @@ def route(kind: int, flags: int, sequence: int, item: Route, index: int) -> byte
         body += _RTAU32.pack(8, 6, item.metric)
     elif version == 6 and kind == RTM_DELROUTE:
         body += _RTAU32.pack(8, 6, METRIC6)
+    if item.nhid:
+        body += _RTAU32.pack(8, 30, item.nhid)
     return message(kind, flags, sequence, body)
+
+
+def nexthop(kind: int, flags: int, sequence: int, item: Nexthop, index: int) -> bytes:
+    """RTM_NEWNEXTHOP or RTM_DELNEXTHOP: a gateway on the device with this index. A removal names the number and nothing else."""
+    number = _RTAU32.pack(8, 1, item.id)
+    if kind == RTM_DELNEXTHOP:
+        return message(kind, flags, sequence, _NHMSG.pack(0, 0, 0, 0) + number)
+    head = _NHMSG.pack(FAMILY[item.via.version], 0, item.proto, ONLINK if item.onlink else 0)
+    return message(kind, flags, sequence, head + number + _RTAU32.pack(8, 5, index) + attribute(6, packed(item.via)))
 
 
 def neighbour(kind: int, flags: int, sequence: int, item: Neighbour, index: int) -> bytes:
@@ -194,6 +210,15 @@ def get_route(sequence: int, address: IPAddress) -> bytes:
 def dump_neighbours(sequence: int, family: int, index: int) -> bytes:
     """Neighbours of one device (family 0: both), or the FDB of one device (AF_BRIDGE)."""
     return message(RTM_GETNEIGH, REQUEST | DUMP, sequence, _NDMSG.pack(family, 0, 0, 0, 0) + _RTAU32.pack(8, 8, index))
+
+
+def dump_nexthops(sequence: int, index: int) -> bytes:
+    """Nexthop objects of one device."""
+    return message(RTM_GETNEXTHOP, REQUEST | DUMP, sequence, _NHMSG.pack(0, 0, 0, 0) + _RTAU32.pack(8, 5, index))
+
+
+def get_nexthop(sequence: int, number: int) -> bytes:
+    return message(RTM_GETNEXTHOP, REQUEST, sequence, _NHMSG.pack(0, 0, 0, 0) + _RTAU32.pack(8, 1, number))
 
 
 def packed(address: IPAddress | IPNetwork) -> bytes:
@@ -354,6 +379,8 @@ class RouteInfo(NamedTuple):
     metric: int
     plain: bool
     """False for several next hops, a type of service, a source prefix: what a ``Route`` cannot say."""
+    nhid: int = 0
+    """The nexthop object that carries it; the kernel tells that one's gateway and device all the same (nexthop_compat_mode)."""
 
     @property
     def network(self) -> IPNetwork:
@@ -384,6 +411,7 @@ def read_route(data: bytes, body: int, end: int) -> RouteInfo | None:
         via,
         U32.unpack(found[6])[0] if 6 in found else 0,
         9 not in found and not tos and not src_len,
+        U32.unpack(found[30])[0] if 30 in found else 0,
     )
 
 
@@ -409,6 +437,24 @@ def read_answer(data: bytes, body: int, end: int) -> tuple[int, int, IPAddress |
     if via is None and 18 in found:
         via = found[18][2:]
     return kind, u32(found.get(4)), as_address(source) if source else None, as_address(via) if via else None
+
+
+class NexthopInfo(NamedTuple):
+    """A nexthop object; ``via`` as the kernel's bytes. ``plain`` False: a group, a blackhole, an encapsulation, one of an FDB."""
+
+    id: int
+    proto: int
+    flags: int
+    device: int
+    via: bytes | None
+    plain: bool
+
+
+def read_nexthop(data: bytes, body: int, end: int) -> NexthopInfo:
+    _family, _scope, proto, flags = _NHMSG.unpack_from(data, body)
+    found = attributes(data, body + 8, end)
+    plain = found.keys().isdisjoint((2, 4, 8, 11))
+    return NexthopInfo(u32(found.get(1)), proto, flags, u32(found.get(5)), found.get(6), plain)
 
 
 class NeighbourInfo(NamedTuple):

@@ -15,7 +15,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import chain, repeat
 
 from flannelpy.core.errors import KernelError
@@ -28,6 +28,7 @@ from flannelpy.kernel.nft import NETLINK_NETFILTER, Nft
 
 LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE = 1, 3, 5, 7, 9, 11  # RTNLGRP_*
 IPV4_RULE, IPV6_RULE = 8, 19
+NEXTHOP = 32
 NFTABLES = 7  # NFNLGRP_NFTABLES
 
 NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -74,7 +75,7 @@ class Notices:
         """Listen, and learn which devices there are. Raises KernelError."""
         self._unsubscribe()
         try:
-            groups = (LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, IPV4_RULE, IPV6_RULE)
+            groups = (LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, IPV4_RULE, IPV6_RULE, NEXTHOP)
             self._join(socket.NETLINK_ROUTE, groups)
             self._join(NETLINK_NETFILTER, (NFTABLES,))
         except OSError as error:
@@ -95,7 +96,8 @@ class Notices:
             raise
         self._sockets.append(sock)
         for group in groups:
-            sock.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, group)
+            with suppress(OSError) if group == NEXTHOP else nullcontext():  # a kernel before 5.3 has none
+                sock.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, group)
         self._epoll.register(sock.fileno(), select.EPOLLIN)
 
     def _survey(self) -> None:

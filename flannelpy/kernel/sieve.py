@@ -10,7 +10,18 @@ from collections.abc import Callable
 
 from netaddr import IPNetwork
 
-from flannelpy.core.objects import BOOT_PROTOCOL, ROUTE_PROTOCOL, Address, FdbEntry, Link, Neighbour, Route, Scope, Wireguard
+from flannelpy.core.objects import (
+    BOOT_PROTOCOL,
+    ROUTE_PROTOCOL,
+    Address,
+    FdbEntry,
+    Link,
+    Neighbour,
+    Nexthop,
+    Route,
+    Scope,
+    Wireguard,
+)
 from flannelpy.kernel.drivers import read_detail
 from flannelpy.kernel.messages import (
     AF_BRIDGE,
@@ -25,6 +36,7 @@ from flannelpy.kernel.messages import (
     AddressInfo,
     LinkInfo,
     NeighbourInfo,
+    NexthopInfo,
     RouteInfo,
     as_address,
 )
@@ -98,6 +110,13 @@ class Sieve:
             return None
         return FdbEntry(info.mac.hex(":"), as_address(info.dst), name)
 
+    def nexthop(self, info: NexthopInfo) -> Nexthop | None:
+        """One with our mark on a device of ours; others of ours may be another agent's."""
+        name = self.links.get(info.device)
+        if name is None or info.proto != ROUTE_PROTOCOL or info.via is None or not info.plain:
+            return None
+        return Nexthop(info.id, as_address(info.via), name, bool(info.flags & ONLINK))
+
     @staticmethod
     def keyed(info: RouteInfo) -> bool:
         """True for a route that the kernel could not hold beside one of ours (no metric), and for our own blackhole (the last)."""
@@ -146,4 +165,5 @@ def as_route(info: RouteInfo, name: str | None) -> Route:
         info.scope == SCOPE_LINK,
         info.proto,
         0 if info.metric == (0 if info.version == 4 else METRIC6) else info.metric,
+        info.nhid,
     )

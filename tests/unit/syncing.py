@@ -127,6 +127,9 @@ class FailingKernel:
     async def reintroduce(self, index: int) -> None:
         await self._ask(self.kernel.reintroduce(index))
 
+    async def nexthops(self) -> bool:
+        return await self._ask(self.kernel.nexthops())
+
     async def route_to(self, address: IPAddress) -> RouteAnswer | None:
         return await self._ask(self.kernel.route_to(address))
 

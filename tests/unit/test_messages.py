@@ -16,7 +16,7 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from flannelpy.core.errors import KernelError
-from flannelpy.core.objects import FdbEntry, Link, Neighbour, Route, Scope, Vxlan
+from flannelpy.core.objects import FdbEntry, Link, Neighbour, Nexthop, Route, Scope, Vxlan
 from flannelpy.kernel import links, messages
 from flannelpy.kernel.channel import error
 from flannelpy.kernel.drivers.vxlan import VxlanDriver
@@ -119,6 +119,28 @@ def test_a_question(ours: bytes, message: object, kind: int, flags: int, fields:
     assert ours.hex(" ", 4) == library(message, kind, flags, fields).hex(" ", 4)
 
 
+@pytest.mark.parametrize("kind", [messages.RTM_NEWROUTE, messages.RTM_DELROUTE])
+def test_a_route_by_a_nexthop_object_names_that_and_nothing_else(kind: int) -> None:
+    """The library knows no RTA_NH_ID (30): it is what it writes without gateway and device, and the number behind."""
+    item = Route(IPNetwork("10.5.9.0/24"), IPAddress("10.5.9.0"), "flannel.1", onlink=True, nhid=0x0A050900)
+    fields = {"family": 2, "dst_len": 24, "proto": 102, "scope": 0, "type": 1, "flags": 0, "table": 254}
+    bare = library(rtmsg(), kind, ADD, {**fields, "attrs": [("RTA_DST", "10.5.9.0")]})
+    expected = struct.pack("=I", len(bare) + 8) + bare[4:] + struct.pack("=HHI", 8, 30, 0x0A050900)
+    assert messages.route(kind, ADD, SEQUENCE, item, DEVICE).hex(" ", 4) == expected.hex(" ", 4)
+
+
+def test_a_nexthop_object() -> None:
+    """struct nhmsg, NHA_ID 1, NHA_OIF 5, NHA_GATEWAY 6 (linux/nexthop.h), which the library does not know."""
+    item = Nexthop(0x0A050900, IPAddress("10.5.9.0"), "flannel.1", onlink=True)
+    head = struct.pack("=IHHII", 48, 104, ADD, SEQUENCE, 0)
+    number, device = struct.pack("=HHI", 8, 1, 0x0A050900), struct.pack("=HHI", 8, 5, DEVICE)
+    gateway = struct.pack("=HH", 8, 6) + bytes([10, 5, 9, 0])
+    made = messages.nexthop(messages.RTM_NEWNEXTHOP, ADD, SEQUENCE, item, DEVICE)
+    assert made.hex(" ", 4) == (head + struct.pack("=BBBBI", 2, 0, 102, 0, 4) + number + device + gateway).hex(" ", 4)
+    gone = messages.nexthop(messages.RTM_DELNEXTHOP, REQUEST, SEQUENCE, item, 0)
+    assert gone == struct.pack("=IHHII", 32, 105, REQUEST, SEQUENCE, 0) + bytes(8) + number
+
+
 def test_the_last_message_of_a_batch_asks_for_an_acknowledgement() -> None:
     plain = messages.route(messages.RTM_NEWROUTE, ADD, SEQUENCE, ROUTES[0][0], DEVICE)
     assert messages.with_ack(plain) == messages.route(messages.RTM_NEWROUTE, ADD | messages.ACK, SEQUENCE, ROUTES[0][0], DEVICE)
@@ -178,6 +200,25 @@ def test_a_route_reads_back_as_it_was_written(
     info = messages.read_route(data, head.body, head.end)
     assert info is not None
     assert sieve("10.0.0.0/8").route(info) == item
+
+
+@given(number=st.integers(1, 2**32 - 1), via=st.integers(1, 2**32 - 1), onlink=st.booleans(), proto=st.sampled_from([4, 102]))
+def test_a_nexthop_object_reads_back_as_it_was_written(number: int, via: int, onlink: bool, proto: int) -> None:
+    item = Nexthop(number, IPAddress(via, 4), "flannel.1", onlink, proto)
+    for device, ours in ((DEVICE, proto == 102), (2, False)):
+        data = messages.nexthop(messages.RTM_NEWNEXTHOP, ADD, SEQUENCE, item, device)
+        info = messages.read_nexthop(data, 16, len(data))
+        assert info.plain
+        assert sieve().nexthop(info) == (item if ours else None)
+
+
+@pytest.mark.parametrize("number", [2, 4, 8, 11])
+def test_a_group_a_blackhole_an_encapsulation_and_one_of_an_fdb_are_none_of_ours(number: int) -> None:
+    data = messages.nexthop(messages.RTM_NEWNEXTHOP, ADD, SEQUENCE, Nexthop(7, IPAddress("10.5.9.0"), "flannel.1"), DEVICE)
+    data += messages.attribute(number, b"\0" * 8)
+    info = messages.read_nexthop(data, 16, len(data))
+    assert not info.plain
+    assert sieve().nexthop(info) is None
 
 
 def echoed(item: Route, device: int, extra: bytes = b"") -> messages.RouteInfo | None:

@@ -23,7 +23,9 @@ def _few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(book: PeersBook) -> Fragments:
-    return Fragments(Reporter(asyncio.get_running_loop().time), book, AskedGateways(FailingKernel(FakeKernel([]))))
+    return Fragments(
+        Reporter(asyncio.get_running_loop().time), book, AskedGateways(FailingKernel(FakeKernel([]))), FakeKernel([]).nexthops
+    )
 
 
 def holds(fragments: Fragments, number: int, mac: str) -> bool:

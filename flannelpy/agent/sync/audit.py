@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from random import Random
 
+from flannelpy.agent.heap import give_back
 from flannelpy.agent.sync.reconcile import SILENT_S, Reconciler
 
 AUDIT_S = 300.0
@@ -12,12 +13,17 @@ AUDIT_S = 300.0
 
 
 async def audit(reconciler: Reconciler) -> None:
-    """Have the reconciler look, for ever."""
+    """Have the reconciler look, for ever; and some seconds after each full look, give back the memory that it took."""
     loop = asyncio.get_running_loop()
     due = loop.time() + AUDIT_S * Random().uniform(0.8, 1.0)
+    full = True
     while True:
         await asyncio.sleep(SILENT_S)
+        if full and reconciler.settled:
+            full = False
+            give_back()
         if loop.time() >= due:
             due = loop.time() + AUDIT_S
+            full = True
             reconciler.resync()
         reconciler.look_at_silent()

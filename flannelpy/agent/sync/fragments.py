@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from heapq import nsmallest
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from netaddr import IPAddress
 
 from flannelpy.agent.report import Reporter
+from flannelpy.agent.sync.nexthops import Nexthops
 from flannelpy.core.backend import Local, Path
 from flannelpy.core.desired import Desired
 from flannelpy.core.errors import FlannelpyError, MalformedError
@@ -20,6 +21,9 @@ from flannelpy.core.objects import HostState, Key, Object, Scope, WireguardPeer
 from flannelpy.core.offer import spoken
 from flannelpy.core.select import Preferring
 from flannelpy.core.underlay import Shield
+
+if TYPE_CHECKING:
+    from flannelpy.agent.sync.sources import Gateways, Peers
 
 log = logging.getLogger(__name__)
 
@@ -62,28 +66,10 @@ class Target:
         return self.backend.spare(self.local) if isinstance(self.backend, Preferring) else ()
 
 
-class Peers(Protocol):
-    """A reader's place in what happens to the peers (``agent.view``)."""
-
-    current: Mapping[str, Lease]
-
-    def take(self) -> Mapping[str, Lease | None]:
-        """What changed since it was last asked; None for a peer that went."""
-        ...
-
-
-class Gateways(Protocol):
-    """Who is reached without a gateway (``agent.facts``)."""
-
-    async def on_link(self, addresses: Iterable[IPAddress]) -> Mapping[IPAddress, str]:
-        """Those of the addresses, and by which device. Raises KernelError."""
-        ...
-
-
 class Fragments:
-    """The sum of the fragments, and which of them are to be made anew."""
+    """The sum of the fragments, and which of them are to be made anew. ``nexthops``: whether the kernel has nexthop objects."""
 
-    def __init__(self, reporter: Reporter, peers: Peers, gateways: Gateways) -> None:
+    def __init__(self, reporter: Reporter, peers: Peers, gateways: Gateways, nexthops: Callable[[], Awaitable[bool]]) -> None:
         self.desired = Desired()
         self._reporter = reporter
         self._peers = peers
@@ -93,7 +79,7 @@ class Fragments:
         self._members: dict[str, Lease] = {}
         self._pending: dict[str, Lease | None] = {}
         self._turns = Counter[str]()  # how often each was made since all that waited were made
-        self._facts = _Facts()
+        self._facts = _Facts(Nexthops(nexthops))
         self.paths: dict[str, Path] = {}
         """By which way each peer is reached, by lease key, where there is a choice."""
         self._unreadable: dict[str, str] = {}
@@ -151,6 +137,7 @@ class Fragments:
         target = self.target
         anew = self._made is not target
         self._pending.update(self._peers.take())
+        anew |= await self._facts.nexthops.settle(self._count() if anew else len(self._members))
         taken = dict(self._pending) if anew else self._next()
         changed = {**self._members, **taken} if anew else dict(taken)
         if target.backend.wants_on_link:
@@ -184,6 +171,14 @@ class Fragments:
             for owner in self.desired.claimants(item.key):  # none where it is about to go
                 self._facts.answered.add(item.key)
                 self._pending.setdefault(owner, self._members[owner])
+
+    def avoid_nexthops(self, keys: Collection[Key]) -> set[Key]:
+        """Somebody else has the numbers of these nexthop objects: their routes go without. The keys to look at."""
+        return self._facts.nexthops.avoid(keys, self.desired)
+
+    def _count(self) -> int:
+        """Peers, with those that wait."""
+        return len({**self._members, **self._pending}) - sum(lease is None for lease in self._pending.values())
 
     @property
     def waiting(self) -> bool:
@@ -243,6 +238,7 @@ class Fragments:
             state = path.state | target.admit(lease)
             for route, words in target.shield.crossing(state):
                 raise MalformedError(f"{route} would take {words} into the overlay")
+            state = self._facts.nexthops.shaped(state, target.scope.links)
         except Exception as error:
             if not isinstance(error, FlannelpyError):
                 log.debug("%s: its fragment cannot be made", lease, exc_info=error)
@@ -288,6 +284,7 @@ class Fragments:
 class _Facts:
     """What paths depend on. ``moved``: IP versions of which routes have changed; ``answered``: peers of WireGuard."""
 
+    nexthops: Nexthops
     on_link: dict[IPAddress, str] = field(default_factory=dict)
     moved: set[int] = field(default_factory=set)
     answered: set[Key] = field(default_factory=set)

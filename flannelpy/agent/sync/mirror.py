@@ -30,9 +30,10 @@ class Mirror:
 
     def hear(self, objects: Mapping[Key, Object | None]) -> None:
         """The kernel tells of these: as they are now, None for those that are gone."""
-        self._heard.update(objects)
         for key, item in objects.items():
             self._set(key, item)
+            there = self.objects.get(key)
+            self._heard[key] = there if there == item else item  # what is held already, where it says the same
 
     def listen(self) -> None:
         """From here on, what is heard may contradict what is read or written meanwhile."""

@@ -7,22 +7,29 @@ round runs is coalesced into the next; nothing waits on purpose. What can fail i
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import TYPE_CHECKING
 
 from flannelpy.agent.report import Clock, Reporter
 from flannelpy.agent.sync.dirty import Dirty
-from flannelpy.agent.sync.fragments import Fragments, Gateways, Peers, Target
-from flannelpy.agent.sync.kernel_errors import Refusal, explain, not_applicable
+from flannelpy.agent.sync.fragments import Fragments, Target
+from flannelpy.agent.sync.kernel_errors import not_applicable
 from flannelpy.agent.sync.mirror import Mirror
+from flannelpy.agent.sync.progress import Progress
 from flannelpy.agent.sync.repairs import Repairs
 from flannelpy.agent.sync.retries import Retries
 from flannelpy.agent.sync.standing import Standing
 from flannelpy.core.desired import Desired
 from flannelpy.core.errors import KernelError
+from flannelpy.core.nexthops import routes_by
 from flannelpy.core.objects import HostState, Key, Link
 from flannelpy.core.plan import Plan, lives_on, plan
 from flannelpy.kernel import Kernel, Notice, Result
+
+if TYPE_CHECKING:
+    from flannelpy.agent.sync.sources import Gateways, Peers
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +56,7 @@ class Reconciler:
         before_round: Callable[[], Awaitable[None]],
     ) -> None:
         self.dirty = Dirty()
-        self.fragments = Fragments(reporter, peers, gateways)
+        self.fragments = Fragments(reporter, peers, gateways, kernel.nexthops)
         self.retries = Retries()
         self.heartbeat = clock()
         """When the loop last turned, on the agent's clock."""
@@ -60,7 +67,7 @@ class Reconciler:
         self._before_round = before_round
         self._mirror = Mirror(self.desired.get)
         self.standing = Standing(self.fragments, self._mirror, self.retries)
-        self._state = _State()
+        self._state = Progress()
 
     # ------------------------------------------------------------------------------------------ what others tell us
 
@@ -86,6 +93,9 @@ class Reconciler:
         if len(self.retries):
             self._hasten_what_may_go(notice)
         self.dirty.add(key for key, item in notice.objects.items() if self.desired.get(key) != item)
+        along = list(routes_by(notice.objects, self.desired))  # gone without a word, or led elsewhere
+        self._mirror.stale.update(along)
+        self.dirty.add(along)
 
     def _hasten_what_may_go(self, notice: Notice) -> None:
         """A route that was in the way of ours is gone; or an interface, maybe one that had what a device of ours needs.
@@ -241,14 +251,12 @@ class Reconciler:
 
     async def _learn(self, results: Sequence[Result], partial: bool) -> None:
         """Take over into the mirror what the kernel acknowledged; have again what it refused, later."""
-        now = self._clock()
+        now, taken = self._clock(), list[Key]()
         for result in results:
             step, key = result.step, result.step.key
             if result.error is not None and not not_applicable(step, result.error):
-                self.retries.refused(key, now)
-                before = self.standing.refusals.get(key)
-                if before is None or (before.step, str(before.error)) != (step, str(result.error)):
-                    self.standing.refusals[key] = Refusal(step, result.error, await explain(self._kernel, step, result.error))
+                await self.standing.refuse(self._kernel, step, result.error, now)
+                taken += [key] if key.kind == "nexthop" and result.error.code == errno.EEXIST else []
                 continue
             self.standing.forget(key)
             self._mirror.learn(key, None if step.op == "remove" else step.item)
@@ -256,6 +264,9 @@ class Reconciler:
                 self.retries.hasten((key for key in self.retries if self._lives_on(key) == step.item.name), now)
                 if partial:
                     self.dirty.add_everything()  # what lived on it is gone, and all of it must come back
+        for key in self.fragments.avoid_nexthops(taken):
+            self.standing.forget(key)
+            self.dirty.add([key])
         self.dirty.add(self._mirror.stale)
 
     def _lives_on(self, key: Key) -> str | None:
@@ -286,15 +297,3 @@ class Reconciler:
         """Derive what is wrong from what is desired, what is there and what was answered."""
         self.standing.report(self._reporter)
         self._reporter.set("kernel-contested", {str(key): str(key) for key in self.repairs.damping.contested()})
-
-
-class _State:
-    """Where the loop is."""
-
-    def __init__(self) -> None:
-        self.settled = False
-        self.may_sweep = False
-        self.first_sweep = False
-        self.hastened = 0.0
-        self.unannounced = False  # the kernel has taken something of ours without a word
-        self.round_over = asyncio.Event()

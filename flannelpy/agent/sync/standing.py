@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 
 from flannelpy.agent.report import Reporter
 from flannelpy.agent.sync.fragments import FIREWALL, HOST, Fragments
-from flannelpy.agent.sync.kernel_errors import Refusal, conditions, links
+from flannelpy.agent.sync.kernel_errors import Refusal, conditions, explain, links
 from flannelpy.agent.sync.mirror import Mirror
 from flannelpy.agent.sync.retries import Retries
+from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import Key
+from flannelpy.core.plan import Step
 from flannelpy.core.tally import Histogram
-from flannelpy.kernel import Result
+from flannelpy.kernel import Kernel, Result
 
 
 class Standing:
@@ -66,6 +68,13 @@ class Standing:
         if results:
             self.steps.update((each.step.key.kind, each.step.op, "refused" if each.error else "done") for each in results)
             self.convergence.observe(took_s)
+
+    async def refuse(self, kernel: Kernel, step: Step, error: KernelError, now: float) -> None:
+        """The kernel has refused a step: why is found out where that is news, and it is tried again later."""
+        self._retries.refused(step.key, now)
+        before = self.refusals.get(step.key)
+        if before is None or (before.step, str(before.error)) != (step, str(error)):
+            self.refusals[step.key] = Refusal(step, error, await explain(kernel, step, error))
 
     def forget(self, key: Key) -> None:
         """There is nothing left to try under ``key``."""
