@@ -106,8 +106,8 @@ lab-down: ## take the lab away
 bench-agent: $(DEV) ## how fast the agent is
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab bench_agent
 
-bench-udp: $(DEV) ## how fast udp in user space is, beside a C pump and VXLAN: ROUNDS=5
-	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab bench_udp --rounds $(ROUNDS)
+bench-udp: $(DEV) ## how fast udp is, beside a C pump and VXLAN, over veth or with WIRE=1 as between machines: ROUNDS=5
+	@PYTHONPATH=netns-lab:. $(PYTHON) -m $(if $(GUEST),tests.kernels.bench_udp,netns_lab bench_udp) $(if $(WIRE),--wire) --rounds $(ROUNDS)
 
 bench-kube: $(DEV) ## what 1,000 nodes of Kubernetes and their heartbeats cost an agent
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_kube
