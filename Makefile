@@ -56,7 +56,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels kubernetes test-kube bench-kube format lab lab-down bench-agent bench-udp bench-guard bench-registry bench-migration soak-udp churn gallery test-gallery gallery-page calm chaos flood etcds cnis crictl flanneld prometheus chromium screenshots fuzz dist deb image test-package test-image pins test-lowest clean
+.PHONY: help setup demo test lint types unit test-kernels kubernetes test-kube bench-kube format lab lab-down bench-agent bench-udp profile bench-guard bench-registry bench-migration soak-udp churn gallery test-gallery gallery-page calm chaos flood etcds cnis crictl flanneld prometheus chromium screenshots fuzz dist deb image test-package test-image pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -106,8 +106,11 @@ lab-down: ## take the lab away
 bench-agent: $(DEV) ## how fast the agent is
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab bench_agent
 
-bench-udp: $(DEV) ## how fast udp in user space is, beside a C pump and VXLAN: ROUNDS=5
-	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab bench_udp --rounds $(ROUNDS)
+bench-udp: $(DEV) ## how fast udp is, beside a C pump and VXLAN, over veth or with WIRE=1 as between machines: ROUNDS=5
+	@PYTHONPATH=netns-lab:. $(PYTHON) -m $(if $(GUEST),tests.kernels.bench_udp,netns_lab bench_udp) $(if $(WIRE),--wire) --rounds $(ROUNDS)
+
+profile: $(DEV) ## where the agent's time goes during joins, and a udp worker's under a TCP stream: flame graphs
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab profiling
 
 bench-kube: $(DEV) ## what 1,000 nodes of Kubernetes and their heartbeats cost an agent
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_kube

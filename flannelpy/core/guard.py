@@ -43,11 +43,6 @@ class Side:
     def version(self) -> int:
         return int(self.network.version)
 
-    @property
-    def exact(self) -> int | None:
-        """Bits of a subnet that are looked up in an exact set; None where they are no whole bytes, which raw payload is read in."""
-        return None if self.length % 8 else self.length
-
 
 MOST_STRANGERS = 64
 MOST_REFUSED = 1024
@@ -81,7 +76,7 @@ class Sets:
         return f"hosts{version}"
 
     def pairs(self, version: int, length: int) -> str:
-        """A peer's address with the first ``length`` bits of what it may send as."""
+        """A peer's address with the first ``length`` bits of what it may send as: one look-up of a hash, however many peers."""
         return f"{self._guard.port.name}{version}_{length}"
 
     def ranges(self, version: int) -> str:
@@ -97,9 +92,9 @@ class Sets:
                 yield NftSet(self._table, f"{name}{version}", f"type {_ADDRESS[version]}\n{_COUNTING[name]}")
             if self._guard.rule == "peers":
                 continue
-            lengths = {side.exact} if self._guard.rule == "default" else {side.exact, _width(version)}
-            for length in sorted(length for length in lengths if length):
-                yield NftSet(self._table, self.pairs(version, length), f"typeof {_pair(self._guard, version, length)}")
+            lengths = {side.length} if self._guard.rule == "default" else {side.length, _width(version)}
+            for length in sorted(lengths):
+                yield NftSet(self._table, self.pairs(version, length), f"typeof {_pair(self._guard, version, _read(length))}")
             ranged = _pair(self._guard, version, _width(version))
             yield NftSet(self._table, self.ranges(version), f"typeof {ranged}\nflags interval")
 
@@ -143,11 +138,11 @@ def _sort(guard: Guard, side: Side, judge: str) -> Iterator[str]:
     """
     version, port = side.version, guard.port
     to_port = f"th dport {port.number} meta l4proto 17" if port.datagram else ""
-    if guard.rule != "peers" and side.exact:
+    if guard.rule != "peers":
         frame = "" if port.ethertype is None else f" @th,{8 * port.ethertype},16 0x{_ETHERTYPE[version]:x}"
         arrives = f"{to_port}{frame}" if port.datagram else _protocol(port, version)
-        pairs = Sets(guard, "").pairs(version, side.exact)
-        yield f"{arrives} {_inside(_destination(port, version), side.own)} {_pair(guard, version, side.exact)} @{pairs} accept"
+        pair = f"{_pair(guard, version, _read(side.length))}{_mask(side.length)} @{Sets(guard, '').pairs(version, side.length)}"
+        yield f"{arrives} {_inside(_destination(port, version), side.own)} {pair} accept"
     vni = "" if port.vni is None else f" @th,96,24 0x{port.vni:x}"
     arrives = f"{to_port} meta nfproto ipv{version}{vni}" if port.datagram else _protocol(port, version)
     yield f"{arrives} jump {judge}"
@@ -176,8 +171,8 @@ def guard_elements(guard: Guard, table: str, sides: list[Side], lease: Lease) ->
         if guard.rule == "peers":
             continue
         first = _bytes(subnet.first, version)
-        if subnet.prefixlen == side.exact:
-            name, size = sets.pairs(version, side.exact), side.exact // 8
+        if subnet.prefixlen == side.length:
+            name, size = sets.pairs(version, side.length), _read(side.length) // 8
             found.append(NftElement(table, name, host + _padded(first[:size])))
         else:
             found.append(NftElement(table, sets.ranges(version), host + first, host + _bytes(subnet.last, version)))
@@ -218,6 +213,16 @@ def _drop(reason: str, where: str) -> str:
 def _reported(guard: Guard) -> tuple[str, ...]:
     """Whose drops are counted apart: by the rule ``peers`` nobody is refused but strangers."""
     return ("strangers",) if guard.rule == "peers" else ("strangers", "refused")
+
+
+def _read(length: int) -> int:
+    """Bits that are read for the first ``length`` of an address: raw payload is read in whole bytes, and masked in whole words."""
+    return length if length % 8 == 0 else -(-length // 32) * 32
+
+
+def _mask(length: int) -> str:
+    """What is left of these bits, where it is not all of them."""
+    return "" if length % 8 == 0 else f" & 0x{(1 << length) - 1 << _read(length) - length:x}"
 
 
 def _pair(guard: Guard, version: int, length: int) -> str:

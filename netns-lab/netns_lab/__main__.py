@@ -17,6 +17,7 @@ PROGRAMS = (
     "bench_udp",
     "bench_registry",
     "bench_migration",
+    "profiling",
 )
 
 

@@ -717,8 +717,10 @@ SIDES = [
 ]
 
 
-def guard_state(guard: Guard, peers: Iterable[Lease], options: FirewallOptions | None = None) -> HostState:
-    sides = [side for side in SIDES if side.version in guard.families]
+def guard_state(
+    guard: Guard, peers: Iterable[Lease], options: FirewallOptions | None = None, among: Iterable[Side] = SIDES
+) -> HostState:
+    sides = [side for side in among if side.version in guard.families]
     state = guard_sets(guard, "flannelpy", sides) | firewall(
         "flannelpy", [], options or FirewallOptions(), guard_chains(guard, sides)
     )
@@ -750,6 +752,26 @@ async def test_a_guard_is_written_as_nft_prints_it(real: RealHost) -> None:
     for kind, rule in (*plain, *(("vxlan", rule) for rule in framed)):
         guard = Guard(WIRE[kind], cast(SourceRule, rule), (4, 6) if kind == "vxlan" else (4,))
         state = guard_state(guard, [guarded_peer(3), guarded_peer(7, 26)])
+        assert await apply(real.kernel, *plan(state, await real.kernel.observe(SCOPE))) == []
+        fresh = NetlinkKernel()
+        assert plan(state, await fresh.observe(SCOPE)) == ()
+        await fresh.close()
+
+
+@pytest.mark.parametrize(("length", "length6"), [(22, 60), (25, 62), (26, 52), (30, 110)])
+async def test_a_guard_of_subnets_of_no_whole_bytes_is_written_as_nft_prints_it(real: RealHost, length: int, length6: int) -> None:
+    sides = [
+        Side(IPNetwork("10.5.0.0/16"), IPNetwork(f"10.5.0.0/{length}"), length),
+        Side(IPNetwork("fd05::/40"), IPNetwork(f"fd05::/{length6}"), length6),
+    ]
+    for kind, rule in (("udp", "default"), ("ipip", "strict"), ("vxlan", "default"), ("vxlan", "strict")):
+        guard = Guard(WIRE[kind], cast(SourceRule, rule), (4, 6) if kind == "vxlan" else (4,))
+        peers = [
+            Lease(IPNetwork(f"10.5.{4 * number}.0/{length}"), LeaseAttrs(IPAddress(f"192.0.2.{number}"), at6), net6)
+            for number in (3, 7)
+            for at6, net6 in [(IPAddress(f"2001:db8::{number}"), IPNetwork(f"fd05:0:{number:x}::/{length6}"))]
+        ]
+        state = guard_state(guard, [*peers, guarded_peer(60)], among=sides)
         assert await apply(real.kernel, *plan(state, await real.kernel.observe(SCOPE))) == []
         fresh = NetlinkKernel()
         assert plan(state, await fresh.observe(SCOPE)) == ()

@@ -148,10 +148,39 @@ def test_a_subnet_of_another_length_is_a_range_and_one_of_none_is_nothing() -> N
     guard = Guard(VXLAN, "default", (4, 6))
     assert elements(guard, lease("10.5.9.64/26", "192.0.2.9"))[1:] == ["vxlan4 { 192.0.2.9 . 10.5.9.64-10.5.9.127 }"]
     odd = Side(V4.network, IPNetwork("10.5.8.0/22"), 22)
-    assert elements(guard, lease("10.5.12.0/22", "192.0.2.9"), odd)[1:] == ["vxlan4 { 192.0.2.9 . 10.5.12.0-10.5.15.255 }"]
+    assert elements(guard, lease("10.5.12.0/24", "192.0.2.9"), odd)[1:] == ["vxlan4 { 192.0.2.9 . 10.5.12.0-10.5.12.255 }"]
     assert elements(guard, Lease(IPNetwork("0.0.0.0/0"), LeaseAttrs(NO_ADDRESS))) == []
     both = lease("10.5.9.0/24", "192.0.2.9", "fd05:0:0:9::/64", "2001:db8::9")
     assert elements(guard, both, V4, V6)[2:] == ["hosts6 { 2001:db8::9 }", "vxlan6_64 { 2001:db8::9 . fd05:0:0:9:: }"]
+
+
+@pytest.mark.parametrize("port", [VXLAN, UDP, IPIP])
+@pytest.mark.parametrize(
+    ("own", "peer", "words", "mask"),
+    [
+        ("10.5.8.0/22", "10.5.12.0/22", "10.5.12.0", " & 0xfffffc00"),
+        ("10.5.72.0/25", "10.5.9.128/25", "10.5.9.128", " & 0xffffff80"),
+        ("10.5.72.64/26", "10.5.9.192/26", "10.5.9.192", " & 0xffffffc0"),
+        ("10.5.72.16/28", "10.5.9.240/28", "10.5.9.240", " & 0xfffffff0"),
+    ],
+)
+def test_subnets_of_no_whole_bytes_are_looked_up_in_an_exact_set_as_well(
+    port: GuardedPort, own: str, peer: str, words: str, mask: str
+) -> None:
+    guard, length = Guard(port, "default"), IPNetwork(own).prefixlen
+    side = Side(V4.network, IPNetwork(own), length)
+    name, source = f"{port.name}4_{length}", f"ip saddr . @th,{8 * (port.inner + 12)},32"
+    assert rules(guard, side)[2].endswith(f"{source}{mask} @{name} accept")
+    assert elements(guard, lease(peer, "192.0.2.9"), side) == ["hosts4 { 192.0.2.9 }", f"{name} {{ 192.0.2.9 . {words} }}"]
+    sets = {item.name: item.spec for item in guard_sets(guard, "flannelpy", [side]) if isinstance(item, NftSet)}
+    assert sets[name] == f"typeof {source}"  # no interval, and no mask
+
+
+def test_an_ipv6_subnet_is_read_in_whole_words() -> None:
+    guard, side = Guard(VXLAN, "default", (4, 6)), Side(IPNetwork("fd05::/40"), IPNetwork("fd05:0:0:70::/60"), 60)
+    assert rules(guard, side)[2].endswith("ip6 saddr . @th,304,64 & 0xfffffffffffffff0 @vxlan6_60 accept")
+    both = lease("10.5.9.0/24", "192.0.2.9", "fd05:0:0:90::/60", "2001:db8::9")
+    assert elements(guard, both, side) == ["hosts6 { 2001:db8::9 }", "vxlan6_60 { 2001:db8::9 . fd05:0:0:90:: }"]
 
 
 @pytest.mark.parametrize("rule", ["default", "strict"])
