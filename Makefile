@@ -21,6 +21,8 @@ NAME    ?= fl
 HOSTS   ?= 3
 BACKEND ?= vxlan
 ETCD    ?= 1
+NODES   ?= 10000
+AGENTS  ?= 8
 ROUNDS  ?= 5
 MINUTES ?= 10
 FLOOD   ?= 10
@@ -56,7 +58,7 @@ export DEBIAN_FRONTEND := noninteractive
 SHELL := /bin/sh
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit test-kernels kubernetes test-kube bench-kube format lab lab-down bench-agent bench-udp profile bench-guard bench-registry bench-migration soak-udp churn gallery test-gallery gallery-page calm chaos flood etcds cnis crictl flanneld prometheus chromium screenshots fuzz dist deb image test-package test-image pins test-lowest clean
+.PHONY: help setup demo test lint types unit test-kernels kubernetes test-kube bench-kube format lab lab-down bench-agent bench-udp profile bench-guard bench-registry bench-migration bench-swarm bench-tunnels soak-udp churn gallery test-gallery gallery-page calm chaos flood etcds cnis crictl flanneld prometheus chromium screenshots fuzz dist deb image test-package test-image pins test-lowest clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -118,6 +120,12 @@ bench-kube: $(DEV) ## what 1,000 nodes of Kubernetes and their heartbeats cost a
 bench-guard: ROUNDS = 100
 bench-guard: $(DEV) ## what source validation costs a vxlan host, at 10 and 10,000 peers, and how sure that is: ROUNDS=100
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_guard --rounds $(ROUNDS)
+
+bench-swarm: $(DEV) ## do ten thousand hosts hold: churn, a rack that comes and goes, etcd restarted, a config change: NODES=10000 AGENTS=8
+	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab.bench_swarm --nodes $(NODES) --agents $(AGENTS)
+
+bench-tunnels: $(DEV) ## is a wireguard or ipip tunnel of the agent as fast as one made by hand (in a guest, QEMU)
+	@PYTHONPATH=.:netns-lab $(PYTHON) -m tests.kernels.bench_tunnels
 
 bench-migration: $(DEV) ## how long a TCP stream stands still while the network moves from Type to Type, and are pings lost: ROUNDS=5
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab bench_migration --rounds $(ROUNDS)

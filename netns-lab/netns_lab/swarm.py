@@ -46,6 +46,7 @@ MOST_UNDER_WAY = 400
 DEADLINE_S = 10.0
 FIRST_ADDRESS = int(IPAddress("172.24.0.1"))
 """The nodes' PublicIPs count up from here (RFC 1918); nobody is there."""
+MOST_NODES = 1 << 19
 SPARE = 16
 """Free subnets that are left to the lab's own hosts."""
 
@@ -105,12 +106,17 @@ class Herd:
 
 
 def settle(count: int, config: NetworkConfig, leases: Iterable[Lease]) -> list[Node]:
-    """Places for ``count`` nodes: the last free subnets of the pool, so that the first stay free. Raises SwarmError."""
+    """Places for ``count`` nodes: the last free subnets of the pool, so that the first stay free; hosts that no other swarm has.
+    Raises SwarmError.
+    """
     if config.v4 is None:
         raise SwarmError("the network has no IPv4 subnets: expected some for the swarm")
     if config.v6 is not None:
         raise SwarmError("the network is dual-stack: expected IPv4 alone")
+    leases = list(leases)
     taken = [net for lease in leases if possible(lease, config) for net in halves(lease)]
+    known = [int(lease.public_ip) - FIRST_ADDRESS for lease in leases]
+    first = max((number for number in known if 0 <= number < MOST_NODES), default=-1) + 1
     runs = free_runs(config.v4, taken)
     free = sum(end - start for start, end in runs) - SPARE
     if count > free:
@@ -119,7 +125,7 @@ def settle(count: int, config: NetworkConfig, leases: Iterable[Lease]) -> list[N
             "lab up --network 10.0.0.0/8 makes a lab with more"
         )
     blocks = (number for start, end in reversed(runs) for number in range(end - 1, start - 1, -1))
-    return [Node(number, config.v4.block(next(blocks))) for number in range(count)]
+    return [Node(number, config.v4.block(next(blocks))) for number in range(first, first + count)]
 
 
 @dataclass(slots=True)

@@ -91,7 +91,8 @@ def _boot(directory: Path, run: Path, words: Sequence[str], limit_s: float) -> s
     (run / "start").write_text(script)
     with _files(run) as socket:
         command = [
-            *("qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1G"),
+            *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"),  # it goes with us, whoever ends us
+            *("-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1G"),
             *("-object", "memory-backend-memfd,id=m,size=1G,share=on", "-numa", "node,memdev=m"),
             *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"),
             *("-chardev", f"socket,id=c,path={socket}", "-device", "vhost-user-fs-pci,chardev=c,tag=rootfs"),

@@ -39,6 +39,15 @@ def test_nodes_settle_at_the_end_and_beside_who_is_there() -> None:
     assert [str(node.subnet) for node in settle(3, CONFIG, [there])] == ["10.5.255.0/24", "10.5.253.0/24", "10.5.252.0/24"]
 
 
+@pytest.mark.parametrize("sizes", [(1, 1), (30, 5, 60), (5, 100, 1, 1)])
+def test_swarms_beside_each_other_have_hosts_of_their_own(sizes: tuple[int, ...]) -> None:
+    leases = [Lease(IPNetwork("10.5.1.0/24"), LeaseAttrs(IPAddress("192.168.50.11")), etcd_lease=1)]
+    for size in sizes:
+        leases += [Lease(node.subnet, node.attrs(CONFIG), None, 1, 1, 1) for node in settle(size, CONFIG, leases)]
+    for distinct in ({lease.public_ip for lease in leases}, {lease.subnet for lease in leases}):
+        assert len(distinct) == 1 + sum(sizes)
+
+
 def test_room_is_left_for_the_labs_own_hosts() -> None:
     assert len(settle(255 - swarm.SPARE, CONFIG, [])) == 239
     with pytest.raises(SwarmError, match=r"240 nodes: 10\.5\.0\.0/16 has room for 239 \(/24 each\)"):
