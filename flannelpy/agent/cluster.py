@@ -221,7 +221,7 @@ class Cluster:
         await self.listed.wait()
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._context.timeouts.relist_s * self._context.random.uniform(0.8, 1.0)):
+                async with asyncio.timeout(self._context.relist_after(len(self._membership.leases))):
                     await self._doubts.wait()
             self._doubts.clear()
             await self._pause()

@@ -10,6 +10,7 @@ from flannelpy.agent.lock import Claimant, Claims
 from flannelpy.agent.report import Clock, Reporter
 from flannelpy.agent.systemd import Notifier
 from flannelpy.core.backend import FdStore
+from flannelpy.core.pace import between_listings_s, spread_s
 from flannelpy.core.tally import Histogram
 from flannelpy.core.uplink import Wish
 from flannelpy.explain.wall_clock import wall_clock
@@ -23,9 +24,9 @@ class Timeouts:
     """How long things are waited for, in seconds.
 
     ``departure_s``: a peer whose key is gone; ``expired_s``: one whose etcd lease has ended with it; ``reset_s``: peers that are
-    missing after etcd lost data; ``relist_s``: between full listings, the safety net under the watch; ``offline_s``: for etcd at
-    start, before what is kept on disk is used; ``spread_s``: over how long the hosts of a large cluster spread what all of them do
-    at one event (list after a reconnect, publish after a config change).
+    missing after etcd lost data; ``relist_s``: between full listings, the safety net under the watch, among up to a thousand hosts;
+    ``offline_s``: for etcd at start, before what is kept on disk is used; ``spread_s``: over how long a thousand hosts spread what
+    all of them do at one event (list after a reconnect, publish after a config change).
     """
 
     departure_s: float = 3.0
@@ -34,10 +35,6 @@ class Timeouts:
     relist_s: float = 300.0
     offline_s: float = 1.0
     spread_s: float = 6.0
-
-
-SPREAD_PER_PEER_S = 0.006
-"""How much of ``spread_s`` a peer is worth: three hosts need no spread, a thousand need all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,4 +60,8 @@ class Context:
 
     def spread(self, peers: int) -> float:
         """A random wait in seconds, so that ``peers`` hosts do not all do now what one event asks of all of them."""
-        return self.random.uniform(0.0, min(self.timeouts.spread_s, SPREAD_PER_PEER_S * peers))
+        return self.random.uniform(0.0, spread_s(peers, self.timeouts.spread_s))
+
+    def relist_after(self, peers: int) -> float:
+        """Seconds until the next listing that nothing asks for."""
+        return between_listings_s(peers, self.timeouts.relist_s) * self.random.uniform(0.8, 1.0)

@@ -34,6 +34,8 @@ NETWORK: dict[str, Any] = {"Network": "10.64.0.0/10", "SubnetLen": 24, "Backend"
 RACK = 500
 CHURN = 100.0
 """Changes a second: 10,000 nodes that renew once in 23 hours make one in eight seconds, so this is two weeks an hour."""
+WATCHED, WATCHED_S = 5.0, 20
+"""Changes a second while watches are counted, and for how long."""
 REST_S = 15.0
 CONVERGED_S = 10.0
 AGENT_MB, AGENT_SHARE, ETCD_SHARE = 150.0, 5.0, 100.0
@@ -85,6 +87,44 @@ async def nodes(lab: Lab, count: int, *words: str) -> AsyncIterator[asyncio.subp
             with suppress(ProcessLookupError):
                 process.terminate()
         await process.communicate()
+
+
+@asynccontextmanager
+async def watchers(lab: Lab, count: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    """So many watches at one member of etcd that nobody does anything with; their events are told when the block is over."""
+    command = lab.box("etcd").namespace.command(sys.executable, "-m", "netns_lab.watchers", lab.etcd.urls[0], f"--watchers={count}")
+    pipe, none = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(*command, stdin=none, stdout=pipe, cwd=HERE)
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            assert await process.stdout.readline() == b"watching\n"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+
+
+async def watched(lab: Lab, count: int) -> list[Row]:
+    """What a watch costs etcd for each event, and to have it: the same churn with them and without."""
+    first = lab.etcd.pids[0]
+
+    async def churned() -> float:
+        before = cpu_s(first)
+        async with nodes(lab, RACK // 10, "--keep", f"--churn={WATCHED}", f"--seconds={WATCHED_S}") as process:
+            await process.wait()
+        return cpu_s(first) - before
+
+    without, small = await churned(), memory_mb(first)
+    async with watchers(lab, count) as process:
+        held = (memory_mb(first) - small) / count * 1000
+        with_them = await churned()
+    assert process.stdout is not None
+    events = int((await process.stdout.read()).decode())
+    await process.wait()
+    each = (with_them - without) / max(1, events) * 1e6
+    text = f"{each:.0f} us an event and watch ({events:,} events), {held:.0f} KB a watch"
+    return [Row(f"{count} watches of an etcd member cost it", text, "", None)]
 
 
 def living(lab: Lab) -> set[str]:
@@ -172,6 +212,9 @@ async def measure(given: argparse.Namespace, progress: Progress) -> list[Row]:
         rows += spent.rows(REST_S)
         rows.append(converged("after it", await settled_s(lab, time.perf_counter())))
 
+        progress.update(task, description=f"{given.watchers} watches that nobody reads")
+        rows += await watched(lab, given.watchers)
+
         progress.update(task, description="nothing happens")
         spent.begin()
         await asyncio.sleep(REST_S)
@@ -186,6 +229,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--nodes", type=int, default=10_000)
     parser.add_argument("--agents", type=int, default=8, help="real ones, each in a namespace of its own")
+    parser.add_argument("--watchers", type=int, default=1000, help="watches whose cost for etcd is counted")
     parser.add_argument("--seconds", type=int, default=60, help="of churn")
     given = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 160)

@@ -18,7 +18,8 @@ from base64 import b64encode
 
 from flannelpy.core.curve25519 import public_of
 from netns_lab.bench_guard import Median, stream_s
-from tests.kernels.inside import NUMBER, Host, check, finish, make_hosts, say, shell, start_etcd, until
+from tests.kernels.inside import NUMBER, Host, check, finish, make_hosts, say, shell, start_etcd
+from tests.kernels.inside_migration import until
 from tests.kernels.inside_wireguard import etcdctl, pinged
 
 BYTES = 8_000_000
@@ -111,6 +112,7 @@ def main() -> None:
                     host.log.touch()
                     host.start("auto")
                 for host in (a, b):
+                    until(host.file.exists, f"{host.name} is ready")
                     host.await_ready()
                 device = {"wireguard": "flannel-wg", "ipip": "flannel.ipip"}[backend["Type"]]
                 until(lambda device=device: f"dev {device}" in shell(f"ip route get {b.inside}", "a"), f"a's way is {device}")  # type: ignore[misc]

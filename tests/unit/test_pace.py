@@ -1,0 +1,47 @@
+"""Do hosts leave each other, and etcd, time enough, however many they are? And do few of them wait for nothing?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flannelpy.agent.context import Timeouts
+from flannelpy.core.pace import between_listings_s, spread_s
+from flannelpy.registry.memory import MemoryStore
+from tests.unit.agents import HostInMemory
+
+SENT_US, CORES = 13.0, 8.0
+"""What a change takes etcd for each host that watches, in microseconds, and what its members have for it."""
+LISTED_US = 2.0
+"""What a lease in a listing takes it."""
+
+
+@pytest.mark.parametrize(
+    ("hosts", "seconds"), [(0, 0.0), (1, 0.006), (3, 0.018), (500, 3.0), (1_000, 6.0), (2_000, 24.0), (10_000, 600.0)]
+)
+def test_what_all_hosts_do_at_one_event_is_spread(hosts: int, seconds: float) -> None:
+    assert spread_s(hosts, 6.0) == pytest.approx(seconds)
+
+
+@given(st.integers(1_000, 50_000))
+def test_etcd_keeps_up_with_what_all_hosts_write_at_one_event(hosts: int) -> None:
+    assert hosts * hosts * SENT_US / 1e6 <= spread_s(hosts, 6.0) * CORES
+
+
+@given(st.integers(1, 50_000))
+def test_listings_take_etcd_a_small_share(hosts: int) -> None:
+    assert hosts * hosts * LISTED_US / 1e6 / between_listings_s(hosts, 300.0) <= 0.007 * max(1.0, hosts / 1_000)
+
+
+@pytest.mark.parametrize(("hosts", "least", "most"), [(3, 240.0, 300.0), (1_000, 240.0, 300.0), (10_000, 2_400.0, 3_000.0)])
+async def test_a_host_waits_by_chance_within_that(hosts: int, least: float, most: float, tmp_path: Path) -> None:
+    context = replace(HostInMemory(MemoryStore(), tmp_path).context(), timeouts=Timeouts())
+    waits = [context.relist_after(hosts) for _ in range(200)]
+    assert least <= min(waits) < max(waits) <= most
+    spread = [context.spread(hosts) for _ in range(200)]
+    assert max(spread) <= spread_s(hosts, context.timeouts.spread_s)
+    assert len({*spread}) > 150
