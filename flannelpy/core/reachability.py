@@ -76,6 +76,14 @@ class Path:
         self.lost += 1
 
 
+UNASKED = Path()
+"""What became of requests of which there was none: one for all peers. Nothing is written into it but what it says already."""
+
+
+def _unasked() -> Path:
+    return UNASKED
+
+
 @dataclass(slots=True)
 class Probed:
     """What is known of one peer. ``began``: when it was first asked; ``inbound``: when a request of its own last came through the
@@ -85,18 +93,23 @@ class Probed:
 
     target: Target
     began: float
-    small: Path = field(default_factory=Path)
-    full: Path = field(default_factory=Path)
-    beside: Path = field(default_factory=Path)
+    small: Path = field(default_factory=_unasked)
+    full: Path = field(default_factory=_unasked)
+    beside: Path = field(default_factory=_unasked)
     inbound: float | None = None
     path_mtu: int | None = None
     together: bool = False
-    outcomes: list[bool] = field(default_factory=list)
-    """Of the last packets through the overlay, the newest last: which were answered."""
+    noted: int = 0
+    missed: int = 0
+    """Of so many last packets through the overlay, a bit each, the newest the lowest: which were not answered."""
 
     def path(self, kind: Kind) -> Path:
-        """The requests of this kind."""
-        return {"small": self.small, "full": self.full, "beside": self.beside}[kind]
+        """The requests of this kind, to write down what becomes of one."""
+        found = {"small": self.small, "full": self.full, "beside": self.beside}[kind]
+        if found is UNASKED:
+            found = Path()
+            setattr(self, kind, found)
+        return found
 
     @property
     def heard(self) -> float | None:
@@ -111,7 +124,7 @@ class Probed:
     @property
     def loss(self) -> float:
         """The part of the last packets through the overlay that was not answered, 0 to 1."""
-        return self.outcomes.count(False) / len(self.outcomes) if self.outcomes else 0.0
+        return self.missed.bit_count() / self.noted if self.noted else 0.0
 
     @property
     def size(self) -> int:
@@ -120,7 +133,8 @@ class Probed:
 
     def note(self, answered: bool) -> None:
         """How one more packet through the overlay has fared."""
-        self.outcomes = [*self.outcomes[1 - REMEMBERED :], answered]
+        self.noted = min(self.noted + 1, REMEMBERED)
+        self.missed = (self.missed << 1 | (not answered)) & ((1 << REMEMBERED) - 1)
 
 
 @dataclass(frozen=True, slots=True)

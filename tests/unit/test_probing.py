@@ -13,9 +13,17 @@ from netaddr import IPAddress
 
 from flannelpy.agent.probes import JUDGED_PEERS, JUDGED_S
 from flannelpy.core.probing import EVERY_S, GAP_S, SMALL, Probe, Schedule
-from flannelpy.core.reachability import GRACE_S, Path, Probed, Target, Verdict, judge
+from flannelpy.core.reachability import GRACE_S, UNASKED, Path, Probed, Target, Verdict, judge
 
 Answers = Callable[[Probe, float], bool]
+
+
+@pytest.fixture(autouse=True)
+def _what_all_peers_share_stays_as_it_is() -> Iterator[None]:
+    yield
+    assert Path() == UNASKED
+
+
 RTT_S = 0.0004
 FULL = 1450
 
@@ -380,3 +388,11 @@ def test_loss_is_told_of_the_last_packets() -> None:
     for number in range(64):
         seen.note(number >= 40)
     assert seen.loss == 8 / 32
+
+
+def test_a_peer_that_was_not_asked_in_a_way_holds_nothing_of_it() -> None:
+    seen, other = Probed(target(0), NOW), Probed(target(1), NOW)
+    assert seen.small is other.beside is UNASKED
+    seen.path("small").missed(NOW)
+    assert (seen.small.lost, other.small.lost, seen.full.lost) == (1, 0, 0)
+    assert seen.path("small") is seen.small
