@@ -67,12 +67,12 @@ class Vxlan:
 
 @dataclass(frozen=True, slots=True)
 class Ipip:
-    """The fixed properties of an ipip device, which sends each packet to whichever address the route says.
+    """The properties of an ipip device, which sends each packet to whichever address the route says.
 
     ``local`` is the outer source. ``port`` 0: a packet is in nothing but an IP header. Else it is in a UDP datagram (FOU), and
-    this is source and destination port alike. ``ttl`` is the outer one: with a fixed one the outer DF bit is always set (the
-    kernel refuses ``nopmtudisc`` with it), so nothing is ever fragmented outside; with 0, flannel's, TTL and DF are those of the
-    packet inside.
+    this is source and destination port alike; ``checksum``: the datagram has one, which is the one thing that can be changed in
+    place. ``ttl`` is the outer one: with a fixed one the outer DF bit is always set (the kernel refuses ``nopmtudisc`` with it), so
+    nothing is ever fragmented outside; with 0, flannel's, TTL and DF are those of the packet inside.
     """
 
     kind: ClassVar[str] = "ipip"
@@ -80,15 +80,18 @@ class Ipip:
     local: IPAddress
     port: int = 0
     ttl: int = 64
+    checksum: bool = False
 
     @property
-    def fixed(self) -> Ipip:
-        """All of it."""
-        return self
+    def fixed(self) -> tuple[IPAddress, int, int]:
+        """What makes another device of it."""
+        return self.local, self.port, self.ttl
 
     def __str__(self) -> str:
         ends = f"local {self.local} remote any ttl {self.ttl if self.ttl else 'inherit nopmtudisc'}"
-        return f"{ends} encap fou encap-sport {self.port} encap-dport {self.port}" if self.port else ends
+        if not self.port:
+            return ends
+        return f"{ends} encap fou encap-sport {self.port} encap-dport {self.port}{' encap-csum' if self.checksum else ''}"
 
 
 Detail = Vxlan | Ipip | Wireguard

@@ -155,7 +155,7 @@ def draw(rounds: Rounds, world: str) -> str:
     """Bars of each way for each measure, each measure on a scale of its own; a dot for each round. SVG."""
     middle = medians(rounds)
     marks: list[str] = []
-    y = 60
+    y = 72
     for measure in MEASURES:
         present = [kind for kind in middle if measure.name in middle[kind]]
         if not present:
@@ -167,7 +167,7 @@ def draw(rounds: Rounds, world: str) -> str:
         for kind in present:
             value = middle[kind][measure.name]
             found = ratio(rounds, measure.name, kind) if kind != "c" else None
-            beside = f"{value:.{measure.digits}f}" + ("" if found is None else f"  ({found:.2f} of C)")
+            beside = f"{value:.{measure.digits}f}" + ("" if found is None else f"  ({found:.2f})")
             marks.append(f'<text x="20" y="{y + 12}">{WAYS[kind].label}</text>')
             marks.append(f'<rect x="140" y="{y}" width="{480 * value / most:.1f}" height="15" fill="{WAYS[kind].colour}"/>')
             for each in rounds[kind]:
@@ -177,7 +177,10 @@ def draw(rounds: Rounds, world: str) -> str:
             y += 19
         y += 26
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="800" height="{y}" font-family="DejaVu Sans, sans-serif" font-size="12">'
-    title = f'<text x="20" y="28" font-size="16">udp {WORLDS[world]}; bars are medians, dots are rounds</text>'
+    title = (
+        f'<text x="20" y="24" font-size="16">udp {WORLDS[world]}</text>'
+        '<text x="20" y="41">bars are medians, dots are rounds; in brackets the ratio to the C pump</text>'
+    )
     return "\n".join([head, f'<rect width="800" height="{y}" fill="white"/>', title, *marks, "</svg>", ""])
 
 

@@ -624,7 +624,7 @@ async def test_without_privilege_the_error_says_what_is_needed(real: RealHost) -
 
 # ---------------------------------------------------------------------------------------------------------------- FOU
 
-TUNNEL = Link("flannel0", "ipip", 1472, detail=Ipip(IPAddress("192.0.2.1"), 8285))
+TUNNEL = Link("flannel0", "ipip", 1472, detail=Ipip(IPAddress("192.0.2.1"), 8285, checksum=True))
 TUNNEL_SCOPE = replace(SCOPE, links=frozenset({"flannel0"}), sysctls=frozenset(), fou_ports=frozenset({8285}))
 TUNNEL_HOST = HostState.of(
     Fou(8285),
@@ -676,6 +676,22 @@ async def test_a_port_its_device_and_what_hangs_on_it_come_and_go(fou_host: Host
     assert len(await kernel.observe(replace(TUNNEL_SCOPE, fou_ports=frozenset({9000})), [Key("fou", "9000")])) == 0
     assert await apply(kernel, *plan(HostState(), observed, TUNNEL_SCOPE)) == []
     assert len(await kernel.observe(TUNNEL_SCOPE)) == 0
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_the_outer_checksum_is_changed_below_what_hangs_on_the_device(fou_host: Host, wanted: bool) -> None:
+    """The device stays, with its address and routes: an upgrade loses no packet by it."""
+    kernel = fou_host.kernel
+    detail = Ipip(IPAddress("192.0.2.1"), 8285, checksum=not wanted)
+    before = HostState.from_iterable(replace(TUNNEL, detail=detail) if item == TUNNEL else item for item in TUNNEL_HOST)
+    assert await apply(kernel, *plan(before, HostState())) == []
+    after = HostState.from_iterable(
+        replace(TUNNEL, detail=replace(detail, checksum=wanted)) if item == TUNNEL else item for item in TUNNEL_HOST
+    )
+    steps = plan(after, await kernel.observe(TUNNEL_SCOPE), TUNNEL_SCOPE)
+    assert [(step.op, step.key) for step in steps] == [("change", TUNNEL.key)]
+    assert await apply(kernel, *steps) == []
+    assert await kernel.observe(TUNNEL_SCOPE) == after
 
 
 async def test_a_tunnel_without_a_port_is_one_of_its_own(fou_host: Host) -> None:

@@ -10,6 +10,7 @@ the others are, with ``-guest`` in its name.
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,7 +24,8 @@ def inside(words: list[str]) -> None:
     """In the guest: measure, and say the files on the console, which is all that comes out of it."""
     from netns_lab.bench_udp import main
 
-    sys.argv[1:] = [*words, "--suffix", SUFFIX]
+    subprocess.run(["modprobe", "-a", "veth", "tun", "vxlan", "fou", "ipip"], check=False)
+    sys.argv[1:] = [*words, f"--suffix={SUFFIX}"]
     code = main()
     for path in sorted(OUT.glob(f"bench-udp*{SUFFIX}.*")):
         print(f"@@ file {path.name}\n{path.read_text()}@@ end", flush=True)
@@ -36,7 +38,7 @@ def main(words: list[str]) -> int:
         inside(words[1:])
         return 0
     try:
-        said = boot([sys.executable, "-m", "tests.kernels.bench_udp", "--inside", *words], LIMIT_S)
+        said = boot(["env", "TERM=dumb", sys.executable, "-m", "tests.kernels.bench_udp", "--inside", *words], LIMIT_S)
     except (NoGuestError, TimeoutError) as reason:
         print(f"no guest: {reason}", file=sys.stderr)
         return 1

@@ -28,6 +28,8 @@ CHECKS = (
     "goodput of kernels",
     "from kernel to userspace",
     "kernel and userspace",
+    "on a wire userspace reads many datagrams at once",
+    "outer checksums that somebody took away are back",
     "goodput across",
     "goodput in user space",
     "back to the kernel",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 import pytest
@@ -121,9 +122,9 @@ def test_the_device_is_flannels() -> None:
     assert found == {2: US.packed, 3: bytes(4), 4: b"\0", 5: b"\0", 10: b"\0"}
 
 
-@given(st.integers(0, 65_535), st.integers(0, 255), st.integers(0, 2**32 - 1))
-def test_a_device_reads_as_it_was_made(port: int, ttl: int, address: int) -> None:
-    made = Ipip(IPAddress(address, 4), port, ttl)
+@given(st.integers(0, 65_535), st.integers(0, 255), st.integers(0, 2**32 - 1), st.booleans())
+def test_a_device_reads_as_it_was_made(port: int, ttl: int, address: int, checksum: bool) -> None:
+    made = Ipip(IPAddress(address, 4), port, ttl, checksum=checksum and port > 0)
     assert IpipDriver().read(data_of(Link("x", "ipip", 1480, detail=made)), lambda index: "") == made
 
 
@@ -153,6 +154,15 @@ def test_a_device_of_either_flavour_is_taken_over(protocol: bytes) -> None:
 def test_any_other_device_is_made_anew(strange: dict[int, bytes]) -> None:
     """Bound to a peer, with a TOS, path MTU discovery or fixed TTL alone, a lower device, GUE, a mark, external mode."""
     assert IpipDriver().read({**PLAIN, **strange}, lambda index: "") is None
+
+
+@given(st.integers(1, 65_535), st.integers(0, 255), st.booleans())
+def test_a_change_says_all_again(port: int, ttl: int, checksum: bool) -> None:
+    """What is left out the kernel takes for zero, and for no encapsulation."""
+    detail = Ipip(US, port, ttl, checksum)
+    message = IpipDriver().change(1, detail, 0, 7)
+    assert int.from_bytes(message[20:24], sys.byteorder) == 7
+    assert within(within(within(message, 32)[18])[2]) == data_of(Link("x", "ipip", 1472, detail=detail))
 
 
 def test_a_wrong_local_address_is_repaired() -> None:

@@ -35,7 +35,7 @@ US = IPAddress("192.0.2.1")
 UPLINK = Uplink("eth1", 2, 1500, address=US, public_ip=IPAddress("198.51.100.1"))
 REFUSAL = "this kernel has no fou: load the module fou"
 SEQUENCE = 7
-TUNNEL = Link("flannel0", "ipip", 1472, detail=Ipip(US, 8285))
+TUNNEL = Link("flannel0", "ipip", 1472, detail=Ipip(US, 8285, checksum=True))
 
 
 def lease(subnet: str, public_ip: str) -> Lease:
@@ -114,7 +114,7 @@ def test_what_is_tried() -> None:
         [
             "fou add port 8285 ipproto 4",
             f"link add {TRIAL_DEVICE} mtu 1472 down type ipip local 127.255.255.254 remote any ttl 64"
-            " encap fou encap-sport 8285 encap-dport 8285",
+            " encap fou encap-sport 8285 encap-dport 8285 encap-csum",
         ]
     )
     assert len(Udp(engine="userspace").rehearsal) == 0
@@ -128,7 +128,8 @@ def test_the_host_and_its_peers_read_like_a_shell_session() -> None:
     assert text(plan(backend.host(LOCAL) | backend.path(PEER, LOCAL).state, HostState())) == "\n".join(
         [
             "fou add port 8285 ipproto 4",
-            "link add flannel0 mtu 1472 up type ipip local 192.0.2.1 remote any ttl 64 encap fou encap-sport 8285 encap-dport 8285",
+            "link add flannel0 mtu 1472 up type ipip local 192.0.2.1 remote any ttl 64"
+            " encap fou encap-sport 8285 encap-dport 8285 encap-csum",
             "addr add 10.5.72.0/32 dev flannel0",
             "route add unreachable 10.5.0.0/16",
             "route add 10.5.9.0/24 via 192.0.2.9 dev flannel0 onlink",
@@ -242,7 +243,7 @@ def ipip_by_library(**changed: object) -> bytes:
         "TOS": 0,
         "PMTUDISC": 1,
         "ENCAP_TYPE": 1,
-        "ENCAP_FLAGS": 0,
+        "ENCAP_FLAGS": 1,
         "ENCAP_SPORT": 8285,
         "ENCAP_DPORT": 8285,
         **changed,
@@ -282,7 +283,8 @@ def test_the_device_on_the_wire_and_back() -> None:
         {"TOS": 1},
         {"ENCAP_TYPE": 0},
         {"ENCAP_TYPE": 2},
-        {"ENCAP_FLAGS": 1},
+        {"ENCAP_FLAGS": 2},
+        {"ENCAP_FLAGS": 5},
         {"ENCAP_SPORT": 0},
         {"ENCAP_DPORT": 5555},
         {"COLLECT_METADATA": True},
@@ -293,6 +295,15 @@ def test_a_device_that_is_not_what_we_would_make_is_made_anew(changed: dict[str,
     found = observed(ipip_by_library(**changed))
     assert found is not None
     assert TUNNEL.must_be_remade(found)
+
+
+@pytest.mark.parametrize("flags", [0, 1])
+def test_a_device_without_outer_checksums_is_mended_in_place(flags: int) -> None:
+    found = observed(ipip_by_library(ENCAP_FLAGS=flags))
+    assert found is not None
+    assert not TUNNEL.must_be_remade(found)
+    steps = plan(HostState.of(TUNNEL), HostState.of(found))
+    assert [str(step) for step in steps] == ([] if flags else [f"link replace {TUNNEL}"])
 
 
 # ----------------------------------------------------------------------------------------------------------- from one to the other
