@@ -17,19 +17,28 @@ LARGE = 128 << 10
 ARENAS = 1
 """Heaps: one for each thread would be one for each of gRPC's, which hold something for a moment only."""
 
-YOUNG = 20_000
-"""Objects that are made before it is looked for cycles among them. At the usual 700 each of a start's half a million is looked at
-some ten times, and there are next to none.
+GENERATIONS = 20_000, 20, 20
+"""Of the collector of reference cycles, gc.set_threshold. A peer is some sixty objects, in no cycle: by Python's own (700, 10, 10)
+a fifth of what thousands of peers cost was to look at them again.
 """
 
 
 def prepare() -> None:
-    """To be called before there are threads. Another C library than glibc does as it does."""
-    gc.set_threshold(YOUNG, 10, 10)
+    """To be called before there are threads, and before all is imported, of which nothing will go. Another C library than glibc
+    does as it does.
+    """
+    gc.disable()
     with suppress(AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, LARGE)
         libc.mallopt(M_ARENA_MAX, ARENAS)
+
+
+def keep() -> None:
+    """What is there now stays: it is never looked at again for cycles, what comes seldom."""
+    gc.freeze()
+    gc.set_threshold(*GENERATIONS)
+    gc.enable()
 
 
 def give_back() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import resource
@@ -22,11 +21,6 @@ LEAST_MEMORY = 256 << 20
 RANDOM = Path("/dev/urandom")
 """What gRPC aborts the process without."""
 
-GENERATIONS = 20_000, 20, 20
-"""Of the collector of reference cycles, gc.set_threshold. A peer is some sixty objects, in no cycle: by Python's own (700, 10,
-10) a fifth of what thousands of peers cost was to look at them again.
-"""
-
 CAP_NET_ADMIN = 12
 """Its bit in a capability set, linux/capability.h."""
 
@@ -39,19 +33,17 @@ def run_agent(given: Given) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the agent hears it: it asks for a look at everything, and never ends us
     provide_files()
     check_host()
-    gc.disable()  # until all is imported, of which nothing will go
+
+    from flannelpy.agent import heap
+
+    heap.prepare()
 
     import uvloop
 
     from flannelpy import logs
-    from flannelpy.agent import heap
-
-    heap.prepare()
     from flannelpy.agent.agent import run
 
-    gc.freeze()
-    gc.set_threshold(*GENERATIONS)
-    gc.enable()
+    heap.keep()
     logs.set_up(settings.log_level, settings.log_format)
     code = uvloop.run(run(settings))
     # What is open closes with the process. To take gRPC and some hundred modules apart first lasts 0.1 s, in which packets wait.

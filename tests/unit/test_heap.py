@@ -45,12 +45,18 @@ def test_what_is_large_is_the_kernels_as_soon_as_it_is_freed() -> None:
     heap.give_back()
 
 
-def test_it_is_looked_for_cycles_less_often() -> None:
+def test_it_is_not_looked_for_cycles_while_it_is_imported_and_seldom_after() -> None:
     before = gc.get_threshold()
     try:
         heap.prepare()
-        assert gc.get_threshold()[0] == heap.YOUNG
+        assert not gc.isenabled()
+        heap.keep()
+        assert gc.isenabled()
+        assert gc.get_threshold() == heap.GENERATIONS
+        assert gc.get_freeze_count() > 0
     finally:
+        gc.enable()
+        gc.unfreeze()
         gc.set_threshold(*before)
 
 
