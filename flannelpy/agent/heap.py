@@ -43,6 +43,5 @@ def keep() -> None:
 
 def give_back() -> None:
     """What is free in the middle of the heap goes to the kernel, too; some milliseconds."""
-    gc.collect()
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
