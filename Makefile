@@ -210,7 +210,7 @@ test-image: image $(DOCKER) $(CNI) ## the image in Docker on two hosts of the la
 	FLANNELPY_IMAGE=$$(ls -t $(CURDIR)/dist/flannelpy_*.oci.tar | head -n 1) $(PYTHON) -m pytest -q tests/package/test_image.py
 
 pins: $(DEV) $(RELEASE) ## pin what a release installs, with hashes, as the registry has it today: packaging/requirements*.txt
-	$(COMPILE) --output-file packaging/requirements.txt pyproject.toml
+	$(COMPILE) --extra ipsec --output-file packaging/requirements.txt pyproject.toml
 	$(COMPILE) --extra kube --constraint packaging/requirements.txt \
 		$$(sed -n 's/^\([^ =]*\)==.*/--no-emit-package \1/p' packaging/requirements.txt) \
 		--output-file packaging/requirements-kube.txt pyproject.toml
