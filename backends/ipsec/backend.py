@@ -86,9 +86,10 @@ class Ipsec:
 
         It names no gateway. Should the policy be missing, the host asks its link for the container's address, and sends nothing.
         """
-        ours, theirs, here, there = local.own.subnet, lease.subnet, local.uplink.address, lease.public_ip
-        if there == NO_ADDRESS or not theirs.prefixlen or not ours.prefixlen or here is None:
-            return Path()  # an IPv6-only node
+        theirs, here, there = lease.subnet, local.uplink.address, lease.public_ip
+        if there == NO_ADDRESS or not theirs.prefixlen or local.lease is None or here is None:
+            return Path()  # an IPv6-only node; or nobody is here yet
+        ours = local.lease.subnet
         return Path.of(
             XfrmPolicy("out", ours, theirs, here, there),
             XfrmPolicy("in", theirs, ours, there, here),

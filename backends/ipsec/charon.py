@@ -22,12 +22,7 @@ from backends.ipsec.vici import Vici, library, listener
 from flannelpy.core.environment import bare
 from flannelpy.core.errors import BackendError
 from flannelpy.core.foreign import printable
-from flannelpy.core.xfrm import IKE_CONF, IKE_DIRECTORY, IKE_LOG, IKE_SOCKET, IKE_TERMS
-
-DIRECTORIES = ("/usr/lib/ipsec", "/usr/libexec/ipsec", "/usr/libexec/strongswan", "/usr/lib/strongswan")
-"""Where distributions have charon, after PATH."""
-
-PACKAGES = "apt-get install strongswan-charon strongswan-swanctl libstrongswan-standard-plugins"
+from flannelpy.core.xfrm import IKE_CONF, IKE_DIRECTORY, IKE_LOG, IKE_PACKAGES, IKE_PLACES, IKE_PROGRAM, IKE_SOCKET, IKE_TERMS
 
 PID_FILE = Path("/var/run/charon.pid")
 
@@ -83,9 +78,9 @@ charon {{
 
 def program() -> str:
     """charon's path. Raises BackendError: which package to install."""
-    found = shutil.which("charon", path=os.pathsep.join((os.environ.get("PATH", ""), *DIRECTORIES)))
+    found = shutil.which(IKE_PROGRAM, path=os.pathsep.join((os.environ.get("PATH", ""), *IKE_PLACES)))
     if found is None:
-        raise BackendError(f"charon, strongSwan's IKE daemon, is not installed: {PACKAGES}")
+        raise BackendError(f"charon, strongSwan's IKE daemon, is not installed: {IKE_PACKAGES}")
     return found
 
 
@@ -204,7 +199,7 @@ async def _start(path: str, directory: Path, interface: str, fingerprint: Callab
             return charon
         if charon.gone:
             raise BackendError(f"charon has ended as it began{charon.last_words}")
-        raise BackendError(f"charon opens no VICI socket ({PACKAGES}){charon.last_words}")
+        raise BackendError(f"charon opens no VICI socket ({IKE_PACKAGES}){charon.last_words}")
     except BaseException:
         await asyncio.shield(charon.end(at_once=True))
         raise

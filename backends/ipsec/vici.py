@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 
 from flannelpy.core.errors import BackendError
 from flannelpy.core.foreign import printable
+from flannelpy.core.xfrm import IKE_EXTRA
 
 T = TypeVar("T")
 
 DEADLINE_S = 10.0
 """For one turn of questions."""
 
-EXTRA = "pip install 'flannelpy[ipsec]'"
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred
 
 
@@ -35,7 +35,7 @@ def library() -> ModuleType:
     try:
         import vici
     except ImportError:
-        raise BackendError(f"the Python package vici is not installed: {EXTRA}") from None
+        raise BackendError(f"the Python package vici is not installed: {IKE_EXTRA}") from None
     return vici  # type: ignore[no-any-return]
 
 

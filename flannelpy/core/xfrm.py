@@ -70,6 +70,12 @@ class UsesXfrm(Protocol):
     """Always true."""
 
 
+IKE_PROGRAM = "charon"
+IKE_PLACES = ("/usr/lib/ipsec", "/usr/libexec/ipsec", "/usr/libexec/strongswan", "/usr/lib/strongswan")
+"""Where distributions have strongSwan's IKE daemon, after PATH."""
+IKE_PACKAGES = "apt-get install strongswan-charon strongswan-swanctl libstrongswan-standard-plugins"
+IKE_LIBRARY, IKE_EXTRA = "vici", "pip install 'flannelpy[ipsec]'"
+
 IKE_DIRECTORY, IKE_SOCKET = "ipsec", "charon.vici"
 """Where in the run directory an IKE daemon of ours has its files, and of these its socket: by that one it is found again."""
 

@@ -81,6 +81,8 @@ def test_a_peer_is_three_policies_and_a_route() -> None:
         "route 10.5.9.0/24 dev eth1 scope link",
     ]
     assert lines(backend().host(local())) == []
+    nowhere = Local(CONFIG, Uplink("uplink", 0, 1500))  # of whoever only reads the leases
+    assert lines(backend().path(peer(), nowhere).state) == []
     for nobody in (replace(peer(), attrs=LeaseAttrs(NO_ADDRESS)), replace(peer(), subnet=IPNetwork("0.0.0.0/0"))):
         assert lines(backend().path(nobody, local()).state) == []
 
@@ -275,7 +277,7 @@ class Place:
 def place(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     found = Place(tmp_path_factory.mktemp("c"))
     monkeypatch.setenv("PATH", f"{found.programs}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(charon, "DIRECTORIES", ())
+    monkeypatch.setattr(charon, "IKE_PLACES", ())
     monkeypatch.setattr(charon, "PID_FILE", found.run_dir / "charon.pid")
     monkeypatch.setattr(datapath, "LOOK_S", 0.05)
     yield found
@@ -458,11 +460,11 @@ async def test_a_refusal_is_of_one_peer(place: Place) -> None:
 
 
 async def test_one_that_does_not_answer_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vici, "DEADLINE_S", 0.3)
     found = made(place)
     async with running(found, 9) as task:
         await until_told(place, "load-conn", 1)
         place.say("hang")
+        monkeypatch.setattr(vici, "DEADLINE_S", 0.3)
         with pytest.raises(BackendError, match=r"charon (does not answer to|cannot be asked)"):
             await task
     assert place.pid is None
@@ -473,6 +475,7 @@ async def test_what_is_missing_is_named_with_its_package(place: Place, monkeypat
     place.say("mute")
     with pytest.raises(BackendError, match=r"charon opens no VICI socket \(apt-get install strongswan-charon strongswan-swanctl "):
         await made(place).open(NoFdStore())
+    monkeypatch.setattr(charon, "START_S", 60.0)
     place.unsay("mute")
     place.say("fail")
     with pytest.raises(
