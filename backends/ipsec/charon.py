@@ -218,6 +218,7 @@ def _make_way() -> None:
 
 def _forget_pid() -> None:
     with contextlib.suppress(OSError):
+        PID_FILE.write_text("")  # where the directory is root's, and we are not, the file was made for us
         PID_FILE.unlink()
 
 

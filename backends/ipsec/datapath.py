@@ -33,6 +33,9 @@ PATIENCE_S = 12.0
 BEGIN_AGAIN_S = 10.0
 """Between two tries of ours for one peer."""
 
+CALM_S = 60.0
+"""Where all have a tunnel, and charon has as many IKE_SAs as before, they are listed this often: with 1,000 peers that is work."""
+
 
 LAST_WORDS_S = 0.5
 
@@ -71,6 +74,7 @@ class CharonDatapath:
         self._refused: dict[str, str] = {}
         self._listener: Callable[[Mapping[str, str]], None] = lambda _refused: None
         self._retired = False
+        self._calm: tuple[int, float] | None = None  # how many IKE_SAs there were when all had a tunnel, and when that was
 
     def listen(self, listener: Callable[[Mapping[str, str]], None]) -> None:
         """See ``flannelpy.core.backend.RefusesPeers``."""
@@ -82,7 +86,7 @@ class CharonDatapath:
         await fd_store.drop(*fd_store.names)  # another backend's
         self._charon = charon = await take(self._run_dir, self._own.interface, partial(fingerprint, self._own, self._terms))
         self._loaded = await charon.vici.ask(vici.connections, "a question for its connections") if charon.adopted else set()
-        self._keyed = set()
+        self._keyed, self._calm = set(), None
         manner = "goes on" if charon.adopted else "runs"
         log.info("charon %s as process %d, %d connections", manner, charon.pid, len(self._loaded))
 
@@ -96,6 +100,7 @@ class CharonDatapath:
             if new is not None and key not in self._names:
                 self._names[key] = name(new)
                 self._peers[name(new)] = _Peer(key, new)
+        self._calm = None
         self._wake.set()
 
     def adopt(self, local: Local, backend: Backend | None = None) -> bool:
@@ -173,16 +178,23 @@ class CharonDatapath:
 
     async def _look(self, charon: Charon) -> None:
         """See who has a tunnel; begin one where nobody does, and tell of who has had none for long."""
-        found = await charon.vici.ask(vici.associations, "list-sas")
         now = asyncio.get_running_loop().time()
+        count = await charon.vici.ask(vici.count, "stats")
+        if self._calm is not None and self._calm[0] == count and now - self._calm[1] < CALM_S:
+            return
+        found = await charon.vici.ask(vici.associations, "list-sas")
+        well = True
         for known in self._refused.keys() - self._names.keys():
             self._refuse(known, None)
-        for each in [each for each in self._loaded if each in self._peers]:
-            peer, states = self._peers[each], found.get(each, [])
+        for each in self._loaded & self._peers.keys():
+            peer, states = self._peers.get(each), found.get(each, [])
+            if peer is None:
+                continue  # it went while another was begun
             if any(up for _state, up in states):
                 peer.without_since = None
                 self._refuse(peer.key, None)
                 continue
+            well = False
             peer.without_since = now if peer.without_since is None else peer.without_since
             if now - peer.begun >= BEGIN_AGAIN_S and not any(state == "CONNECTING" for state, _up in states):
                 peer.begun = now
@@ -190,6 +202,7 @@ class CharonDatapath:
                     await charon.vici.ask(partial(_initiate, each), f"initiate {each}")
             if now - peer.without_since >= PATIENCE_S:
                 self._refuse(peer.key, f"{peer.lease}: {_why(peer.lease, states)}; it is tried again")
+        self._calm = (count, now) if well and self._loaded == self._peers.keys() else None
 
     def _load_key(self, public_ip: str, session: Any) -> None:
         session.load_shared(shared(public_ip, self._terms))

@@ -103,6 +103,11 @@ def connections(session: Any) -> set[str]:
     return {text(found) for found in session.get_conns().get("conns", ()) if text(found).startswith("flannel-")}
 
 
+def count(session: Any) -> int:
+    """How many IKE_SAs there are, whoever's; cheap to ask."""
+    return int(text(session.stats()["ikesas"]["total"]))
+
+
 def associations(session: Any) -> Mapping[str, list[tuple[str, bool]]]:
     """By the connection's name: the state of each IKE_SA, and whether it has a tunnel (CHILD_SA) whose keys are in the kernel."""
     found: dict[str, list[tuple[str, bool]]] = {}

@@ -76,7 +76,7 @@ class Turn(socketserver.BaseRequestHandler):
 
     def answer(self, daemon: Daemon, transport: Transport, command: str, message: dict[str, Any]) -> None:
         answer: dict[str, object] = {"success": "yes"}
-        if command not in ("list-sas", "get-conns"):
+        if command != "get-conns":
             daemon.note(command, message)
         if daemon.said("refuse") == command:
             answer = {"success": "no", "errmsg": "invalid value for: esp_proposals, config discarded"}
@@ -86,6 +86,8 @@ class Turn(socketserver.BaseRequestHandler):
             daemon.loaded.pop(message["name"], None)
         elif command == "get-conns":
             answer = {"conns": ["somebody-elses", *daemon.loaded]}
+        elif command == "stats":
+            answer = {"ikesas": {"total": str(len(daemon.associations())), "half-open": "0"}}
         elif command == "list-sas":
             answer = {}
             for each in daemon.associations():

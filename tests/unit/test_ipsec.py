@@ -417,6 +417,7 @@ async def test_at_the_agents_end_keys_stay_and_for_another_backend_they_go(place
 async def test_a_peer_without_a_tunnel_is_told_of_and_begun_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datapath, "PATIENCE_S", 0.1)
     monkeypatch.setattr(datapath, "BEGIN_AGAIN_S", 0.1)
+    monkeypatch.setattr(datapath, "CALM_S", 0.0)
     refused: dict[str, str] = {}
 
     def listen(now: Any) -> None:
@@ -442,6 +443,24 @@ async def test_a_peer_without_a_tunnel_is_told_of_and_begun_again(place: Place, 
         await until(lambda: refused)
         found.update({"9": None})
         await until(lambda: not refused)
+
+
+async def test_where_all_is_well_they_are_not_listed_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = made(place)
+    place.say("up", "*")
+    async with running(found, 9, 10):
+        await until(lambda: found._calm)
+        listed = len(place.told("list-sas"))
+        await until_told(place, "stats", len(place.told("stats")) + 4)
+        assert len(place.told("list-sas")) == listed
+        place.say("up", name(peer(9)))
+        place.say("state", "none")  # one IKE_SA less
+        await until_told(place, "list-sas", listed + 2)
+        place.say("up", "*")
+        await until(lambda: found._calm)
+        listed = len(place.told("list-sas"))
+        monkeypatch.setattr(datapath, "CALM_S", 0.0)
+        await until_told(place, "list-sas", listed + 2)
 
 
 async def test_a_refusal_is_of_one_peer(place: Place) -> None:
@@ -555,7 +574,10 @@ def test_the_log_says_why(tmp_path: Path, log: str, said: str) -> None:
 async def test_cleanup_ends_one_that_was_left_running(place: Place) -> None:
     left = made(place)
     await left.open(NoFdStore())
-    known, places = Known("/coreos.com/network", State()), Places(place.run_dir, place.run_dir, place.run_dir / "subnet.env")
+    known, places = (
+        Known("/coreos.com/network", State()),
+        Places(place.run_dir, place.run_dir, place.run_dir / "subnet.env", claims=place.run_dir / "claims"),
+    )
     pieces = litter(places, known, with_state=False)
     assert pieces[0].text == f"kill {place.pid} (charon, which serves {place.own}/charon.vici)"
     await asyncio.to_thread(lambda: [piece.do() for piece in pieces])
