@@ -9,6 +9,7 @@ PROMETHEUS := $(VENV)/prometheus/usr/bin/prometheus
 CHROMIUM := $(VENV)/chromium/usr/lib/chromium/chromium
 CNI     := $(VENV)/cni/usr/lib/cni/bridge
 WIREGUARD_GO := $(VENV)/cache/wireguard-go
+STRONGSWAN := $(VENV)/strongswan/usr/lib/ipsec/charon
 RELEASE := $(VENV)/.release-tools-installed
 LOWEST  := $(VENV)/lowest
 LAB     := netns-lab/lab
@@ -43,6 +44,8 @@ DOCKER_PACKAGES := docker.io containerd runc busybox-static
 CHROMIUM_PACKAGES := chromium chromium-common libdouble-conversion3 libogg0 libflac12 libharfbuzz-subset0 libminizip1 libopenh264-7 \
 	libopenjp2-7 libasyncns0 libmp3lame0 libmpg123-0 libvorbis0a libvorbisenc2 libsndfile1 libpulse0 libxnvctrl0 libcolord2 \
 	libwayland-cursor0 libwayland-egl1 libgtk-3-0 libnss3 libnspr4 libasound2 libgbm1 libxkbcommon0 fonts-dejavu-core
+# An installed one starts, and takes UDP 500.
+STRONGSWAN_PACKAGES := strongswan-charon strongswan-libcharon strongswan-swanctl libstrongswan libstrongswan-standard-plugins
 CNI_PACKAGES    := containernetworking-plugins podman conmon crun libgpgme11 libassuan0 libsubid4 libyajl2 libseccomp2
 
 # In each file what the ones before it have not.
@@ -70,7 +73,7 @@ setup: $(DEV) $(DOCKER) $(CNI) ## install what is missing: Debian packages (as r
 demo: $(DEV) ## three hosts, a real etcd, every container pings every other
 	@PYTHONPATH=netns-lab $(PYTHON) -m netns_lab demo
 
-test: lint types $(DOCKER) $(CNI) $(WIREGUARD_GO) ## lint, types, all tests but those that take QEMU (make test-kernels) or Kubernetes (make test-kube)
+test: lint types $(DOCKER) $(CNI) $(WIREGUARD_GO) $(STRONGSWAN) ## lint, types, all tests but those that take QEMU (make test-kernels) or Kubernetes (make test-kube)
 	$(PYTHON) -m tests.again -q -n $(JOBS) --dist loadfile --max-worker-restart 0 --ignore=tests/kernels --ignore=tests/kube
 
 lint: $(DEV) ## style of the code
@@ -85,7 +88,7 @@ types: $(DEV) ## types of the code
 unit: $(DEV) ## tests that need no privileges
 	$(PYTHON) -m pytest -q tests/unit
 
-test-kernels: deb $(DEBIAN).made ## udp by the kernel, wireguard, ipip, moves between them, in guests with Debian's own (QEMU, 40 minutes)
+test-kernels: deb $(DEBIAN).made $(STRONGSWAN) ## udp by the kernel, wireguard, ipip, ipsec, moves between them, in guests with Debian's own (QEMU, 40 minutes)
 	FLANNELPY_DEB=$$(ls -t $(CURDIR)/dist/flannelpy_*.deb | head -n 1) FLANNELPY_DEBIAN=$(CURDIR)/$(DEBIAN) \
 		$(PYTHON) -m pytest -q -s tests/kernels
 
@@ -221,7 +224,7 @@ test-image: image $(DOCKER) $(CNI) ## the image in Docker on two hosts of the la
 	FLANNELPY_IMAGE=$$(ls -t $(CURDIR)/dist/flannelpy_*.oci.tar | head -n 1) $(PYTHON) -m pytest -q tests/package/test_image.py
 
 pins: $(DEV) $(RELEASE) ## pin what a release installs, with hashes, as the registry has it today: packaging/requirements*.txt
-	$(COMPILE) --output-file packaging/requirements.txt pyproject.toml
+	$(COMPILE) --extra ipsec --output-file packaging/requirements.txt pyproject.toml
 	$(COMPILE) --extra kube --constraint packaging/requirements.txt \
 		$$(sed -n 's/^\([^ =]*\)==.*/--no-emit-package \1/p' packaging/requirements.txt) \
 		--output-file packaging/requirements-kube.txt pyproject.toml
@@ -281,6 +284,9 @@ $(CHROMIUM): | $(DEV)
 
 $(CNI): | $(DEV)
 	$(call unpack,$(VENV)/cni,$(CNI_PACKAGES),usr/lib/cni/bridge)
+
+$(STRONGSWAN): | $(DEV)
+	$(call unpack,$(VENV)/strongswan,$(STRONGSWAN_PACKAGES),usr/lib/ipsec/charon)
 
 # Beside the tests' own skip nothing depends on it: who has no Go, or no way to its modules, is told, and goes on.
 $(WIREGUARD_GO): | $(DEV)

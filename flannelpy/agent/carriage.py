@@ -46,10 +46,11 @@ class Carriage:
     prepared: str | None = None
     keys: KeyPair | None = None
     preference: Preference = Preference()  # noqa: RUF009 - never changed in place
+    run_dir: str = ""
 
     def local(self, lease: Lease | None = None) -> Local:
         """What the backend may ask of its host."""
-        return Local(self.config, self.uplink, lease, self.macs, prepared=self.prepared, keys=self.keys)
+        return Local(self.config, self.uplink, lease, self.macs, prepared=self.prepared, keys=self.keys, run_dir=self.run_dir)
 
     @property
     def backends(self) -> tuple[Backend, ...]:
@@ -144,7 +145,9 @@ async def resolve(
     backend = backend if engine is None else engine.backend
     macs = await _macs(context.kernel, backend, config, {**kept_macs, **(before.macs if before else {})})
     keys = await host_keys.pair() if isinstance(backend, Keyed) else None
-    carriage = Carriage(text, config, backend, uplink[0], 0, macs, uplink[1], engine, keys=keys)
+    carriage = Carriage(
+        text, config, backend, uplink[0], 0, macs, uplink[1], engine, keys=keys, run_dir=str(context.settings.run_dir)
+    )
     carriage = replace(carriage, mtu=backend.mtu(carriage.local()))
     _ = carriage.attrs  # refuses what the host cannot do
     return carriage

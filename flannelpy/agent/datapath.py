@@ -11,7 +11,7 @@ from flannelpy.agent.report import Reporter
 from flannelpy.agent.view import Cursor
 from flannelpy.core.backend import Backend, Datapath, DatapathStatus, FdStore, HasStatus, LeavesBehind, Local, RefusesPeers
 from flannelpy.core.errors import FlannelpyError
-from flannelpy.core.moving import Begins
+from flannelpy.core.moving import Begins, Retires
 from flannelpy.core.objects import Fou, HostState, Key, Link, Scope
 from flannelpy.core.plan import Step
 from flannelpy.kernel import Kernel
@@ -141,7 +141,9 @@ class DatapathSupervisor:
                 await asyncio.wait({serving, changed}, return_when=asyncio.FIRST_COMPLETED)
                 if serving.done():
                     serving.result()
-                elif self._wanted is not None and self._wanted.datapath is None:
+                elif isinstance(wanted.datapath, Retires):
+                    wanted.datapath.retire()
+                if not serving.done() and self._wanted is not None and self._wanted.datapath is None:
                     await self._wanted.clear()
             except Exception:
                 self._changed.set()  # whoever begins this task anew finds it wanted

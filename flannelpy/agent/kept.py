@@ -11,7 +11,7 @@ from netaddr import IPNetwork
 
 from flannelpy.agent.carriage import Carriage
 from flannelpy.agent.context import Context
-from flannelpy.agent.sync.scope import fou_ports
+from flannelpy.agent.sync.scope import fou_ports, uses_xfrm
 from flannelpy.agent.view import View
 from flannelpy.core.errors import FlannelpyError, MalformedError
 from flannelpy.core.model import Lease, parse_subnet_key
@@ -63,6 +63,7 @@ def what_is_ours(
         machine(),
         uplink_mac,
         str(lease.public_ip if lease.subnet.prefixlen else lease.attrs.public_ipv6),
+        before.policies or uses_xfrm(carriage),
     )
 
 

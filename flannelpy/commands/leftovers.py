@@ -107,7 +107,7 @@ def in_use(places: Places, known: Known) -> str:
 async def find(kernel: Kernel, places: Places, known: Known) -> tuple[Plan, tuple[str, ...]]:
     """The steps that take it all away, and what stays although it looks like ours, in words. Raises KernelError."""
     table = table_name(known.prefix)
-    scope = Scope(known.devices, (), table=table, fou_ports=known.fou_ports)
+    scope = Scope(known.devices, (), table=table, fou_ports=known.fou_ports, policies=known.state.policies)
     first = await _observe(kernel, scope)
     networks = (*_networks(known.state.networks), *_told(places, known), *_in_table(first))
     scope = replace(scope, networks=tuple(dict.fromkeys(networks)))

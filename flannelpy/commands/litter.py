@@ -7,14 +7,16 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from flannelpy.agent.lock import LOCK
 from flannelpy.commands.leftovers import Known, Places, is_ours
 from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.xfrm import IKE_CONF, IKE_DIRECTORY, IKE_LOG, IKE_SOCKET, IKE_TERMS
 from flannelpy.explain.places import READY, SOCKET
+from flannelpy.host import ike, view_file, wireguard_key
 from flannelpy.host import state as state_file
-from flannelpy.host import view_file, wireguard_key
 from flannelpy.host.docker import docker_opts
 from flannelpy.host.files import directory, read_file
 
@@ -55,19 +57,32 @@ def _pieces(places: Places, known: Known, with_state: bool, released: bool) -> I
     yield from _empty(places.claims, {path.name for _name, path in known.left})
     run = {SOCKET, LOCK, READY} & _names(places.run_dir)
     yield from (_file(places.run_dir / name) for name in sorted(run))
-    yield from _empty(places.run_dir, run)
+    daemon = tuple(_daemon(places.run_dir))
+    yield from daemon
+    yield from _empty(places.run_dir, run | ({IKE_DIRECTORY} if daemon else set()))
     if with_state:
         kept = {name for name in _names(places.state_dir) if _STATE.fullmatch(name)}
         yield from (_file(places.state_dir / name) for name in sorted(kept))
         yield from _empty(places.state_dir, kept)
     else:
         # Whoever makes a device of that name from now on is somebody else.
-        forgotten = replace(known.state, devices=(), fou_ports=(), networks=())
+        forgotten = replace(known.state, devices=(), fou_ports=(), networks=(), policies=False)
         forgotten = replace(forgotten, lease_key="") if released else forgotten
         if forgotten != known.state:
             path, what = places.state_dir / state_file.FILE, "devices, FOU ports and networks"
             text = f"{path}: forget {what}{' and the lease' if released else ''}"
             yield Piece(text, lambda: state_file.write(places.state_dir, forgotten))
+
+
+def _daemon(run_dir: Path) -> Iterator[Piece]:
+    """ipsec's: one that an agent which was killed has left running, and its files."""
+    pid, place = ike.left(run_dir), run_dir / IKE_DIRECTORY
+    if pid is not None:
+        yield Piece(f"kill {pid} (charon, which serves {place / IKE_SOCKET})", partial(ike.end, pid))
+    made = {IKE_SOCKET, IKE_CONF, IKE_LOG, IKE_TERMS} & _names(place)
+    yield from (_file(place / name) for name in sorted(made))
+    if place.is_dir():
+        yield from _empty(place, made)
 
 
 def _file(path: Path) -> Piece:

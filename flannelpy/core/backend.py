@@ -1,7 +1,6 @@
 """What is a backend? The contract of a plugin.
 
-A backend says what a lease publishes and what the kernel should hold for the host and for each peer; all of it pure. It
-is found by entry point (``flannelpy.plugins``).
+A backend, found by entry point (``flannelpy.plugins``), says what a lease publishes and what the kernel should hold; all pure.
 """
 
 from __future__ import annotations
@@ -46,10 +45,10 @@ class Uplink:
 class Local:
     """What a backend may ask of its host, as data. ``lease`` is None only while the attributes of the first lease are made.
 
-    ``macs``: the stable MAC of each of the backend's devices that has one. ``keys``: the host's key pair, only for a backend that
-    needs one (``Keyed``). ``on_link``: peers' addresses that the host reaches without a gateway, and through which device; filled
-    in only for a backend whose ``wants_on_link`` is true. ``prepared``: what came of the backend's preparation (``Prepares``), None
-    for any other. ``answered``: the peers of WireGuard from which something has come; filled in only where that decides something.
+    ``macs``: the stable MAC of each of the backend's devices that has one. ``keys``: the host's key pair, for a backend that needs
+    one (``Keyed``). ``on_link``: peers' addresses that the host reaches without a gateway, and by which device, for one whose
+    ``wants_on_link`` is true. ``prepared``: of its preparation (``Prepares``). ``answered``: the peers of WireGuard that have,
+    where it matters. ``run_dir``: for files of running code.
     """
 
     config: NetworkConfig
@@ -60,6 +59,7 @@ class Local:
     prepared: str | None = None
     keys: KeyPair | None = None
     answered: Collection[Key] = frozenset()
+    run_dir: str = ""
 
     @property
     def own(self) -> Lease:

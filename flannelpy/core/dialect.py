@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from flannelpy.core.forward_accept import ForwardAccept, command
-from flannelpy.core.objects import Address, FdbEntry, Fou, Link, Neighbour, Nexthop, NftElement, NftSet, NftTable, Route, Sysctl
+from flannelpy.core.objects import (
+    Address,
+    FdbEntry,
+    Fou,
+    Link,
+    Neighbour,
+    Nexthop,
+    NftElement,
+    NftSet,
+    NftTable,
+    Route,
+    Sysctl,
+    XfrmPolicy,
+)
 from flannelpy.core.plan import Step
 
 
@@ -39,7 +52,14 @@ def typed(step: Step) -> str:
             return f"nft delete set inet {item.table} {item.name}" if removed else f"nft {verb} set {item}"
         case NftElement():
             return f"nft {'delete' if removed else 'add'} element {item}"
+        case XfrmPolicy():
+            return f"ip xfrm policy delete {item.selector}" if removed else f"ip xfrm policy {_made(step)} {item}"
     return f"wg set {item}{' remove' if removed else ''}"
+
+
+def _made(step: Step) -> str:
+    """ip-xfrm(8) has no ``replace``."""
+    return "add" if step.op == "add" else "update"
 
 
 def _six(version: int) -> str:

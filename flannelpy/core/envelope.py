@@ -15,6 +15,8 @@ _UDP, _VXLAN, _ETHERNET = 8, 8, 14
 _ETHERTYPE = {4: 0x800, 6: 0x86DD}
 _WIREGUARD = 40
 """UDP 8, and WireGuard's own 32."""
+_ESP = 37
+"""Header 8, IV 8, padding and its length up to 5, and a tag of 16 (AES-GCM, RFC 4106)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class Envelope:
         """Bytes around a packet, with an outer header of this IP version."""
         if self.hidden and self.protocol == UDP:
             return _IP[version] + _WIREGUARD
+        if self.hidden:
+            return _IP[version] + _ESP
         inside = _UDP if self.protocol == UDP else 0
         return _IP[version] + inside + (0 if self.vni is None else _VXLAN + _ETHERNET)
 
@@ -48,6 +52,10 @@ class Envelope:
             frame = bytes(12) + struct.pack("!H", _ETHERTYPE[source.version]) + inner
             inner = struct.pack("!II", 0x08000000, self.vni << 8) + frame
         return struct.pack("!HHHH", self.port, self.port, len(inner) + _UDP, 0) + inner if self.protocol == UDP else inner
+
+
+SEALED = Envelope(50, hidden=True)
+"""ESP, which no device adds."""
 
 
 def envelope_of(link: Link, port: int) -> Envelope:

@@ -31,6 +31,15 @@ class Begins(Protocol):
     def begun(self) -> bool: ...
 
 
+@runtime_checkable
+class Retires(Protocol):
+    """What a datapath has besides where it leaves something to the next start, which no other would know what to do with."""
+
+    def retire(self) -> None:
+        """Another one takes its place: the next ``close`` is to leave nothing."""
+        ...
+
+
 class Outgoing:
     """The backend of a Type that the network had before, as a carrier beside the one that it has now; ``text``: that config.
 

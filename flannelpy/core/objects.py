@@ -1,5 +1,5 @@
 """What should the kernel hold? FOU ports, links, addresses, sysctls, neighbours, FDB entries, nexthops, routes, one nft table;
-peers of WireGuard (``core.wireguard``).
+peers of WireGuard (``core.wireguard``), policies of IPsec (``core.xfrm``).
 
 The table's sets and their elements are objects of their own: a peer that comes is an element more, and the table stays as it is.
 
@@ -22,6 +22,7 @@ from flannelpy.core.key import Key as Key
 from flannelpy.core.wireguard import Wireguard as Wireguard
 from flannelpy.core.wireguard import WireguardDevice as WireguardDevice
 from flannelpy.core.wireguard import WireguardPeer as WireguardPeer
+from flannelpy.core.xfrm import XfrmPolicy as XfrmPolicy
 
 ROUTE_PROTOCOL = 102
 """Our mark on routes (rtnetlink(7) rtm_protocol, ``ip route`` shows ``proto 102``): a fresh process knows its own by it."""
@@ -469,6 +470,7 @@ Object = (
     | ForwardAccept
     | WireguardDevice
     | WireguardPeer
+    | XfrmPolicy
 )
 
 _EMPTY: Mapping[Key, Object] = {}
@@ -532,8 +534,9 @@ class Scope:
       address);
     - main-table routes with our protocol number whose destination lies inside one of ``networks``;
     - main-table routes inside ``networks`` with protocol boot through ``uplink`` (a flanneld's host-gw routes, to adopt);
-    - the nft table ``table`` with its sets and their elements, the sysctls in ``sysctls``, the FOU ports in ``fou_ports``, and the
-      rules in FORWARD chains that say ``table`` in their comment.
+    - the nft table ``table`` with its sets and their elements, the sysctls in ``sysctls``, the FOU ports in ``fou_ports``, the
+      rules in FORWARD chains that say ``table`` in their comment;
+    - with ``policies``, the policies of IPsec with our number whose both ends lie inside one of ``networks``.
     """
 
     links: frozenset[str] = frozenset()
@@ -542,6 +545,7 @@ class Scope:
     table: str = "flannelpy"
     sysctls: frozenset[str] = frozenset()
     fou_ports: frozenset[int] = frozenset()
+    policies: bool = False
 
     def covers(self, net: IPNetwork) -> bool:
         """True where ``net`` lies inside one of the networks."""

@@ -2,8 +2,8 @@
 
 Order: the sets of the firewall and who is in them before the rules that ask them; the firewall, which guards a port, before the
 port is opened; a FOU port before the device that takes what comes in by it, a device before its key and its address, before
-neighbour, FDB entry, peer and nexthop, before the route that uses them; additions before removals, so that nothing is ever without
-both; removals the other way round.
+neighbour, FDB entry, peer, policy and nexthop, before the route that uses them; additions before removals, so that nothing is ever
+without both; removals the other way round.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from flannelpy.core.objects import (
 
 Op = Literal["add", "change", "remake", "remove"]
 
-_KINDS = "set; element; nft, forward; fou; link; wg; addr; sysctl; neigh; fdb, wgpeer; nexthop; route"
+_KINDS = "set; element; nft, forward; fou; link; wg; addr; sysctl; neigh; fdb, wgpeer, xfrm; nexthop; route"
 _RANK = {kind: rank for rank, kinds in enumerate(_KINDS.split("; ")) for kind in kinds.split(", ")}
 _ADDR = _RANK["addr"]
 

@@ -37,7 +37,8 @@ NOT_UNDERSTOOD = (ValueError, KeyError, TypeError, AttributeError, OverflowError
 @dataclass(frozen=True, slots=True)
 class State:
     """``prefix`` is the network it belongs to; ``macs`` by device; ``lease_key`` is the last part of our lease's key; ``networks``,
-    ``devices`` and ``fou_ports`` were in use with it. ``machine``, ``uplink_mac`` and ``address`` (PublicIP) tell whose it is.
+    ``devices`` and ``fou_ports`` were in use with it, and, where so, ``policies`` of IPsec. ``machine``, ``uplink_mac`` and
+    ``address`` (PublicIP) tell whose it is.
     """
 
     prefix: str = ""
@@ -49,6 +50,7 @@ class State:
     machine: str = ""
     uplink_mac: str = ""
     address: str = ""
+    policies: bool = False
 
 
 def read(directory: Path, prefix: str) -> State:
@@ -82,6 +84,7 @@ def parse(data: bytes) -> State:
             machine=text_of(fields.get("machine", "")),
             uplink_mac=_hardware(fields.get("uplink_mac", "")),
             address=_address(fields.get("address", "")),
+            policies=_flag(fields.get("policies", False)),
         )
     except NOT_UNDERSTOOD as error:
         raise ValueError(in_words(error)) from None
@@ -100,6 +103,7 @@ def write(directory: Path, state: State) -> None:
         "machine": state.machine,
         "uplink_mac": state.uplink_mac,
         "address": state.address,
+        "policies": state.policies,
     }
     write_file(directory / FILE, json.dumps(fields, indent=1) + "\n", MODE)
 
@@ -124,6 +128,12 @@ def _interface(value: object) -> str:
     """The name of an interface, as the kernel allows it (dev_valid_name)."""
     if not isinstance(value, str) or not re.fullmatch(r"[!-.0-9;-~]{1,15}", value):
         raise ValueError(f"{value!r:.40} is no interface")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r:.40} is neither true nor false")
     return value
 
 

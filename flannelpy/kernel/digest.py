@@ -51,6 +51,7 @@ from flannelpy.kernel.messages import (
     route_device,
 )
 from flannelpy.kernel.sieve import Sieve
+from flannelpy.kernel.xfrm import hear
 
 SUBSYSTEM_NFTABLES = 10
 DELETE_SET, NEW_ELEMENT, DELETE_ELEMENT = 11, 12, 14  # NFT_MSG_*
@@ -269,6 +270,13 @@ class Digest:
         if index in self._routing:
             self._routing.discard(index)
             draft.routed |= {4, 6}
+
+    def policies(self, data: bytes, draft: Draft) -> None:
+        """A datagram of XFRM's."""
+        try:
+            hear(self._scope, data, draft)
+        except MALFORMED:
+            self._lose(draft)
 
     def netfilter(self, data: bytes, draft: Draft) -> None:
         """A datagram of nftables, each of whose messages but the generation's names its table in its first attribute."""

@@ -37,6 +37,7 @@ from flannelpy.core.objects import (
     Sysctl,
     WireguardDevice,
     WireguardPeer,
+    XfrmPolicy,
 )
 from flannelpy.core.packet_filter import Ruleset
 from flannelpy.core.plan import Step
@@ -304,13 +305,12 @@ class FakeKernel:
     def set_down(self, dev: str) -> None:
         """``ip link set DEV down``: the routes through it are gone."""
         self._objects = {key: item for key, item in self._objects.items() if not (isinstance(item, Nexthop) and item.dev == dev)}
+        self._routes = {dst: route for dst, route in self._routes.items() if route.dev != dev}
         if dev in self._links:
             self._links[dev] = replace(self._links[dev], up=False)
-            self._routes = {dst: route for dst, route in self._routes.items() if route.dev != dev}
             self._tell(News(self._links[dev], took_along=dev))
         else:
             self.interfaces[dev] = replace(self.interfaces[dev], up=False)
-            self._routes = {dst: route for dst, route in self._routes.items() if route.dev != dev}
             self._tell(News(took_along=dev, links={self.interfaces[dev].index: dev}, routed=frozenset({4, 6})))
 
     def get(self, key: Key) -> Object | None:
@@ -325,10 +325,7 @@ class FakeKernel:
             return
         match step.item:
             case Fou() as fou:
-                if "fou" in self.unknown:
-                    raise KernelError("this kernel has no fou: load the module fou", errno.EOPNOTSUPP)
-                if step.op == "add" and fou.key in self._objects:
-                    raise error((errno.EADDRINUSE, ""))
+                self._demand_free(step, "fou", errno.EADDRINUSE)
                 self._objects[fou.key] = fou  # without a word: the kernel tells nobody
             case Link() as link:
                 self._make_link(step, link)
@@ -350,6 +347,9 @@ class FakeKernel:
             case WireguardDevice() | WireguardPeer() as told:
                 self._index(told.dev)
                 put(self._objects, told, self.taken_ports)
+            case XfrmPolicy() as policy:
+                self._demand_free(step, "xfrm", errno.EEXIST)
+                self._put(policy)
             case Sysctl() as sysctl:
                 if self._sysctl_missing(sysctl):
                     raise KernelError(f"/proc/sys/{sysctl.name}: No such file or directory", errno.ENOENT)
@@ -371,6 +371,13 @@ class FakeKernel:
                 if table.body.count("{") != table.body.count("}"):
                     raise KernelError("syntax error, unexpected end of file", 0)
                 self._put(table)
+
+    def _demand_free(self, step: Step, module: str, code: int) -> None:
+        """Raises KernelError where the kernel was built without a module, and with ``code`` where what is new is there."""
+        if module in self.unknown:
+            raise KernelError(f"this kernel has no {module}: load the module {module}", errno.EOPNOTSUPP)
+        if step.op == "add" and step.key in self._objects:
+            raise error((code, ""))
 
     def _remove(self, step: Step) -> None:
         """Exactly what was observed; what is not there is gone."""
@@ -538,10 +545,7 @@ class FakeKernel:
         return next((net.ip for net in nets if net.version == version), None)
 
     def _sysctl_missing(self, item: Sysctl) -> bool:
-        parts = item.name.split("/")
-        return (
-            parts[:1] == ["net"] and parts[2:3] == ["conf"] and self._index_of(parts[3]) == 0 and parts[3] not in ("all", "default")
-        )
+        return item.lives_on not in (None, "all", "default") and not self._index_of(str(item.lives_on))
 
     def _index_of(self, name: str) -> int:
         if name in self._indices:

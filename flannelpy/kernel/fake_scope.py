@@ -23,6 +23,7 @@ from flannelpy.core.objects import (
     Sysctl,
     WireguardDevice,
     WireguardPeer,
+    XfrmPolicy,
 )
 
 KERNEL_PROTOCOL = 2
@@ -47,6 +48,8 @@ def is_seen(item: Object, scope: Scope) -> bool:
             return item.name in scope.sysctls
         case ForwardAccept():
             return item.owner == scope.table
+        case XfrmPolicy():
+            return scope.policies and scope.covers(item.src) and scope.covers(item.dst)
         case NftTable():
             return item.name == scope.table
         case NftSet() | NftElement():

@@ -48,6 +48,7 @@ from flannelpy.core.objects import (
     Sysctl,
     WireguardDevice,
     WireguardPeer,
+    XfrmPolicy,
 )
 from flannelpy.core.packet_filter import Ruleset
 from flannelpy.core.plan import Step
@@ -73,6 +74,7 @@ from flannelpy.kernel.notices import Notices
 from flannelpy.kernel.reintroduce import reintroduce
 from flannelpy.kernel.sieve import Sieve, as_route
 from flannelpy.kernel.wireguard import WireguardDevices
+from flannelpy.kernel.xfrm import BATCH, XfrmPolicies
 
 UNREACHABLE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
 """How a route look-up says no: no route, unreachable, prohibit, blackhole, or no such family in this kernel."""
@@ -103,6 +105,7 @@ class NetlinkKernel:
         self._elements = Elements()
         self._fou = FouPorts(self._modules)
         self._wireguard = WireguardDevices()
+        self._policies = XfrmPolicies()
         self._devices = Devices(self._ask, userspace)
         self._batch = BATCH_MOST
         self._subscriptions: set[Notices] = set()
@@ -225,6 +228,8 @@ class NetlinkKernel:
                 dumps.append(await self._wireguard.observe(name, index))
         if wanted("fou"):
             found += self._fou.observe(scope.fou_ports)
+        if wanted("xfrm"):
+            dumps.append(await self._policies.observe(scope))
         if wanted("sysctl"):
             found += _observe_sysctls(scope)
         if wanted("route"):
@@ -274,6 +279,9 @@ class NetlinkKernel:
             elif isinstance(steps[at].item, NftElement):
                 run = list(takewhile(lambda step: isinstance(step.item, NftElement), steps[at : at + AT_ONCE]))
                 results += [Result(step, error) for step, error in zip(run, self._elements.apply(run), strict=True)]
+            elif isinstance(steps[at].item, XfrmPolicy):
+                run = list(takewhile(lambda step: isinstance(step.item, XfrmPolicy), steps[at : at + BATCH]))
+                results += [Result(step, error) for step, error in zip(run, self._policies.apply(run), strict=True)]
             elif isinstance(steps[at].item, WireguardPeer):
                 run = _peers_of_one_device(steps[at : at + BATCH_MOST])
                 outcome = await self._wireguard.apply_peers(index_of(run[0].item.lives_on or ""), run)
@@ -429,6 +437,7 @@ class NetlinkKernel:
         self._elements.close()
         self._fou.close()
         self._wireguard.close()
+        self._policies.close()
         self._shut()
 
     def _open(self) -> Channel:

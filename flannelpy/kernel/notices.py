@@ -25,6 +25,7 @@ from flannelpy.kernel.channel import ADD_MEMBERSHIP, DATAGRAM_BYTES, SOL_NETLINK
 from flannelpy.kernel.digest import Digest, Draft
 from flannelpy.kernel.messages import LinkInfo, dump_links, read_link
 from flannelpy.kernel.nft import NETLINK_NETFILTER, Nft
+from flannelpy.kernel.xfrm import NETLINK_XFRM, POLICY
 
 LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE = 1, 3, 5, 7, 9, 11  # RTNLGRP_*
 IPV4_RULE, IPV6_RULE = 8, 19
@@ -56,7 +57,7 @@ class Notices:
         self._nft = nft
         self._digest = Digest(scope, name_of)
         self._receive_bytes = receive_bytes
-        self._sockets: list[socket.socket] = []
+        self._sockets: list[tuple[socket.socket, Callable[[bytes, Draft], None]]] = []
         self._waiter: asyncio.Future[None] | None = None
         self._lull_s = 0.0  # for how long the next are left to gather: the last news was of none of our objects
         self._ended = asyncio.Event()
@@ -76,25 +77,27 @@ class Notices:
         self._unsubscribe()
         try:
             groups = (LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, IPV4_RULE, IPV6_RULE, NEXTHOP)
-            self._join(socket.NETLINK_ROUTE, groups)
-            self._join(NETLINK_NETFILTER, (NFTABLES,))
+            self._join(socket.NETLINK_ROUTE, groups, self._digest.route)
+            self._join(NETLINK_NETFILTER, (NFTABLES,), self._digest.netfilter)
+            if self._scope.policies:  # to ask makes the kernel load XFRM, which most hosts have no use for
+                self._join(NETLINK_XFRM, (POLICY,), self._digest.policies)
         except OSError as error:
             raise KernelError(f"netlink notifications: {error.strerror}", error.errno or 0) from None
         self._survey()
 
     def _unsubscribe(self) -> None:
-        for sock in self._sockets:
+        for sock, _digest in self._sockets:
             sock.close()  # which takes it out of the epoll set, too
         self._sockets.clear()
 
-    def _join(self, protocol: int, groups: tuple[int, ...]) -> None:
+    def _join(self, protocol: int, groups: tuple[int, ...], digest: Callable[[bytes, Draft], None]) -> None:
         try:
             sock = netlink_socket(protocol, self._receive_bytes)
         except OSError as error:
-            if protocol == NETLINK_NETFILTER and error.errno not in NO_ROOM:
-                return  # a kernel without nf_tables has nothing to tell of it
+            if protocol != socket.NETLINK_ROUTE and error.errno not in NO_ROOM:
+                return  # a kernel without nf_tables or XFRM has nothing to tell of it
             raise
-        self._sockets.append(sock)
+        self._sockets.append((sock, digest))
         for group in groups:
             with suppress(OSError) if group == NEXTHOP else nullcontext():  # a kernel before 5.3 has none
                 sock.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, group)
@@ -194,7 +197,7 @@ class Notices:
         """What there is to read, up to a burst; and whether that was all. Sets ``_deaf`` where something was lost."""
         draft = Draft()
         count = 0
-        for sock, digest in zip(self._sockets, (self._digest.route, self._digest.netfilter), strict=False):
+        for sock, digest in self._sockets:
             while count < BURST:
                 try:
                     data = sock.recv(DATAGRAM_BYTES)

@@ -38,6 +38,7 @@ from flannelpy.core.objects import (
     Vxlan,
     Wireguard,
     WireguardPeer,
+    XfrmPolicy,
 )
 from flannelpy.core.plan import Step, plan
 from flannelpy.core.uplink import Interface, InterfaceAddress
@@ -48,7 +49,7 @@ from flannelpy.registry.memory import MemoryRegistry, MemoryStore
 
 NETWORK = IPNetwork("10.5.0.0/16")
 MAC, THEIR_MAC = "02:00:00:00:00:01", "02:00:00:00:00:99"
-STATE = State("/coreos.com/network", {"flannel.1": MAC}, "10.5.72.0-24", (str(NETWORK),), ("flannel.1",), (8285,))
+STATE = State("/coreos.com/network", {"flannel.1": MAC}, "10.5.72.0-24", (str(NETWORK),), ("flannel.1",), (8285,), policies=True)
 
 
 @pytest.fixture
@@ -61,6 +62,10 @@ def vxlan(name: str, mac: str, vni: int) -> Link:
     return Link(name, "vxlan", 1450, mac, detail=Vxlan(vni, "eth1", IPAddress("192.0.2.1"), 8472 + vni))
 
 
+def policy(dst: str) -> XfrmPolicy:
+    return XfrmPolicy("out", IPNetwork("10.5.72.0/24"), IPNetwork(dst), IPAddress("192.0.2.1"), IPAddress("192.0.2.9"))
+
+
 def ours(peers: int) -> list[Object]:
     """What an agent with so many peers makes."""
     found: list[Object] = [
@@ -70,6 +75,7 @@ def ours(peers: int) -> list[Object]:
         NftTable("flannelpy", "chain forward {\n\tip saddr 10.5.0.0/16 accept\n}"),
         ForwardAccept("nft", "FORWARD", "flannelpy", source=NETWORK),
         Route(IPNetwork("10.5.72.0/24"), kind="unreachable"),
+        policy("10.5.9.0/24"),
     ]
     for number in range(peers):
         gateway, mac = IPAddress(f"10.5.{number + 100}.0"), f"02:00:00:00:01:{number:02x}"
@@ -91,6 +97,7 @@ FOREIGN = st.one_of(
     st.builds(lambda n: vxlan(f"flannel.{n + 2}", THEIR_MAC, n + 2), NUMBER),
     st.just(Link("flannel.ipip", "ipip", 1480, detail=Ipip(IPAddress("192.0.2.1"), ttl=0))),
     st.builds(lambda n: Fou(9000 + n), NUMBER),
+    st.builds(lambda n: policy(f"10.6.{n}.0/24"), NUMBER),
     st.sampled_from(["mine", "flannelpy-other", "flannelpy2"]).map(lambda name: NftTable(name, "chain x {\n}")),
     st.sampled_from(["theirs", "flannelpy-other"]).map(lambda owner: ForwardAccept("nft", "FORWARD", owner, source=NETWORK)),
 )
@@ -134,6 +141,7 @@ def test_what_goes_reads_as_it_is_typed(places: Places) -> None:
         "ip fou del port 8285",
         "ip link del flannel.1 type vxlan",
         "ip route del unreachable 10.5.72.0/24 proto 102",
+        "ip xfrm policy delete src 10.5.72.0/24 dst 10.5.9.0/24 dir out",
         "iptables -D FORWARD -s 10.5.0.0/16 -m comment --comment flannelpy -j ACCEPT",
         "nft delete table inet flannelpy",
     ]

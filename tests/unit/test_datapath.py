@@ -115,6 +115,46 @@ def test_whatever_becomes_of_it_it_runs_in_the_end_and_is_never_tried_in_a_tight
         assert pause <= lived + LAST_RETRY_S
 
 
+class Leaving(Frail):
+    """A datapath that leaves something to the next start, unless another takes its place."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.retired = False
+        self.closed: list[bool] = []
+
+    def retire(self) -> None:
+        self.retired = True
+
+    async def close(self) -> None:
+        await super().close()
+        self.closed.append(self.retired)
+
+
+@pytest.mark.parametrize("after", ["nothing", "none", "another"])
+def test_only_one_whose_place_is_taken_leaves_nothing(after: str) -> None:
+    async def live_on() -> list[bool]:
+        datapath, made = Leaving(), target()
+        supervisor = DatapathSupervisor(
+            Reporter(asyncio.get_running_loop().time), NoFdStore(), Cursor({}, lambda: None), lambda: None
+        )
+
+        async def cleared() -> None:
+            pass
+
+        supervisor.set(Wanted(datapath, cast(Backend, made.backend), made.local, cleared))
+        task = asyncio.create_task(supervisor.run())
+        await asyncio.sleep(1.0)
+        if after != "nothing":
+            supervisor.set(Wanted(None if after == "none" else Leaving(), cast(Backend, made.backend), made.local, cleared))
+            await asyncio.sleep(1.0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return datapath.closed
+
+    assert run_virtually(live_on()) == [after != "nothing"]
+
+
 class Crowd(Frail):
     """A datapath of several tasks; each is gone once its device is, as the workers of udp are."""
 

@@ -64,7 +64,7 @@ def pins(name: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     ("name", "texts"),
     [
-        ("requirements.txt", PROJECT["dependencies"]),
+        ("requirements.txt", [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["ipsec"]]),
         ("requirements-kube.txt", PROJECT["optional-dependencies"]["kube"]),
     ],
 )

@@ -391,6 +391,8 @@ async def test_what_needs_the_network_is_skipped_where_it_is_not_known(about: Ab
         ("udp", "fou", {"kernel: fou": OK, "kernel: nftables": OK}),
         ("wireguard", "", {"kernel: wireguard": OK, "kernel: nftables": OK}),
         ("wireguard", "wireguard", {"kernel: wireguard": FAILED, "kernel: nftables": OK}),
+        ("ipsec", "", {"kernel: xfrm": OK, "kernel: nftables": OK}),
+        ("ipsec", "xfrm", {"kernel: xfrm": FAILED, "kernel: nftables": OK}),
         ("host-gw", "", {"kernel: nftables": OK}),
     ],
 )
@@ -399,10 +401,29 @@ async def test_what_the_backend_needs_of_the_kernel(
 ) -> None:
     monkeypatch.setattr(kernel, "geteuid", lambda: 0)
     fake(about).unknown, about.status = {missing}, None
-    about.take(json.dumps({"Network": "10.5.0.0/16", "Backend": {"Type": backend}}))
-    findings = [finding for finding in await found(about, kernel.features) if finding.name != "kernel: tun"]
+    options = {"PSK": "x" * 96} if backend == "ipsec" else {}
+    about.take(json.dumps({"Network": "10.5.0.0/16", "Backend": {"Type": backend, **options}}))
+    findings = [finding for finding in await found(about, kernel.features) if finding.name not in ("kernel: tun", "charon")]
     assert {finding.name: finding.state for finding in findings} == states
     assert all(bool(finding.remedy) == (finding.state != OK) for finding in findings)
+
+
+async def test_ipsec_takes_a_daemon_and_a_library(about: About, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(kernel, "geteuid", lambda: 0)
+    monkeypatch.setattr(kernel, "IKE_PLACES", ())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    about.status = None
+    about.take(json.dumps({"Network": "10.5.0.0/16", "Backend": {"Type": "ipsec", "PSK": "x" * 96}}))
+
+    async def finding() -> tuple[str, str]:
+        (one,) = [each for each in await found(about, kernel.features) if each.name == "charon"]
+        return one.state, one.remedy
+
+    assert await finding() == (FAILED, "apt-get install strongswan-charon strongswan-swanctl libstrongswan-standard-plugins")
+    await asyncio.to_thread((tmp_path / "charon").touch, 0o755)
+    assert await finding() == (OK, "")
+    monkeypatch.setattr(kernel, "IKE_LIBRARY", "nobody_has_it")
+    assert await finding() == (FAILED, "pip install 'flannelpy[ipsec]'")
 
 
 async def test_only_root_can_try_the_kernel(about: About, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ LONGER = {
     "flannelpy/kernel/messages.py": "packing and unpacking of each message side by side",
 }
 """Files that may be longer, and why."""
-LONGEST = 560
+LONGEST = 580
 WHOLE = {"flannelpy/host/cni/plugin.py": 750}
 """What is installed as one file, and how long that may be."""
 

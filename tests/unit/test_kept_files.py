@@ -113,6 +113,7 @@ BAD_STATES = [
     (changed(lease_key=None), "None is no text"),
     (changed(uplink_mac="eth"), "is no hardware address"),
     (changed(address="nowhere"), "is no address"),
+    (changed(policies=1), "1 is neither true nor false"),
 ]
 
 

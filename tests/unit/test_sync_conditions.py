@@ -20,7 +20,7 @@ from flannelpy.agent.sync.kernel_errors import PROTOCOLS, explain
 from flannelpy.core.backend import Backend, Local, Path
 from flannelpy.core.errors import KernelError
 from flannelpy.core.model import Lease
-from flannelpy.core.objects import Key, Route, Sysctl
+from flannelpy.core.objects import Key, Route, Sysctl, XfrmPolicy
 from flannelpy.core.plan import Step
 from flannelpy.kernel.fake import FakeKernel
 from tests.unit.syncing import World, mac_of, peer
@@ -134,6 +134,13 @@ async def test_who_is_in_the_way_is_said_as_ip_says_it_and_how_to_make_room(numb
     words = f"10.5.9.0/24 dev eth1 proto {word}"
     said = await explain(kernel, Step("add", ours), KernelError("File exists", errno.EEXIST))
     assert said == f"{words} is there and is not ours (to make room: ip route del {words})"
+
+
+async def test_a_policy_in_the_way_is_named_with_what_removes_it() -> None:
+    ours = XfrmPolicy("out", IPNetwork("10.5.72.0/24"), IPNetwork("10.5.9.0/24"), IPAddress("192.0.2.1"), IPAddress("192.0.2.9"))
+    said = await explain(FakeKernel(), Step("add", ours), KernelError("File exists", errno.EEXIST))
+    remedy = "ip xfrm policy delete src 10.5.72.0/24 dst 10.5.9.0/24 dir out"
+    assert said == f"a policy of somebody else's is there (to make room: {remedy})"
 
 
 # ----------------------------------------------------------------------------------------------------- unreadable

@@ -11,12 +11,14 @@ import click
 import pytest
 from netaddr import IPAddress, IPNetwork
 
+from flannelpy import plugins
 from flannelpy.commands.doctor.about import About
 from flannelpy.commands.trace.run import journey_of, page
+from flannelpy.core.config import NetworkConfig
 from flannelpy.core.envelope import Envelope
 from flannelpy.core.errors import FlannelpyError, KernelError, UsageError
 from flannelpy.core.lookup import Found
-from flannelpy.core.objects import Address, FdbEntry, Key, Link, Neighbour, Route, Vxlan
+from flannelpy.core.objects import Address, FdbEntry, Key, Link, Neighbour, Route, Vxlan, XfrmPolicy
 from flannelpy.core.policy_rule import PolicyRule
 from flannelpy.core.trace import Journey
 from flannelpy.explain.status import PeerStatus, ProbeStatus
@@ -358,6 +360,25 @@ async def test_a_container_of_this_host_is_behind_the_bridge(host: About) -> Non
     assert [hop.name for hop in journey.hops] == ["bridge", "answer"]
     silent("10.5.7.9")(host, fake(host))
     assert "is there such a container?" in stopped(await journey_of(host, "10.5.7.9", None))[1]
+
+
+async def test_without_a_device_a_policy_says_how_it_goes(host: About) -> None:
+    options = {"Type": "ipsec", "PSK": "x" * 96}
+    host.config = NetworkConfig.parse(json.dumps({"Network": "10.5.0.0/16", "Backend": options}))
+    host.backend = plugins.load(host.config)
+    kernel = fake(host)
+    kernel.plant(Route(SUBNET, dev="eth1", link_scope=True))
+    policy = XfrmPolicy("out", IPNetwork("10.5.7.0/24"), SUBNET, IPAddress("192.0.2.1"), PUBLIC)
+    kernel.plant(policy)
+    journey = await journey_of(host, DST, None)
+    assert "policy: in ESP from 192.0.2.1 to 192.0.2.9; ip xfrm state shows its keys" in [
+        f"{hop.name}: {hop.said}" for hop in journey.hops
+    ]
+    assert journey.stop is None
+    kernel.take(policy.key)
+    journey = await journey_of(host, DST, None)
+    assert journey.stop is not None
+    assert (journey.stop.name, journey.stop.remedy) == ("policy", "ip xfrm policy; flannelpy plan")
 
 
 async def test_an_address_of_nobody_is_told(host: About) -> None:

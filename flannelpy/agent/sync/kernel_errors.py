@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flannelpy.core.errors import FlannelpyError, KernelError
-from flannelpy.core.objects import Fou, Key, Link, Object, Route, Sysctl, Vxlan, WireguardDevice
+from flannelpy.core.objects import Fou, Key, Link, Object, Route, Sysctl, Vxlan, WireguardDevice, XfrmPolicy
 from flannelpy.core.plan import Step, lives_on
 from flannelpy.host.ports import holder
 from flannelpy.kernel import Kernel
@@ -52,6 +52,8 @@ async def explain(kernel: Kernel, step: Step, error: KernelError) -> str:
         if other is not None:
             words = str(other).replace(f"proto {other.proto}", f"proto {PROTOCOLS.get(other.proto, other.proto)}")
             return f"{words} is there and is not ours (to make room: ip route del {words})"
+    if error.code == errno.EEXIST and isinstance(step.item, XfrmPolicy):
+        return f"a policy of somebody else's is there (to make room: ip xfrm policy delete {step.item.selector})"
     if error.code == errno.EADDRINUSE and (port := _port(step.item)):
         who = await asyncio.to_thread(holder, port)
         return f"{error} ({f'{who} has it' if who else 'to see who has it'}: ss -lunp 'sport = :{port}')"

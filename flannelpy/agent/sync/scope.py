@@ -10,6 +10,7 @@ from flannelpy.agent.carriage import Carriage
 from flannelpy.core.backend import Engines
 from flannelpy.core.marks import OURS, table_name
 from flannelpy.core.objects import Scope
+from flannelpy.core.xfrm import UsesXfrm
 from flannelpy.host.state import State
 
 log = logging.getLogger(__name__)
@@ -30,12 +31,18 @@ def find_scope(carriage: Carriage | None, kept: State, prefix: str) -> Scope:
         table=table_name(prefix),
         sysctls=frozenset(f"net/{name.format(device)}" for device in devices for name in _SYSCTLS),
         fou_ports=ports | frozenset(kept.fou_ports),
+        policies=kept.policies or (carriage is not None and uses_xfrm(carriage)),
     )
 
 
 def fou_ports(carriage: Carriage) -> frozenset[int]:
     """Where the kernel may decapsulate for us, by whichever engine a backend works."""
     return frozenset(port for backend in carriage.backends if isinstance(backend, Engines) for port in backend.fou_ports)
+
+
+def uses_xfrm(carriage: Carriage) -> bool:
+    """Whether a backend in use reaches its peers by policies of IPsec."""
+    return any(isinstance(backend, UsesXfrm) for backend in carriage.backends)
 
 
 def _networks(texts: tuple[str, ...]) -> list[IPNetwork]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterable, Iterator
+from importlib.util import find_spec
 from os import geteuid
 from pathlib import Path
 
-from netaddr import IPAddress
+from netaddr import IPAddress, IPNetwork
 
 from flannelpy.commands.doctor.about import About
 from flannelpy.core.backend import Engines
 from flannelpy.core.errors import KernelError
-from flannelpy.core.objects import HostState, Ipip, Link, NftTable, Object, Vxlan
+from flannelpy.core.objects import HostState, Ipip, Link, NftTable, Object, Vxlan, XfrmPolicy
 from flannelpy.core.plan import Step
 from flannelpy.core.secret import Secret
+from flannelpy.core.xfrm import IKE_EXTRA, IKE_LIBRARY, IKE_PACKAGES, IKE_PLACES, IKE_PROGRAM
 from flannelpy.explain.doctor import FAILED, OK, SKIPPED, WARNING, Finding
 
 NET_ADMIN = 12
@@ -26,6 +29,7 @@ _TUN = Path("/dev/net/tun")
 _HERE = IPAddress("127.0.0.1")
 _VXLAN = Link("flannelpy-try", "vxlan", 1450, "02:00:00:00:00:01", detail=Vxlan(16_000_000, "lo", _HERE, 61_472))
 _IPIP = Link("flannelpy-try", "ipip", 1480, detail=Ipip(_HERE))
+_POLICY = XfrmPolicy("out", IPNetwork("127.0.0.0/9"), IPNetwork("127.128.0.0/9"), _HERE, _HERE)
 _NFT = NftTable("flannelpy_try", "chain c {\n}\n")
 
 
@@ -61,6 +65,11 @@ async def features(about: About) -> AsyncIterator[Finding]:
         yield await _tried(about, kind, needs[kind], FAILED, f"modprobe {kind}; a kernel with CONFIG_{kind.upper()}")
     if kind == "wireguard":
         yield await _wireguard(about)
+    if kind == "ipsec":
+        yield await _tried(
+            about, "xfrm", [_POLICY], FAILED, "modprobe xfrm_user; a kernel with CONFIG_XFRM_USER and CONFIG_INET_ESP"
+        )
+        yield _charon()
     if kind == "udp":
         rehearsal = about.backend.rehearsal if isinstance(about.backend, Engines) else HostState()
         if len(rehearsal):
@@ -69,6 +78,16 @@ async def features(about: About) -> AsyncIterator[Finding]:
             yield fou if fou.said == _CAN else Finding(fou.name, OK, slow)
         yield _tun()
     yield await _tried(about, "nftables", [_NFT], FAILED, "modprobe nf_tables; a package with the program nft")
+
+
+def _charon() -> Finding:
+    """ipsec's daemon, and the library by which it is spoken to."""
+    path = shutil.which(IKE_PROGRAM, path=os.pathsep.join((os.environ.get("PATH", ""), *IKE_PLACES)))
+    if path is None:
+        return Finding("charon", FAILED, "strongSwan's IKE daemon is not installed", IKE_PACKAGES)
+    if find_spec(IKE_LIBRARY) is None:
+        return Finding("charon", FAILED, f"{path} is there, the Python package {IKE_LIBRARY} is not", IKE_EXTRA)
+    return Finding("charon", OK, f"{path} is there")
 
 
 def _tun() -> Finding:

@@ -16,19 +16,20 @@ from flannelpy.commands.doctor.host import port_of
 from flannelpy.commands.trace import asking
 from flannelpy.commands.trace.target import Destination, networks, whole_name
 from flannelpy.core import trace
-from flannelpy.core.envelope import Envelope, envelope_of
+from flannelpy.core.envelope import SEALED, Envelope, envelope_of
 from flannelpy.core.errors import KernelError
 from flannelpy.core.filter_match import ICMP, Packet
 from flannelpy.core.forwarding import OURS
 from flannelpy.core.host_diagnosis import FORWARDING, Overlay
 from flannelpy.core.host_facts import Interface
 from flannelpy.core.lookup import FILTERED, Found, Lookup, expected, goes, ruled
-from flannelpy.core.objects import FdbEntry, HostState, Key, Link, Neighbour, Route, Scope, WireguardPeer
+from flannelpy.core.objects import FdbEntry, HostState, Key, Link, Neighbour, Route, Scope, WireguardPeer, XfrmPolicy
 from flannelpy.core.packet_filter import Hook, Ruleset, Ruling, judge
 from flannelpy.core.sightings import Way
 from flannelpy.core.trace import Hop, Journey
+from flannelpy.core.xfrm import UsesXfrm
 
-LOOKED_AT = ("link", "neigh", "fdb", "route", "wg", "wgpeer")
+LOOKED_AT = ("link", "neigh", "fdb", "route", "wg", "wgpeer", "xfrm")
 """Kinds of kernel objects that may carry a packet."""
 
 _EITHER = frozenset({"new", "established"})
@@ -68,7 +69,7 @@ async def walk(about: About, source: IPAddress, target: Destination) -> tuple[Jo
     devices = about.devices if about.config is not None else frozenset(name for name in interfaces if name.startswith(OURS))
     subnets = tuple(net for net in about.subnets if net.version == source.version)
     overlay = Overlay(networks(about), subnets, about.mtu, devices)
-    scope = Scope(devices, networks(about))
+    scope = Scope(devices, networks(about), policies=_uses_xfrm(about.backend))
     observed = await kernel.observe(scope, [Key(kind, "") for kind in LOOKED_AT])
     ground = Ground(about, source, target, interfaces, overlay, observed)
     size = about.mtu or 1400
@@ -148,6 +149,8 @@ def _carrier(ground: Ground, wanted: Route, link: object) -> tuple[Envelope | No
     if not isinstance(link, Link):
         if device in ground.overlay.devices:
             ground.hops.append(Hop("device", "stops", f"{device} is not there", "flannelpy plan; systemctl restart flannelpy"))
+        if _uses_xfrm(ground.about.backend) and (outer := _policy(ground)) is not None:
+            return SEALED, outer
         return None, None
     if not link.up:
         ground.hops.append(Hop("device", "stops", f"{device} is down", f"ip link set {device} up", shared=True))
@@ -202,6 +205,24 @@ def _endpoint(ground: Ground, device: str) -> IPAddress | None:
         return None
     ground.hops.append(Hop("wireguard", "passes", f"{address} is behind {endpoint[0]}, port {endpoint[1]}", shared=True))
     return endpoint[0]
+
+
+def _uses_xfrm(backend: object) -> bool:
+    return isinstance(backend, UsesXfrm)
+
+
+def _policy(ground: Ground) -> IPAddress | None:
+    """The other end of the tunnel that a policy of IPsec says."""
+    source, address = ground.source, ground.target.address
+    policies = [item for item in ground.observed if isinstance(item, XfrmPolicy) and item.direction == "out"]
+    mine = [item for item in policies if source.version == 4 and source in item.src and address in item.dst]
+    if not mine:
+        said = f"no policy says that packets from {source} to {address} are encrypted"
+        ground.hops.append(Hop("policy", "stops", said, "ip xfrm policy; flannelpy plan"))
+        return None
+    outer = mine[0].outer_dst
+    ground.hops.append(Hop("policy", "passes", f"in ESP from {mine[0].outer_src} to {outer}; ip xfrm state shows its keys"))
+    return outer
 
 
 async def _outside(
