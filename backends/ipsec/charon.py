@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import secrets
 import shutil
@@ -35,7 +34,9 @@ LOG_BYTES = 1 << 20
 TELLING = ("failed", "unable", "could not", "already running", "abort")
 """What stands in the lines of the log that matter."""
 
-START_S, END_S = 20.0, 5.0
+NO_VICI = "plugin 'vici': failed to load"
+
+START_S, END_S = 60.0, 5.0
 EVERY_S = 0.05
 
 PLUGINS = (
@@ -195,7 +196,9 @@ async def _start(path: str, directory: Path, interface: str, fingerprint: Callab
         raise BackendError(f"{path} cannot be run: {error.strerror}") from None
     charon = Charon(directory, child.pid, child)
     try:
-        if await _until(lambda: charon.gone or listener(directory / IKE_SOCKET) == child.pid, START_S) and not charon.gone:
+        log = directory / IKE_LOG
+        await _until(lambda: charon.gone or _speaks(charon) or NO_VICI in log_text(log), START_S)
+        if _speaks(charon) and not charon.gone:
             return charon
         if charon.gone:
             raise BackendError(f"charon has ended as it began{charon.last_words}")
@@ -203,6 +206,10 @@ async def _start(path: str, directory: Path, interface: str, fingerprint: Callab
     except BaseException:
         await asyncio.shield(charon.end(at_once=True))
         raise
+
+
+def _speaks(charon: Charon) -> bool:
+    return listener(charon.vici.path) == charon.pid
 
 
 def _make_way() -> None:
@@ -258,12 +265,7 @@ def _write_private(path: Path, text: str) -> None:
 
 def last_words(log: Path) -> str:
     """What a log says of a failure, else its last line; to be put behind a sentence."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 8192))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    except OSError as error:
-        return "" if error.errno == errno.ENOENT else f": {log}: {error.strerror}"
+    lines = [line.strip() for line in log_text(log).splitlines() if line.strip()]
     lines = [line for line in lines if "no plugin file" not in line or "'vici'" in line]  # no distribution has them all
     telling = [line for line in lines if any(word in line for word in TELLING)]
     found = telling[:2] or lines[-1:]
@@ -273,6 +275,14 @@ def last_words(log: Path) -> str:
 def _wake(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
+
+
+def log_text(log: Path) -> str:
+    """The end of a log; nothing where there is none."""
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 8192))
+        return file.read().decode(errors="replace")
+    return ""
 
 
 async def _until(fact: Callable[[], bool], within_s: float) -> bool:

@@ -53,7 +53,7 @@ class Vici:
     """A session with the daemon at ``path``; one turn at a time."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._socket: socket.socket | None = None
         self._session: Any = None
         self._turn = asyncio.Lock()
@@ -85,7 +85,7 @@ class Vici:
         if self._session is None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._socket.settimeout(DEADLINE_S)
-            self._socket.connect(str(self._path))
+            self._socket.connect(str(self.path))
             self._session = library().Session(self._socket)
         return work(self._session)
 

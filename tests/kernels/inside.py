@@ -133,6 +133,8 @@ class Host:
         self.registry = {"etcd-endpoints": ENDPOINT}
         """The options that say where its agent's lease is."""
         self.environ: dict[str, str] = {}
+        self.settle_in: Callable[[], None] = lambda: None
+        """What its agent's process does in the host's namespace before anything else."""
 
     @property
     def subnet(self) -> IPNetwork:
@@ -165,6 +167,7 @@ class Host:
                 os.dup2(log.fileno(), 2)
             try:
                 enter(self.name)
+                self.settle_in()
                 os._exit(uvloop.run(_live(words, self.environ)))
             except BaseException:  # noqa: BLE001 - the edge of a process
                 traceback.print_exc()

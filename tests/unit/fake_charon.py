@@ -103,6 +103,7 @@ def main() -> None:
     folder = conf.parent
     (folder / "environment").write_text(json.dumps(dict(os.environ)))
     if (folder / "mute").exists():
+        (folder / "charon.log").write_text("00[LIB] plugin 'vici': failed to load - no plugin file available\n")
         time.sleep(60)
     if (folder / "fail").exists():
         (folder / "charon.log").write_text("00[NET] could not open IPv4 socket, IPv4 disabled\n00[DMN] initialization failed\n")

@@ -490,11 +490,9 @@ async def test_one_that_does_not_answer_is_given_up(place: Place, monkeypatch: p
 
 
 async def test_what_is_missing_is_named_with_its_package(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(charon, "START_S", 0.3)
     place.say("mute")
     with pytest.raises(BackendError, match=r"charon opens no VICI socket \(apt-get install strongswan-charon strongswan-swanctl "):
         await made(place).open(NoFdStore())
-    monkeypatch.setattr(charon, "START_S", 60.0)
     place.unsay("mute")
     place.say("fail")
     with pytest.raises(
