@@ -64,7 +64,7 @@ def outbound(buffer: bytearray, size: int, table: PeerTable, at: int = 0) -> Pee
         return OUT_NO_PEER
     if word < _TWO_HOPS:
         return OUT_TTL
-    _write_word(buffer, at + 8, ttl_decremented(word))
+    _write_word(buffer, at + 8, word - 0x00FFFF00 if word & 0xFFFF < 0xFEFF else word - 0x0100FEFF)  # ttl_decremented, in place
     return peer
 
 
@@ -93,7 +93,7 @@ def inbound(buffer: bytearray, size: int, sender: str, ingress: IngressFilter, a
         return IN_OUTER_SOURCE
     if word < _TWO_HOPS:
         return IN_TTL
-    _write_word(buffer, at + 8, ttl_decremented(word))
+    _write_word(buffer, at + 8, word - 0x00FFFF00 if word & 0xFFFF < 0xFEFF else word - 0x0100FEFF)  # ttl_decremented, in place
     return PASSED
 
 
