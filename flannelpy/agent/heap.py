@@ -34,6 +34,5 @@ def prepare() -> None:
 
 def give_back() -> None:
     """What is free in the middle of the heap goes to the kernel, too; some milliseconds."""
-    gc.collect()
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
