@@ -49,6 +49,9 @@ from flannelpy.registry.monitored import Monitored, MonitoredNode
 
 log = logging.getLogger("flannelpy")
 
+TURNS = 10
+"""Of the loop, in which who listens to the kernel begins anew."""
+
 LIVENESS_S = 1.0
 RELEASE_S = 3.0
 
@@ -70,7 +73,7 @@ class Network:
             self.cluster.cursor(lambda: self.reconciler.dirty.poke()),
             self.facts,
             context.clock,
-            before_round=lambda: self.steering.settle(),
+            before_round=self._before_round,
         )
         feed = self.cluster.cursor(lambda: self.datapath.feed())
         self.datapath = DatapathSupervisor(context.reporter, context.fd_store, feed, self.reconciler.resync)
@@ -228,6 +231,16 @@ class Network:
                     self.reconciler.hear(notice)
             finally:
                 notices.close()
+
+    async def _before_round(self) -> None:
+        """What is about to become ours is heard of before it does: to be heard later would take a second look at everything."""
+        await self.steering.settle()
+        if self._notices is not None and not self.reconciler.settled and self.steering.scope != self._scope:
+            self._notices.close()
+            for _ in range(TURNS):
+                if self.steering.scope == self._scope:
+                    break
+                await asyncio.sleep(0)
 
     async def _publish(self) -> None:
         """Let others know when the kernel carries what it should."""

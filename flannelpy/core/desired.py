@@ -69,10 +69,7 @@ class Desired:
 
     def get(self, key: Key) -> Object | None:
         """What is desired under ``key``: by the first who claims it and is not left out."""
-        claimants = self._claims.get(key)
-        if claimants is None:
-            return None
-        for owner in (claimants,) if isinstance(claimants, str) else claimants:
+        for owner in self.claimants(key):
             if owner not in self._conflicts:
                 return self._item(owner, key)
         return None

@@ -13,9 +13,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from flannelpy.core.errors import KernelError
+from flannelpy.core.objects import Address, FdbEntry, Neighbour, Route
 from flannelpy.kernel import messages
 from flannelpy.kernel.channel import GONE, Channel
-from flannelpy.kernel.messages import AF_INET6
+from flannelpy.kernel.messages import AF_BRIDGE, AF_INET6
+from flannelpy.kernel.sieve import Sieve
 
 T = TypeVar("T")
 
@@ -83,3 +85,43 @@ async def dump_routes(family: int, read: Read[T], enough: Callable[[bytes, int, 
         if reason.code == errno.ENOENT or (family == AF_INET6 and reason.code in NO_FAMILY):
             return Dumped()
         raise
+
+
+async def observe_addresses(sieve: Sieve, index: int) -> Dumped[Address]:
+    """Those of ours on a device. Raises KernelError."""
+
+    def read(data: bytes, body: int, end: int) -> Address | None:
+        if messages.link_index(data, body) != index:
+            return None
+        info = messages.read_address(data, body, end)
+        return None if info is None else sieve.address(info)
+
+    return await dump_of_device(lambda sequence: messages.dump_addresses(sequence, index), read)
+
+
+async def observe_neighbours(sieve: Sieve, index: int) -> Dumped[Neighbour]:
+    """Those of a device. Raises KernelError."""
+
+    def read(data: bytes, body: int, end: int) -> Neighbour | None:
+        return sieve.neighbour(messages.read_neighbour(data, body, end)) if messages.link_index(data, body) == index else None
+
+    return await dump_of_device(lambda sequence: messages.dump_neighbours(sequence, 0, index), read)
+
+
+async def observe_fdb(sieve: Sieve, index: int) -> Dumped[FdbEntry]:
+    """The forwarding entries of a device. Raises KernelError."""
+
+    def read(data: bytes, body: int, end: int) -> FdbEntry | None:
+        return sieve.fdb(messages.read_neighbour(data, body, end)) if messages.link_index(data, body) == index else None
+
+    return await dump_of_device(lambda sequence: messages.dump_neighbours(sequence, AF_BRIDGE, index), read)
+
+
+async def observe_routes(sieve: Sieve, family: int) -> Dumped[Route]:
+    """Those of ours, of one family. Raises KernelError."""
+
+    def read(data: bytes, body: int, end: int) -> Route | None:
+        info = messages.read_route(data, body, end)
+        return None if info is None else sieve.route(info)
+
+    return await dump_routes(family, read)

@@ -60,17 +60,18 @@ from flannelpy.kernel import Result, links, messages, nexthops, wireguard_go
 from flannelpy.kernel.channel import GONE, Channel, Failure, error
 from flannelpy.kernel.counters import counted, counted_by_source
 from flannelpy.kernel.devices import Devices, index_of, name_of
-from flannelpy.kernel.dump import Dumped, dump_of_device, dump_routes
+from flannelpy.kernel.dump import Dumped, dump_routes, observe_addresses, observe_fdb, observe_neighbours, observe_routes
 from flannelpy.kernel.echo import EchoSocket
 from flannelpy.kernel.elements import AT_ONCE, Elements
 from flannelpy.kernel.facts import read_facts
 from flannelpy.kernel.forward import Forward
 from flannelpy.kernel.fou import FouPorts
 from flannelpy.kernel.lookup import look_up
-from flannelpy.kernel.messages import AF_BRIDGE, AF_INET, AF_INET6, CREATE, EXCL, REPLACE, REQUEST
+from flannelpy.kernel.messages import AF_INET, AF_INET6, CREATE, EXCL, REPLACE, REQUEST
 from flannelpy.kernel.modules import Modules
 from flannelpy.kernel.nft import Nft
 from flannelpy.kernel.notices import Notices
+from flannelpy.kernel.ports import Ports
 from flannelpy.kernel.reintroduce import reintroduce
 from flannelpy.kernel.sieve import Sieve, as_route
 from flannelpy.kernel.wireguard import WireguardDevices
@@ -95,14 +96,22 @@ Packed = (Address, Neighbour, FdbEntry, Nexthop, Route)
 class NetlinkKernel:
     """The kernel of this host. Cheap to make; the first use opens sockets in the namespace of the calling thread."""
 
-    def __init__(self, notice_bytes: int = NOTICE_BYTES, modules: Modules | None = None, userspace: bool = True) -> None:
-        """``userspace`` False: only the kernel itself carries something, no program in its place."""
+    def __init__(
+        self, notice_bytes: int = NOTICE_BYTES, modules: Modules | None = None, userspace: bool = True, own_echo: bool = True
+    ) -> None:
+        """``userspace`` False: only the kernel itself carries something, no program in its place.
+
+        ``own_echo`` False: of the routes, nexthops, neighbours and elements that it sets itself its notices do not tell, as far as
+        the kernel can leave them out.
+        """
         self._modules = modules or Modules()
         self._notice_bytes = notice_bytes
+        self._ports = None if own_echo else Ports()
         self._channel: Channel | None = None
+        self._bulk: Channel | None = None  # with a port of ours; devices and addresses are told, also what we set
         self._nft = Nft()
         self._forward = Forward(self._nft)
-        self._elements = Elements()
+        self._elements = Elements(self._ports)
         self._fou = FouPorts(self._modules)
         self._wireguard = WireguardDevices()
         self._policies = XfrmPolicies()
@@ -216,11 +225,11 @@ class NetlinkKernel:
         wireguard = {item.name for item in found if isinstance(item, Link) and item.kind == "wireguard"}
         for index in sieve.links:
             if wanted("addr"):
-                found += await _observe_addresses(sieve, index)
+                found += await observe_addresses(sieve, index)
             if wanted("neigh"):
-                dumps.append(await _observe_neighbours(sieve, index))
+                dumps.append(await observe_neighbours(sieve, index))
             if wanted("fdb"):
-                dumps.append(await _observe_fdb(sieve, index))
+                dumps.append(await observe_fdb(sieve, index))
             if wanted("nexthop"):
                 dumps.append(await nexthops.observe(sieve, index))
             name = sieve.links[index]
@@ -233,7 +242,7 @@ class NetlinkKernel:
         if wanted("sysctl"):
             found += _observe_sysctls(scope)
         if wanted("route"):
-            dumps += [await _observe_routes(sieve, family) for family in (AF_INET, AF_INET6)]
+            dumps += [await observe_routes(sieve, family) for family in (AF_INET, AF_INET6)]
         if wanted("forward"):
             found += await self._forward.observe(scope.table)
         if (wanted("nft") or wanted("set") or wanted("element")) and (listed := await self._nft.list(scope.table)) is not None:
@@ -271,7 +280,10 @@ class NetlinkKernel:
             at = len(results)
             if isinstance(steps[at].item, Packed):
                 end = at + 1
+                told = isinstance(steps[at].item, Address)
                 while end < len(steps) and end < at + self._batch and isinstance(steps[end].item, Packed):
+                    if isinstance(steps[end].item, Address) is not told:
+                        break
                     end += 1
                 done = self._apply_packed(nexthops.before_their_routes(steps[at:end]), missing)
                 missing |= nexthops.refused(done)
@@ -299,13 +311,13 @@ class NetlinkKernel:
         sieve = Sieve(Scope(frozenset(name for name in kept if name)), name_of)
         for name in sieve.scope.links:
             sieve.meet(name, index_of(name))
-        there = {*await _observe_routes(sieve, AF_INET), *await _observe_routes(sieve, AF_INET6)}
+        there = {*await observe_routes(sieve, AF_INET), *await observe_routes(sieve, AF_INET6)}
         return [Result(one.step) if _is_there(one) and one.step.item in there else one for one in results]
 
     def _apply_packed(self, steps: Sequence[Step], missing: Mapping[int, KernelError]) -> list[Result]:
         """``missing``: nexthop objects that could not be had, which is what becomes of the routes by them."""
         started = time.thread_time()  # not the wall's: on a busy host that says how long others had the processor
-        channel = self._open()
+        channel = self._open() if isinstance(steps[0].item, Address) else self._open_bulk()
         first = channel.reserve(len(steps))
         errors: dict[int, KernelError] = {}
         requests: list[bytes] = []
@@ -426,7 +438,7 @@ class NetlinkKernel:
 
     def notices(self, scope: Scope) -> Notices:
         """Subscribe, now. Raises KernelError where that cannot be."""
-        found = Notices(scope, self._nft, self._notice_bytes, self._devices.name_of)
+        found = Notices(scope, self._nft, self._notice_bytes, self._devices.name_of, self._ports)
         self._subscriptions = {found, *(old for old in self._subscriptions if not old.closed)}
         return found
 
@@ -445,10 +457,18 @@ class NetlinkKernel:
             self._channel = Channel()
         return self._channel
 
+    def _open_bulk(self) -> Channel:
+        if self._ports is None:
+            return self._open()
+        if self._bulk is None:
+            self._bulk = self._ports.open()
+        return self._bulk
+
     def _shut(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        for channel in (self._channel, self._bulk):
+            if channel is not None:
+                channel.close()
+        self._channel = self._bulk = None
 
 
 class _Indices:
@@ -505,38 +525,6 @@ def _is_there(result: Result) -> bool:
 def _verdict(step: Step, failed: KernelError | None) -> KernelError | None:
     """Removing what is not there is success."""
     return None if failed is not None and step.op == "remove" and failed.code in GONE else failed
-
-
-async def _observe_addresses(sieve: Sieve, index: int) -> Dumped[Address]:
-    def read(data: bytes, body: int, end: int) -> Address | None:
-        if messages.link_index(data, body) != index:
-            return None
-        info = messages.read_address(data, body, end)
-        return None if info is None else sieve.address(info)
-
-    return await dump_of_device(lambda sequence: messages.dump_addresses(sequence, index), read)
-
-
-async def _observe_neighbours(sieve: Sieve, index: int) -> Dumped[Neighbour]:
-    def read(data: bytes, body: int, end: int) -> Neighbour | None:
-        return sieve.neighbour(messages.read_neighbour(data, body, end)) if messages.link_index(data, body) == index else None
-
-    return await dump_of_device(lambda sequence: messages.dump_neighbours(sequence, 0, index), read)
-
-
-async def _observe_fdb(sieve: Sieve, index: int) -> Dumped[FdbEntry]:
-    def read(data: bytes, body: int, end: int) -> FdbEntry | None:
-        return sieve.fdb(messages.read_neighbour(data, body, end)) if messages.link_index(data, body) == index else None
-
-    return await dump_of_device(lambda sequence: messages.dump_neighbours(sequence, AF_BRIDGE, index), read)
-
-
-async def _observe_routes(sieve: Sieve, family: int) -> Dumped[Route]:
-    def read(data: bytes, body: int, end: int) -> Route | None:
-        info = messages.read_route(data, body, end)
-        return None if info is None else sieve.route(info)
-
-    return await dump_routes(family, read)
 
 
 def _observe_sysctls(scope: Scope) -> list[Sysctl]:
