@@ -46,11 +46,12 @@ GB = 1e9
 class Bench:
     """Two hosts with a container each, and one way between them at a time."""
 
-    def __init__(self, ledger: Ledger, programs: Mapping[str, Path], seconds: float, world: str) -> None:
+    def __init__(self, ledger: Ledger, programs: Mapping[str, Path], seconds: float, world: str, tcp_alone: bool = False) -> None:
         self._ledger = ledger
         self._programs = programs
         self._seconds = seconds
         self._world = world
+        self._tcp_alone = tcp_alone
         self._uneven = False
         self.ha, self.hb, self.ca, self.cb = (Namespace(f"{ledger.name}-{name}", ledger) for name in ("ha", "hb", "ca", "cb"))
         self._sides = ((self.ha, self.ca, 1), (self.hb, self.cb, 2))
@@ -100,6 +101,8 @@ class Bench:
     async def measure(self, kind: str) -> Values:
         """All measures of one way, once."""
         async with self.way(kind) as pumps:
+            if self._tcp_alone:
+                return await self._tcp(pumps)
             values = await self._round_trips()
             values |= await self._tcp(pumps)
             values |= await self._loaded_round_trips()
@@ -223,7 +226,7 @@ async def compare(given: argparse.Namespace, about: dict[str, object], progress:
     ledger = Ledger(given.name)
     ledger.claim({"bench": "udp"})
     try:
-        bench = Bench(ledger, await compiled(ledger.directory), given.seconds, WIRE if given.wire else VETH)
+        bench = Bench(ledger, await compiled(ledger.directory), given.seconds, WIRE if given.wire else VETH, given.tcp_alone)
         await bench.build()
         about["userspace_keeps_checksums"] = bench.uneven
         left_out = {kind: reason for kind in kinds if (reason := await bench.ends.missing(kind))}
@@ -247,6 +250,7 @@ def main() -> int:
     parser.add_argument("--wire", action="store_true", help="the hosts' ends are as cards are: packets of MTU size, and GRO")
     parser.add_argument("--rounds", type=int, default=5, help="how often each way is measured")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each run of iperf3 and the load")
+    parser.add_argument("--tcp-alone", action="store_true", help="no round trips and no datagrams, which a guest is too slow for")
     parser.add_argument("--only", default=",".join(WAYS), help=f"ways, comma separated, of {','.join(WAYS)}")
     parser.add_argument("--name", default="bench-udp", help="of the lab that it makes")
     parser.add_argument("--suffix", default="", help="of the names of the files that it writes")

@@ -25,7 +25,7 @@ def inside(words: list[str]) -> None:
     from netns_lab.bench_udp import main
 
     subprocess.run(["modprobe", "-a", "veth", "tun", "vxlan", "fou", "ipip"], check=False)
-    sys.argv[1:] = [*words, f"--suffix={SUFFIX}"]
+    sys.argv[1:] = [*words, "--tcp-alone", f"--suffix={SUFFIX}"]
     code = main()
     for path in sorted(OUT.glob(f"bench-udp*{SUFFIX}.*")):
         print(f"@@ file {path.name}\n{path.read_text()}@@ end", flush=True)

@@ -68,7 +68,7 @@ def leaving(host: str) -> Iterator[list[tuple[int, int]]]:
             looking.join()
 
 
-@pytest.mark.parametrize(("source", "sender", "receiver"), [(CA, HA, HB), (CB, HB, HA)])
+@pytest.mark.parametrize(("source", "sender", "receiver"), [(CA, HA, HB), (CB, HB, HA)], ids=["one way", "the other"])
 def test_what_crosses_a_wire_is_checksummed_and_gathered(wire: None, source: str, sender: str, receiver: str) -> None:
     """Without an outer checksum the kernel gathers nothing for a socket (udp_gro_receive_segment)."""
     with datapaths(), leaving(sender) as seen:
