@@ -331,7 +331,7 @@ def another_backend(a: Host, b: Host) -> None:
 def flanneld(a: Host) -> None:
     """The real one, with a charon of its own, is a peer like any other; and what it makes is what we make."""
     if not FLANNELD.exists():
-        say("no flanneld here: make flanneld builds it")
+        say("skipped", "flanneld: make flanneld builds it")
         return
     c = Host("c")
     c.file.parent.mkdir()
