@@ -38,7 +38,9 @@ def main(words: list[str]) -> int:
         inside(words[1:])
         return 0
     try:
-        said = boot(["env", "TERM=dumb", sys.executable, "-m", "tests.kernels.bench_udp", "--inside", *words], LIMIT_S)
+        said = boot(
+            ["env", "TERM=dumb", "COLUMNS=200", sys.executable, "-m", "tests.kernels.bench_udp", "--inside", *words], LIMIT_S
+        )
     except (NoGuestError, TimeoutError) as reason:
         print(f"no guest: {reason}", file=sys.stderr)
         return 1
