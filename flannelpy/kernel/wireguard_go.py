@@ -87,14 +87,23 @@ def _spawned(name: str) -> int:
     with _listening(name) as listener:
         given = [(os.POSIX_SPAWN_DUP2, listener.fileno(), 3)]
         silent = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+        closed = [(os.POSIX_SPAWN_CLOSE, number) for number in _inherited() if number > 3]
         try:
-            pid = os.posix_spawn(program, words, env, file_actions=[*given, *silent], setsid=True)
+            pid = os.posix_spawn(program, words, env, file_actions=[*given, *silent, *closed], setsid=True)
         except OSError as reason:
             _path(name).unlink(missing_ok=True)
             raise KernelError(f"{program}: {reason.strerror}", reason.errno or 0) from None
     _started.add(pid)
     log.info("this kernel has no wireguard: %s (pid %d) carries %s", program, pid, name)
     return pid
+
+
+def _inherited() -> Iterator[int]:
+    """Descriptors that whoever started us left open for its children: a pipe that somebody reads to its end, systemd's store."""
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            if os.get_inheritable(int(path.name)):
+                yield int(path.name)
 
 
 def _ended(pid: int) -> int | None:

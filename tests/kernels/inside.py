@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import uvloop
@@ -50,6 +50,8 @@ PATIENCE_S = 180.0
 LOAD_S = 2
 ALTERNATIONS = 5
 NUMBER = {"a": 1, "b": 2, "c": 3}
+FLANNELD = Path(__file__).parents[2] / ".venv" / "cache" / "flanneld"
+"""Where ``make flanneld`` builds the real one."""
 ENDPOINT = "http://192.168.90.254:2379"
 PORT = 8285
 START = time.monotonic()
@@ -182,6 +184,34 @@ class Host:
             os.kill(self.pid, signal.SIGTERM)
             os.waitpid(self.pid, 0)
             self.pid = 0
+
+
+@contextlib.contextmanager
+def flanneld(host: Host, prefix: Sequence[str] = ()) -> Iterator[None]:
+    """The real one as this host, for the time of the block; ``prefix``: the words before its own where it needs more than a network
+    namespace.
+    """
+    host.file.parent.mkdir(exist_ok=True)
+    words = [str(FLANNELD), f"-etcd-endpoints={ENDPOINT}", "-iface=eth1", f"-subnet-file={host.file}", "-ip-masq=false"]
+    with host.log.open("ab") as log:
+        daemon = subprocess.Popen([*prefix, "ip", "netns", "exec", host.name, *words], stdout=log, stderr=log)
+    try:
+        until(host.file.exists, f"flanneld is ready: {host.log.read_text()[-600:]}")
+        yield
+    finally:
+        daemon.terminate()
+        daemon.wait()
+        for line in host.log.read_text().splitlines()[-80:]:
+            print(host.name, line)
+
+
+def check_flanneld(work: Callable[[], None]) -> None:
+    """A check with the real one, where it has been built."""
+    if FLANNELD.exists():
+        with check("flanneld"):
+            work()
+    else:
+        say("skipped", "flanneld: make flanneld builds it")
 
 
 def finish(etcd: subprocess.Popen[bytes], *hosts: Host) -> None:

@@ -35,10 +35,12 @@ from tests.kernels.inside import (
     ENDPOINT,
     Host,
     check,
+    check_flanneld,
     echo_request,
     echoes,
     enter,
     finish,
+    flanneld,
     make_hosts,
     say,
     shell,
@@ -230,6 +232,14 @@ def devices_of_others(a: Host, b: Host) -> None:
         assert "local 192.168.90.2 " in shape("b")
 
 
+def beside_flanneld(*hosts: Host) -> None:
+    c = Host("c")
+    with flanneld(c):
+        settle(c)
+        for host in hosts:
+            meet(host, c)
+
+
 def main() -> None:
     say("kernel", os.uname().release)
     shell("modprobe -a veth bridge dummy ipip fou vxlan tun nf_tables")
@@ -284,6 +294,7 @@ def main() -> None:
             restart_under_pings(a, b)
         with check("devices of others"):
             devices_of_others(a, b)
+        check_flanneld(lambda: beside_flanneld(a, b))
         with check("another backend"):
             words = json.dumps({**CONFIG, "Backend": {"Type": "udp", "Engine": "kernel"}})
             command = [binary("etcdctl"), f"--endpoints={ENDPOINT}", "put", "/coreos.com/network/config", words]

@@ -27,15 +27,13 @@ from pathlib import Path
 from flannelpy.core.xfrm import IKE_DIRECTORY, IKE_SOCKET
 from netns_lab.etcd import binary
 from tests.kernels import inside
-from tests.kernels.inside import ENDPOINT, Host, check, finish, make_hosts, say, shell, start_etcd
+from tests.kernels.inside import ENDPOINT, Host, check, check_flanneld, finish, flanneld, make_hosts, say, shell, start_etcd
 
 until = partial(inside.until, within_s=150.0)
 
 ROOT = Path(__file__).parents[2]
 STRONGSWAN = ROOT / ".venv" / "strongswan"
 """Where ``make test-kernels`` unpacks charon and its plugins."""
-FLANNELD = ROOT / ".venv" / "cache" / "flanneld"
-"""Where ``make flanneld`` builds the real one."""
 
 PSK = "0123456789abcdef" * 6
 PATTERN = bytes.fromhex("c0ffee") * 5
@@ -328,31 +326,20 @@ def another_backend(a: Host, b: Host) -> None:
     until(lambda: pinged(a, b), "they meet again")
 
 
-def flanneld(a: Host) -> None:
+def beside_flanneld(a: Host) -> None:
     """The real one, with a charon of its own, is a peer like any other; and what it makes is what we make."""
-    if not FLANNELD.exists():
-        say("skipped", "flanneld: make flanneld builds it")
-        return
     c = Host("c")
     c.file.parent.mkdir()
     shell("ip route add default via 192.168.90.254", "c")  # flanneld makes no route, and policies are asked after one is found
-    with own_run(c) as holder, c.log.open("ab") as log:
-        words = [str(FLANNELD), f"-etcd-endpoints={ENDPOINT}", "-iface=eth1", f"-subnet-file={c.file}", "-ip-masq=false"]
-        prefix = ["nsenter", f"--mount=/proc/{holder}/ns/mnt", f"--root=/proc/{holder}/root", "--wd=/", "ip", "netns", "exec", "c"]
-        daemon = subprocess.Popen([*prefix, *words], stdout=log, stderr=log)
-        try:
-            until(c.file.exists, f"flanneld is ready: {c.log.read_text()[-600:]}")
+    with own_run(c) as holder:
+        prefix = ["nsenter", f"--mount=/proc/{holder}/ns/mnt", f"--root=/proc/{holder}/root", "--wd=/"]
+        with flanneld(c, prefix):
             settle(c)
             until(lambda: pinged(a, c), f"a reaches it: {c.log.read_text()[-600:]}")
             meet(a, c)
             ours = [line for line in policies(a) if "192.168.90.3" in line]
             mirrored = {theirs for line in ours for theirs in _mirror(line)}
             assert {line for line in policies(c) if "192.168.90.1" in line} == mirrored, (policies(c), mirrored)
-        finally:
-            daemon.terminate()
-            daemon.wait()
-            for line in c.log.read_text().splitlines()[-80:]:
-                print("c", line)
 
 
 def _mirror(line: str) -> list[str]:
@@ -420,8 +407,7 @@ def main() -> None:
                     charon_dies(a, b)
                 with check("a restart"):
                     restart(a, b)
-                with check("flanneld"):
-                    flanneld(a)
+                check_flanneld(lambda: beside_flanneld(a))
                 with check("cleanup"):
                     cleaned(a)
             finally:

@@ -28,7 +28,20 @@ from flannelpy.core.secret import Secret
 from flannelpy.kernel.netlink import NetlinkKernel
 from netns_lab.etcd import binary
 from tests.kernels import inside
-from tests.kernels.inside import ENDPOINT, NUMBER, Host, check, enter, finish, make_hosts, say, shell, start_etcd
+from tests.kernels.inside import (
+    ENDPOINT,
+    NUMBER,
+    Host,
+    check,
+    check_flanneld,
+    enter,
+    finish,
+    flanneld,
+    make_hosts,
+    say,
+    shell,
+    start_etcd,
+)
 
 until = partial(inside.until, within_s=200.0)
 
@@ -232,6 +245,19 @@ def another_key(a: Host, b: Host) -> None:
     meet(a, b)
 
 
+def beside_flanneld(*hosts: Host) -> None:
+    """A tunnel for each family, and one for both."""
+    for mode in ("separate", "auto"):
+        configure(BOTH, Mode=mode)
+        c = Host("c")
+        c.file.unlink(missing_ok=True)
+        with flanneld(c):
+            settle(c, *hosts)
+            for host in hosts:
+                meet(host, c)
+        shell("ip link del flannel-wg; ip link del flannel-wg-v6; true", "c")
+
+
 def contract() -> None:
     words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "real", CONTRACT]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -298,6 +324,7 @@ def main() -> None:
             for host in (a, b):
                 until(lambda host=host: "flannel-wg" not in shell("ip -br link", host.name), "no device is left")  # type: ignore[misc]
             until(lambda: pinged("a", a.inside, b.inside), "they meet by vxlan")
+        check_flanneld(lambda: beside_flanneld(a, b))
         with check("IPv6 only"):
             for host in (a, b):
                 host.stop()

@@ -24,6 +24,7 @@ CHECKS = (
     "direct routing",
     "a restart loses no packet",
     "devices of others",
+    "flanneld",
     "another backend",
     "hostile leases",
 )
@@ -40,4 +41,6 @@ def console() -> str:
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_in_the_guest(console: str, check: str) -> None:
+    if why := re.search(rf"^@@ skipped {check}: (.*) \(", console, re.MULTILINE):
+        pytest.skip(why[1])
     assert re.search(rf"^@@ ok {check} \(", console, re.MULTILINE), console

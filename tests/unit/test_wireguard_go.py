@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -163,3 +164,31 @@ async def test_a_name_that_another_namespace_has_is_not_taken_from_it(program: P
     monkeypatch.setattr(wireguard_go, "installed", lambda: "/bin/true")
     with pytest.raises(KernelError, match="is in use by a wireguard-go of another network namespace"):
         await wireguard_go.start(DEV, lambda: True)
+
+
+@pytest.mark.parametrize("given", [1, 3])
+async def test_what_we_were_given_open_is_not_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: int) -> None:
+    """Whoever reads what the agent's parent wrote would wait for wireguard-go, which goes on when the agent ends."""
+    monkeypatch.setattr(wireguard_go, "SOCKETS", tmp_path / "sockets")
+    held = tmp_path / "held"
+    (tmp_path / "wireguard-go").write_text(f"#!/bin/sh\nls -l /proc/$$/fd > {held}.new; mv {held}.new {held}; exec sleep 60\n")
+    (tmp_path / "wireguard-go").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(wireguard_go, "START_S", 60.0)
+    before = set(wireguard_go._started)
+    ends = [end for _ in range(given) for end in os.pipe()]
+    try:
+        for end in ends:
+            os.set_inheritable(end, True)
+        names = [f"pipe:[{os.fstat(end).st_ino}]" for end in ends]
+        await wireguard_go.start(DEV, held.exists)
+        text = held.read_text()
+        assert "socket:" in text
+        assert [name for name in names if name in text] == []
+    finally:
+        for end in ends:
+            os.close(end)
+        for pid in wireguard_go._started - before:
+            os.kill(pid, signal.SIGKILL)
+            await asyncio.to_thread(os.waitpid, pid, 0)
+            wireguard_go._started.discard(pid)
