@@ -191,6 +191,7 @@ def flanneld(host: Host, prefix: Sequence[str] = ()) -> Iterator[None]:
     """The real one as this host, for the time of the block; ``prefix``: the words before its own where it needs more than a network
     namespace.
     """
+    shell("modprobe br_netfilter")  # without it flanneld ends
     host.file.parent.mkdir(exist_ok=True)
     words = [str(FLANNELD), f"-etcd-endpoints={ENDPOINT}", "-iface=eth1", f"-subnet-file={host.file}", "-ip-masq=false"]
     with host.log.open("ab") as log:
