@@ -107,6 +107,12 @@ AGENT = (
         default="true",
         boolean=True,
     ),
+    Option(
+        "nexthop-objects",
+        help="carry IPv4 routes of 2,000 peers and more by nexthop objects: a faster start, slower where thousands come and go",
+        default="false",
+        boolean=True,
+    ),
     Option("ip-blackhole-route", help="drop what goes to unused addresses of our own subnet", default="false", boolean=True),
     Option("udp-engine", "ENGINE", "who carries udp's packets: auto, kernel or userspace; wins over the config's Backend.Engine"),
     Option("udp-workers", "N", "udp's worker processes, 1 to 64, at most one a core; wins over the config's Backend.Workers"),

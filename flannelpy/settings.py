@@ -65,6 +65,7 @@ class Settings:
     masq_fully_random: bool = True
     forward_rules: bool = True
     container_source_check: bool = True
+    nexthop_objects: bool = False
     blackhole_route: bool = False
     probe: bool = True
     udp_engine: str | None = None
@@ -124,6 +125,7 @@ def load(given: Given, environ: Mapping[str, str]) -> Settings:
         masq_fully_random=not source.value("ip-masq-fully-random-disable", _boolean),
         forward_rules=source.value("iptables-forward-rules", _boolean),
         container_source_check=source.value("container-source-check", _boolean),
+        nexthop_objects=source.value("nexthop-objects", _boolean),
         blackhole_route=source.value("ip-blackhole-route", _boolean),
         probe=source.value("probe", _boolean),
         udp_engine=source.optional("udp-engine", _one_of(UDP_ENGINES)),

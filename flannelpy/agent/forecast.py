@@ -153,7 +153,8 @@ async def _desired(
 
     parts = (carriage.config, carriage.backends, carriage.devices, scope.table, own)
     firewall = Firewall(context.settings, *parts, forward, carriage.uplink.name)
-    fragments = Fragments(context.reporter, Cursor(membership.peers, lambda: None), facts, context.kernel.nexthops)
+    able = context.kernel.nexthops if context.settings.nexthop_objects else None
+    fragments = Fragments(context.reporter, Cursor(membership.peers, lambda: None), facts, able)
     fragments.set_target(
         Target(carriage.preference.over(carriage.backend), carriage.local(own), scope, firewall.host, firewall.peer, shield)
     )

@@ -74,6 +74,7 @@ class Network:
             self.facts,
             context.clock,
             before_round=self._before_round,
+            nexthops=context.settings.nexthop_objects,
         )
         feed = self.cluster.cursor(lambda: self.datapath.feed())
         self.datapath = DatapathSupervisor(context.reporter, context.fd_store, feed, self.reconciler.resync)

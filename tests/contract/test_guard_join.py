@@ -92,7 +92,9 @@ class Guarding:
 
         async def nothing() -> None: ...
 
-        self._loop = Reconciler(host.kernel, self.reporter, self.peers, FarAway(), time.monotonic, before_round=nothing)
+        self._loop = Reconciler(
+            host.kernel, self.reporter, self.peers, FarAway(), time.monotonic, before_round=nothing, nexthops=True
+        )
         self._loop.set_target(Target(backend, local, scope, firewall.host, firewall.peer))
         self._loop.resync()
 

@@ -211,8 +211,8 @@ async def test_notices_outlive_their_socket(real: RealHost) -> None:
     await real.kernel.apply([Step("add", item) for item in HOST])
     notices = real.kernel.notices(SCOPE)
     assert isinstance(notices, Notices)
-    notices._sockets[0].close()
-    notices._sockets[1].close()
+    for sock, _digest in notices._sockets:
+        sock.close()
     assert await anext(notices) == Notice(resync=True, lost=True)
     await real.kernel.apply([Step("add", item) for item in peer(10)])
     await hear(notices, lambda heard: all(heard.objects.get(item.key) == item for item in peer(10)))

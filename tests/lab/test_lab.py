@@ -397,7 +397,7 @@ def test_the_command_from_up_to_down(removed_after: str) -> None:
         (["up", "--network", "10.0.0.0/8"], "network 10.0.0.0/8 overlaps 10.0.2.0/24"),
         (
             ["up", "--backend", "nonsense"],
-            "backend 'nonsense': nobody provides it, expected one of alloc, extension, host-gw, ipip, udp, vxlan, wireguard",
+            "backend 'nonsense': nobody provides it, expected one of alloc, extension, host-gw, ipip, ipsec, udp, vxlan, wireguard",
         ),
         (["up", "--topology", "nix"], "topology 'nix' is not there: expected a .toml file or one of"),
         (["up", "--name", "../x"], "name '../x': expected a small letter"),

@@ -204,7 +204,9 @@ class World:
 
         async def nothing() -> None: ...
 
-        self.reconciler = Reconciler(self.failing, self.reporter, self.peers, self.gateways, self.clock, before_round=nothing)
+        self.reconciler = Reconciler(
+            self.failing, self.reporter, self.peers, self.gateways, self.clock, before_round=nothing, nexthops=True
+        )
         self.target = target()
         self.rounds = 0
 

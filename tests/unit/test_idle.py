@@ -92,4 +92,5 @@ def test_addresses_of_containers_are_no_reason_to_look_at_all_peers(
     monkeypatch.setattr("flannelpy.agent.agent.clock", lambda: asyncio.get_running_loop().time())
     quiet, churned = (run(ten_minutes(tmp_path / name, held)) for name, held in (("quiet", ()), ("churned", addresses)))
     assert quiet[0] > 0
-    assert churned == quiet
+    assert abs(churned[0] - quiet[0]) <= 2  # a full look, whose moment is chance, may meet one that is due anyway
+    assert churned[1] == quiet[1]

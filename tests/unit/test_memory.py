@@ -116,6 +116,7 @@ class Host:
             None,  # type: ignore[arg-type]
             self._clock,
             before_round=self._nothing,
+            nexthops=True,
         )
         sides = [Side(IPNetwork("10.0.0.0/8"), IPNetwork("10.5.1.0/24"), 24)]
         made = target()

@@ -67,9 +67,11 @@ class Target:
 
 
 class Fragments:
-    """The sum of the fragments, and which of them are to be made anew. ``nexthops``: whether the kernel has nexthop objects."""
+    """The sum of the fragments, and which of them are to be made anew. ``nexthops``: has the kernel nexthop objects?"""
 
-    def __init__(self, reporter: Reporter, peers: Peers, gateways: Gateways, nexthops: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(
+        self, reporter: Reporter, peers: Peers, gateways: Gateways, nexthops: Callable[[], Awaitable[bool]] | None
+    ) -> None:
         self.desired = Desired()
         self._reporter = reporter
         self._peers = peers

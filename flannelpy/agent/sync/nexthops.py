@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 
 class Nexthops:
-    """``able`` asks the kernel; ``used`` is the answer to the question."""
+    """``able`` asks the kernel, None: nobody wants them; ``used`` is the answer to the question."""
 
-    def __init__(self, able: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(self, able: Callable[[], Awaitable[bool]] | None) -> None:
         self.used = False
         self._able = able
         self._has: bool | None = None
@@ -23,8 +23,8 @@ class Nexthops:
 
     async def settle(self, peers: int) -> bool:
         """Decide for so many peers; True where it is another answer, and every fragment is to be made anew. Raises KernelError."""
-        wanted = pays(peers, used=self.used)
-        if wanted and self._has is None:
+        wanted = self._able is not None and pays(peers, used=self.used)
+        if wanted and self._able is not None and self._has is None:
             self._has = await self._able()
         if (wanted and bool(self._has)) == self.used:
             return False

@@ -54,9 +54,10 @@ class Reconciler:
         clock: Clock,
         *,
         before_round: Callable[[], Awaitable[None]],
+        nexthops: bool = False,
     ) -> None:
         self.dirty = Dirty()
-        self.fragments = Fragments(reporter, peers, gateways, kernel.nexthops)
+        self.fragments = Fragments(reporter, peers, gateways, kernel.nexthops if nexthops else None)
         self.retries = Retries()
         self.heartbeat = clock()
         """When the loop last turned, on the agent's clock."""
