@@ -66,7 +66,7 @@ async def run(settings: Settings) -> int:
 
     notifier, left = Notifier(), inherited()
     fd_store = SystemdFdStore(notifier, left) if notifier.listened_to else NoFdStore()
-    (registry, assigned), kernel = reach(settings), NetlinkKernel(own_echo=False)
+    (registry, assigned), kernel = reach(settings), NetlinkKernel()
     try:
         return await Agent(settings, registry, kernel, notifier, fd_store, assigned=assigned).run()
     finally:
