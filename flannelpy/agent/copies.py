@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 
 from flannelpy.agent.carriage import Carriage
@@ -9,6 +11,28 @@ from flannelpy.agent.identity import without_copies
 from flannelpy.agent.keys import HostKeys
 from flannelpy.agent.view import Cursor
 from flannelpy.core.model import Lease
+
+GATHER_S = 0.2
+"""So long those that come are left to gather before they are compared."""
+
+
+def gathering(wake: Callable[[], None]) -> Callable[[], None]:
+    """``wake``, so much later, and once for all who ask meanwhile: with each comparison all is worked out anew that says what the
+    host carries, which thousands that come and go would have done each time.
+    """
+    awaited: asyncio.TimerHandle | None = None
+
+    def woken() -> None:
+        nonlocal awaited
+        awaited = None
+        wake()
+
+    def ask() -> None:
+        nonlocal awaited
+        if awaited is None:
+            awaited = asyncio.get_running_loop().call_later(GATHER_S, woken)
+
+    return ask
 
 
 class Copies:

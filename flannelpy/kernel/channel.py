@@ -31,15 +31,15 @@ Failure = tuple[int, str]
 """A positive errno and the kernel's own words."""
 
 
-def netlink_socket(protocol: int, receive_bytes: int, port: int = 0) -> socket.socket:
-    """A non-blocking netlink socket in the current namespace with as much room as we may have; ``port`` 0: any that is free."""
+def netlink_socket(protocol: int, receive_bytes: int) -> socket.socket:
+    """A non-blocking netlink socket in the current namespace with as much room as we may have."""
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
     try:
         try:
             sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_bytes)
         except PermissionError:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        sock.bind((port, 0))
+        sock.bind((0, 0))
     except BaseException:
         sock.close()
         raise
@@ -58,21 +58,15 @@ def error(failed: Failure) -> KernelError:
 class Channel:
     """One netlink socket in the namespace where it was made; rtnetlink's where nothing else is said."""
 
-    def __init__(self, protocol: int = socket.NETLINK_ROUTE, port: int = 0) -> None:
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
         try:
-            self._socket = netlink_socket(protocol, ACK_BYTES, port)
+            self._socket = netlink_socket(protocol, ACK_BYTES)
         except OSError as reason:
             raise KernelError(f"netlink: {reason.strerror}", reason.errno or 0) from None
         for option in (CAP_ACK, EXT_ACK, STRICT_CHECK):
             with contextlib.suppress(OSError):  # an older kernel: longer answers, fewer words, wider dumps; all are understood
                 self._socket.setsockopt(SOL_NETLINK, option, 1)
         self._sequence = 0
-
-    @property
-    def port(self) -> int:
-        """By which the kernel knows it."""
-        port: int = self._socket.getsockname()[0]
-        return port
 
     def close(self) -> None:
         self._socket.close()

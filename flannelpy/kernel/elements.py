@@ -17,7 +17,6 @@ from flannelpy.core.plan import Step
 from flannelpy.kernel.channel import GONE, Channel, error
 from flannelpy.kernel.dump import Dumped, dump
 from flannelpy.kernel.messages import ACK, CREATE, DUMP, REQUEST, attribute, attributes, each_attribute, message
-from flannelpy.kernel.ports import Ports
 
 NETLINK_NETFILTER = 12
 NFPROTO_INET = 1
@@ -34,10 +33,9 @@ _HEAD = Struct(">BBH")  # family, version 0, resource
 
 
 class Elements:
-    """Of the tables of family inet in the namespace where it was first used; ``own``: ports of which nobody is told."""
+    """Of the tables of family inet in the namespace where it was first used."""
 
-    def __init__(self, own: Ports | None = None) -> None:
-        self._own = own
+    def __init__(self) -> None:
         self._channel: Channel | None = None
 
     def apply(self, steps: Sequence[Step]) -> list[KernelError | None]:
@@ -63,7 +61,7 @@ class Elements:
     def _transact(self, steps: Sequence[Step]) -> dict[int, KernelError]:
         """Those that the kernel refused, by place; then none was carried out. Raises KernelError where all were."""
         if self._channel is None:
-            self._channel = Channel(NETLINK_NETFILTER) if self._own is None else self._own.open(NETLINK_NETFILTER)
+            self._channel = Channel(NETLINK_NETFILTER)
         first = self._channel.reserve(len(steps) + 2)
         requests = [message(BATCH_BEGIN, REQUEST, first, _HEAD.pack(0, 0, SUBSYSTEM))]
         for step in steps:
@@ -96,7 +94,7 @@ class Elements:
         """The number of the tables as they are, another one after each change to any; 0 where there are none, or it is not told."""
         try:
             if self._channel is None:
-                self._channel = Channel(NETLINK_NETFILTER) if self._own is None else self._own.open(NETLINK_NETFILTER)
+                self._channel = Channel(NETLINK_NETFILTER)
             request = message(GET_GENERATION, REQUEST, self._channel.reserve(1), _HEAD.pack(0, 0, 0))
             data, head = self._channel.get(request)
         except KernelError:

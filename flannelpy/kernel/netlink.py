@@ -71,7 +71,6 @@ from flannelpy.kernel.messages import AF_INET, AF_INET6, CREATE, EXCL, REPLACE, 
 from flannelpy.kernel.modules import Modules
 from flannelpy.kernel.nft import Nft
 from flannelpy.kernel.notices import Notices
-from flannelpy.kernel.ports import Ports
 from flannelpy.kernel.reintroduce import reintroduce
 from flannelpy.kernel.sieve import Sieve, as_route
 from flannelpy.kernel.wireguard import WireguardDevices
@@ -96,22 +95,14 @@ Packed = (Address, Neighbour, FdbEntry, Nexthop, Route)
 class NetlinkKernel:
     """The kernel of this host. Cheap to make; the first use opens sockets in the namespace of the calling thread."""
 
-    def __init__(
-        self, notice_bytes: int = NOTICE_BYTES, modules: Modules | None = None, userspace: bool = True, own_echo: bool = True
-    ) -> None:
-        """``userspace`` False: only the kernel itself carries something, no program in its place.
-
-        ``own_echo`` False: of the routes, nexthops, neighbours and elements that it sets itself its notices do not tell, as far as
-        the kernel can leave them out.
-        """
+    def __init__(self, notice_bytes: int = NOTICE_BYTES, modules: Modules | None = None, userspace: bool = True) -> None:
+        """``userspace`` False: only the kernel itself carries something, no program in its place."""
         self._modules = modules or Modules()
         self._notice_bytes = notice_bytes
-        self._ports = None if own_echo else Ports()
         self._channel: Channel | None = None
-        self._bulk: Channel | None = None  # with a port of ours; devices and addresses are told, also what we set
         self._nft = Nft()
         self._forward = Forward(self._nft)
-        self._elements = Elements(self._ports)
+        self._elements = Elements()
         self._fou = FouPorts(self._modules)
         self._wireguard = WireguardDevices()
         self._policies = XfrmPolicies()
@@ -280,10 +271,7 @@ class NetlinkKernel:
             at = len(results)
             if isinstance(steps[at].item, Packed):
                 end = at + 1
-                told = isinstance(steps[at].item, Address)
                 while end < len(steps) and end < at + self._batch and isinstance(steps[end].item, Packed):
-                    if isinstance(steps[end].item, Address) is not told:
-                        break
                     end += 1
                 done = self._apply_packed(nexthops.before_their_routes(steps[at:end]), missing)
                 missing |= nexthops.refused(done)
@@ -317,7 +305,7 @@ class NetlinkKernel:
     def _apply_packed(self, steps: Sequence[Step], missing: Mapping[int, KernelError]) -> list[Result]:
         """``missing``: nexthop objects that could not be had, which is what becomes of the routes by them."""
         started = time.thread_time()  # not the wall's: on a busy host that says how long others had the processor
-        channel = self._open() if isinstance(steps[0].item, Address) else self._open_bulk()
+        channel = self._open()
         first = channel.reserve(len(steps))
         errors: dict[int, KernelError] = {}
         requests: list[bytes] = []
@@ -438,7 +426,7 @@ class NetlinkKernel:
 
     def notices(self, scope: Scope) -> Notices:
         """Subscribe, now. Raises KernelError where that cannot be."""
-        found = Notices(scope, self._nft, self._notice_bytes, self._devices.name_of, self._ports)
+        found = Notices(scope, self._nft, self._notice_bytes, self._devices.name_of)
         self._subscriptions = {found, *(old for old in self._subscriptions if not old.closed)}
         return found
 
@@ -457,18 +445,10 @@ class NetlinkKernel:
             self._channel = Channel()
         return self._channel
 
-    def _open_bulk(self) -> Channel:
-        if self._ports is None:
-            return self._open()
-        if self._bulk is None:
-            self._bulk = self._ports.open()
-        return self._bulk
-
     def _shut(self) -> None:
-        for channel in (self._channel, self._bulk):
-            if channel is not None:
-                channel.close()
-        self._channel = self._bulk = None
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
 
 
 class _Indices:

@@ -25,7 +25,6 @@ from flannelpy.kernel.channel import ADD_MEMBERSHIP, DATAGRAM_BYTES, SOL_NETLINK
 from flannelpy.kernel.digest import Digest, Draft
 from flannelpy.kernel.messages import LinkInfo, dump_links, read_link
 from flannelpy.kernel.nft import NETLINK_NETFILTER, Nft
-from flannelpy.kernel.ports import Ports
 from flannelpy.kernel.xfrm import NETLINK_XFRM, POLICY
 
 LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE = 1, 3, 5, 7, 9, 11  # RTNLGRP_*
@@ -52,13 +51,11 @@ them. The kernel holds them meanwhile.
 class Notices:
     """Notifications of one namespace for one scope; subscribed from its construction on. One consumer."""
 
-    def __init__(self, scope: Scope, nft: Nft, receive_bytes: int, name_of: Callable[[int], str], own: Ports | None = None) -> None:
-        """``own``: whose changes are not told."""
+    def __init__(self, scope: Scope, nft: Nft, receive_bytes: int, name_of: Callable[[int], str]) -> None:
         self.closed = False
         self._scope = scope
         self._nft = nft
         self._digest = Digest(scope, name_of)
-        self._own = own
         self._receive_bytes = receive_bytes
         self._sockets: list[tuple[socket.socket, Callable[[bytes, Draft], None]]] = []
         self._waiter: asyncio.Future[None] | None = None
@@ -101,8 +98,6 @@ class Notices:
                 return  # a kernel without nf_tables or XFRM has nothing to tell of it
             raise
         self._sockets.append((sock, digest))
-        if self._own is not None:
-            self._own.leave_out(sock)
         for group in groups:
             with suppress(OSError) if group == NEXTHOP else nullcontext():  # a kernel before 5.3 has none
                 sock.setsockopt(SOL_NETLINK, ADD_MEMBERSHIP, group)

@@ -135,6 +135,7 @@ async def held(lab: Lab, what: str, work_s: float = SEEN_S) -> AsyncIterator[Non
     assert written < LOG_BYTES, figures
     assert seen_s < within_s, figures
     assert spent_s < work_s, figures
+    await until(lambda: told(host), PATIENCE_S, "an answer of the agent", lambda: log.text[-500:])
     assert (await told(host))["ready"] is True
     put_leased(lab, LATE.key, LATE.value.replace("192.168.50.92", "192.168.50.93"))  # and goes on seeing
     began = time.monotonic()

@@ -132,25 +132,6 @@ def test_an_acknowledgement_is_not_believed_where_somebody_else_was_at_it(heard:
     assert mirror.get(ROUTE.key) == ROUTE
 
 
-@pytest.mark.parametrize("heard", [None, OTHER])
-def test_what_is_heard_of_what_was_just_written_may_be_of_before_that(heard: Object | None) -> None:
-    """Our own change is not told, so that nothing comes after this: the kernel is asked."""
-    mirror = Mirror()
-    mirror.write()
-    mirror.learn(ROUTE.key, ROUTE)
-    mirror.write()  # a round later
-    mirror.hear({ROUTE.key: ROUTE})
-    assert mirror.stale == set()
-    mirror.hear({ROUTE.key: heard})
-    assert mirror.stale == {ROUTE.key}
-    mirror.listen()
-    mirror.take_part([ROUTE.key], HostState.of(ROUTE))
-    mirror.write()
-    mirror.hear({ROUTE.key: heard})  # two rounds later it is news
-    assert ROUTE.key not in mirror.stale
-    assert mirror.get(ROUTE.key) == heard
-
-
 # ---------------------------------------------------------------------------------------------------- kernel errors
 
 

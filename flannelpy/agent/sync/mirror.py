@@ -23,7 +23,6 @@ class Mirror:
         self.stale: set[Key] = set()
         """Keys about which it may be wrong."""
         self._heard: dict[Key, Object | None] = {}
-        self._written: tuple[set[Key], set[Key]] = (set(), set())  # what was acknowledged in this round and the one before
 
     def get(self, key: Key) -> Object | None:
         """What is there under ``key``."""
@@ -31,10 +30,7 @@ class Mirror:
 
     def hear(self, objects: Mapping[Key, Object | None]) -> None:
         """The kernel tells of these: as they are now, None for those that are gone."""
-        written, before = self._written
         for key, item in objects.items():
-            if (key in written or key in before) and self.objects.get(key) != item:
-                self.stale.add(key)
             self._set(key, item)
             there = self.objects.get(key)
             self._heard[key] = there if there == item else item  # what is held already, where it says the same
@@ -42,11 +38,6 @@ class Mirror:
     def listen(self) -> None:
         """From here on, what is heard may contradict what is read or written meanwhile."""
         self._heard.clear()
-
-    def write(self) -> None:
-        """As ``listen``, before a round writes. What is heard of what was just written may be of before that."""
-        self.listen()
-        self._written = set(), self._written[0]
 
     def take_full(self, observed: HostState) -> None:
         """Everything was looked at."""
@@ -67,7 +58,6 @@ class Mirror:
             self.stale.add(key)  # somebody else was at it while we were: which came last, only the kernel knows
         else:
             self._set(key, item, exactly=True)
-            self._written[0].add(key)
 
     def _set(self, key: Key, item: Object | None, *, exactly: bool = False) -> None:
         if item is None:

@@ -216,7 +216,7 @@ class Reconciler:
         self._mirror.listen()
         observed = await self._observe(touched)
         steps = self._repairable(self._plan(touched, observed), changed, quiet=quiet)
-        self._mirror.write()
+        self._mirror.listen()
         results = await self._kernel.apply(steps) if steps else ()
         self.standing.tally(results, self.dirty.age_s)
         await self._learn(results, partial=touched is not None)
