@@ -169,7 +169,7 @@ async def take(run_dir: str, interface: str, fingerprint: Callable[[bytes], str]
     """The daemon that was left running with these terms, else a fresh one. Raises BackendError, OSError."""
     library()
     path, directory = program(), place(run_dir)
-    left = listener(directory / IKE_SOCKET)
+    left = await asyncio.to_thread(listener, directory / IKE_SOCKET)
     if left is not None:
         with contextlib.suppress(ProcessLookupError):
             charon = Charon(directory, left, None)
@@ -198,7 +198,7 @@ async def _start(path: str, directory: Path, interface: str, fingerprint: Callab
     try:
         log = directory / IKE_LOG
         await _until(lambda: charon.gone or _speaks(charon) or NO_VICI in log_text(log), START_S)
-        if _speaks(charon) and not charon.gone:
+        if await asyncio.to_thread(_speaks, charon) and not charon.gone:
             return charon
         if charon.gone:
             raise BackendError(f"charon has ended as it began{charon.last_words}")

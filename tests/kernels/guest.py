@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,6 +21,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,6 +86,21 @@ def boot(words: Sequence[str], limit_s: float) -> str:
         return _boot(directory, run, words, limit_s)
     finally:
         shutil.rmtree(run, ignore_errors=True)
+
+
+def console_of(program: str) -> str:
+    """What a guest says in which this program of ``tests.kernels`` has run; the test is skipped where there can be none."""
+    try:
+        return boot([sys.executable, "-m", f"tests.kernels.{program}"], LIMIT_S)
+    except NoGuestError as reason:
+        pytest.skip(f"no guest: {reason}")
+
+
+def assert_passed(console: str, check: str) -> None:
+    """One of its checks; skipped where the program itself has, and said why."""
+    if why := re.search(rf"^@@ skipped {check}: (.*) \(", console, re.MULTILINE):
+        pytest.skip(why[1])
+    assert re.search(rf"^@@ ok {check} \(", console, re.MULTILINE), console
 
 
 def _boot(directory: Path, run: Path, words: Sequence[str], limit_s: float) -> str:

@@ -255,6 +255,21 @@ def ping(one: Host, other: Host, *options: str) -> None:
     assert " 0% packet loss" in out, out
 
 
+def pinged(here: Host, there: Host, *options: str) -> bool:
+    """Whether each of a few pings was answered; ``options`` win over what stands before them."""
+    words = f"ping -n -c2 -i .3 -W2 {' '.join(options)} -I {here.inside} {there.inside}; true"
+    return " 0% packet loss" in shell(words, here.name)
+
+
+def settle(*hosts: Host) -> None:
+    """Wait for the agents, and give each host an address inside its subnet."""
+    for host in hosts:
+        until(host.file.exists, f"{host.name} is ready: {host.log.read_text()[-600:]}")
+        if host.inside not in shell("ip -br addr", host.name):
+            shell("ip link add br1 type dummy 2>/dev/null; ip link set br1 up; ip addr flush dev br1 scope global", host.name)
+            shell(f"ip addr add {host.inside}/24 dev br1", host.name)
+
+
 def meet(one: Host, other: Host) -> None:
     """Ping and full MTU with DF, both ways; and a transfer of which every byte is right."""
     deadline = time.monotonic() + PATIENCE_S

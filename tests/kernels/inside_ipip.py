@@ -42,7 +42,9 @@ from tests.kernels.inside import (
     finish,
     flanneld,
     make_hosts,
+    pinged,
     say,
+    settle,
     shell,
     socket_in,
     start_etcd,
@@ -60,19 +62,6 @@ def configure(**options: object) -> None:
     config = json.dumps({**CONFIG, "Backend": {"Type": "ipip", **options}})
     words = [binary("etcdctl"), f"--endpoints={ENDPOINT}", "put", "/coreos.com/network/config", config]
     subprocess.run(words, capture_output=True, check=True)
-
-
-def settle(*hosts: Host) -> None:
-    """Wait for the agents, and give each host an address inside its subnet."""
-    for host in hosts:
-        until(host.file.exists, f"{host.name} is ready: {host.log.read_text()[-400:]}")
-        shell("ip link add br1 type dummy 2>/dev/null; ip link set br1 up; ip addr flush dev br1 scope global", host.name)
-        shell(f"ip addr add {host.inside}/24 dev br1", host.name)
-
-
-def pinged(one: Host, other: Host, *options: str) -> bool:
-    words = f"ping -n -c2 -i .3 -W2 {' '.join(options)} -I {one.inside} {other.inside}; true"
-    return " 0% packet loss" in shell(words, one.name)
 
 
 def meet(one: Host, other: Host, mtu: int = MTU) -> None:

@@ -18,7 +18,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from functools import partial
@@ -27,7 +26,20 @@ from pathlib import Path
 from flannelpy.core.xfrm import IKE_DIRECTORY, IKE_SOCKET
 from netns_lab.etcd import binary
 from tests.kernels import inside
-from tests.kernels.inside import ENDPOINT, Host, check, check_flanneld, finish, flanneld, make_hosts, say, shell, start_etcd
+from tests.kernels.inside import (
+    ENDPOINT,
+    Host,
+    check,
+    check_flanneld,
+    finish,
+    flanneld,
+    make_hosts,
+    pinged,
+    say,
+    settle,
+    shell,
+    start_etcd,
+)
 
 until = partial(inside.until, within_s=150.0)
 
@@ -102,20 +114,6 @@ def policies(host: Host) -> list[str]:
 def states(host: Host) -> list[str]:
     """The keys in the kernel, by their ends."""
     return re.findall(r"^src (\S+ dst \S+)$", shell("ip xfrm state list", host.name), re.MULTILINE)
-
-
-def settle(*hosts: Host) -> None:
-    """Wait for the agents, and give each host an address inside its subnet."""
-    for host in hosts:
-        until(host.file.exists, f"{host.name} is ready: {host.log.read_text()[-600:]}")
-        if host.inside not in shell("ip -br addr", host.name):
-            shell("ip link add br1 type dummy 2>/dev/null; ip link set br1 up; ip addr flush dev br1 scope global", host.name)
-            shell(f"ip addr add {host.inside}/24 dev br1", host.name)
-
-
-def pinged(here: Host, there: Host, *options: str) -> bool:
-    words = f"ping -n -c2 -i .3 -W2 {' '.join(options)} -I {here.inside} {there.inside}; true"
-    return " 0% packet loss" in shell(words, here.name)
 
 
 def meet(one: Host, other: Host, mtu: int = MTU) -> None:
@@ -244,7 +242,7 @@ def charon_dies(a: Host, b: Host) -> None:
         os.kill(before, signal.SIGKILL)
         until(lambda: charon(a) not in (None, before), "another charon")
         until(lambda: len(states(a)) > 2, "other keys")
-        time.sleep(2)  # of pings by those
+        until(lambda: pinged(a, b, "-c20", "-i.1"), "pings by those")
     say("figure", "charon killed:", re.findall(r"[\d.]+% packet loss", said[0])[0])
     assert "charon was killed by signal 9" in a.log.read_text()
     meet(a, b)
@@ -256,7 +254,7 @@ def restart(a: Host, b: Host) -> None:
         settle(b)
         until(lambda: charon(b) is not None, "charon runs")
         until(lambda: pinged(b, a), "b reaches a")
-        time.sleep(2)
+        until(lambda: pinged(b, a, "-c20", "-i.1"), "and goes on")
     lost = float(re.findall(r"([\d.]+)% packet loss", said[0])[0])
     say("figure", "restart:", said[0].splitlines()[-2] if len(said[0].splitlines()) > 1 else said[0])
     assert lost < 5, said[0]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-import sys
-
 import pytest
 
-from tests.kernels.guest import LIMIT_S, NoGuestError, boot
+from tests.kernels.guest import LIMIT_S, assert_passed, console_of
 from tests.kernels.inside_ipsec import STRONGSWAN
 
 pytestmark = pytest.mark.timeout(LIMIT_S + 60)
@@ -35,14 +32,9 @@ def console() -> str:
     """What the guest said."""
     if not STRONGSWAN.exists():
         pytest.skip("no charon: make test-kernels unpacks it")
-    try:
-        return boot([sys.executable, "-m", "tests.kernels.inside_ipsec"], LIMIT_S)
-    except NoGuestError as reason:
-        pytest.skip(f"no guest: {reason}")
+    return console_of("inside_ipsec")
 
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_in_the_guest(console: str, check: str) -> None:
-    if why := re.search(rf"^@@ skipped {check}: (.*) \(", console, re.MULTILINE):
-        pytest.skip(why[1])
-    assert re.search(rf"^@@ ok {check} \(", console, re.MULTILINE), console
+    assert_passed(console, check)
