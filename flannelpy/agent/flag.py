@@ -6,12 +6,12 @@ file itself stays, and says that an agent has been ready since this machine was 
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from flannelpy.agent.beat import beat
 from flannelpy.agent.lock import WHOLE
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.explain.places import READY
@@ -31,7 +31,7 @@ async def show(run_dir: Path, ready: Callable[[], bool]) -> None:
                 held = None
             if held is None and ready():
                 held = _locked(run_dir)
-            await asyncio.sleep(LOOK_S)
+            await beat(LOOK_S)
     finally:
         if held is not None:
             os.close(held)

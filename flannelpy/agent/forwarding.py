@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
 from netaddr import IPNetwork
 
+from flannelpy.agent.beat import beat
 from flannelpy.agent.report import Reporter
 from flannelpy.agent.sync.reconcile import SILENT_S
 from flannelpy.core.errors import KernelError
@@ -43,7 +43,7 @@ class Forwarding:
             if found != self._found:
                 self._found = found
                 self._changed()
-            await asyncio.sleep(SILENT_S)
+            await beat(SILENT_S)
 
     def rules(self, networks: Iterable[IPNetwork], owner: str) -> HostState:
         """The rules by which this host forwards ``networks``; what no rule of ours can mend is a condition."""

@@ -14,6 +14,7 @@ from itertools import islice
 
 from netaddr import IPAddress, IPNetwork
 
+from flannelpy.agent.beat import beat
 from flannelpy.agent.parts import Parts
 from flannelpy.agent.report import Reporter
 from flannelpy.agent.steering import Steering
@@ -96,7 +97,7 @@ class HostWatch:
     async def run(self) -> None:
         """Look, for ever."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await beat(LOOK_S)
             await self.look()
 
     async def look(self) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 
 from netaddr import IPNetwork
 
+from flannelpy.agent.beat import beat
 from flannelpy.agent.beside import Retirement
 from flannelpy.agent.carriage import Carriage
 from flannelpy.agent.cluster import Cluster
@@ -260,13 +261,10 @@ class Network:
 
     async def _watch_liveness(self) -> None:
         """Say so when etcd goes silent, and when it is back."""
-        loop = asyncio.get_running_loop()
         while True:
             self.registry_health.link_down(self.facts.down)
             self.registry_health.look(self.context.clock())
-            due = loop.time() + LIVENESS_S
-            await asyncio.sleep(LIVENESS_S)
-            self.context.lateness.observe(loop.time() - due)
+            self.context.lateness.observe(await beat(LIVENESS_S))
 
     async def _follow_peers(self) -> None:
         """Note which peers come, go and move, from the first lease on."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from math import inf
 
+from flannelpy.agent.beat import next_beat
 from flannelpy.agent.context import Context
 from flannelpy.agent.view import Cursor
 from flannelpy.core.errors import KernelError
@@ -118,7 +119,7 @@ class Probes:
             if now >= judged + JUDGED_S * max(1.0, schedule.suspected / JUDGED_PEERS):
                 self._judge(now)
                 judged = now
-            due = min(wake, now + (JUDGED_S if schedule.suspected else PAUSED_S))
+            due = min(wake, next_beat(now, JUDGED_S if schedule.suspected else PAUSED_S))
             await self._pause(due - now)
         return aim
 

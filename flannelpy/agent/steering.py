@@ -15,7 +15,7 @@ from functools import partial
 from flannelpy import plugins
 from flannelpy.agent.carriage import Carriage, clamped, introduce, parsed, resolve
 from flannelpy.agent.context import Context
-from flannelpy.agent.copies import Copies, gathering
+from flannelpy.agent.copies import Copies
 from flannelpy.agent.datapath import Wanted, make_way
 from flannelpy.agent.keeping import Keeping, keep
 from flannelpy.agent.kept import Kept, view_of
@@ -57,7 +57,7 @@ class Steering:
         self._ownership = Ownership(context, kept.state, parts.publisher.keep)
         self._text: str | None = None  # the config that ``carriage`` follows from, or that cannot be used
         self._carried: tuple[Carriage, Lease] | None = None  # what the reconciler was handed
-        self._copies = Copies(HostKeys(context), parts.cluster.cursor(gathering(self.changed.set)))
+        self._copies = Copies(HostKeys(context), parts.cluster.cursor, self.changed.set)
         self._lock = asyncio.Lock()
 
     @property

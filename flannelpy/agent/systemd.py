@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
+from flannelpy.agent.beat import beat
 from flannelpy.core.foreign import printable
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ async def keep_posted(notifier: Notifier, line: Callable[[], str]) -> None:
     """Let systemd show ``line()``, from now on and for ever; a service that waits says so for what."""
     while True:
         notifier.status(line())
-        await asyncio.sleep(STATUS_EVERY_S)
+        await beat(STATUS_EVERY_S)
 
 
 def status_line(ready: bool, running: str, why_not: Sequence[str], errors: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from random import Random
 
+from flannelpy.agent.beat import beat
 from flannelpy.agent.heap import give_back
 from flannelpy.agent.sync.reconcile import SILENT_S, Reconciler
 
@@ -18,7 +19,7 @@ async def audit(reconciler: Reconciler) -> None:
     due = loop.time() + AUDIT_S * Random().uniform(0.8, 1.0)
     full = True
     while True:
-        await asyncio.sleep(SILENT_S)
+        await beat(SILENT_S)
         if full and reconciler.settled:
             full = False
             give_back()
