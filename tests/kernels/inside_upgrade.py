@@ -60,7 +60,8 @@ class Packaged(Host):
         return bool(self.leader) and said.stdout.strip() == "active"
 
     def _entered(self, command: str) -> list[str]:
-        return ["nsenter", "-t", str(self.leader), "--all", "--", "sh", "-c", command]
+        # No root can be pivoted from an initramfs's (pivot_root(2)): systemd-nspawn has moved its own over it, in its namespace's.
+        return ["nsenter", "-t", str(self.leader), "--all", "--root", "--wd", "--", "sh", "-c", command]
 
     def type(self, command: str) -> str:
         """What root types there; what was said. Raises CalledProcessError."""
