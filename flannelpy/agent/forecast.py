@@ -152,9 +152,9 @@ async def _desired(
         return forward_rules(hindrances, networks, owner)[0]
 
     parts = (carriage.config, carriage.backends, carriage.devices, scope.table, own)
-    firewall = Firewall(context.settings, *parts, forward, carriage.uplink.name)
     able = context.kernel.nexthops if context.settings.nexthop_objects else None
     fragments = Fragments(context.reporter, Cursor(membership.peers, lambda: None), facts, able)
+    firewall = Firewall(context.settings, *parts, forward, carriage.uplink.name, fragments.change_firewall)
     fragments.set_target(
         Target(carriage.preference.over(carriage.backend), carriage.local(own), scope, firewall.host, firewall.peer, shield)
     )

@@ -276,7 +276,8 @@ class Steering:
         if not last and not isinstance(datapath, LeavesBehind):
             await self._parts.datapath.tried.wait()
         forward, uplink = self._parts.forwarding.rules, carriage.uplink.name
-        firewall = Firewall(settings, carriage.config, carriage.backends, carriage.devices, scope.table, lease, forward, uplink)
+        parts = settings, carriage.config, carriage.backends, carriage.devices, scope.table, lease
+        firewall = Firewall(*parts, forward, uplink, reconciler.fragments.change_firewall)
         shield = self._parts.surroundings.shield(carriage.config.networks)
         carrier = carriage.preference.over(carriage.backend)
         reconciler.set_target(Target(carrier, local, scope, firewall.host, firewall.peer, shield))

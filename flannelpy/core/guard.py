@@ -33,11 +33,14 @@ COUNTERS = ("outer_source", "inner_protocol", "inner_destination", "inner_source
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One family of the overlay on this host: the whole ``network``, our ``own`` subnet, the ``length`` that subnets have."""
+    """One family of the overlay on this host: the whole ``network``, our ``own`` subnet, the ``length`` that subnets have, and
+    which ``others`` peers' have.
+    """
 
     network: IPNetwork
     own: IPNetwork
     length: int
+    others: tuple[int, ...] = ()
 
     @property
     def version(self) -> int:
@@ -79,10 +82,6 @@ class Sets:
         """A peer's address with the first ``length`` bits of what it may send as: one look-up of a hash, however many peers."""
         return f"{self._guard.port.name}{version}_{length}"
 
-    def ranges(self, version: int) -> str:
-        """A peer's address with the range of addresses that it may send as, where it is no subnet of the usual length."""
-        return f"{self._guard.port.name}{version}"
-
     def made(self, sides: list[Side]) -> Iterator[NftSet]:
         """The sets themselves."""
         for side in sides:
@@ -92,11 +91,8 @@ class Sets:
                 yield NftSet(self._table, f"{name}{version}", f"type {_ADDRESS[version]}\n{_COUNTING[name]}")
             if self._guard.rule == "peers":
                 continue
-            lengths = {side.length} if self._guard.rule == "default" else {side.length, _width(version)}
-            for length in sorted(lengths):
+            for length in sorted({side.length, *_asked_later(self._guard, side)}):
                 yield NftSet(self._table, self.pairs(version, length), f"typeof {_pair(self._guard, version, _read(length))}")
-            ranged = _pair(self._guard, version, _width(version))
-            yield NftSet(self._table, self.ranges(version), f"typeof {ranged}\nflags interval")
 
 
 def guard_sets(guard: Guard, table: str, sides: list[Side]) -> HostState:
@@ -141,8 +137,7 @@ def _sort(guard: Guard, side: Side, judge: str) -> Iterator[str]:
     if guard.rule != "peers":
         frame = "" if port.ethertype is None else f" @th,{8 * port.ethertype},16 0x{_ETHERTYPE[version]:x}"
         arrives = f"{to_port}{frame}" if port.datagram else _protocol(port, version)
-        pair = f"{_pair(guard, version, _read(side.length))}{_mask(side.length)} @{Sets(guard, '').pairs(version, side.length)}"
-        yield f"{arrives} {_inside(_destination(port, version), side.own)} {pair} accept"
+        yield f"{arrives} {_inside(_destination(port, version), side.own)} {_look_up(guard, version, side.length)} accept"
     vni = "" if port.vni is None else f" @th,96,24 0x{port.vni:x}"
     arrives = f"{to_port} meta nfproto ipv{version}{vni}" if port.datagram else _protocol(port, version)
     yield f"{arrives} jump {judge}"
@@ -171,11 +166,8 @@ def guard_elements(guard: Guard, table: str, sides: list[Side], lease: Lease) ->
         if guard.rule == "peers":
             continue
         first = _bytes(subnet.first, version)
-        if subnet.prefixlen == side.length:
-            name, size = sets.pairs(version, side.length), _read(side.length) // 8
-            found.append(NftElement(table, name, host + _padded(first[:size])))
-        else:
-            found.append(NftElement(table, sets.ranges(version), host + first, host + _bytes(subnet.last, version)))
+        size = _read(subnet.prefixlen) // 8
+        found.append(NftElement(table, sets.pairs(version, subnet.prefixlen), host + _padded(first[:size])))
         if guard.rule == "strict" and outer not in side.network:
             found.append(NftElement(table, sets.pairs(version, _width(version)), host + host))
     return HostState.from_iterable({item.key: item for item in found}.values())
@@ -197,13 +189,24 @@ def _judge(guard: Guard, side: Side, lead: str) -> Iterator[str]:
 
 
 def _judge_source(guard: Guard, side: Side) -> Iterator[str]:
-    version, sets = side.version, Sets(guard, "")
+    version = side.version
     if guard.rule == "default":
         yield f"{_inside(guard.port.inner + _SOURCE[version], side.network, '!= ')} return"
-    else:
-        yield f"{_pair(guard, version, _width(version))} @{sets.pairs(version, _width(version))} return"
-    yield f"{_pair(guard, version, _width(version))} @{sets.ranges(version)} return"
+    for length in _asked_later(guard, side):
+        yield f"{_look_up(guard, version, length)} return"
     yield _drop("inner_source", refused(version))
+
+
+def _asked_later(guard: Guard, side: Side) -> list[int]:
+    """Lengths of what peers may send as, beside the one that is asked for first: a set of ranges would be asked once, but the kernel
+    takes milliseconds to find what goes out of one, the longer the more there is (nft_set_pipapo).
+    """
+    whole = {_width(side.version)} if guard.rule == "strict" else set[int]()
+    return sorted({*side.others, *whole} - {side.length}, reverse=True)
+
+
+def _look_up(guard: Guard, version: int, length: int) -> str:
+    return f"{_pair(guard, version, _read(length))}{_mask(length)} @{Sets(guard, '').pairs(version, length)}"
 
 
 def _drop(reason: str, where: str) -> str:

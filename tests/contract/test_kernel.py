@@ -736,12 +736,18 @@ SIDES = [
 def guard_state(
     guard: Guard, peers: Iterable[Lease], options: FirewallOptions | None = None, among: Iterable[Side] = SIDES
 ) -> HostState:
-    sides = [side for side in among if side.version in guard.families]
+    peers = list(peers)
+    sides = [with_lengths(side, peers) for side in among if side.version in guard.families]
     state = guard_sets(guard, "flannelpy", sides) | firewall(
         "flannelpy", [], options or FirewallOptions(), guard_chains(guard, sides)
     )
     elements = {item.key: item for lease in peers for item in guard_elements(guard, "flannelpy", sides, lease)}
     return state | HostState.from_iterable(elements.values())
+
+
+def with_lengths(side: Side, peers: Iterable[Lease]) -> Side:
+    nets = [lease.subnet if side.version == 4 else lease.subnet6 for lease in peers]
+    return replace(side, others=tuple(sorted({net.prefixlen for net in nets if net is not None} - {side.length})))
 
 
 def guarded_peer(number: int, length: int = 24) -> Lease:

@@ -51,7 +51,6 @@ def test_vxlan_by_default_binds_each_peer_to_its_subnet_inside_the_network() -> 
         'counter name "inner_destination" goto refused4',
         "chain guard4_source {",
         "@th,336,16 != 0xa05 return",
-        "ip saddr . @th,336,32 @vxlan4 return",
         'counter name "inner_source" goto refused4',
     ]
 
@@ -68,7 +67,6 @@ def test_vxlan_over_ipv6_lets_neighbour_discovery_pass_as_it_does_arp() -> None:
         'counter name "inner_destination" goto refused6',
         "chain guard6_source {",
         "@th,304,48 != 0xfd0500000000 return",
-        "ip6 saddr . @th,304,128 @vxlan6 return",
         'counter name "inner_source" goto refused6',
     ]
 
@@ -83,17 +81,15 @@ def test_udp_has_no_frame_inside() -> None:
         'counter name "inner_destination" goto refused4',
         "chain guard4_source {",
         "@th,160,16 != 0xa05 return",
-        "ip saddr . @th,160,32 @udp4 return",
         'counter name "inner_source" goto refused4',
     ]
 
 
 def test_strict_has_no_outside_but_the_peers_own_address() -> None:
     guard = Guard(VXLAN, "strict")
-    assert rules(guard)[-4:] == [
+    assert rules(guard)[-3:] == [
         "chain guard4_source {",
         "ip saddr . @th,336,32 @vxlan4_32 return",
-        "ip saddr . @th,336,32 @vxlan4 return",
         'counter name "inner_source" goto refused4',
     ]
     assert elements(guard, lease("10.5.9.0/24", "192.0.2.9")) == [
@@ -116,7 +112,6 @@ def test_ipip_has_no_header_between_the_two() -> None:
         'counter name "inner_destination" goto refused4',
         "chain guard4_source {",
         "@th,96,16 != 0xa05 return",
-        "ip saddr . @th,96,32 @ipip4 return",
         'counter name "inner_source" goto refused4',
     ]
 
@@ -144,11 +139,11 @@ def test_what_is_dropped_is_counted_by_source_in_sets_of_bounded_size(
         assert re.search(r"^size (\d+)$", sets[name].spec, re.MULTILINE)
 
 
-def test_a_subnet_of_another_length_is_a_range_and_one_of_none_is_nothing() -> None:
+def test_a_subnet_of_another_length_is_in_a_set_of_its_own_and_one_of_none_in_none() -> None:
     guard = Guard(VXLAN, "default", (4, 6))
-    assert elements(guard, lease("10.5.9.64/26", "192.0.2.9"))[1:] == ["vxlan4 { 192.0.2.9 . 10.5.9.64-10.5.9.127 }"]
+    assert elements(guard, lease("10.5.9.64/26", "192.0.2.9"))[1:] == ["vxlan4_26 { 192.0.2.9 . 10.5.9.64 }"]
     odd = Side(V4.network, IPNetwork("10.5.8.0/22"), 22)
-    assert elements(guard, lease("10.5.12.0/24", "192.0.2.9"), odd)[1:] == ["vxlan4 { 192.0.2.9 . 10.5.12.0-10.5.12.255 }"]
+    assert elements(guard, lease("10.5.12.0/24", "192.0.2.9"), odd)[1:] == ["vxlan4_24 { 192.0.2.9 . 10.5.12.0 }"]
     assert elements(guard, Lease(IPNetwork("0.0.0.0/0"), LeaseAttrs(NO_ADDRESS))) == []
     both = lease("10.5.9.0/24", "192.0.2.9", "fd05:0:0:9::/64", "2001:db8::9")
     assert elements(guard, both, V4, V6)[2:] == ["hosts6 { 2001:db8::9 }", "vxlan6_64 { 2001:db8::9 . fd05:0:0:9:: }"]
@@ -174,6 +169,21 @@ def test_subnets_of_no_whole_bytes_are_looked_up_in_an_exact_set_as_well(
     assert elements(guard, lease(peer, "192.0.2.9"), side) == ["hosts4 { 192.0.2.9 }", f"{name} {{ 192.0.2.9 . {words} }}"]
     sets = {item.name: item.spec for item in guard_sets(guard, "flannelpy", [side]) if isinstance(item, NftSet)}
     assert sets[name] == f"typeof {source}"  # no interval, and no mask
+
+
+@pytest.mark.parametrize("rule", ["default", "strict"])
+@pytest.mark.parametrize("others", [(), (26,), (17, 23, 31, 32)])
+def test_each_length_that_peers_have_is_asked_for_once(rule: SourceRule, others: tuple[int, ...]) -> None:
+    guard, side = Guard(VXLAN, rule), Side(V4.network, V4.own, V4.length, others)
+    asked = [line for line in rules(guard, side) if line.endswith(" return") and " @vxlan4_" in line]
+    lengths = sorted({*others, *([32] if rule == "strict" else [])}, reverse=True)
+    assert [line.partition("@vxlan4_")[2] for line in asked] == [f"{length} return" for length in lengths]
+    masks = {17: " & 0xffff8000", 23: " & 0xfffffe00", 26: " & 0xffffffc0", 31: " & 0xfffffffe", 32: ""}
+    for line, length in zip(asked, lengths, strict=True):
+        assert line == f"ip saddr . @th,336,32{masks[length]} @vxlan4_{length} return"
+    sets = {item.name for item in guard_sets(guard, "flannelpy", [side]) if isinstance(item, NftSet)}
+    assert {name for name in sets if name.startswith("vxlan4")} == {f"vxlan4_{length}" for length in {24, *lengths}}
+    assert not any("interval" in item.spec for item in guard_sets(guard, "flannelpy", [side]) if isinstance(item, NftSet))
 
 
 def test_an_ipv6_subnet_is_read_in_whole_words() -> None:
