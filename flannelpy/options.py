@@ -109,8 +109,8 @@ AGENT = (
     ),
     Option(
         "nexthop-objects",
-        help="carry IPv4 routes of 2,000 peers and more by nexthop objects: a faster start, slower where thousands come and go",
-        default="false",
+        help="carry IPv4 routes of 2,000 peers and more by nexthop objects, where the kernel has them: a faster start",
+        default="true",
         boolean=True,
     ),
     Option("ip-blackhole-route", help="drop what goes to unused addresses of our own subnet", default="false", boolean=True),

@@ -65,7 +65,7 @@ class Settings:
     masq_fully_random: bool = True
     forward_rules: bool = True
     container_source_check: bool = True
-    nexthop_objects: bool = False
+    nexthop_objects: bool = True
     blackhole_route: bool = False
     probe: bool = True
     udp_engine: str | None = None

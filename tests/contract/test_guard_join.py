@@ -9,6 +9,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from random import Random
 
 import pytest
 from netaddr import IPAddress, IPNetwork
@@ -85,7 +86,7 @@ class Guarding:
             return HostState()
 
         settings = Settings(Endpoint(("http://etcd:2379",)))
-        firewall = Firewall(settings, config, [backend], devices, scope.table, own, no_rules, "eth1")
+        firewall = Firewall(settings, config, [backend], devices, scope.table, own, no_rules, "eth1", self._renew)
         local = Local(config, uplink, own, dict.fromkeys(devices, "02:00:00:00:00:01"))
         self.peers = PeersBook()
         self.reporter = Reporter(time.monotonic)
@@ -97,6 +98,9 @@ class Guarding:
         )
         self._loop.set_target(Target(backend, local, scope, firewall.host, firewall.peer))
         self._loop.resync()
+
+    def _renew(self) -> None:
+        self._loop.fragments.change_firewall()
 
     async def settle(self) -> None:
         while self._loop.dirty.pending or self._loop.fragments.waiting:
@@ -111,10 +115,12 @@ class Guarding:
         return time.process_time() - began
 
 
-def peer(number: int) -> Lease:
+def peer(number: int, length: int = 24) -> Lease:
     mac = (6 << 40 | number).to_bytes(6, "big").hex(":")
     attrs = LeaseAttrs(IPAddress((198 << 24) + (18 << 16) + number, 4), None, "vxlan", {"VNI": 1, "VtepMAC": mac})
-    return Lease(IPNetwork(((10 << 24) + (64 << 16) + 256 * number, 24), version=4), attrs, etcd_lease=7, create_revision=number)
+    return Lease(
+        IPNetwork(((10 << 24) + (64 << 16) + 256 * number, length), version=4), attrs, etcd_lease=7, create_revision=number
+    )
 
 
 @pytest.fixture
@@ -153,3 +159,41 @@ async def test_a_join_is_the_same_few_messages_among_ten_and_among_ten_thousand(
     assert sum(found[10][0].values()) == 5  # with the neighbour, the forwarding entry, the route: no run of nft
     assert found[PEERS][0] == {**found[10][0], f"route netlink {RTM_NEWNEXTHOP}": 1}  # and by what its route goes, among so many
     assert found[PEERS][1] < JOIN_S
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("lengths", [(24,), (26,), (25, 26, 28, 31)])
+@pytest.mark.parametrize("order", ["as they came", "the last first", "at random"])
+async def test_whoever_goes_costs_the_kernel_no_more_in_one_order_than_in_another(
+    guarding: Guarding, lengths: tuple[int, ...], order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set of ranges (nft_set_pipapo) took it milliseconds for each of these that was not the first."""
+    spent, elements, transact = [0.0], [0], Channel.transact
+
+    def timed(channel: Channel, requests: Sequence[bytes], first: int, *, batch: bool = False) -> dict[int, Failure]:
+        began = time.thread_time()
+        failed = transact(channel, requests, first, batch=batch)
+        spent[0] += (time.thread_time() - began) * batch  # of nft's elements only
+        elements[0] += (len(requests) - 1) * batch
+        return failed
+
+    monkeypatch.setattr(Channel, "transact", timed)
+    guarding._loop.allow_sweep(True)
+    await guarding.settle()
+    there = [peer(number, lengths[number % len(lengths)]) for number in range(1, 2001)]
+    for each in there:
+        guarding.peers.put(each)
+    guarding._loop.dirty.poke()
+    await guarding.settle()
+    came_s, spent[0] = spent[0], 0.0
+    assert elements == [2 * len(there)]
+    if order != "as they came":
+        there.reverse() if order == "the last first" else Random(7).shuffle(there)
+    for at in range(0, len(there), 100):
+        for each in there[at : at + 100]:
+            guarding.peers.drop(each.key)
+        guarding._loop.dirty.poke()
+        await guarding.settle()
+    print(f"{lengths}, {order}: {came_s:.3f} s to come, {spent[0]:.3f} s to go")
+    assert elements == [4 * len(there)]
+    assert spent[0] < 5 * came_s + 0.05

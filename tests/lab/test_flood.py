@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import time
@@ -71,7 +72,8 @@ async def there(host: Host, peer: Vtep) -> bool:
         f"ip route get fibmatch {peer.base}; ip neigh get {peer.base} dev flannel.1; bridge fdb get {peer.mac} dev flannel.1 self"
     )
     seen = await host.attempt("sh", "-c", asked)
-    return all(word in seen.stdout for word in (f"{peer.subnet} via", f"lladdr {peer.mac}", f"dst {peer.address}"))
+    route = f"{re.escape(peer.subnet)} (nhid \\d+ )?via "
+    return all(re.search(words, seen.stdout) for words in (route, f"lladdr {peer.mac}", f"dst {re.escape(peer.address)} "))
 
 
 def turns(host: Host) -> tuple[int, int]:
