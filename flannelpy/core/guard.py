@@ -198,8 +198,8 @@ def _judge_source(guard: Guard, side: Side) -> Iterator[str]:
 
 
 def _asked_later(guard: Guard, side: Side) -> list[int]:
-    """Lengths of what peers may send as, beside the one that is asked for first: a set of ranges would be asked once, but the kernel
-    takes milliseconds to find what goes out of one, the longer the more there is (nft_set_pipapo).
+    """Lengths of what peers may send as, beside the one that is asked for first: a set of ranges would be asked once, but of what
+    goes out of one the kernel takes milliseconds to find the place, the longer the more there is (nft_set_pipapo).
     """
     whole = {_width(side.version)} if guard.rule == "strict" else set[int]()
     return sorted({*side.others, *whole} - {side.length}, reverse=True)
