@@ -24,7 +24,7 @@ def decode(text: str | bytes) -> Any:
     if isinstance(text, bytes):
         text = text.decode(errors="replace")
     try:
-        value = json.loads(text, parse_constant=_refuse, parse_float=_number, object_pairs_hook=_members)
+        value = _READER.decode(text)
     except json.JSONDecodeError as error:
         raise ValueError(_in_words(error)) from None
     except RecursionError:
@@ -50,7 +50,6 @@ _WORDS = {
     "Invalid control character at": "a line break or another control character inside a string",
     "Invalid \\escape": "a backslash that begins no escape",
     "Invalid \\uXXXX escape": "expected four hexadecimal digits after \\u",
-    "Unexpected UTF-8 BOM (decode using utf-8-sig)": "a byte order mark; save the file without one",
 }
 """What Python's reader says, by the beginning, in the words of somebody who has written the text."""
 
@@ -109,6 +108,9 @@ def _number(text: str) -> float:
     if math.isinf(number):
         raise ValueError(f"number {text[:20]} is too large")
     return number
+
+
+_READER = json.JSONDecoder(parse_constant=_refuse, parse_float=_number, object_pairs_hook=_members)
 
 
 def _is_deeper(value: object, levels: int) -> bool:

@@ -374,7 +374,7 @@ def test_every_other_network_is_taken(network: str) -> None:
         ('{"Network": }', "line 1, column 13: expected a value;"),
         ('{"Network": "10.5.0.0/16', "line 1, column 13: the string that begins here has no end;"),
         ('{"Network": "10.5.0.0/16"', "line 1, column 26: expected a comma, or the end of the list or object (the text ends here)"),
-        ('\ufeff{"Network": "10.5.0.0/16"}', "line 1, column 1: a byte order mark; save the file without one;"),
+        ('\ufeff{"Network": "10.5.0.0/16"}', "line 1, column 1: expected a value (a byte order mark; save the file without one);"),
         ("{\u201cNetwork\u201d: 1}", "line 1, column 2: expected a name in double quotes (these are typographic quotes)"),
         ('{"Network": "10.5\n"}', "line 1, column 18: a line break or another control character inside a string;"),
         ('{"Network": "10.5\\.0"}', "line 1, column 18: a backslash that begins no escape;"),
