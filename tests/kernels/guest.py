@@ -116,7 +116,7 @@ def _boot(directory: Path, run: Path, words: Sequence[str], limit_s: float) -> s
             *("-chardev", f"socket,id=c,path={socket}", "-device", "vhost-user-fs-pci,chardev=c,tag=rootfs"),
             *("-kernel", str(directory / f"k/boot/vmlinuz-{kernel}"), "-initrd", str(directory / "ir.gz")),
             "-append",
-            f"console=ttyS0 panic=-1 quiet loglevel=4 {CLOCK} mitigations=off dir={directory} start={run / 'start'}",
+            f"console=ttyS0 panic=-1 quiet loglevel=5 {CLOCK} mitigations=off dir={directory} start={run / 'start'}",
         ]
         with (run / "console").open("wb") as console:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT)
