@@ -33,9 +33,13 @@ def config(name: str) -> dict[str, object]:
 
 
 def finished(lab: Lab, name: str) -> bool:
-    """True where every lease names this Type, and nothing stands beside one."""
-    values = [json.loads(lab.etcd.get(key) or "{}") for key in lab.etcd.keys(f"{PREFIX}/subnets")]
-    return {value.get("BackendType", "udp") for value in values} == {name} and not lab.etcd.keys(f"{PREFIX}/flannelpy/hosts")
+    """True where every lease names this Type, and nothing is carried by another beside it."""
+
+    def under(directory: str) -> list[dict[str, object]]:
+        return [json.loads(lab.etcd.get(key) or "{}") for key in lab.etcd.keys(f"{PREFIX}/{directory}")]
+
+    types = {value.get("BackendType", "udp") for value in under("subnets")}
+    return types == {name} and not any(value.get("Carriers") for value in under("flannelpy/hosts"))
 
 
 async def measure(rounds: int) -> int:
