@@ -416,12 +416,12 @@ def main() -> int:
     parser.add_argument("--puts", type=int, default=100, help="puts to time")
     parser.add_argument("--pen", metavar="URL", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    flanneld = os.environ.get("FLANNELD", "")
-    if flanneld and not os.access(flanneld := os.path.abspath(flanneld), os.X_OK):  # noqa: PTH100 - it is another's cwd it runs in
-        parser.error(f"FLANNELD={flanneld}: expected a program (make flanneld builds one)")
     if given.pen:
         asyncio.run(write_on_demand(given.pen))
         return 0
+    flanneld = os.environ.get("FLANNELD", "")
+    if flanneld and not os.access(flanneld := os.path.abspath(flanneld), os.X_OK):  # noqa: PTH100 - it is another's cwd it runs in
+        parser.error(f"FLANNELD={flanneld}: expected a program (make flanneld builds one)")
     console = Console()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
