@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from flannelpy.agent.sync.dirty import LISTEN_S, LISTENS, LULL_S, ROUNDS, ROUNDS_PER_S, Dirty
+from flannelpy.agent.sync.dirty import BURST_S, COMPANY_S, LISTEN_S, LISTENS, LULL_S, SHARE, Dirty
 from flannelpy.core.objects import Key
 from tests.unit.virtual_time import VirtualLoop, run
 
 
-def rounds(changes: int, every_s: float) -> tuple[int, float]:
-    """How many rounds so many changes make, and the longest that one of them has waited, in seconds."""
+def rounds(changes: int, every_s: float, round_s: float) -> tuple[int, float]:
+    """How many rounds so many changes make, of which each takes so long, and the longest that one has waited for its."""
 
     async def play() -> tuple[int, float]:
         dirty, loop = Dirty(), asyncio.get_running_loop()
@@ -26,6 +26,7 @@ def rounds(changes: int, every_s: float) -> tuple[int, float]:
                     nonlocal count
                     count += 1
                     waits.extend(loop.time() - came[key] for key in dirty.take() or ())
+                    await asyncio.sleep(round_s)
 
         count, task = 0, asyncio.create_task(reconcile())
         for number in range(changes):
@@ -39,18 +40,28 @@ def rounds(changes: int, every_s: float) -> tuple[int, float]:
     return run(play())
 
 
-def test_a_change_now_and_then_never_waits() -> None:
-    assert rounds(200, 1.01 / ROUNDS_PER_S) == (200, 0.0)
+@pytest.mark.parametrize("round_s", [0.0005, 0.002, 0.01])
+def test_changes_that_leave_time_between_their_rounds_never_wait(round_s: float) -> None:
+    count, longest_s = rounds(1000, 1.01 * round_s / SHARE, round_s)
+    assert count == 1000
+    assert longest_s < 1e-6
 
 
-def test_a_burst_of_single_changes_does_not_wait() -> None:
-    assert rounds(ROUNDS, 0.001) == (ROUNDS, 0.0)
+@pytest.mark.parametrize("round_s", [0.001, 0.005])
+def test_a_burst_of_single_changes_does_not_wait(round_s: float) -> None:
+    changes = int(BURST_S / round_s)
+    count, longest_s = rounds(changes, 1.01 * round_s, round_s)
+    assert count == changes
+    assert longest_s < 1e-6
 
 
-def test_a_storm_of_changes_makes_few_rounds_and_none_waits_long() -> None:
-    count, longest_s = rounds(10_000, 0.0005)
-    assert count < ROUNDS + 5.0 * ROUNDS_PER_S + 2
-    assert longest_s < 1.5 / ROUNDS_PER_S
+@pytest.mark.parametrize("round_s", [0.0005, 0.002, 0.01])
+def test_a_storm_of_changes_makes_few_rounds_and_none_waits_long(round_s: float) -> None:
+    changes, every_s = 10_000, 0.0005
+    count, longest_s = rounds(changes, every_s, round_s)
+    pause_s = min(COMPANY_S, round_s / SHARE)
+    assert count < BURST_S / round_s + 1.3 * changes * every_s / pause_s + 2
+    assert longest_s < COMPANY_S + round_s + LISTENS * round_s + LULL_S
 
 
 def backlog(messages: int, round_s: float, read_s: float = 0.001) -> int:

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 
 from flannelpy.core.objects import Key
 
-ROUNDS, ROUNDS_PER_S = 50, 50.0
-"""So many rounds follow each other at once; then so many a second. A round costs something of its own, however little it looks at:
-thousands of changes a second, one by one, would take all the time that reading them needs."""
+BURST_S, SHARE, COMPANY_S = 0.25, 0.2, 0.02
+"""Rounds that take so many seconds in all follow each other at once; then they have this share of the time, or each waits so long.
+A round costs something of its own, however little it looks at: thousands of changes a second, one by one, would take all the time
+that reading them needs."""
 
 LULL_S, LISTENS, LISTEN_S = 0.005, 4.0, 1.0
 """Nothing new for so long is the end of what was to be read; at the most it is listened so many times as long as a round took, but
@@ -24,7 +25,7 @@ class Dirty:
         self._keys: set[Key] = set()
         self._everything = False
         self._event = asyncio.Event()
-        self._left, self._left_at = float(ROUNDS), 0.0
+        self._left, self._left_at = BURST_S, 0.0
         self._news = 0
         self._began: float | None = None
         self._since: float | None = None
@@ -61,37 +62,40 @@ class Dirty:
 
     async def wait(self, at_most_s: float) -> None:
         """Until there is something to look at, or so many seconds; what is done until it is called again is a round."""
+        took_s = self._took_s()
         if self._event.is_set() or at_most_s <= 0.0:
-            await self._listen()
+            await self._listen(took_s)
         try:
             async with asyncio.timeout(at_most_s):
                 await self._event.wait()
-            await self._gather()
+            await self._gather(took_s)
         except TimeoutError:
             pass
         self._began = asyncio.get_running_loop().time()
 
-    async def _listen(self) -> None:
+    def _took_s(self) -> float:
+        """How long the last round was."""
+        return 0.0 if self._began is None else asyncio.get_running_loop().time() - self._began
+
+    async def _listen(self, took_s: float) -> None:
         """Where a round is due at once after another: let what came meanwhile be read, which has more of the time than rounds have.
 
         Rounds without a pause leave the watch and the kernel's notices one message each between two: what is far behind would
         be done one by one, and not seen to be over already.
         """
         loop = asyncio.get_running_loop()
-        now, heard = loop.time(), -1
-        took_s = 0.0 if self._began is None else now - self._began
-        until = now + min(LISTENS * took_s, LISTEN_S)
+        heard, until = -1, loop.time() + min(LISTENS * took_s, LISTEN_S)
         while heard != self._news and loop.time() < until:
             heard = self._news
             await asyncio.sleep(min(LULL_S, took_s))
 
-    async def _gather(self) -> None:
+    async def _gather(self, took_s: float) -> None:
         """Where one round has chased the other for long, wait for company."""
         now = asyncio.get_running_loop().time()
-        self._left = min(ROUNDS, self._left + (now - self._left_at) * ROUNDS_PER_S) - 1.0
+        self._left = max(-COMPANY_S * SHARE, min(BURST_S, self._left + (now - self._left_at) * SHARE) - min(took_s, COMPANY_S))
         self._left_at = now
         if self._left < 0.0:
-            await asyncio.sleep(-self._left / ROUNDS_PER_S)
+            await asyncio.sleep(-self._left / SHARE)
 
     @property
     def pending(self) -> bool:
