@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from flannelpy.core.objects import Key
 
-BURST_S, SHARE, COMPANY_S = 0.25, 0.2, 0.02
+BURST_S, SHARE, COMPANY_S = 0.25, 0.1, 0.014
 """Rounds that take so many seconds in all follow each other at once; then they have this share of the time, or each waits so long.
 A round costs something of its own, however little it looks at: thousands of changes a second, one by one, would take all the time
 that reading them needs."""
