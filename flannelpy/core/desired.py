@@ -7,10 +7,13 @@ same for whoever asks for it (``core.objects.SHARED``) is no such claim.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from flannelpy.core.objects import SHARED, HostState, Key, Object
+
+AT_ONCE = 500
+"""Fragments that are compared in a piece: some two milliseconds."""
 
 HOST_RANK = -1
 """Rank of what is not a peer's: it always wins."""
@@ -87,6 +90,24 @@ class Desired:
                 for item in entry.objects:
                     found.setdefault(item.key, item)
         return HostState(found)
+
+    def differing(self, observed: Mapping[Key, Object]) -> Iterator[Key | None]:
+        """The keys under which something else is observed than is desired. None now and then: others may have a turn, and change
+        what is observed; then a key may come too much or too little, of which there will be news.
+        """
+        for number, (owner, entry) in enumerate(list(self._fragments.items()), 1):
+            if owner not in self._conflicts:
+                for item in entry.objects:
+                    there = observed.get(item.key)
+                    if there is not item and there != item:
+                        yield item.key
+            if not number % AT_ONCE:
+                yield None
+        for number, key in enumerate(list(observed), 1):
+            if self.get(key) is None:
+                yield key
+            if not number % (4 * AT_ONCE):
+                yield None
 
     def fragment(self, owner: str) -> HostState:
         """What ``owner`` asked for; empty where it asked for nothing."""

@@ -27,6 +27,9 @@ Read = Callable[[bytes, int, int], T | None]
 PAUSES_S = (0.0, 0.005, 0.02, 0.05)
 """Between one try and the next, in seconds."""
 
+IN_A_TURN = 2000
+"""Objects that are put into books before the loop has a turn."""
+
 NO_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EPFNOSUPPORT})
 
 

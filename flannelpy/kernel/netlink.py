@@ -60,7 +60,7 @@ from flannelpy.kernel import Result, links, messages, nexthops, wireguard_go
 from flannelpy.kernel.channel import GONE, Channel, Failure, error
 from flannelpy.kernel.counters import counted, counted_by_source
 from flannelpy.kernel.devices import Devices, index_of, name_of
-from flannelpy.kernel.dump import Dumped, dump_routes, observe_addresses, observe_fdb, observe_neighbours, observe_routes
+from flannelpy.kernel.dump import IN_A_TURN, Dumped, dump_routes, observe_addresses, observe_fdb, observe_neighbours, observe_routes
 from flannelpy.kernel.echo import EchoSocket
 from flannelpy.kernel.elements import AT_ONCE, Elements
 from flannelpy.kernel.facts import read_facts
@@ -242,8 +242,10 @@ class NetlinkKernel:
             if wanted("element"):
                 dumps += [await self._elements.list(scope.table, each.name) for each in sets if not each.dynamic]
         objects: dict[Key, Object] = {}
-        for item in chain(found, *dumps):
+        for number, item in enumerate(chain(found, *dumps), 1):
             objects.setdefault(item.key, item)  # of two routes to one destination the kernel uses, and dumps, the first
+            if not number % IN_A_TURN:
+                await asyncio.sleep(0)
         return HostState(objects, incomplete=not all(one.complete for one in dumps))
 
     def _observe_links(self, sieve: Sieve) -> list[Link]:

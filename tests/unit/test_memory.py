@@ -215,13 +215,13 @@ def test_what_is_there_as_desired_is_held_once() -> None:
     found, other = copied(wanted), replace(wanted, dst=IPAddress("192.0.2.8"))
     assert found is not wanted
     mirror = Mirror({wanted.key: wanted}.get)
-    mirror.take_full(HostState.of(found))  # as an agent that begins finds it
+    list(mirror.take_full(HostState.of(found)))  # as an agent that begins finds it
     assert mirror.get(wanted.key) is wanted
     mirror.hear({other.key: other})
     assert mirror.get(wanted.key) is other
     mirror.hear({found.key: found})
     assert mirror.get(wanted.key) is wanted
-    mirror.take_full(HostState.of(copied(wanted)))
+    list(mirror.take_full(HostState.of(copied(wanted))))
     assert [id(key) for key in mirror.objects] == [id(wanted.key)]
 
 

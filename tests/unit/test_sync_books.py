@@ -111,7 +111,7 @@ def test_what_changes_while_we_look_is_asked_for_again(heard: Object | None) -> 
     mirror = Mirror()
     mirror.listen()
     mirror.hear({ROUTE.key: heard})
-    mirror.take_full(HostState.of(ROUTE))
+    list(mirror.take_full(HostState.of(ROUTE)))
     assert mirror.stale == {ROUTE.key}
     mirror.listen()
     mirror.take_part([ROUTE.key], HostState.of(ROUTE))

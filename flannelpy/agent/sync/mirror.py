@@ -9,9 +9,12 @@ kernel is asked again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from flannelpy.core.objects import HostState, Key, Object
+
+AT_ONCE = 1000
+"""Objects in a piece: some two milliseconds."""
 
 
 class Mirror:
@@ -39,10 +42,17 @@ class Mirror:
         """From here on, what is heard may contradict what is read or written meanwhile."""
         self._heard.clear()
 
-    def take_full(self, observed: HostState) -> None:
-        """Everything was looked at."""
-        good = (self._as_good(key, item) for key, item in observed.objects.items())
-        self.objects = {item.key: item for item in good}  # its own key: the one just read would be held besides
+    def take_full(self, observed: HostState) -> Iterator[None]:
+        """Everything was looked at. It is taken in pieces, after each of which others may have a turn: what is heard in between
+        says which keys are stale. Nothing has changed before the last.
+        """
+        objects: dict[Key, Object] = {}
+        for number, (key, item) in enumerate(observed.objects.items(), 1):
+            good = self._as_good(key, item)
+            objects[good.key] = good  # its own key: the one just read would be held besides
+            if not number % AT_ONCE:
+                yield
+        self.objects = objects
         self.stale = {key for key, item in self._heard.items() if self.objects.get(key) != item}
 
     def take_part(self, keys: Iterable[Key], observed: HostState) -> None:

@@ -21,6 +21,7 @@ from flannelpy.agent.sync.progress import Progress
 from flannelpy.agent.sync.repairs import Repairs
 from flannelpy.agent.sync.retries import Retries
 from flannelpy.agent.sync.standing import Standing
+from flannelpy.agent.sync.whole import differing, take
 from flannelpy.core.desired import Desired
 from flannelpy.core.errors import KernelError
 from flannelpy.core.nexthops import routes_by
@@ -126,8 +127,6 @@ class Reconciler:
         """Look at everything."""
         self.dirty.add_everything()
 
-    # ------------------------------------------------------------------------------------------------ what there is
-
     @property
     def desired(self) -> Desired:
         """What the kernel should hold."""
@@ -214,8 +213,10 @@ class Reconciler:
     async def _round(self, touched: set[Key] | None, changed: set[Key], *, quiet: bool) -> None:
         """``changed``: what is desired has changed under these; ``quiet``: the kernel itself may have taken what is missing."""
         self._mirror.listen()
-        observed = await self._observe(touched)
-        steps = self._repairable(self._plan(touched, observed), changed, quiet=quiet)
+        observed, planned = await self._observe(touched), touched
+        if touched is None and self._state.settled and (planned := await differing(self.desired, self._mirror)) is not None:
+            observed = observed.only(planned)
+        steps = self._repairable(self._plan(planned, observed), changed, quiet=quiet)
         self._mirror.listen()
         results = await self._kernel.apply(steps) if steps else ()
         self.standing.tally(results, self.dirty.age_s)
@@ -228,11 +229,11 @@ class Reconciler:
         observed = HostState() if stale == [] else await self._kernel.observe(scope, stale)
         self.fragments.hear_answers(observed)
         if stale is None or touched is None:
-            mirror.take_full(observed)
+            observed = await take(mirror, observed)
             self.dirty.add(mirror.stale)
             if observed.incomplete:  # a table never stood still while it was read
                 asyncio.get_running_loop().call_later(INCOMPLETE_S, self.dirty.add_everything)
-            return HostState(mirror.objects, observed.incomplete)
+            return observed
         if stale:
             mirror.take_part(stale, observed)
             self.dirty.add(mirror.stale)
@@ -273,8 +274,6 @@ class Reconciler:
     def _lives_on(self, key: Key) -> str | None:
         item = self.desired.get(key)
         return None if item is None else lives_on(item)
-
-    # --------------------------------------------------------------------------------------------- drift and words
 
     def _repairable(self, steps: Plan, changed: set[Key], *, quiet: bool) -> Plan:
         """The steps to take now; what somebody else changes too often is left for later. Says what somebody else has changed."""
