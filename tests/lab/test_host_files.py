@@ -55,5 +55,6 @@ async def test_a_directory_in_place_of_the_subnet_file_is_set_aside_with_what_is
     await until(lambda: one.subnet_file.is_file() and one.subnet_file.read_bytes() == text, WITHIN_S, "put back")
     aside = one.subnet_file.with_name("subnet.env.corrupt")
     assert (aside / "kept").read_text() == "somebody's"
-    assert len(log.lines("was a directory, set aside as subnet.env.corrupt; written anew")) == 1
+    words = "was a directory, set aside as subnet.env.corrupt; written anew"
+    await until(lambda: len(log.lines(words)) == 1, WITHIN_S, "it is told, after it was done")
     await until_nothing_is_wrong(one)

@@ -213,7 +213,8 @@ class Reconciler:
     async def _round(self, touched: set[Key] | None, changed: set[Key], *, quiet: bool) -> None:
         """``changed``: what is desired has changed under these; ``quiet``: the kernel itself may have taken what is missing."""
         self._mirror.listen()
-        observed, planned = await self._observe(touched), touched
+        planned: Collection[Key] | None = touched
+        observed = await self._observe(touched)
         if touched is None and self._state.settled and (planned := await differing(self.desired, self._mirror)) is not None:
             observed = observed.only(planned)
         steps = self._repairable(self._plan(planned, observed), changed, quiet=quiet)
@@ -239,13 +240,13 @@ class Reconciler:
             self.dirty.add(mirror.stale)
         return HostState(mirror.objects).only(touched)
 
-    def _plan(self, touched: set[Key] | None, observed: HostState) -> Plan:
+    def _plan(self, touched: Collection[Key] | None, observed: HostState) -> Plan:
         """What to do now: nothing that waits for its time, nor what would live on a device that does."""
         desired = self.desired.state if touched is None else self.desired.only(touched)
         steps = plan(desired, observed, self.fragments.scope, self._held(touched))
         return steps if self._state.may_sweep else tuple(step for step in steps if step.op != "remove")
 
-    def _held(self, touched: set[Key] | None) -> set[Key]:
+    def _held(self, touched: Collection[Key] | None) -> set[Key]:
         """What waits. A device that is there waits for itself only: peers on it come and go, whatever it refuses."""
         now = self._clock()
         waiting = {key for key in self.retries if self.retries.waiting(key, now)}

@@ -16,16 +16,16 @@ async def take(mirror: Mirror, observed: HostState) -> HostState:
     return HostState(mirror.objects, observed.incomplete)
 
 
-async def differing(desired: Desired, mirror: Mirror) -> set[Key] | None:
+async def differing(desired: Desired, mirror: Mirror) -> dict[Key, None] | None:
     """What is not as it is to be: a plan of that is made in a moment, one of all holds up the loop. None where a device is among
-    it, by which what lives on it is judged, too.
+    it, by which what lives on it is judged, too. In the order of what is desired, in which all was made: nft lists sets so.
     """
-    found = set[Key]()
+    found = dict[Key, None]()
     for key in desired.differing(mirror.objects):
         if key is None:
             await asyncio.sleep(0)
         elif key.kind == "link":
             return None
         else:
-            found.add(key)
+            found[key] = None
     return found
