@@ -30,15 +30,6 @@ LOOK_S = 5.0
 """How often the subnet file is looked at, and how long what failed waits, in seconds."""
 
 
-KEPT_AT_ONCE = 1000
-"""Leases that are kept every ``LOOK_S``; of ten thousand the text alone takes a fifth of a second of the processor."""
-
-
-def rests_s(leases: int) -> float:
-    """For how long a view of so many is not written again: where peers come and go all the time that is what it costs."""
-    return LOOK_S * max(1.0, leases / KEPT_AT_ONCE)
-
-
 @dataclass(frozen=True, slots=True)
 class Published:
     """What the subnet file is to say."""
@@ -181,7 +172,7 @@ class Publisher:
         make = self._view
         view = make() if make is not None else None
         if view is not None:
-            self._view_due = asyncio.get_running_loop().time() + rests_s(len(view.leases))
+            self._view_due = asyncio.get_running_loop().time() + LOOK_S
             place, kept = self._context.settings.state_dir, self._view_kept
 
             def keep() -> None:

@@ -6,7 +6,6 @@ import logging
 import os
 import resource
 import signal
-import sys
 from pathlib import Path
 
 from flannelpy.core.errors import FlannelpyError
@@ -21,11 +20,6 @@ LEAST_MEMORY = 256 << 20
 
 RANDOM = Path("/dev/urandom")
 """What gRPC aborts the process without."""
-
-TURN_S = 0.0005
-"""For how long a thread that writes a large file or a status keeps the loop waiting (sys.setswitchinterval); by Python's own 5 ms,
-of which a new lease waits three times, a join beside it took 15 ms in place of 3.
-"""
 
 CAP_NET_ADMIN = 12
 """Its bit in a capability set, linux/capability.h."""
@@ -50,7 +44,6 @@ def run_agent(given: Given) -> int:
     from flannelpy.agent.agent import run
 
     heap.keep()
-    sys.setswitchinterval(TURN_S)
     logs.set_up(settings.log_level, settings.log_format)
     code = uvloop.run(run(settings))
     # What is open closes with the process. To take gRPC and some hundred modules apart first lasts 0.1 s, in which packets wait.

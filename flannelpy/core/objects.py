@@ -411,7 +411,7 @@ class NftSet:
 @dataclass(frozen=True, slots=True)
 class NftElement:
     """An element of a set of ours, as the kernel has it: an address, and behind it the beginning of another, each filled up to
-    words of four bytes. ``last``: the other end of a range, in a set that holds ranges.
+    words of four bytes. ``last``: the other end of a range; no set of ours holds ranges, but one that an older version left.
 
     Two peers may ask for one and the same (they share an address behind NAT); it is there as long as one of them is.
     """

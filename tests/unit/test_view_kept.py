@@ -44,8 +44,3 @@ async def test_what_did_not_change_is_not_written_again(tmp_path: Path, monkeypa
         await until((host.settings.state_dir / view_file.FILE).exists)
         host.put_peer("10.5.200.0-24", vxlan_value("192.0.2.99", "02:00:00:00:00:fe"))
         await until(lambda: written[-1] == peers + 2)
-
-
-@pytest.mark.parametrize(("leases", "times"), [(0, 1), (3, 1), (1000, 1), (10_000, 10), (50_000, 50)])
-def test_what_takes_long_to_write_is_written_as_seldom(leases: int, times: int) -> None:
-    assert publish.rests_s(leases) == times * publish.LOOK_S
