@@ -20,14 +20,15 @@ from flannelpy.host import subnet_env, view_file
 from flannelpy.host.machine import foreign, machine
 from flannelpy.host.state import State
 from flannelpy.host.view_file import KeptView
+from flannelpy.settings import Settings
 
 log = logging.getLogger("flannelpy")
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """``state`` and ``view`` as they were read; ``previous``: subnets that were ours, the best first; ``promised``: our lease as we
-    were going to write it last.
+    """``state`` and ``view`` as they were read, the view without the others' leases; ``previous``: subnets that were ours, the best
+    first; ``promised``: our lease as we were going to write it last.
     """
 
     state: State
@@ -83,8 +84,7 @@ def recall(context: Context) -> Kept:
         state = state_file.read(settings.state_dir, prefix)
     except FlannelpyError as error:
         context.reporter.begin("state-dir", str(error))
-    promised = _view(settings.state_dir, prefix, view_file.PROMISED)
-    view = _view(settings.state_dir, prefix, view_file.FILE)
+    promised, view = (_view(settings.state_dir, prefix, file, own_only=True) for file in (view_file.PROMISED, view_file.FILE))
     file = subnet_env.read(settings.subnet_file)
     for reason in file.skipped:
         log.warning("%s", reason)
@@ -97,9 +97,14 @@ def recall(context: Context) -> Kept:
     return Kept(state, view, tuple(net for net in previous if net is not None), None if promised is None else promised.own)
 
 
-def _view(directory: Path, prefix: str, file: str) -> KeptView | None:
+def whole_view(settings: Settings) -> KeptView | None:
+    """The view that was kept, with every lease; what cannot be read is said, and done without."""
+    return _view(settings.state_dir, settings.endpoint.prefix, view_file.FILE, own_only=False)
+
+
+def _view(directory: Path, prefix: str, file: str, *, own_only: bool) -> KeptView | None:
     try:
-        return view_file.read(directory, prefix, file)
+        return view_file.read(directory, prefix, file, own_only=own_only)
     except FlannelpyError as error:
         log.warning("%s", error)
         return None

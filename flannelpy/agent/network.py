@@ -26,7 +26,7 @@ from flannelpy.agent.forwarding import Forwarding
 from flannelpy.agent.guarded import guarded
 from flannelpy.agent.host_watch import HostWatch
 from flannelpy.agent.introduction import introduce
-from flannelpy.agent.kept import recall
+from flannelpy.agent.kept import recall, whole_view
 from flannelpy.agent.migration import Migration
 from flannelpy.agent.node import announce
 from flannelpy.agent.offers import Offers
@@ -185,17 +185,17 @@ class Network:
         """Begin with what was kept on disk where etcd does not answer in time, or where packets wait."""
         context, kept, listed = self.context, self._kept, self.cluster.listed
         waiting = bool(context.fd_store.names)
-        if kept.view is not None and kept.own is not None:
+        if kept.own is not None:
             if not waiting:
                 await _within(context.timeouts.offline_s, listed)
-            if not listed.is_set():
-                self.cluster.restore(kept.view.config, kept.view.leases, kept.view.revision)
+            if not listed.is_set() and (view := whole_view(context.settings)) is not None and view.own is not None:
+                self.cluster.restore(view.config, view.leases, view.revision)
                 self.steering.advance(Phase.RESUMED if waiting else Phase.FROM_DISK)
                 if waiting:
                     await _within(context.timeouts.offline_s, listed)
-            if not listed.is_set():
-                self.steering.advance(Phase.FROM_DISK)
-                context.reporter.begin("view-stale", f"{len(kept.view.leases)} leases as of revision {kept.view.revision}")
+                if not listed.is_set():
+                    self.steering.advance(Phase.FROM_DISK)
+                    context.reporter.begin("view-stale", f"{len(view.leases)} leases as of revision {view.revision}")
         await listed.wait()
         context.reporter.end("view-stale")
         self.steering.changed.set()

@@ -42,14 +42,15 @@ class KeptView:
         return next((lease for lease in self.leases if lease.key == self.own_key), None)
 
 
-def read(directory: Path, prefix: str, file: str = FILE) -> KeptView | None:
-    """The view that was kept for ``prefix``; None where there is none.
+def read(directory: Path, prefix: str, file: str = FILE, *, own_only: bool = False) -> KeptView | None:
+    """The view that was kept for ``prefix``; None where there is none. With ``own_only`` it has no lease but ours, and the others
+    are not looked at: of thousands that is most of the work.
 
     Raises FlannelpyError where it is there and is no use; then it is set aside.
     """
     path = directory / file
     try:
-        view = parse(read_file(path, LARGEST))
+        view = parse(read_file(path, LARGEST), own_only=own_only)
     except FileNotFoundError:
         return None
     except RefusedError as error:
@@ -59,12 +60,13 @@ def read(directory: Path, prefix: str, file: str = FILE) -> KeptView | None:
     return view if view.prefix == prefix else None
 
 
-def parse(data: bytes) -> KeptView:
+def parse(data: bytes, *, own_only: bool = False) -> KeptView:
     """The view that a file's bytes say. Raises ValueError, and nothing else: what is wrong, in one line."""
     try:
         fields: Any = decode(data)
         prefix, config, own = (text_of(fields[name]) for name in ("prefix", "config", "own"))
-        former, leases = fields.get("former", []), tuple(map(_lease, fields["leases"]))
+        rows = fields["leases"]
+        former, leases = fields.get("former", []), tuple(_lease(row) for row in rows if not own_only or own in row[:1])
         if not isinstance(former, list):
             raise ValueError(f"{former!r:.40} is no list")
         return KeptView(prefix, config, own, leases, _number(fields["revision"]), tuple(map(text_of, former)))

@@ -165,6 +165,16 @@ def test_a_view_that_is_no_use_is_set_aside(tmp_path: Path, row: object, said: s
     assert (tmp_path / "cluster.json.corrupt").exists()
 
 
+def test_of_a_view_our_lease_alone_can_be_read_and_the_others_spoil_nothing(tmp_path: Path) -> None:
+    own, other, bad = [LEASE.key, LEASE.attrs.to_json(), 7, 1, 2], ["10.5.73.0-24", "{}", 7, 1, 2], ["10.5.72.0", "{}", 1, 2, 3]
+    for rows, known in (([own, other], True), ([other, own], True), ([bad, own], True), ([other], False), ([bad], False)):
+        fields = {"prefix": PREFIX, "config": "{}", "own": VIEW.own_key, "revision": 1, "leases": rows}
+        (tmp_path / "cluster.json").write_text(json.dumps(fields))
+        view = view_file.read(tmp_path, PREFIX, own_only=True)
+        assert view is not None
+        assert (view.own, view.leases) == ((VIEW.own, (VIEW.own,)) if known else (None, ()))
+
+
 # ---------------------------------------------------------------------------------------------------------- whatever it is
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
@@ -220,6 +230,8 @@ def test_no_view_is_too_odd(data: bytes) -> None:
     if view is not None:
         assert view.revision >= 0
         assert all(parse_subnet_key(lease.key)[0] == lease.subnet for lease in view.leases)
+        ours = tuple(lease for lease in view.leases if lease.key == view.own_key)
+        assert view_file.parse(data, own_only=True) == replace(view, leases=ours)
 
 
 @given(st.one_of(st.binary(max_size=200), st.binary(max_size=30).map(lambda tail: b"FLANNEL_MTU=" + tail)))
