@@ -79,9 +79,10 @@ def test_it_is_given_back_once_after_each_full_look(monkeypatch: pytest.MonkeyPa
         task = asyncio.create_task(module.audit(loop))  # type: ignore[arg-type]
         await asyncio.sleep(60.0)
         assert given == []  # nothing has been looked at
-        loop.settled = True
+        loop.settled, settled_at = True, clock()
         await asyncio.sleep(60.0)
         assert len(given) == 1
+        assert given[0] >= settled_at + module.SETTLES_S  # what other threads hold still is not free yet
         await asyncio.sleep(2 * module.AUDIT_S)
         assert len(given) == 1 + loop.looks
         assert loop.looks >= 2

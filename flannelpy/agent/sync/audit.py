@@ -12,19 +12,26 @@ from flannelpy.agent.sync.reconcile import SILENT_S, Reconciler
 AUDIT_S = 300.0
 """A full observation about this often, in seconds, under the notifications."""
 
+SETTLES_S = 3.0
+"""So long after a full look what it took for a moment is free: answers of libraries in other threads, too."""
+
 
 async def audit(reconciler: Reconciler) -> None:
     """Have the reconciler look, for ever; and some seconds after each full look, give back the memory that it took."""
     loop = asyncio.get_running_loop()
     due = loop.time() + AUDIT_S * Random().uniform(0.8, 1.0)
+    settled_at: float | None = None
     full = True
     while True:
         await beat(SILENT_S)
+        now = loop.time()
         if full and reconciler.settled:
-            full = False
+            full, settled_at = False, now
+        if settled_at is not None and now >= settled_at + SETTLES_S:
+            settled_at = None
             give_back()
-        if loop.time() >= due:
-            due = loop.time() + AUDIT_S
+        if now >= due:
+            due = now + AUDIT_S
             full = True
             reconciler.resync()
         reconciler.look_at_silent()
