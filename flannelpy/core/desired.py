@@ -104,7 +104,7 @@ class Desired:
             if not number % AT_ONCE:
                 yield None
         for number, key in enumerate(list(observed), 1):
-            if self.get(key) is None:
+            if key not in self._claims or (self._conflicts and self.get(key) is None):
                 yield key
             if not number % (4 * AT_ONCE):
                 yield None
