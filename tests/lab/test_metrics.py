@@ -110,6 +110,14 @@ async def test_promtool_takes_the_page_and_the_alerts(lab: Lab) -> None:
 
 
 @real
+async def test_an_alert_fires_for_the_host_that_it_names_and_for_no_other() -> None:
+    words = [str(PROMETHEUS / "promtool"), "test", "rules", str(Path(__file__).with_name("alerts.yml"))]
+    done = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
+    said, _ = await done.communicate()
+    assert done.returncode == 0, said.decode()
+
+
+@real
 @pytest.mark.topology(hosts=1, containers=0)
 async def test_prometheus_answers_every_question_and_an_alert_fires(lab: Lab) -> None:
     """The dashboard's and the alerts' expressions; then etcd goes away, which is one alert."""
