@@ -42,6 +42,10 @@ __all__ = [
 ]
 
 
+LARGEST_MTU = 65_535
+"""In bytes: the length field of an IP packet says no more. Loopback's MTU is one more, and nothing that is made of it can be used."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What a person asked for: interfaces by name or address, by pattern, by whom they reach; addresses to advertise."""
@@ -237,7 +241,7 @@ class _Host:
         return Uplink(
             name=interface.name,
             index=interface.index,
-            mtu=interface.mtu,
+            mtu=min(interface.mtu, LARGEST_MTU),
             address=addresses.get(4),
             address6=addresses.get(6),
             public_ip=(wish.public_ip or addresses.get(4)) if 4 in self.families else None,

@@ -16,7 +16,9 @@ _NAME = r"[\w.-]*(?:passw(?:or)?d|passphrase|secret|token|psk|private[_-]?key|pr
 _NAMED = re.compile(
     rf"(?P<name>{_NAME}[\"']?(?:\s*[=:]\s*|\s+(?=[\"'])))(?P<value>\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s,;&}}\])]+)", re.IGNORECASE
 )
-_FLAG = re.compile(rf"(?P<name>--{_NAME}\s+)(?P<value>[^\s\"'-]\S*)", re.IGNORECASE)
+_FLAG = re.compile(rf"(?P<name>(?<![\w-])--?{_NAME}\s+)(?P<value>[^\s\"']\S*)", re.IGNORECASE)
+"""With two dashes, or flannel's one. What follows is the value, though it begins with a dash."""
+
 _FILE = re.compile(r"(?:file|path)[\"']?\s*[=:]?\s*$", re.IGNORECASE)
 """The name of a file is no secret, and says where one is."""
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flannelpy.commands import bugreport
 from flannelpy.core.errors import FlannelpyError
@@ -28,6 +30,7 @@ PEM = "-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIBSEEDED\nSEEDEDxyz\n-----END EC 
         ('{"PSK": "SEEDED\\"more", "VNI": 1}', f'{{"PSK": "{HIDDEN}", "VNI": 1}}'),
         ("--etcd-password SEEDED --ip-masq", f"--etcd-password {HIDDEN} --ip-masq"),
         ("--etcd-password=SEEDED --ip-masq", f"--etcd-password={HIDDEN} --ip-masq"),
+        ("flannelpy -etcd-username u -etcd-password SEEDED -ip-masq", f"flannelpy -etcd-username u -etcd-password {HIDDEN} -ip-masq"),
         ("http://user:SEEDED@etcd:2379/", f"http://{HIDDEN}@etcd:2379/"),
         (f"before\n{PEM}after", f"before\n{HIDDEN}\nafter"),
         ("-----BEGIN PRIVATE KEY-----\nSEEDED, cut off", HIDDEN),
@@ -39,9 +42,25 @@ def test_what_looks_like_a_secret_is_not_shown(text: str, shown: str) -> None:
     assert redact(text) == shown
 
 
+@given(
+    st.sampled_from(("-", "--")),
+    st.sampled_from(("etcd-password", "kube-api-token", "ETCD-PASSWORD")),
+    st.sampled_from(("=", " ", "  ", '="', " '")),
+    st.text("abc-=.%!0", min_size=1, max_size=12),
+    st.sampled_from(("{}", 'FLANNELPY_OPTIONS="{}"', "ExecStart=/usr/bin/flannelpy -iface=eth1 {}", "{}\nKillMode=process")),
+)
+def test_however_a_password_is_written_it_is_not_shown(dash: str, name: str, sign: str, value: str, line: str) -> None:
+    quote = sign[-1] if sign[-1] in "\"'" else ""
+    text = line.format(f"{dash}{name}{sign}SEEDED{value}{quote}")
+    assert "SEEDED" not in redact(text)
+    assert "SEEDED" not in redact(text.replace("SEEDED", "-SEEDED"))
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        "--etcd-password-file /etc/flannelpy/password -v 2",
+        "a well-known token --x",
         "--etcd-password-file=/etc/flannelpy/password",
         "FLANNELPY_ETCD_PASSWORD_FILE=/etc/p",
         "password_file='/etc/p'",

@@ -10,6 +10,8 @@ import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from backends.udp import tun
 from backends.udp.counters import COUNTERS, OUT_PACKETS, OUT_SEND_FAILED
@@ -180,6 +182,21 @@ def test_a_call_carries_sixty_four_and_no_more_than_a_datagram_could() -> None:
         (1472, 1),
     ]
     assert counts[OUT_PACKETS] == 175
+
+
+@given(st.lists(st.tuples(st.integers(1, 70_000), st.integers(1, 70), st.integers(0, 69_999)), min_size=1, max_size=4))
+def test_whatever_comes_leaves_in_order_and_once(runs: list[tuple[int, int, int]]) -> None:
+    """Runs of (size, count, how much shorter the last is), also longer than any datagram."""
+    post, counts = Post(), [0] * len(COUNTERS)
+    box = TxBatch(post, counts, True, PathMtu(post, counts, None, time.monotonic))  # type: ignore[arg-type]
+    made = b""
+    for number, (size, count, less) in enumerate(runs):
+        octets = bytes([number]) * (size * count - less % size)
+        box.add(memoryview(octets), size, count, PEER)
+        made += octets
+    box.flush()
+    assert b"".join(octets for octets, _size in post.calls) == made
+    assert counts[OUT_PACKETS] == sum(count for _size, count, _less in runs)
 
 
 def test_single_ones_of_a_size_leave_together_and_a_shorter_one_ends_it() -> None:

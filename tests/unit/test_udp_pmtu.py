@@ -228,6 +228,16 @@ def test_without_df_it_is_cut_to_what_fits(road: Road) -> None:
     assert road.counted == {"outbound_packets": 2, "outbound_bytes": 1492, "outbound_fragmented": 1}
 
 
+def test_one_that_no_datagram_carries_is_refused_with_what_one_does() -> None:
+    """A device of 65,508 bytes, and a path by loopback, whose MTU is 65,536."""
+    road = Road(65_535)
+    road.says = 65_536
+    road.send(packet(65_507, "DF"), packet(65_507, "DF"))
+    assert len(road.sent) == 2
+    road.send(packet(65_508, "DF"))
+    assert road.injected == [error_for(packet(65_508, "DF"), TOO_BIG, int(IPAddress("10.5.9.2")), 65_507)]
+
+
 def test_the_kernel_is_asked_once_a_second(road: Road) -> None:
     for _ in range(10):
         road.send(packet(1472))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.backend import Uplink
+from flannelpy.core.backend import Local, Uplink
 from flannelpy.core.errors import NoUplinkError
 from flannelpy.core.model import Family
 from flannelpy.core.uplink import Choice, DefaultRoute, HostFacts, Interface, InterfaceAddress, RouteAnswer, Wish, choose
+from flannelpy.host.subnet_env import as_mtu
+from flannelpy.plugins import parse
 
 IPV4: tuple[Family, ...] = (4,)
 IPV6: tuple[Family, ...] = (6,)
@@ -233,6 +235,17 @@ def test_an_interface_without_the_family_falls_out_and_the_next_is_tried() -> No
 def test_an_interface_without_mtu_falls_out() -> None:
     facts = HostFacts((interface(1, "eth0", "10.0.0.1/24", mtu=0),))
     assert refusal(Wish(iface=("eth0",)), facts=facts).startswith("no interface fits; --iface eth0: eth0 has MTU 0; ")
+
+
+@pytest.mark.parametrize(("mtu", "used"), [(1280, 1280), (65_535, 65_535), (65_536, 65_535), (100_000, 65_535)])
+@pytest.mark.parametrize("backend", ["vxlan", "udp", "ipip", "host-gw", "alloc", "wireguard"])
+def test_an_mtu_that_no_ip_packet_has_is_not_gone_by(backend: str, mtu: int, used: int) -> None:
+    """Loopback, where the host's address is routed to it: udp made of 65,536 what no datagram can carry."""
+    uplink = pick(Wish(iface=("lo",)), facts=HostFacts((interface(1, "lo", "192.0.2.1/32", mtu=mtu),))).uplink
+    assert uplink.mtu == used
+    config, made = parse(f'{{"Network": "10.5.0.0/16", "Backend": {{"Type": "{backend}"}}}}')
+    inner = made.mtu(Local(config, uplink))
+    assert as_mtu(str(inner)) == inner <= used - made.overhead(4)
 
 
 def test_an_interface_that_is_down_is_taken_and_told() -> None:

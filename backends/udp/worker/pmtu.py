@@ -19,6 +19,9 @@ from backends.udp.worker.peers import Peer
 
 _IP_MTU = 14
 
+LONGEST = 65_535
+"""Of IPv4, in bytes; the kernel says 65,536 of a path by loopback."""
+
 SMALLEST = 552
 """The kernel takes no path for smaller (net.ipv4.route.min_pmtu); for one about which it says two things."""
 
@@ -108,5 +111,5 @@ class PathMtu:
             self._fresh_until = now + FRESH_S
         mtu = self._known.get(peer, len(packet))
         if mtu >= len(packet):
-            mtu = self._known[peer] = self._ask(self._socket, peer) - OVERHEAD
+            mtu = self._known[peer] = min(self._ask(self._socket, peer), LONGEST) - OVERHEAD
         return mtu

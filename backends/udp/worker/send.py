@@ -48,7 +48,7 @@ class TxBatch:
             self.flush()
         self._size, self._peer = size, peer
         length = len(view)
-        most = min(MOST, MOST_BYTES // size) if self._together else 1
+        most = max(1, min(MOST, MOST_BYTES // size)) if self._together else 1  # the kernel says no to one too long for IPv4
         start = 0
         while self._count + count > most:
             take = most - self._count
