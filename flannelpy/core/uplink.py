@@ -43,7 +43,7 @@ __all__ = [
 
 
 LARGEST_MTU = 65_535
-"""In bytes: the length field of an IP packet says no more. Loopback's MTU is one more, and nothing that is made of it can be used."""
+"""In bytes: an IP packet's length field says no more. Loopback's MTU is one more, and nothing that is made of it can be used."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ PEM = "-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIBSEEDED\nSEEDEDxyz\n-----END EC 
         ('{"PSK": "SEEDED\\"more", "VNI": 1}', f'{{"PSK": "{HIDDEN}", "VNI": 1}}'),
         ("--etcd-password SEEDED --ip-masq", f"--etcd-password {HIDDEN} --ip-masq"),
         ("--etcd-password=SEEDED --ip-masq", f"--etcd-password={HIDDEN} --ip-masq"),
-        ("flannelpy -etcd-username u -etcd-password SEEDED -ip-masq", f"flannelpy -etcd-username u -etcd-password {HIDDEN} -ip-masq"),
+        ("-etcd-username u -etcd-password SEEDED -ip-masq", f"-etcd-username u -etcd-password {HIDDEN} -ip-masq"),
         ("http://user:SEEDED@etcd:2379/", f"http://{HIDDEN}@etcd:2379/"),
         (f"before\n{PEM}after", f"before\n{HIDDEN}\nafter"),
         ("-----BEGIN PRIVATE KEY-----\nSEEDED, cut off", HIDDEN),
