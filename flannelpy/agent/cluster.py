@@ -36,14 +36,13 @@ STEADY_S = 10.0
 
 @dataclass(slots=True)
 class _Listing:
-    """``floor``: the revision of the last one; ``first``: the first, as long as nobody has asked for it."""
+    """``floor``: the revision of the last one; ``config_floor``: that at which the watch has told of the config since; ``first``:
+    the first, as long as nobody has asked for it.
+    """
 
     floor: int = 0
+    config_floor: int = 0
     first: Snapshot | None = None
-
-
-def _ignore(_event: ev.Event) -> None:
-    pass
 
 
 class Cluster:
@@ -55,7 +54,7 @@ class Cluster:
         self.listed = asyncio.Event()
         """Set once the registry has answered with its config and every lease."""
         self.revision = 0
-        self.tell: Callable[[ev.Event], None] = _ignore
+        self.tell: Callable[[ev.Event], None] = lambda _event: None
         self.departures = Departures(context.registry, context.timeouts, self._gone)
         self._context = context
         self._wake = wake
@@ -144,11 +143,12 @@ class Cluster:
             return snapshot  # the watch has overtaken the listing, and knows better
         reset = snapshot.revision < known
         self._last.floor = self.revision = snapshot.revision
-        listed = {lease.key for lease in snapshot.leases}
-        missing = [key for key in self._membership.leases if key not in listed]
+        listed, unread = {lease.key for lease in snapshot.leases}, {bad.key for bad in snapshot.malformed}
+        absent = [key for key in self._membership.leases if key not in listed]
+        missing = [key for key in absent if key not in unread]  # else what it held before stays: nobody has said that it is gone
         for key in listed:
             self.departures.returned(key)
-        self._note(self._membership.replace(snapshot.leases, keep=missing))
+        self._note(self._membership.replace(snapshot.leases, keep=absent))
         for key in missing:
             self._depart(key, reset=reset)
         if reset:
@@ -160,7 +160,8 @@ class Cluster:
     async def _list(self) -> Snapshot:
         """Everything there is to know of the cluster: the leases, and the config after them. Raises RegistryError."""
         snapshot = await self._read()
-        self._set_config((await self._context.registry.config()).text)
+        if (stored := await self._context.registry.config()).revision >= self._last.config_floor:  # else the watch has overtaken it
+            self._set_config(stored.text)
         if not self.listed.is_set():
             self._last.first = snapshot
             asyncio.get_running_loop().call_later(FIRST_S, setattr, self._last, "first", None)
@@ -182,6 +183,7 @@ class Cluster:
             f"{self._context.timeouts.reset_s:.0f} s until their hosts return",
         )
         self._rewound = True
+        self._last.config_floor = 0
         self.tell(ev.OwnDeleted())  # revisions start over: our key may be gone whatever they say
 
     # ------------------------------------------------------------------------------------------------------- tasks
@@ -203,7 +205,7 @@ class Cluster:
                             self._doubts.set()  # it may be another store, restored and already further than we were
                         connected = True
                         for event in batch.events:
-                            self._take(event)
+                            self._take(event, batch.revision)
                         self.revision = max(self.revision, batch.revision)
             except WatchGapError as gap:
                 log.info("the watch has a gap (%s): listing anew", gap)
@@ -236,7 +238,7 @@ class Cluster:
 
     # ------------------------------------------------------------------------------------------------ what happens
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: Event, told_at: int) -> None:
         match event:
             case Put(lease):
                 if lease.mod_revision > self._last.floor:
@@ -256,6 +258,7 @@ class Cluster:
                     self._context.reporter.begin("lease-malformed", why, key)
                 self.tell(ev.OwnDefaced(key, revision))
             case ConfigChanged(text):
+                self._last.config_floor = told_at
                 self._set_config(text)
 
     def _tell_freed(self, key: str, revision: int) -> None:

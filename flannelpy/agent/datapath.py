@@ -131,7 +131,8 @@ class DatapathSupervisor:
                 self._datapath = None
                 self._reporter.set("datapath-failed", {})
                 self._refuse({})
-                self.tried.set()
+                if self._wanted is wanted:  # else another one is wanted since, which has not been tried
+                    self.tried.set()
                 continue
             self._datapath = wanted.datapath
             leaving = asyncio.Event()
@@ -144,7 +145,7 @@ class DatapathSupervisor:
                 elif isinstance(wanted.datapath, Retires):
                     wanted.datapath.retire()
                 if not serving.done() and self._wanted is not None and self._wanted.datapath is None:
-                    await self._wanted.clear()
+                    await self._clear(self._wanted)
             except Exception:
                 self._changed.set()  # whoever begins this task anew finds it wanted
                 raise
@@ -153,6 +154,21 @@ class DatapathSupervisor:
                 leaving.set()
                 serving.cancel()  # once: a second time would cut short what ends its processes
                 await asyncio.gather(serving, return_exceptions=True)
+
+    async def _clear(self, wanted: Wanted) -> None:
+        """Let what takes the datapath's place be made first; or until something else is wanted: who wants that may be who makes."""
+        self._changed.clear()
+        clearing = asyncio.create_task(_awaited(wanted.clear()), name="datapath clearing")
+        other = asyncio.create_task(self._changed.wait(), name="datapath wanted")
+        try:
+            await asyncio.wait({clearing, other}, return_when=asyncio.FIRST_COMPLETED)
+            if clearing.done():
+                clearing.result()
+        finally:
+            self._changed.set()  # there is something to begin with in any case
+            for task in (clearing, other):
+                task.cancel()
+            await asyncio.gather(clearing, other, return_exceptions=True)
 
     async def _serve(self, datapath: Datapath, wanted: Wanted, leaving: asyncio.Event) -> None:
         """One datapath, opened again and again, until ``leaving``: a failure at that moment hides that it was cancelled."""
@@ -183,3 +199,7 @@ class DatapathSupervisor:
             delay = FIRST_RETRY_S if loop.time() - began > STEADY_S else delay
             await asyncio.sleep(delay)
             delay = min(delay * 2, LAST_RETRY_S)
+
+
+async def _awaited(what: Awaitable[None]) -> None:
+    await what

@@ -19,6 +19,8 @@ from flannelpy.core.uplink_change import concerns, query
 from flannelpy.kernel import Kernel, Notice
 
 FAMILIES = frozenset({4, 6})
+MOST_GATEWAYS = 50_000
+"""Addresses about which an answer is remembered: those of hosts that went are among them."""
 
 
 class Facts:
@@ -109,6 +111,8 @@ class Facts:
         Raises KernelError.
         """
         found = {}
+        if len(self._gateways) > MOST_GATEWAYS:
+            self._gateways.clear()
         for address in addresses:
             if address not in self._gateways:
                 answer = await self._kernel.route_to(address)

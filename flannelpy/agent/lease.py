@@ -96,9 +96,9 @@ class Keeper:
                     for action in self._machine.step(self._context.clock(), event):
                         self._perform(action, asking)
         finally:
-            for timer in (self._alarm, self._publishing):
-                if timer is not None:
-                    timer.cancel()
+            if self._alarm is not None:
+                self._alarm.cancel()
+            # What is to be published waits on: nobody asks for it a second time where this is begun anew.
             self.tell(ev.ListFailed("interrupted"))  # where it is begun anew: what was asked has no answer
 
     def _perform(self, action: ev.Action, asking: asyncio.TaskGroup) -> None:
@@ -137,8 +137,8 @@ class Keeper:
             note(f"our subnet is {lease} now, it was {before}", logging.WARNING)
         elif self.lost:
             note(f"lease {lease} is ours again")
-        elif before.public_ip != lease.public_ip:
-            note(f"lease {lease}: peers reach us there now, it was {before.public_ip}")
+        elif said := lease.move_since(before):
+            note(said)
         self.lost = False
         self._wake()
 

@@ -156,7 +156,8 @@ class Network:
 
     async def release(self) -> None:
         """Give the lease back, so that another host may have the subnet at once; for a host that does not return."""
-        lease = self.steering.lease
+        keeper = self.steering.keeper
+        lease = keeper.held if keeper is not None and keeper.held is not None else self.steering.lease
         if lease is None or lease.reserved:  # a reservation is given back by a person: flannelpy lease release
             return
         try:
@@ -249,9 +250,9 @@ class Network:
         while True:
             await self.reconciler.after_round()
             steering, reconciler = self.steering, self.reconciler
-            carriage, lease = steering.carriage, steering.lease
-            if carriage is None or lease is None or not reconciler.settled:
+            if steering.carried is None or not reconciler.settled:
                 continue
+            carriage, lease = steering.carried
             if steering.phase.may_publish and self.datapath.may_publish and not reconciler.standing.host_failed:
                 self.publisher.publish(lease, carriage, reconciler.fragments.peer_count)
             if steering.phase.may_sweep:

@@ -161,8 +161,8 @@ class NodeKeeper:
             note(LEASE, lease.key, f"our subnet is {lease} now, it was {before}", logging.WARNING)
         elif was_lost:
             note(LEASE, lease.key, f"lease {lease} is ours again")
-        elif before.public_ip != lease.public_ip:
-            note(LEASE, lease.key, f"lease {lease}: peers reach us there now, it was {before.public_ip}")
+        elif said := lease.move_since(before):
+            note(LEASE, lease.key, said)
         self._wake()
 
 

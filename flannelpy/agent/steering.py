@@ -283,6 +283,11 @@ class Steering:
         reconciler.set_target(Target(carrier, local, scope, firewall.host, firewall.peer, shield))
         self._ownership.own(carriage, lease, self._parts.facts.uplink_mac, self._ownership.state)
 
+    @property
+    def carried(self) -> tuple[Carriage, Lease] | None:
+        """What the kernel's side was handed; the rest of us may be further already."""
+        return self._carried
+
     def swept(self) -> None:
         """The kernel holds what is wanted and nothing else of ours."""
         if self._carried is not None:

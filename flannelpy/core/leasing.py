@@ -77,6 +77,8 @@ QUIET_S = 600.0
 UNKNOWN_S = 60.0
 """How long a lease is believed in whose remaining time nobody has told us."""
 MANY_EDITS = 3
+MANY_UNHEARD = 15
+"""Values that we wrote without an answer, of which each may stand in etcd by now; older ones are forgotten."""
 
 
 class Leasing:
@@ -124,6 +126,7 @@ class Leasing:
         self._doubt = False  # the held lease may be ours no longer: list before writing
         self._rivals: dict[str, str] = {}  # keys that get in our way -> condition
         self._tried: set[str] = set()  # keys that we asked for without hearing what became of it
+        self._unheard: list[LeaseAttrs] = []  # what we wrote under the held key without hearing what became of it
         self._stray: Lease | None = None  # one of those that came to be although we hold another
 
         self._not_before = -inf  # nothing is asked until then
@@ -232,8 +235,8 @@ class Leasing:
         if there is None:
             self._lose(held, "the key was deleted or has expired")
         elif not self._ours(there):
-            self._tell("subnet-conflict", f"{held} was ours and was written over by {there.public_ip}; we take another")
-            self._lose(held, f"{there.public_ip} has written over it")
+            self._tell("subnet-conflict", f"{held} was ours and was written over by {there.attrs.host}; we take another")
+            self._lose(held, f"{there.attrs.host} has written over it")
         elif why := unusable(there, leases, self._config):
             self._lose(there, why)
         else:
@@ -250,6 +253,7 @@ class Leasing:
             return
         self._races = 0
         self._tried.discard(lease.key)
+        self._unheard.clear()
         held = self._held
         if held is not None and held.key == lease.key and held.mod_revision > lease.mod_revision:
             return  # the watch has told already what came after
@@ -300,6 +304,8 @@ class Leasing:
             return
         if isinstance(asked, Create):
             self._tried.add(subnet_key(asked.subnet, asked.subnet6))
+        elif isinstance(asked, Renew) and asked.attrs not in self._unheard:
+            self._unheard = [*self._unheard[-MANY_UNHEARD:], asked.attrs]
         self._listing = None
         self._doubt = self._doubt or self._unconfirmed or isinstance(asked, List)
         self._refused = isinstance(asked, List | Renew)
@@ -354,6 +360,7 @@ class Leasing:
         self._memory.lost(halves(lease))
         self._held, self._announced = None, False
         self._rivals.clear()
+        self._unheard.clear()
         self._stray = None
         self._unconfirmed = False
         self._clear("lease-unconfirmed")
@@ -371,7 +378,7 @@ class Leasing:
         if foreign:
             self._renew_at = min(self._renew_at, self._reput_at)
         if self._edits >= MANY_EDITS:
-            self._tell("duplicate-public-ip", f"{lease.key} at {lease.public_ip} is written over and over by another host")
+            self._tell("duplicate-public-ip", f"{lease.key} at {lease.attrs.host} is written over and over by another host")
 
     def _count_edit(self) -> None:
         """When our value is put back: the first time at once, then with pauses."""
@@ -414,7 +421,7 @@ class Leasing:
         for key, lease in rivals.items():
             if self._rivals[key] == "subnet-conflict":
                 first = lease if older(lease, held) else held
-                self._tell("subnet-conflict", f"{held} (us) and {lease} overlap; {first.public_ip} was first and keeps it")
+                self._tell("subnet-conflict", f"{held} (us) and {lease} overlap; {first.attrs.host} was first and keeps it")
             else:
                 self._tell("duplicate-public-ip", f"{lease} is alive beside ours, {held}")
         told = set(self._rivals.values())
@@ -427,10 +434,15 @@ class Leasing:
         return any(is_kept(lease, kept) for kept in self._kept)
 
     def _ours(self, lease: Lease) -> bool:
-        """True where a lease carries our address, or what we published in the held lease, or is the one of our last life."""
+        """True where a lease carries our address, or what we published in the held lease, or wrote there without an answer, or is
+        the one of our last life.
+        """
         held = self._held
         return (
-            same_host(lease.attrs, self._attrs) or self._is_kept(lease) or (held is not None and same_host(lease.attrs, held.attrs))
+            same_host(lease.attrs, self._attrs)
+            or self._is_kept(lease)
+            or (held is not None and same_host(lease.attrs, held.attrs))
+            or (held is not None and lease.key == held.key and lease.attrs in self._unheard)
         )
 
     # ----------------------------------------------------------------------------------------------------- deciding

@@ -92,6 +92,11 @@ class LeaseAttrs:
     backend_data: Any = None
     backend_v6_data: Any = None
 
+    @property
+    def host(self) -> IPAddress:
+        """The address by which a person knows the host: an IPv6-only node's IPv4 one is 0.0.0.0."""
+        return self.public_ipv6 if self.public_ip == NO_ADDRESS and self.public_ipv6 is not None else self.public_ip
+
     def to_json(self) -> str:
         """The value as flannel writes it, byte for byte (flannel-compat 4.4)."""
         fields: dict[str, object] = {
@@ -235,5 +240,13 @@ class Lease:
             return f"{self.subnet} at {self.attrs.public_ip}"
         only6 = not self.subnet.prefixlen
         subnets = str(self.subnet6) if only6 else f"{self.subnet}&{self.subnet6}"
-        at = self.attrs.public_ipv6 if self.attrs.public_ip == NO_ADDRESS and self.attrs.public_ipv6 else self.attrs.public_ip
-        return f"{subnets} at {at}"
+        return f"{subnets} at {self.attrs.host}"
+
+    def move_since(self, before: Lease) -> str:
+        """In words, that its host is reached elsewhere than ``before``; empty where it is not."""
+        was, now = before.attrs, self.attrs
+        if was.host != now.host:
+            return f"lease {self}: peers reach us there now, it was {was.host}"
+        if now.public_ipv6 not in (None, was.public_ipv6):
+            return f"lease {self}: peers reach us at {now.public_ipv6}, too, it was {was.public_ipv6 or 'none'}"
+        return ""

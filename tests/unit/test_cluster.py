@@ -12,7 +12,7 @@ from flannelpy.agent.cluster import Cluster
 from flannelpy.core.errors import WatchGapError
 from flannelpy.registry import Batch, ConfigChanged, Deleted, Malformed, Snapshot
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
-from tests.unit.agents import PREFIX, VXLAN, HostInMemory, vxlan_value
+from tests.unit.agents import PREFIX, VXLAN, HostInMemory, until, vxlan_value
 from tests.unit.virtual_time import run as run_virtually
 
 
@@ -26,13 +26,13 @@ async def test_a_malformed_key_that_is_gone_by_the_listing_is_no_condition(tmp_p
     came = store.put(f"{PREFIX}/subnets/junk", "{").mod_revision
     store.delete(f"{PREFIX}/subnets/junk")
     await cluster.refresh()
-    cluster._take(Malformed("junk", "no subnet key", came))
-    cluster._take(Deleted("junk", came + 1))
+    cluster._take(Malformed("junk", "no subnet key", came), came)
+    cluster._take(Deleted("junk", came + 1), came + 1)
     assert list(context.reporter.health) == []
     # One that comes after the listing is told, until it goes.
-    cluster._take(Malformed("junk", "no subnet key", store.revision + 1))
+    cluster._take(Malformed("junk", "no subnet key", store.revision + 1), store.revision + 1)
     assert context.reporter.health.holds("lease-malformed")
-    cluster._take(Deleted("junk", store.revision + 2))
+    cluster._take(Deleted("junk", store.revision + 2), store.revision + 2)
     assert list(context.reporter.health) == []
 
 
@@ -130,3 +130,34 @@ async def test_what_is_listed_again_is_not_held_twice(tmp_path: Path) -> None:
     assert renewed.mod_revision > before["10.5.3.0-24"].mod_revision
     assert renewed.attrs is before["10.5.3.0-24"].attrs
     task.cancel()
+
+
+@pytest.mark.parametrize("value", ["{junk", "[]", '{"PublicIP": 7}', ""])
+@pytest.mark.parametrize("lists", [1, 2])
+async def test_a_peer_whose_value_cannot_be_read_stays_by_the_watch_and_by_a_listing(
+    tmp_path: Path, value: str, lists: int
+) -> None:
+    """Nobody has said that it is gone; when its key goes, it is."""
+    host = HostInMemory(MemoryStore(), tmp_path)
+    host.put_config(VXLAN)
+    host.put_peer("10.5.2.0-24", vxlan_value("192.0.2.2", "02:00:00:00:00:02"))
+    host.put_peer("10.5.3.0-24", vxlan_value("192.0.2.3", "02:00:00:00:00:03"))
+    route, other = (f"route 10.5.{number}.0/24 via 10.5.{number}.0 dev flannel.1 onlink" for number in (2, 3))
+    async with host.run():
+        await until(lambda: host.holds(route) and host.holds(other))
+        assert host.agent is not None
+        assert host.agent._network is not None
+        cluster = host.agent._network.cluster
+        host.put_peer("10.5.2.0-24", value)
+        await until(lambda: "lease-malformed" in str(host.conditions()))
+        for _ in range(lists):
+            cluster.doubt()
+            before = cluster._last.floor
+            host.store.put(f"{PREFIX}/subnets/10.5.4.0-24", "{")
+            host.store.delete(f"{PREFIX}/subnets/10.5.4.0-24")
+            await until(lambda before=before: cluster._last.floor > before)  # type: ignore[misc]
+        assert cluster.departures.kept == {}
+        assert host.holds(route)
+        host.store.delete(f"{PREFIX}/subnets/10.5.2.0-24")
+        await until(lambda: not host.holds(route))
+        assert host.holds(other)

@@ -61,3 +61,26 @@ def test_a_machine_that_was_asleep_extends_its_lease_soon_after_it_woke(sleeps: 
 
 def test_one_that_slept_almost_as_long_as_the_lease_is_in_time() -> None:
     run_virtually(sleep_and_wake([23.98 * HOUR_S, 23.98 * HOUR_S]))
+
+
+def test_an_address_that_is_to_be_published_is_though_the_keeper_was_begun_anew_meanwhile() -> None:
+    async def live(after_s: float, stands_s: float) -> None:
+        registry = MemoryRegistry(MemoryStore())
+        context = HostInMemory(registry.store, Path("/nonexistent")).context(registry)
+        machine = Leasing(CONFIG, LeaseAttrs(IPAddress("192.0.2.1")), Random(1))
+        keeper = Keeper(context, registry.snapshot, machine, wake=lambda: None)
+        task = asyncio.create_task(keeper.run())
+        await asyncio.sleep(1.0)
+        keeper.publish(LeaseAttrs(IPAddress("192.0.2.2")), after_s)
+        await asyncio.sleep(stands_s)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        task = asyncio.create_task(keeper.run())
+        await asyncio.sleep(30.0)
+        assert keeper.held is not None
+        assert str(keeper.held.public_ip) == "192.0.2.2"
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    for after_s, stands_s in ((0.0, 0.0), (5.0, 1.0), (5.0, 4.99), (5.0, 10.0)):
+        run_virtually(live(after_s, stands_s))

@@ -217,3 +217,21 @@ def test_a_node_that_cannot_be_read_any_more_keeps_its_lease() -> None:
 
 def test_offers_stand_beside_leases() -> None:
     assert kept(node(flannelpy_offer="{}")).offers == {"10.244.1.0-24": b"{}"}
+
+
+@pytest.mark.parametrize("listings", [1, 3])
+def test_a_node_that_cannot_be_read_any_more_keeps_its_lease_in_a_listing_too(listings: int) -> None:
+    book = Book(NAMES)
+    book.replace([node(version=5), node("n3", cidrs=("10.244.3.0/24",), version=5)], 5)
+    bad = node(version=6, public_ip="junk")
+    book.put(bad)
+    for version in range(7, 7 + listings):
+        book.replace([bad], version)
+        assert [lease.key for lease in book.snapshot.leases] == ["10.244.1.0-24"], "the other is gone"
+        assert [each.key for each in book.snapshot.malformed] == [bad.name]
+    book.replace([node(version=20)], 20)
+    assert (len(book.snapshot.leases), book.snapshot.malformed) == (1, ())
+    book.replace([bad], 21)
+    book.families = (4, 6)
+    book.replace([bad], 22)
+    assert book.snapshot.leases == (), "what it was in a network of other families is no lease of this one"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
@@ -13,7 +14,7 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.core import lease_events as ev
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.leasing import Leasing
-from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.core.model import NO_ADDRESS, Lease, LeaseAttrs
 from flannelpy.core.pool import overlap
 
 from .simulated_cluster import MARGIN_S, TTL_S, Store
@@ -177,3 +178,80 @@ def test_whatever_networks_a_host_has_its_subnet_is_none_of_them(own: list[IPNet
     live(store, us)
     assert us.held is not None
     assert not any(overlap(us.held.subnet, net) for net in own)
+
+
+def v6_attrs(at: IPAddress) -> LeaseAttrs:
+    return LeaseAttrs(NO_ADDRESS, IPAddress(f"fd00::{at.words[-1]}"), "vxlan", None, {"VNI": 1, "VtepMAC": "aa:aa:aa:aa:aa:aa"})
+
+
+def dual_attrs(at: IPAddress) -> LeaseAttrs:
+    return replace(attrs(at), public_ipv6=IPAddress(f"fd00::{at.words[-1]}"))
+
+
+def host_gw_attrs(at: IPAddress) -> LeaseAttrs:
+    return LeaseAttrs(at, None, "host-gw")
+
+
+V6_ONLY = NetworkConfig.parse('{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd05::/48", "Backend": {"Type": "vxlan"}}')
+DUAL = NetworkConfig.parse('{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd05::/48"}')
+
+
+@pytest.mark.parametrize(
+    ("config", "make"),
+    [(CONFIG, attrs), (V6_ONLY, v6_attrs), (DUAL, dual_attrs), (CONFIG, host_gw_attrs)],
+    ids=["4", "6", "46", "host-gw"],
+)
+@given(st.data())
+def test_an_address_that_changes_while_answers_are_lost_costs_no_subnet(
+    config: NetworkConfig, make: Callable[[IPAddress], LeaseAttrs], data: st.DataObject
+) -> None:
+    """Any number of addresses, also ones that come back. Each write is carried out or not, and heard of or not; the watch tells now
+    or later, a listing comes or not. In the end all is at rest with the last address in the lease that there was.
+    """
+    store = Store()
+    us = Leasing(config, make(OLD), Random(1), ttl_s=TTL_S, renew_margin_s=MARGIN_S)
+    live(store, us)
+    assert us.held is not None
+    key, lost = us.held.key, list[ev.Lost]()
+
+    def tell(event: ev.Event) -> None:
+        nonlocal ask
+        for action in us.step(store.now, event):
+            if isinstance(action, ev.Ask):
+                ask = action
+            elif isinstance(action, ev.Lost):
+                lost.append(action)
+
+    ask: ev.Ask | None = None
+    at = OLD
+    for _ in range(data.draw(st.integers(1, 5))):
+        at = data.draw(st.sampled_from([OLD, NEW, OTHER, OTHER + 1]))
+        before, ask = ask, None
+        if isinstance(before, ev.Renew) and data.draw(st.booleans()):
+            store.perform(before, store.leases[key].public_ip)  # carried out, not heard of
+        tell(ev.AttrsChanged(make(at)))
+        if data.draw(st.booleans()):
+            tell(ev.OwnPut(store.leases[key]))
+        if before is not None:
+            tell(ev.RenewFailed("no answer in time") if isinstance(before, ev.Renew) else ev.ListFailed("no answer in time"))
+        if data.draw(st.booleans()):
+            tell(ev.Overheard(tuple(store.leases.values()), store.revision))
+        if data.draw(st.booleans()):
+            store.pass_time(data.draw(st.floats(0.1, 20.0)))
+            tell(ev.Woke())
+    for _ in range(200):
+        if isinstance(ask, ev.Renew):
+            answer, ask = store.perform(ask, store.leases[key].public_ip), None
+            tell(answer)
+        elif ask is not None:
+            answer, ask = store.perform(ask, at), None
+            tell(answer)
+        elif us.held is not None and us.held.attrs == make(at) == store.leases[key].attrs:
+            break
+        else:
+            store.pass_time(1.0)
+            tell(ev.Woke())
+    assert lost == []
+    assert list(store.leases) == [key]
+    assert us.held is not None
+    assert us.held.attrs == make(at)

@@ -16,6 +16,12 @@ from flannelpy.registry.memory import MemoryStore
 from .agents import VXLAN, HostInMemory, until, vxlan_value
 
 DIRECT: dict[str, object] = {**VXLAN, "Backend": {"Type": "vxlan", "DirectRouting": True}}
+V6: dict[str, object] = {
+    "EnableIPv4": False,
+    "EnableIPv6": True,
+    "IPv6Network": "fd00:5::/48",
+    "Backend": {"Type": "vxlan"},
+}
 DUAL: dict[str, object] = {**VXLAN, "EnableIPv6": True, "IPv6Network": "fd00:5::/48", "Backend": {"Type": "vxlan"}}
 
 
@@ -131,3 +137,32 @@ async def test_what_went_while_notifications_were_lost_is_put_back(host: HostInM
         host.kernel.overflow()
         await until(lambda: host.kernel.get(key) is not None)
         await until(lambda: host.conditions() == {})
+
+
+def eth1_at(*addresses: str) -> Interface:
+    held = tuple(InterfaceAddress(IPAddress(each), 24 if "." in each else 64) for each in addresses)
+    return Interface("eth1", 2, 1500, True, held, "52:54:00:00:00:01")
+
+
+@pytest.mark.parametrize(
+    ("config", "before", "after", "said"),
+    [
+        (VXLAN, ("192.0.2.1",), ("192.0.2.2",), "at 192.0.2.2: peers reach us there now, it was 192.0.2.1"),
+        (V6, ("2001:db8::1",), ("2001:db8::2",), "at 2001:db8::2: peers reach us there now, it was 2001:db8::1"),
+        (DUAL, ("192.0.2.1", "2001:db8::1"), ("192.0.2.2", "2001:db8::1"), "peers reach us there now, it was 192.0.2.1"),
+        (DUAL, ("192.0.2.1", "2001:db8::1"), ("192.0.2.1", "2001:db8::2"), "reach us at 2001:db8::2, too, it was 2001:db8::1"),
+    ],
+    ids=["4", "6", "46, IPv4's", "46, IPv6's"],
+)
+async def test_another_address_of_the_host_is_an_event_by_whatever_family(
+    tmp_path: Path, config: dict[str, object], before: tuple[str, ...], after: tuple[str, ...], said: str
+) -> None:
+    host = HostInMemory(MemoryStore(), tmp_path)
+    host.kernel.set_interface(eth1_at(*before))
+    host.put_config(config)
+    async with host.run():
+        assert host.agent is not None
+        agent = host.agent
+        host.kernel.set_interface(eth1_at(*after))
+        await until(lambda: said in str([event.text for event in agent.events.read().events if event.kind == "lease"]))
+        assert "0.0.0.0" not in str([event.text for event in agent.events.read().events])

@@ -276,6 +276,8 @@ class Fragments:
             self._facts.moved |= moved
             raise
         known = self._facts.on_link
+        if len(known) > 2 * len(self._members) + AT_ONCE:  # of peers that went
+            known = {address: known[address] for lease in stay.values() for address in _addresses(lease) if address in known}
         before = {address: known[address] for address in addresses if address in known}
         self._facts.on_link = {**{address: dev for address, dev in known.items() if address not in addresses}, **found}
         turned = {address for address in addresses if before.get(address) != found.get(address)}

@@ -9,7 +9,7 @@ kernel is asked again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from flannelpy.core.objects import HostState, Key, Object
 
@@ -26,6 +26,7 @@ class Mirror:
         self.stale: set[Key] = set()
         """Keys about which it may be wrong."""
         self._heard: dict[Key, Object | None] = {}
+        self._doubted: set[Key] = set()
 
     def get(self, key: Key) -> Object | None:
         """What is there under ``key``."""
@@ -41,6 +42,14 @@ class Mirror:
     def listen(self) -> None:
         """From here on, what is heard may contradict what is read or written meanwhile."""
         self._heard.clear()
+        self._doubted.clear()
+
+    def doubt(self, keys: Iterable[Key]) -> Collection[Key]:
+        """These may be others now, without a word of the kernel's: they are read once more, also where that is being done."""
+        doubted = set(keys)
+        self.stale |= doubted
+        self._doubted |= doubted
+        return doubted
 
     def take_full(self, observed: HostState) -> Iterator[None]:
         """Everything was looked at. It is taken in pieces, after each of which others may have a turn: what is heard in between
@@ -53,18 +62,18 @@ class Mirror:
             if not number % AT_ONCE:
                 yield
         self.objects = objects
-        self.stale = {key for key, item in self._heard.items() if self.objects.get(key) != item}
+        self.stale = {key for key, item in self._heard.items() if self.objects.get(key) != item} | self._doubted
 
     def take_part(self, keys: Iterable[Key], observed: HostState) -> None:
         """These were looked at."""
         for key in keys:
             self.stale.discard(key)
             self._set(key, observed.get(key))
-        self.stale |= {key for key, item in self._heard.items() if self.objects.get(key) != item}
+        self.stale |= {key for key, item in self._heard.items() if self.objects.get(key) != item} | self._doubted
 
     def learn(self, key: Key, item: Object | None) -> None:
         """The kernel has acknowledged that ``key`` is this now."""
-        if key in self._heard and self._heard[key] != item:
+        if key in self._doubted or (key in self._heard and self._heard[key] != item):
             self.stale.add(key)  # somebody else was at it while we were: which came last, only the kernel knows
         else:
             self._set(key, item, exactly=True)

@@ -95,9 +95,7 @@ class Reconciler:
         if len(self.retries):
             self._hasten_what_may_go(notice)
         self.dirty.add(key for key, item in notice.objects.items() if self.desired.get(key) != item)
-        along = list(routes_by(notice.objects, self.desired))  # gone without a word, or led elsewhere
-        self._mirror.stale.update(along)
-        self.dirty.add(along)
+        self.dirty.add(self._mirror.doubt(routes_by(notice.objects, self.desired)))  # gone without a word, or led elsewhere
 
     def _hasten_what_may_go(self, notice: Notice) -> None:
         """A route that was in the way of ours is gone; or an interface, maybe one that had what a device of ours needs.
@@ -244,7 +242,9 @@ class Reconciler:
         """What to do now: nothing that waits for its time, nor what would live on a device that does."""
         desired = self.desired.state if touched is None else self.desired.only(touched)
         steps = plan(desired, observed, self.fragments.scope, self._held(touched))
-        return steps if self._state.may_sweep else tuple(step for step in steps if step.op != "remove")
+        steps = steps if self._state.may_sweep else tuple(step for step in steps if step.op != "remove")
+        self.standing.settle(touched, steps, self._clock())
+        return steps
 
     def _held(self, touched: Collection[Key] | None) -> set[Key]:
         """What waits. A device that is there waits for itself only: peers on it come and go, whatever it refuses."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from flannelpy.agent.report import Reporter
 from flannelpy.agent.sync.fragments import FIREWALL, HOST, Fragments
@@ -12,7 +12,7 @@ from flannelpy.agent.sync.mirror import Mirror
 from flannelpy.agent.sync.retries import Retries
 from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import Key
-from flannelpy.core.plan import Step
+from flannelpy.core.plan import Plan, Step
 from flannelpy.core.tally import Histogram
 from flannelpy.kernel import Kernel, Result
 
@@ -80,6 +80,16 @@ class Standing:
         """There is nothing left to try under ``key``."""
         self._retries.done(key)
         self.refusals.pop(key, None)
+
+    def settle(self, looked_at: Collection[Key] | None, steps: Plan, now: float) -> None:
+        """Of what was due and looked at (None: everything), is not desired, and about which nothing is done: there is nothing to
+        try. It would be due for ever: what may not be removed, or is somebody else's.
+        """
+        planned = {step.key for step in steps} if len(self._retries) else ()
+        for key in self._retries:
+            due = (looked_at is None or key in looked_at) and not self._retries.waiting(key, now)
+            if due and key not in planned and self._fragments.desired.get(key) is None:
+                self.forget(key)
 
     def report(self, reporter: Reporter) -> None:
         """Derive what is wrong, and set it."""

@@ -29,6 +29,7 @@ class Book:
     _claims: dict[str, set[str]] = field(default_factory=dict)
     """The names of the nodes that have a key."""
     _bad: dict[str, str] = field(default_factory=dict)
+    _read_as: tuple[Family, ...] = ()
 
     def holder(self, key: str) -> str | None:
         """The name of the node whose lease this is."""
@@ -52,12 +53,17 @@ class Book:
         return found
 
     def replace(self, nodes: Iterable[Node], version: int) -> None:
-        """These are all the nodes there are."""
-        for table in (self.nodes, self._leases, self._claims, self._bad):
-            table.clear()
+        """These are all the nodes there are. Of one that cannot be read what it was before stays, as when it is put."""
+        there = {node.name: node for node in nodes}
         self.version = version
-        for node in nodes:
-            self._set(node.name, node)
+        for name in self.nodes.keys() - there.keys():
+            self._set(name, None)
+        if self.families != self._read_as:  # what was read for others is no lease of this network
+            self._leases.clear()
+            self._claims.clear()
+            self._read_as = self.families
+        for name, node in there.items():
+            self._set(name, node)
 
     def put(self, node: Node) -> list[Event]:
         """A node came, or is another one now; what that means for the leases, in order. What is older than the book is no news."""
