@@ -24,6 +24,8 @@ _PROTOCOLS = {"icmp": 1, "ipencap": 4, "tcp": 6, "udp": 17, "gre": 47, "esp": 50
 _ECHO = {4: 8, 6: 128}
 _TOLD = 64
 """Bits of a number that nft's JSON tells; of a longer one it is not known what it tells."""
+_NOT = ("!=", "!")
+"""The second is asked of flags: that none of them is set."""
 _OF = {1: ("icmp", "th"), 17: ("udp", "th"), 58: ("icmpv6", "th")}
 MATCHING = frozenset({"limit", "quota", "ct count", "last", "connlimit"})
 """Statements that let a packet go on to the next or not, by what happened before."""
@@ -49,6 +51,11 @@ class Packet:
     def version(self) -> int:
         return int(self.source.version)
 
+    @property
+    def is_for_us(self) -> bool:
+        """It comes to a port of this host, and is not forwarded."""
+        return bool(self.arrives and self.port and not self.leaves)
+
     def larger(self, more: int) -> Packet:
         """The same, with so many bytes more in it."""
         return replace(self, size=self.size + more)
@@ -70,7 +77,7 @@ def meets(match: Mapping[str, Any], packet: Packet, sets: Sets) -> Truth:
     if op in ("<", ">", "<=", ">="):
         return _ordered(left, right, str(op))
     found = among(left, right, sets)
-    return found if found is None or op != "!=" else not found
+    return found if found is None or op not in _NOT else not found
 
 
 def value(asked: Any, packet: Packet) -> Parts | tuple[Parts, ...] | bool | None:
@@ -78,6 +85,8 @@ def value(asked: Any, packet: Packet) -> Parts | tuple[Parts, ...] | bool | None
     match asked:
         case {"meta": {"key": str(key)}}:
             return _meta(key, packet)
+        case {"fib": {"result": "type", "flags": ["daddr"]}}:
+            return frozenset({"local"}) if packet.is_for_us else None
         case {"payload": {"base": "th", "offset": int(offset), "len": int(length)}}:
             return _bits(packet.transport, offset, length)
         case {"payload": {"protocol": str(protocol), "field": str(name)}}:
@@ -183,14 +192,14 @@ def _bits(data: bytes, offset: int, length: int) -> Parts | None:
 
 def _state(ct: Any, right: Any, op: Any, packet: Packet) -> Truth:
     if isinstance(ct, dict) and ct.get("key") == "status" and right in ("dnat", "snat"):
-        return bool(op == "!=")  # nobody translates what hosts of an overlay send each other
+        return op in _NOT  # nobody translates what hosts of an overlay send each other
     if not isinstance(ct, dict) or ct.get("key") != "state":
         return None
     listed = right.get("set", right) if isinstance(right, dict) else right
     wanted = {each for each in (listed if isinstance(listed, list) else [listed]) if isinstance(each, str)}
     hits = packet.states & wanted
     found = True if hits == packet.states else None if hits else False
-    return found if found is None or op != "!=" else not found
+    return found if found is None or op not in _NOT else not found
 
 
 # ------------------------------------------------------------------------------------------------------------------ numbers

@@ -22,7 +22,15 @@ _FAMILIES = {4: ("ip", "inet"), 6: ("ip6", "inet")}
 LEGACY = "filter (iptables-legacy)"
 """What the table of iptables-legacy is called here; its rules are deleted by their place in the chain."""
 
-_ENDING = ("accept", "drop", "reject", "return", "jump", "goto")
+_NEXT, _LEAVE = "the next rule", "out of the chain"
+_OUTCOMES = {
+    "accept": ("accept",),
+    "drop": ("drop",),
+    "reject": ("drop",),
+    "return": (_LEAVE,),
+    "continue": (_NEXT,),
+    "queue": ("accept", "drop"),  # as a program says
+}
 _DEEPEST = 16
 """Jumps into each other, as in the kernel."""
 
@@ -92,21 +100,23 @@ def read(text: str) -> Ruleset:
 
 def judge(rules: Ruleset, hook: Hook, packet: Packet) -> Ruling:
     """What becomes of a packet at a hook."""
-    walk = _Walk(rules, packet)
+    doubts: list[str] = []
     for base in rules.bases:
         if base.hook != hook or base.place[0] not in _FAMILIES[packet.version]:
             continue
-        walk.perhaps = ""
-        outcome, rule = walk.chain(base.place, 0)
-        if outcome == "go on":
-            outcome, rule = base.policy, None
-        if outcome == "drop":
-            said = _said(rule) if rule is not None else f"chain {base.place[2]} of {_named(base.place)} (policy drop)"
-            if not walk.perhaps:
-                ours = base.place[1].startswith("flannelpy")
-                return Ruling(said, _remedy(base, rule, packet), ours, tuple(walk.doubts))
-            walk.doubts.append(f"{said}, unless {walk.perhaps} accepts it")
-    return Ruling(doubts=tuple(dict.fromkeys(walk.doubts)))
+        walk = _Walk(rules, packet)
+        fates = [(base.policy if outcome == _LEAVE else outcome, by) for outcome, by in walk.chain(base.place, 0)]
+        drops = [(by, _said(by) if by else _policy(base)) for outcome, by in fates if outcome == "drop"]
+        if not drops:
+            continue
+        rule, said = drops[-1]
+        if len(drops) == len(fates):
+            return Ruling(said, _remedy(base, rule, packet), base.place[1].startswith("flannelpy"))
+        doubts += [each for _by, each in drops[:-1] if each != said]
+        accepting = next((by for outcome, by in fates if outcome == "accept" and by), None)
+        unless = f"{_said(accepting)} accepts it" if accepting else f"{_said(walk.unsure[0])} leads past it" if walk.unsure else ""
+        doubts.append(f"{said}, unless {unless}" if fates[-1][0] == "drop" and unless else said)
+    return Ruling(doubts=tuple(dict.fromkeys(doubts)))
 
 
 def let_in(rules: Ruleset, dropped: str, interface: str, port: int) -> str:
@@ -120,44 +130,51 @@ def let_in(rules: Ruleset, dropped: str, interface: str, port: int) -> str:
     return f"let it in there: iifname {interface} udp dport {port} accept"
 
 
+_Fate = tuple[str, Rule | None]
+"""What becomes of a packet, and by which rule."""
+
+
 class _Walk:
-    """``perhaps``: a rule before that may have accepted the packet, in words; ``doubts``: those that may have dropped it."""
+    """``unsure``: the rules that may have kept the packet from those behind them, and may not."""
 
     def __init__(self, rules: Ruleset, packet: Packet) -> None:
         self._rules = rules
         self._packet = packet
-        self.perhaps = ""
-        self.doubts: list[str] = []
+        self.unsure: list[Rule] = []
 
-    def chain(self, place: Place, depth: int) -> tuple[str, Rule | None]:
-        """accept, drop or go on, and by which rule."""
-        if depth > _DEEPEST:
-            return "go on", None
-        for rule in self._rules.chains.get(place, ()):
+    def chain(self, place: Place, depth: int) -> list[_Fate]:
+        """All that may become of it in a chain: one fate where everything is known. The last is that of who comes to the end."""
+        found: list[_Fate] = []
+        for rule in self._rules.chains.get(place, ()) if depth <= _DEEPEST else ():
             truth = self._truth(rule)
             if truth is False:
                 continue
-            for verdict, target in self._verdicts(rule):
-                outcome, by = self._follow(rule, verdict, target, depth)
-                if truth is None:
-                    self._note(outcome, by or rule)
-                elif outcome == "return":
-                    return "go on", None
-                elif outcome in ("accept", "drop") or verdict == "goto":
-                    return outcome, by
-        return "go on", None
+            fates = self._fates(rule, depth)
+            found += (fate for fate in fates if fate[0] != _NEXT)
+            if (truth is None or len(fates) > 1) and any(outcome not in (_NEXT, "drop") for outcome, _by in fates):
+                self.unsure.append(rule)
+            if truth and all(outcome != _NEXT for outcome, _by in fates):
+                return found
+        return [*found, (_LEAVE, None)]
 
-    def _note(self, outcome: str, rule: Rule) -> None:
-        """What a rule would do that may hold or not."""
-        if outcome == "drop":
-            self.doubts.append(_said(rule))
-        elif outcome in ("accept", "return"):  # what comes behind a return may never be asked
-            self.perhaps = self.perhaps or _said(rule)
+    def _fates(self, rule: Rule, depth: int) -> list[_Fate]:
+        """All that may become of it where the rule holds."""
+        found: list[_Fate] = []
+        for part in rule.parts:
+            verdicts = self._verdicts(part, rule)
+            fates = [fate for word, target in verdicts for fate in self._follow(rule, word, target, depth)]
+            found += (fate for fate in fates if fate[0] != _NEXT)
+            if fates and all(outcome != _NEXT for outcome, _by in fates):
+                return found
+        if rule.parts and rule.parts[-1] == {"xt": None}:  # where old versions of nft have iptables' target, and say no more
+            found.append(("drop", rule))
+        return [*found, (_NEXT, None)]
 
-    def _follow(self, rule: Rule, verdict: str, target: str, depth: int) -> tuple[str, Rule | None]:
-        if verdict in ("jump", "goto"):
-            return self.chain((*rule.place[:2], target), depth + 1)
-        return ("drop" if verdict == "reject" else verdict), rule
+    def _follow(self, rule: Rule, word: str, target: str, depth: int) -> list[_Fate]:
+        if word in ("jump", "goto"):
+            fates = self.chain((*rule.place[:2], target), depth + 1)
+            return [(_NEXT if outcome == _LEAVE and word == "jump" else outcome, by) for outcome, by in fates]
+        return [(outcome, None if outcome == _LEAVE else rule) for outcome in _OUTCOMES.get(word, _OUTCOMES["queue"])]
 
     def _truth(self, rule: Rule) -> Truth:
         found: Truth = True
@@ -177,30 +194,33 @@ class _Walk:
             case {"xt": {"type": "match", "name": "conntrack" | "state"}}:
                 # What is asked of it nft does not tell in JSON. Nearly always: of connections that stand.
                 return True if self._packet.states == {"established"} else False if self._packet.states == {"new"} else None
-            case {"xt": {"type": "match", "name": "addrtype"}} if _for_us(self._packet):
+            case {"xt": {"type": "match", "name": "addrtype"}} if self._packet.is_for_us:
                 return True  # nearly always it is asked for LOCAL, as ufw does
             case {"xt": {"type": "match"}} | {"xt": None}:
                 return None
         return None if any(name in MATCHING for name in part) else True
 
-    def _verdicts(self, rule: Rule) -> Iterator[tuple[str, str]]:
-        """What it does where it holds: a word, and the chain that it leads to."""
-        for part in rule.parts:
-            for word in _ENDING:
-                if word in part:
-                    yield word, part[word]["target"] if word in ("jump", "goto") else ""
-            match part:
-                case {"xt": {"type": "target", "name": "REJECT" | "DROP"}}:
-                    yield "drop", ""
-                case {"vmap": {"key": key, "data": data}}:
-                    yield from self._mapped(key, data, rule)
+    def _verdicts(self, part: Mapping[str, Any], rule: Rule) -> Iterator[tuple[str, str]]:
+        """What a statement may do: a word, and the chain that it leads to. Nothing where it decides nothing."""
+        for word in (*_OUTCOMES, "jump", "goto"):
+            if word in part:
+                yield word, part[word]["target"] if word in ("jump", "goto") else ""
+        match part:
+            case {"xt": {"type": "target", "name": "REJECT" | "DROP"}}:
+                yield "drop", ""
+            case {"xt": {"type": "target", "name": "NFQUEUE"}}:
+                yield "queue", ""
+            case {"vmap": {"key": key, "data": data}}:
+                yield from self._mapped(key, data, rule)
 
     def _mapped(self, key: Any, data: Any, rule: Rule) -> Iterator[tuple[str, str]]:
-        """A verdict map: the verdict of the first key that the packet has."""
+        """A verdict map: the verdict of the key that the packet has; of each that it may have, and of none."""
         held = value(key, self._packet)
         sets = self._sets(rule)
-        pairs = sets.get(data[1:], ()) if isinstance(data, str) else data.get("set", ()) if isinstance(data, dict) else ()
-        for pair in pairs:
+        pairs = sets.get(data[1:]) if isinstance(data, str) else data.get("set") if isinstance(data, dict) else None
+        if pairs is None:
+            yield "queue", ""  # who knows
+        for pair in pairs or ():
             if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[1], dict):
                 continue
             if isinstance(key, dict) and "ct" in key:
@@ -208,19 +228,18 @@ class _Walk:
             else:
                 found = among(held, pair[0], sets) if held not in (None, False) else held
             word, target = next(iter(pair[1].items()))
-            if found:
+            if found is not False:
                 yield word, target["target"] if isinstance(target, dict) else ""
+            if found:
                 return
-            if found is None and word in ("drop", "jump", "goto"):
-                self.doubts.append(_said(rule))
+        yield "continue", ""
 
     def _sets(self, rule: Rule) -> Mapping[str, Sequence[Any]]:
         return self._rules.sets.get(rule.place[:2], {})
 
 
-def _for_us(packet: Packet) -> bool:
-    """What comes to a port of this host, and is not forwarded."""
-    return bool(packet.arrives and packet.port and not packet.leaves)
+def _policy(base: Base) -> str:
+    return f"chain {base.place[2]} of {_named(base.place)} (policy {base.policy})"
 
 
 def _table(place: Place) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from netaddr import IPAddress
 
 from flannelpy.core.envelope import Envelope
@@ -65,6 +68,7 @@ def table(*rules: list[Any], policy: str = "accept", family: str = "inet", hook:
 
 
 STATE = {"ct": {"key": "state"}}
+FIB = {"fib": {"result": "type", "flags": ["daddr"]}}
 RULES = {
     "nothing": ([], OUT, "passes"),
     "a source": ([[asks(ip("saddr"), net("10.5.7.0/24")), DROP]], OUT, "dropped"),
@@ -95,12 +99,20 @@ RULES = {
     "the fib": ([[asks({"fib": {"result": "type"}}, "local"), DROP]], OUT, "doubt"),
     "a limit": ([[{"limit": {"rate": 1, "per": "second"}}, ACCEPT], [DROP]], OUT, "doubt"),
     "a match that nft does not tell": ([[{"xt": {"type": "match", "name": "addrtype"}}, DROP]], OUT, "doubt"),
-    "addrtype, of what comes to a port here": ([[{"xt": {"type": "match", "name": "addrtype"}}, DROP]], ENCAPSULATED, "dropped"),
+    "for this host, of what comes to a port here": ([[asks(FIB, "local"), DROP]], ENCAPSULATED, "dropped"),
+    "not for this host, of what comes to a port here": ([[asks(FIB, "local", "!="), DROP]], ENCAPSULATED, "passes"),
+    "for this host, of what is forwarded": ([[asks(FIB, "local"), DROP]], OUT, "doubt"),
     "perhaps returned from": ([[{"limit": {"rate": 1, "per": "second"}}, {"return": None}], [DROP]], OUT, "doubt"),
     "firewalld's first rules": ([[asks({"ct": {"key": "status"}}, "dnat", "in"), ACCEPT], [DROP]], OUT, "dropped"),
     "iptables' conntrack, new": ([[{"xt": {"type": "match", "name": "conntrack"}}, ACCEPT], [DROP]], OUT, "dropped"),
     "iptables' conntrack, established": ([[{"xt": {"type": "match", "name": "conntrack"}}, ACCEPT], [DROP]], BACK, "passes"),
+    "none of these states": ([[asks(STATE, ["invalid", "established"], "!"), DROP]], OUT, "dropped"),
+    "none of these states, one of which it is": ([[asks(STATE, ["invalid", "established"], "!"), DROP]], BACK, "passes"),
+    "not translated": ([[asks({"ct": {"key": "status"}}, "dnat", "!"), DROP]], OUT, "dropped"),
     "iptables' REJECT": ([[{"counter": None}, {"xt": {"type": "target", "name": "REJECT"}}]], OUT, "dropped"),
+    "iptables' NFQUEUE": ([[{"xt": {"type": "target", "name": "NFQUEUE"}}]], OUT, "doubt"),
+    "to a program": ([[{"queue": {"num": 0}}]], OUT, "doubt"),
+    "iptables' target, of which an old nft says nothing": ([[{"counter": None}, {"xt": None}]], OUT, "doubt"),
     "iptables' LOG": ([[{"xt": {"type": "target", "name": "LOG"}}]], OUT, "passes"),
     "IPv6's address": ([[asks({"payload": {"protocol": "ip6", "field": "saddr"}}, "fd00::1", "!="), DROP]], OUT, "passes"),
     "a VNI": ([[asks(payload(96, 24), 1), DROP]], ENCAPSULATED, "dropped"),
@@ -112,6 +124,12 @@ RULES = {
         "dropped",
     ),
     "a map by state": ([[{"vmap": {"key": STATE, "data": {"set": [["established", ACCEPT], ["new", DROP]]}}}]], OUT, "dropped"),
+    "a map that is not told": ([[{"vmap": {"key": STATE, "data": "@gone"}}]], OUT, "doubt"),
+    "a map that says to go on": (
+        [[{"vmap": {"key": STATE, "data": {"set": [["new", {"continue": None}]]}}}], [DROP]],
+        OUT,
+        "dropped",
+    ),
     "a map without it": ([[{"vmap": {"key": ip("saddr"), "data": {"set": [["10.5.1.1", DROP]]}}}]], OUT, "passes"),
 }
 
@@ -148,6 +166,83 @@ def test_chains_of_chains() -> None:
     assert not dropped.dropped
     found = judge(table([{"jump": {"target": "more"}}], more=[[source, DROP]]), "forward", OUT)
     assert found.remedy == "nft delete rule inet t more handle 0"
+
+
+@pytest.mark.parametrize("verdict", [ACCEPT, {"return": None}, {"jump": {"target": "more"}}, {"goto": {"target": "more"}}])
+def test_a_map_whose_key_is_not_known_may_keep_a_packet_from_what_comes_behind(verdict: dict[str, Any]) -> None:
+    """ENCAPSULATED may be new or established: what a map says of one of them is no more certain than a match of it."""
+    by_map = [{"vmap": {"key": STATE, "data": {"set": [["established", verdict], ["invalid", DROP]]}}}]
+    by_match = [asks(STATE, "established", "in"), verdict]
+    for rule in (by_map, by_match):
+        assert outcome(table(rule, [DROP], more=[[ACCEPT]]), ENCAPSULATED) == "doubt"
+        assert outcome(table(rule, [DROP], more=[[DROP]], policy="drop"), ENCAPSULATED) == (
+            "doubt" if verdict == ACCEPT else "dropped"
+        )
+        assert outcome(table(rule, [ACCEPT], more=[[ACCEPT]], policy="drop"), ENCAPSULATED) == (
+            "doubt" if verdict == {"return": None} else "passes"
+        )
+
+
+def test_a_doubt_names_what_may_drop_it_and_what_may_keep_it_from_that() -> None:
+    perhaps = {"limit": {"rate": 1, "per": "second"}}
+    first, second = (f"a rule in chain c of nft table inet t (handle {handle})" for handle in (0, 1))
+    assert judge(table([perhaps, ACCEPT], [DROP]), "forward", OUT).doubts == (f"{second}, unless {first} accepts it",)
+    assert judge(table([perhaps, {"return": None}], [DROP]), "forward", OUT).doubts == (f"{second}, unless {first} leads past it",)
+    assert judge(table([perhaps, DROP], [ACCEPT]), "forward", OUT).doubts == (first,)
+    assert judge(table([perhaps, DROP], [DROP]), "forward", OUT).dropped == second
+    by_policy = judge(table([{"return": None}], policy="drop"), "forward", OUT)
+    assert by_policy.dropped == "chain c of nft table inet t (policy drop)"
+    told = judge(table([perhaps, {"return": None}], [perhaps, ACCEPT], policy="drop"), "forward", OUT).doubts
+    assert told == (f"chain c of nft table inet t (policy drop), unless {second} accepts it",)
+
+
+CONDITIONS = {True: asks(ip("saddr"), "10.5.7.2"), False: asks(ip("saddr"), "10.5.7.3"), None: {"limit": {"rate": 1}}}
+VERDICTS: list[dict[str, Any]] = [ACCEPT, DROP, {"return": None}, {"counter": None}]
+
+
+def rules_of(*below: str) -> st.SearchStrategy[list[tuple[bool | None, dict[str, Any]]]]:
+    """Some rules that may lead to these chains."""
+    leading = [{word: {"target": name}} for name in below for word in ("jump", "goto")]
+    return st.lists(st.tuples(st.sampled_from([*CONDITIONS]), st.sampled_from([*VERDICTS, *leading])), max_size=4)
+
+
+def once(chains: dict[str, Any], name: str, chances: Iterator[bool]) -> str:
+    """What the kernel does with one packet, where each condition that is not known holds as it happens."""
+    for condition, verdict in chains[name]:
+        if not (next(chances) if condition is None else condition):
+            continue
+        ((word, held),) = verdict.items()
+        if word in ("accept", "drop"):
+            return str(word)
+        if word == "return":
+            return ""
+        if word in ("jump", "goto"):
+            there = once(chains, held["target"], chances)
+            if there or word == "goto":
+                return there
+    return ""
+
+
+def every(chains: dict[str, Any], policy: str) -> set[str]:
+    """All that may become of a packet."""
+    found: set[str] = set()
+    ahead: list[tuple[bool, ...]] = [()]
+    while ahead:
+        chances = ahead.pop()
+        try:
+            found.add(once(chains, "c", iter(chances)) or policy)
+        except StopIteration:
+            ahead += [(*chances, True), (*chances, False)]
+    return found
+
+
+@given(rules_of("a", "b"), rules_of("b"), rules_of(), st.sampled_from(["accept", "drop"]))
+def test_what_is_certain_is_what_happens_however_the_unknown_falls_out(c: Any, a: Any, b: Any, policy: str) -> None:
+    chains = {"c": c, "a": a, "b": b}
+    listed = {name: [[CONDITIONS[condition], verdict] for condition, verdict in held] for name, held in chains.items()}
+    got = outcome(table(*listed.pop("c"), policy=policy, **listed), OUT)
+    results = every(chains, policy)
+    assert got == ("passes" if "drop" not in results else "dropped" if results == {"drop"} else "doubt")
 
 
 def test_sets_hold_addresses_prefixes_ranges_and_pairs() -> None:
