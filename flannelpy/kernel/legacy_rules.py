@@ -17,7 +17,9 @@ from flannelpy.kernel.forward_text import FAMILIES
 
 _HOOKS = {"INPUT": "input", "FORWARD": "forward", "OUTPUT": "output"}
 _UNKNOWN: dict[str, Any] = {"xt": {"type": "match", "name": "?"}}
-_ENDS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject", "RETURN": "return"}
+_ENDS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject", "RETURN": "return", "NFQUEUE": "queue"}
+_TOLD = ("comment", "conntrack", "state", "udp", "tcp", "multiport")
+"""Matches that ask for nothing but by their options."""
 _LEFT = {
     "-s": ("addr", "saddr"),
     "-d": ("addr", "daddr"),
@@ -25,6 +27,7 @@ _LEFT = {
     "-o": ("meta", "oifname"),
     "-p": ("meta", "l4proto"),
     "--dport": ("port", "dport"),
+    "--dports": ("port", "dport"),
 }
 
 
@@ -33,48 +36,55 @@ def with_legacy(rules: Ruleset, version: int, lines: Iterable[str]) -> Ruleset:
     family = FAMILIES[version]
     bases, chains = list(rules.bases), dict(rules.chains)
     for line in lines:
-        try:
-            words = shlex.split(line)
-        except ValueError:
-            continue
+        words = line.split()[:2]
         if len(words) < 2:
             continue
         place = (family, LEGACY, words[1])
         if words[0] in ("-P", "-N"):
             chains.setdefault(place, [])
             if words[0] == "-P" and words[1] in _HOOKS:
-                bases.append(Base(place, _HOOKS[words[1]], 0, "drop" if words[2:] == ["DROP"] else "accept"))
+                bases.append(Base(place, _HOOKS[words[1]], 0, "drop" if line.split()[2:3] == ["DROP"] else "accept"))
         elif words[0] == "-A":
             before = chains.get(place, ())
-            chains[place] = [*before, Rule(place, len(before) + 1, tuple(_parts(words[2:], family)))]
+            chains[place] = [*before, Rule(place, len(before) + 1, tuple(_read(line, family)))]
     return replace(rules, bases=tuple(sorted(bases, key=lambda base: base.priority)), chains=chains)
 
 
+def _read(line: str, family: str) -> list[dict[str, Any]]:
+    try:
+        return _parts(shlex.split(line)[2:], family)
+    except ValueError:
+        return [_UNKNOWN, {"queue": {}}]
+
+
 def _parts(words: list[str], family: str) -> list[dict[str, Any]]:
+    """What a rule asks for and does. How many values an option has that is not known is not known either: the next option begins
+    with a dash, or a ``!``.
+    """
     found: list[dict[str, Any]] = []
-    at, op = 0, "=="
+    at = 0
     while at < len(words):
-        word, value = words[at], words[at + 1] if at + 1 < len(words) else ""
+        op, at = ("!=", at + 1) if words[at] == "!" else ("==", at)
+        word, value, *_ = *words[at : at + 2], "", ""
         at += 2
-        if word == "!":
-            op, at = "!=", at - 1
-            continue
-        if word in _LEFT:
+        said = value != "" and not value.startswith(("-", "!"))  # else the word is no option, but somebody's value
+        if word in ("-j", "-g") and said:
+            return [*found, _end(word, value)]  # what follows are the target's own options
+        if word in _LEFT and said:
             found.append({"match": {"op": op, "left": _left(word, family), "right": _right(word, value)}})
-        elif word == "--ctstate":
-            found.append({"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": value.lower().split(",")}})
-        elif word == "-j":
-            found.append({_ENDS[value]: None} if value in _ENDS else {"jump": {"target": value}})
-            if value == "REJECT":
-                break
-        elif word == "-g":
-            found.append({"goto": {"target": value}})
-        elif word == "--reject-with" or (word == "-m" and value in ("comment", "conntrack", "udp", "tcp")) or word == "--comment":
-            pass
-        else:
+        elif word in ("--ctstate", "--state") and said:
+            right = value.lower().split(",")
+            found.append({"match": {"op": "!=" if op == "!=" else "in", "left": {"ct": {"key": "state"}}, "right": right}})
+        elif word != "--comment" and not (word == "-m" and value in _TOLD):
             found.append(_UNKNOWN)
-        op = "=="
+            at -= 1
+            while at < len(words) and not words[at].startswith("-") and words[at] != "!":
+                at += 1
     return found
+
+
+def _end(word: str, target: str) -> dict[str, Any]:
+    return {_ENDS[target]: None} if target in _ENDS else {"goto" if word == "-g" else "jump": {"target": target}}
 
 
 def _left(word: str, family: str) -> dict[str, Any]:
@@ -86,14 +96,25 @@ def _left(word: str, family: str) -> dict[str, Any]:
 
 def _right(word: str, value: str) -> Any:
     if word in ("-s", "-d"):
-        try:
-            net = IPNetwork(value)
-        except (AddrFormatError, ValueError):
-            return None
-        return {"prefix": {"addr": str(net.network), "len": net.prefixlen}}
+        return _network(value)
     if word in ("-i", "-o") and value.endswith("+"):
         return f"{value[:-1]}*"
-    if word == "--dport":
-        ends = [int(end) for end in value.split(":") if end.isdecimal()]
-        return {"range": ends} if len(ends) == 2 else ends[0] if ends else None
+    if word in ("--dport", "--dports"):
+        ports = [_ports(each) for each in value.split(",")]
+        return None if None in ports else {"set": ports}
     return int(value) if value.isdecimal() else value
+
+
+def _network(text: str) -> Any:
+    """None where the mask is none of leading bits, which iptables has written out."""
+    address, _, length = text.partition("/")
+    try:
+        net = IPNetwork(f"{address}/{int(length)}" if length else address)
+    except (AddrFormatError, ValueError):
+        return None
+    return {"prefix": {"addr": str(net.network), "len": net.prefixlen}}
+
+
+def _ports(text: str) -> Any:
+    ends = [int(end) for end in text.split(":") if end.isdecimal()]
+    return {"range": ends} if len(ends) == 2 else ends[0] if len(ends) == 1 and text.isdecimal() else None

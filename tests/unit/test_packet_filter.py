@@ -16,7 +16,6 @@ from flannelpy.core.envelope import Envelope
 from flannelpy.core.errors import MalformedError
 from flannelpy.core.filter_match import Packet
 from flannelpy.core.packet_filter import Ruleset, judge, read
-from flannelpy.kernel.legacy_rules import with_legacy
 
 HERE, THERE = IPAddress("10.5.7.2"), IPAddress("10.5.9.2")
 OUT = Packet(HERE, THERE, "docker0", "flannel.1")
@@ -297,34 +296,3 @@ def test_what_is_no_list_of_rules_is_refused_in_a_line(text: str) -> None:
     with pytest.raises(MalformedError):
         read(text)
     assert read("") == Ruleset()
-
-
-LEGACY = {
-    "-P FORWARD DROP": "dropped",
-    "-P FORWARD ACCEPT": "passes",
-    "-A FORWARD -s 10.5.7.0/24 -j DROP": "dropped",
-    "-A FORWARD ! -s 10.5.7.0/24 -j DROP": "passes",
-    "-A FORWARD -d 10.5.9.2/32 -i docker0 -j REJECT --reject-with icmp-port-unreachable": "dropped",
-    "-A FORWARD -i eth+ -j DROP": "passes",
-    "-A FORWARD -i docker+ -j DROP": "dropped",
-    "-A FORWARD -p icmp -j DROP": "dropped",
-    "-A FORWARD -p udp -m udp --dport 53:100 -j DROP": "passes",
-    "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j DROP": "passes",
-    "-A FORWARD -m conntrack --ctstate NEW -j DROP": "dropped",
-    '-A FORWARD -s 10.5.7.0/24 -m comment --comment "a b" -j DROP': "dropped",
-    "-A FORWARD -m statistic --mode random --probability 0.5 -j DROP": "doubt",
-    "-A FORWARD -s broken -j DROP": "doubt",
-    '-A FORWARD -m comment --comment "unclosed -j DROP': "passes",
-}
-
-
-@pytest.mark.parametrize("line", LEGACY)
-def test_lines_of_iptables_legacy(line: str) -> None:
-    lines = [line] if line.startswith("-P") else ["-P FORWARD ACCEPT", line]
-    assert outcome(with_legacy(Ruleset(), 4, lines), OUT) == LEGACY[line]
-
-
-def test_chains_of_iptables_legacy() -> None:
-    lines = ["-P FORWARD DROP", "-N USER", "-A FORWARD -j USER", "-A USER -s 10.5.7.0/24 -j ACCEPT", "-A USER -j RETURN"]
-    assert outcome(with_legacy(Ruleset(), 4, lines), OUT) == "passes"
-    assert outcome(with_legacy(Ruleset(), 4, lines), BACK) == "dropped"
