@@ -191,11 +191,6 @@ class _Walk:
                 return meets(asked, self._packet, self._sets(rule))
             case {"xt": {"type": "match", "name": "comment"}}:
                 return True
-            case {"xt": {"type": "match", "name": "conntrack" | "state"}}:
-                # What is asked of it nft does not tell in JSON. Nearly always: of connections that stand.
-                return True if self._packet.states == {"established"} else False if self._packet.states == {"new"} else None
-            case {"xt": {"type": "match", "name": "addrtype"}} if self._packet.is_for_us:
-                return True  # nearly always it is asked for LOCAL, as ufw does
             case {"xt": {"type": "match"}} | {"xt": None}:
                 return None
         return None if any(name in MATCHING for name in part) else True

@@ -16,10 +16,11 @@ import os
 import re
 import shlex
 import shutil
+from collections.abc import Awaitable
 from contextlib import suppress
 from pathlib import Path
 
-from flannelpy.core import packet_filter
+from flannelpy.core import packet_filter, xt_matches
 from flannelpy.core.errors import KernelError, MalformedError
 from flannelpy.core.forward_accept import ForwardAccept, command
 from flannelpy.core.forwarding import DOCKER_USER, FORWARD, Hindrance
@@ -66,12 +67,7 @@ class Forward:
 
     async def hindrances(self) -> tuple[Hindrance, ...]:
         """Which chains drop what is forwarded. One listing of chains, and one of each base chain of hook forward."""
-        try:
-            listed = await self._nft.ask("list chains\n")
-        except KernelError as reason:
-            if reason.code not in GONE:
-                raise
-            listed = ""
+        listed = await _there(self._nft.ask("list chains\n"))
         docker = chains_named(listed, DOCKER_USER)
         found = [await self._look(base, (base.family, base.table) in docker) for base in base_chains(listed)]
         return (*(one for one in found if one is not None), *await self._legacy_hindrances())
@@ -79,7 +75,7 @@ class Forward:
     async def filter_rules(self) -> Ruleset:
         """Those of nft's tables, which are iptables-nft's, too, and of iptables-legacy's ``filter``. Raises KernelError."""
         try:
-            rules = packet_filter.read(await self._nft.everything())
+            rules = await self._whole(packet_filter.read(await self._nft.everything()))
         except MalformedError as error:
             raise KernelError(str(error), errno.EPROTO) from None
         for version in FAMILIES:
@@ -98,6 +94,7 @@ class Forward:
             ]
             text = "\n".join(lists)
             rules = await asyncio.to_thread(packet_filter.read, text) if len(text) > SMALL else packet_filter.read(text)
+            rules = await self._whole(rules)
         except MalformedError as error:
             raise KernelError(str(error), errno.EPROTO) from None
         for version, lines in (await self.legacy()).items():
@@ -106,12 +103,17 @@ class Forward:
 
     async def _listed(self, what: str) -> str:
         """In JSON; empty where there is no such thing any more."""
-        try:
-            return await self._nft.listed(f"{what}\n")
-        except KernelError as reason:
-            if reason.code in GONE:
-                return ""
-            raise
+        return await _there(self._nft.listed(f"{what}\n"))
+
+    async def _whole(self, rules: Ruleset) -> Ruleset:
+        """With what iptables-nft's matches ask for. One more listing of each table that has such."""
+        for table in xt_matches.untold(rules):
+            text = await _there(self._nft.told(f"list table {' '.join(table)}\n"))
+            if len(text) > SMALL:
+                rules = await asyncio.to_thread(xt_matches.with_text, rules, table, text)
+            else:
+                rules = xt_matches.with_text(rules, table, text)
+        return rules
 
     async def legacy(self) -> dict[int, list[str]]:
         """What ``iptables-legacy -S`` prints, by IP version, where it is in use and may be asked."""
@@ -198,21 +200,12 @@ class Forward:
         return next((f"it ends in: {end}" for end in ends(text)), "")
 
     async def _list(self, what: str) -> str:
-        try:
-            return await self._nft.ask(f"list {what}\n")
-        except KernelError as reason:
-            if reason.code in GONE:
-                return ""
-            raise
+        return await _there(self._nft.ask(f"list {what}\n"))
 
     async def _nft_lines(self, version: int, chain: str) -> list[str]:
         """A chain of iptables-nft, a rule a line, with handles; nothing where there is none."""
-        try:
-            return (await self._nft.ask(f"list chain {FAMILIES[version]} filter {chain}\n", handles=True)).splitlines()
-        except KernelError as reason:
-            if reason.code in GONE:
-                return []
-            raise
+        text = await _there(self._nft.ask(f"list chain {FAMILIES[version]} filter {chain}\n", handles=True))
+        return text.splitlines()
 
     # --------------------------------------------------------------------------------------------------------- legacy
 
@@ -245,6 +238,16 @@ class Forward:
         if path is None:
             raise KernelError(f"the host's firewall is iptables-legacy, and {program} is not there", errno.ENOPKG)
         return await run_command([path, "-w", str(LOCK_S), *words])
+
+
+async def _there(asked: Awaitable[str]) -> str:
+    """What nft prints; empty where there is no such thing, or no more."""
+    try:
+        return await asked
+    except KernelError as reason:
+        if reason.code in GONE:
+            return ""
+        raise
 
 
 def in_use(version: int) -> bool:

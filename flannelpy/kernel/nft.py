@@ -157,14 +157,19 @@ class Nft:
             return await self._run("list ruleset\n", JSON, TERSE)
 
     async def listed(self, commands: str) -> str:
-        """What a list of somebody's table holds, as JSON, with the elements of its sets. Raises KernelError.
+        """What a list of somebody's table holds, as JSON, with the elements of its sets. Raises KernelError."""
+        return await self._apart(commands, JSON, TERSE)
 
-        By the command where that is there: nothing of ours waits while another process reads thousands of rules.
-        """
+    async def told(self, commands: str) -> str:
+        """The same as text, with handles, and without elements. Raises KernelError."""
+        return await self._apart(commands, HANDLES)
+
+    async def _apart(self, commands: str, more: int, less: int = 0) -> str:
+        """By the command where that is there: nothing of ours waits while another process reads thousands of rules."""
         if self._command is None or shutil.which(self._command) is None:
             async with self._turn:
-                return await self._run(commands, JSON, TERSE)
-        return await run_command([self._command, "-j", *(_LETTERS[flag] for flag in (STATELESS, NUMBERS)), "-f", "-"], commands)
+                return await self._run(commands, more, less)
+        return await run_command([self._command, *_letters((PRINTED | more) & ~less), "-f", "-"], commands)
 
     def close(self) -> None:
         if self._nft is not None:
@@ -199,8 +204,12 @@ class Nft:
             return await asyncio.to_thread(self._nft.run, commands, flags)
         if self._command is None or shutil.which(self._command) is None:
             raise KernelError(MISSING, errno.ENOPKG) if few else KernelError(TOO_MANY, errno.EMFILE)
-        letters = (letter for flag, letter in _LETTERS.items() if flags & flag)
-        return await run_command([self._command, *letters, "-f", "-"], commands)
+        return await run_command([self._command, *_letters(flags), "-f", "-"], commands)
+
+
+def _letters(flags: int) -> list[str]:
+    """As the command takes them."""
+    return [letter for flag, letter in _LETTERS.items() if flags & flag]
 
 
 def _demand_netfilter() -> None:

@@ -30,6 +30,7 @@ from flannelpy.host.subnet_env import parse
 from flannelpy.kernel.fake import FakeKernel
 from flannelpy.registry import Endpoint
 from flannelpy.settings import Settings
+from tests.unit.test_xt_matches import HOST, NAMED
 
 VXLAN = {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}
 LEASE = LeaseStatus("10.5.7.0-24", "10.5.7.0/24", None, "192.0.2.1", None, "held", False)
@@ -285,6 +286,15 @@ async def test_a_port_that_is_closed_is_named_with_what_opens_it(about: About, r
     assert (await only(about, host.incoming)).state == WARNING
     about.take('{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}')
     assert (await only(about, host.incoming)).state == SKIPPED
+
+
+async def test_a_port_that_is_open_for_new_connections_is_open(about: About) -> None:
+    fake(about).rules = HOST
+    assert (await only(about, host.incoming)).state == OK
+    fake(about).rules = NAMED
+    finding = await only(about, host.incoming)
+    assert finding.state == WARNING
+    assert " may be dropped by " in finding.said
 
 
 @pytest.mark.parametrize(
