@@ -31,7 +31,7 @@ from flannelpy.core.host_diagnosis import (
     strict,
 )
 from flannelpy.core.host_facts import FactsQuery, Interface
-from flannelpy.core.lookup import FILTERED, NO_WAY, Found, Lookup, detour, expected, goes, ruled
+from flannelpy.core.lookup import FILTERED, NO_WAY, Found, Lookup, detour, expected, goes, mend_outer, ruled
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Link, Route, Vxlan
 from flannelpy.core.policy_rule import PolicyRule
@@ -236,7 +236,8 @@ class HostWatch:
                 wrong["route-astray", f"to {address.version}"] = f"{lease}: no way to {address}: {mend}"
             elif answer.dev in ground.devices or (address.version in ground.bound and answer.dev not in ("", ground.uplink)):
                 rule = await self._rule(Lookup(address), answer)
-                mend = f"a policy rule says so: ip rule del {rule}" if rule else f"ip route del {answer}"
+                by_route = mend_outer(answer, address, ground.uplink, ground.devices)
+                mend = f"a policy rule says so: ip rule del {rule}" if rule else by_route
                 text = f"{lease}: packets to {address} go by {answer}, not by the uplink {ground.uplink}: {mend}"
                 wrong["route-astray", str(answer)] = text
         return wrong

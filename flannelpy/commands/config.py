@@ -89,8 +89,8 @@ def put(given: Given, file: str, *, force: bool, yes: bool) -> int:
     for line in netconfig.changes(stored.text, text):
         say(line)
     costs = cost.of(netconfig.known(stored.text), examined) if hosts else []
-    warn(costs)
-    if costs and not yes and not _agreed(file, hosts):
+    warn(map(str, costs))
+    if not all(each.harmless for each in costs) and not yes and not _agreed(file, hosts):
         return 1
     try:
         with_registry(given, lambda registry: registry.put_config(text, expected=stored))
@@ -109,7 +109,7 @@ def _agreed(file: str, hosts: int) -> bool:
     """Raises FlannelpyError where nobody is there to be asked."""
     who = "1 host holds a lease" if hosts == 1 else f"{hosts:,} hosts hold leases"
     if file == "-" or sys.stdin is None or not sys.stdin.isatty():
-        raise FlannelpyError(f"{who} and this change interrupts their packets; nothing was written (--yes writes it)")
+        raise FlannelpyError(f"{who}, and this change costs them what is said above; nothing was written (--yes writes it)")
     if agree(f"{who}. Write it?"):
         return True
     click.echo("nothing was written", err=True)

@@ -1,7 +1,7 @@
 """What does a change of the network config cost, and does the Network leave this host's own networks alone? Asked before a write.
 
 A cost is a line that an operator wants to have read before: packets that are lost, subnets that become others, a Docker that has to
-be restarted. What the agents follow without a lost packet is none.
+be restarted. What the agents follow without a lost packet is none, or, where there is something to know of it, a harmless one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
@@ -54,13 +54,23 @@ _OPTIONS: Mapping[str, str] = {
 _UNKNOWN = "packets may be lost for a moment on each host"
 
 
-def of(old: Examined | None, new: Examined | None) -> list[str]:
+class Cost(NamedTuple):
+    """A line of it; ``harmless``: no packet is lost, and no container gets another address."""
+
+    words: str
+    harmless: bool = False
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def of(old: Examined | None, new: Examined | None) -> list[Cost]:
     """A line for each thing that the change costs; empty where it costs nothing. None: a config that agents cannot use."""
     if old is None:
         return []
     if new is None:
-        return ["agents cannot use it: each stays with the config before, and none can start anew, until it is mended"]
-    return [*_pools(old.config, new.config), *_backends(old, new), *_mtu(old, new)]
+        return [Cost("agents cannot use it: each stays with the config before, and none can start anew, until it is mended")]
+    return [*map(Cost, _pools(old.config, new.config)), *_backends(old, new), *_mtu(old, new)]
 
 
 def _pools(old: NetworkConfig, new: NetworkConfig) -> Iterator[str]:
@@ -88,17 +98,17 @@ def _other_subnets(lead: str, before: Pool, after: Pool) -> str:
     return f"{what}: {who} gets another subnet; restart Docker there, its containers get other addresses"
 
 
-def _backends(old: Examined, new: Examined) -> Iterator[str]:
+def _backends(old: Examined, new: Examined) -> Iterator[Cost]:
     before, after = old.backend.name, new.backend.name
     if before != after:
         same = (old.config.v4, old.config.v6) == (new.config.v4, new.config.v6)
-        words = _TYPE if same and beside(old.backend, new.backend) else _TYPE_AT_ONCE
-        yield f"Type {before} -> {after}: {words}"
+        together = same and beside(old.backend, new.backend)
+        yield Cost(f"Type {before} -> {after}: {_TYPE if together else _TYPE_AT_ONCE}", harmless=together)
         return
     ours, theirs = _folded(old.config.backend_options), _folded(new.config.backend_options)
     for name in {**ours, **theirs}:
         if ours.get(name) != theirs.get(name) and (words := _OPTIONS.get(name, _UNKNOWN)):
-            yield f"Backend.{_spelt(name, old, new)} {_said(ours, name)} -> {_said(theirs, name)}: {words}"
+            yield Cost(f"Backend.{_spelt(name, old, new)} {_said(ours, name)} -> {_said(theirs, name)}: {words}")
 
 
 def _folded(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,11 +125,12 @@ def _said(options: Mapping[str, Any], name: str) -> str:
     return json.dumps(shown(options)[name])
 
 
-def _mtu(old: Examined, new: Examined) -> Iterator[str]:
+def _mtu(old: Examined, new: Examined) -> Iterator[Cost]:
     before, after = _size(old), _size(new)
     if before != after:
         way = "they may send packets that are too large, and are told so by ICMP" if after < before else "they do not use the gain"
-        yield f"MTU {before} -> {after} where the link has 1500: containers keep the old one until they are made anew; {way}"
+        kept = "containers keep the old one until they are made anew"
+        yield Cost(f"MTU {before} -> {after} where the link has 1500: {kept}; {way}", harmless=True)
 
 
 def _size(examined: Examined) -> int:

@@ -73,7 +73,7 @@ def _forecast(settings: Settings, file: str | None) -> Planned:
     notes = [f"by what was kept of the cluster at revision {known.view.revision}"]
     if text is not None and file is not None:
         try:
-            warn(cost.of(netconfig.known(known.view.config), netconfig.examine(text)))
+            warn(map(str, cost.of(netconfig.known(known.view.config), netconfig.examine(text))))
         except ConfigError as error:
             raise FlannelpyError(f"{named(file)}: {error}") from None
 

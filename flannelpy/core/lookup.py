@@ -7,7 +7,7 @@ tables of its own. Only a look-up tells, which is what the kernel itself does fo
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from netaddr import IPAddress, IPNetwork
@@ -78,6 +78,21 @@ def ruled(found: Found) -> bool:
     return bool(found.code) or found.table != MAIN
 
 
+def undo(found: Found, least: int, otherwise: str) -> str:
+    """The command against a route that leads astray: away with it where its prefix has ``least`` bits or more, so that nothing else
+    goes by it; else ``otherwise``. By a default route, or one to a whole site, whoever types it may be reached himself.
+    """
+    return f"ip route del {found}" if found.route is not None and found.route.prefixlen >= least else otherwise
+
+
+def mend_outer(found: Found, address: IPAddress, uplink: str, ours: Container[str]) -> str:
+    """The command where packets to a peer itself go another way than by the uplink; ``ours``: devices of the overlay."""
+    by_uplink = f"ip route add {address} via GATEWAY dev {uplink or 'UPLINK'}"
+    if found.dev in ours:
+        return undo(found, 1, by_uplink)
+    return undo(found, 32 if address.version == 4 else 128, f"{by_uplink}; where {found.dev} is the way: --iface={found.dev}")
+
+
 def detour(wanted: Route, found: Found, whose: str, rule: str = "") -> tuple[str, str]:
     """What is in the way of packets to ``whose`` subnet, as a subject, and in words with the command that mends it. ``rule``: the
     policy rule that takes them there, where it is known.
@@ -95,4 +110,5 @@ def detour(wanted: Route, found: Found, whose: str, rule: str = "") -> tuple[str
         by = f"{found} of table {found.table}"
         mend = f"a policy rule asks that table first: ip rule show; ip rule del ... lookup {found.table}"
         return f"table {found.table} {found}", f"packets to {whose} go by {by}, {should}: {mend}"
-    return str(found), f"packets to {whose} go by {found}, {should}: ip route del {found}"
+    mend = undo(found, wanted.dst.prefixlen, "flannelpy plan")  # by a shorter one where ours is not there
+    return str(found), f"packets to {whose} go by {found}, {should}: {mend}"

@@ -15,7 +15,7 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.core.forwarding import Hindrance
 from flannelpy.core.host_diagnosis import FORWARDING, Overlay, bridges_astray, dotted, mtus_too_large
 from flannelpy.core.host_facts import Interface
-from flannelpy.core.lookup import FILTERED, Found, detour, goes
+from flannelpy.core.lookup import FILTERED, Found, detour, goes, mend_outer, undo
 from flannelpy.core.objects import Route
 from flannelpy.core.packet_filter import Ruling
 
@@ -147,8 +147,8 @@ def filtered_hop(device: str, address: IPAddress) -> Hop:
     return Hop("way back", "stops", said, f"sysctl -w {own}=2", shared=True)
 
 
-def back_hop(found: Found, bridge: str, device: str, source: IPAddress) -> Hop:
-    """The way of an answer from ``device`` to the container."""
+def back_hop(found: Found, bridge: str, device: str, source: IPAddress, length: int) -> Hop:
+    """The way of an answer from ``device`` to the container; ``length``: of the prefix that is behind ``bridge``."""
     if found.code in FILTERED:
         own = dotted(f"net/ipv4/conf/{device}/rp_filter")
         said = f"{device} drops what comes from there: its answer would leave by another way (rp_filter)"
@@ -157,7 +157,8 @@ def back_hop(found: Found, bridge: str, device: str, source: IPAddress) -> Hop:
         said = f"an answer to {source} goes nowhere from {device} ({errno.errorcode.get(found.code, str(found.code))})"
         return Hop("way back", "stops", said, f"ip rule show; ip route get {source}")
     if found.dev not in ("", bridge):
-        return Hop("way back", "stops", f"an answer to {source} goes by {found}, not to {bridge}", f"ip route del {found}")
+        mend = undo(found, length, f"ip link set {bridge} up; ip route get {source}")
+        return Hop("way back", "stops", f"an answer to {source} goes by {found}, not to {bridge}", mend)
     return Hop("way back", "passes", f"{source} is behind {bridge}")
 
 
@@ -169,12 +170,11 @@ def outer_hop(found: Found, address: IPAddress, uplink: str, ours: frozenset[str
         return Hop("outer route", "stops", said, f"ip rule del {rule}" if rule else f"ip route get {address}", shared=True)
     if found.dev in ours:
         said = f"{address} itself is reached by {found}: the overlay's packets go in circles"
-        return Hop("outer route", "stops", said, f"ip rule del {rule}" if rule else f"ip route del {found}", shared=True)
+        mend = f"ip rule del {rule}" if rule else mend_outer(found, address, uplink, ours)
+        return Hop("outer route", "stops", said, mend, shared=True)
     if bound and uplink and found.dev not in ("", uplink):
         said = f"{address} is reached by {found}, not by the uplink {uplink}"
-        longer = found.route is not None and found.route.prefixlen
-        mend = f"ip route del {found}" if longer else f"ip route get {address}"
-        mend = f"ip rule del {rule}" if rule else mend
+        mend = f"ip rule del {rule}" if rule else mend_outer(found, address, uplink, ours)
         return Hop("outer route", "stops", said, mend, shared=True)
     return Hop("outer route", "passes", f"{address} by {found}", shared=True)
 

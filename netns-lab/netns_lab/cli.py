@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +24,7 @@ from netns_lab.ledger import Ledger, names
 from netns_lab.topology import Topology, check_name, shipped
 
 if TYPE_CHECKING:
+    from netns_lab.host import Host
     from netns_lab.lab import Lab
 
 Answer = TypeVar("Answer")
@@ -298,7 +299,9 @@ async def _up(topology: Topology, name: str, *, agents: bool) -> None:
 
 
 def environment(lab: Lab, box: str) -> dict[str, str]:
-    """With it ``flannelpy status`` and ``etcdctl get`` just work inside: where the programs are, and whom they ask."""
+    """With it ``flannelpy status`` and ``etcdctl get`` just work inside: where the programs are, and whom they ask. What is typed
+    there judges the host as its agent does, and an agent that is started by hand is the lab's.
+    """
     programs = [str(Path(sys.executable).parent)]
     told: dict[str, str] = {}
     if lab.topology.etcd:
@@ -310,7 +313,18 @@ def environment(lab: Lab, box: str) -> dict[str, str]:
             told["FLANNELPY_RUN_DIR"] = str(host.run_dir)
             told["FLANNELPY_SUBNET_FILE"] = str(host.subnet_file)
             told["FLANNELPY_STATE_DIR"] = str(host.state_dir)
+            told["FLANNELPY_HOSTNAME"] = host.name  # the machine's own name is all hosts'
+            told |= {_variable(name): value or "true" for name, _, value in (word.partition("=") for word in _options(host))}
     return {**told, "PATH": os.pathsep.join([*programs, os.environ.get("PATH", os.defpath)])}
+
+
+def _options(host: Host) -> Sequence[str]:
+    """What the lab's agents are told on this host; where it has no etcd, by which interface."""
+    return host.selector if host.settings is None else host.agent_options()
+
+
+def _variable(flag: str) -> str:
+    return f"FLANNELPY_{flag.lstrip('-').replace('-', '_').upper()}"
 
 
 def _refuse_twice(name: str) -> None:

@@ -375,6 +375,8 @@ def test_the_command_from_up_to_down(removed_after: str) -> None:
     asked = command("exec", "--name", name, "h1", "--", "flannelpy", "status")
     assert asked.stderr.startswith(f"flannelpy: {ROOT / name}/h1/run/agent.sock: there is no such socket")
     assert '"Network": "10.1.0.0/16"' in command("exec", "--name", name, "h1", "--", "flannelpy", "config", "get").stdout
+    by_hand = command("exec", "--name", name, "h1", "--", "sh", "-c", "echo $FLANNELPY_IFACE $FLANNELPY_HOSTNAME").stdout
+    assert by_hand == "eth1 h1\n", "what is typed there judges the host as its agent does"
     keys = command("exec", "--name", name, "etcd", "--", "etcdctl", "get", "--prefix", "--keys-only", "/coreos.com")
     assert keys.stdout.split() == ["/coreos.com/network/config"]
     assert command("ping", "--name", name, "h1", "h2").stdout.startswith("h1 to h2: 0.")

@@ -437,7 +437,7 @@ def test_a_change_that_costs_packets_is_not_written_unasked(person: Person, etcd
         first, last = refused.err.splitlines()
         assert first.startswith("flannelpy: warning: Backend.VNI 7 -> 8: the device is made anew on each host, packets are lost")
         assert last == (
-            "flannelpy: 1 host holds a lease and this change interrupts their packets; nothing was written (--yes writes it)"
+            "flannelpy: 1 host holds a lease, and this change costs them what is said above; nothing was written (--yes writes it)"
         )
         assert etcd.get(CONFIG) == GOOD
         assert person.types("config", "put", "--yes", "-", at, stdin=other).code == 0
@@ -445,6 +445,11 @@ def test_a_change_that_costs_packets_is_not_written_unasked(person: Person, etcd
         free = GOOD.replace("7", "8").replace("vxlan", "vxlan").replace('"VNI"', '"DirectRouting":true,"VNI"').encode()
         said = person.types("config", "put", "-", at, stdin=free)
         assert said == Outcome(0, "Backend.DirectRouting: absent -> true\n", "")
+        gentle = json.dumps({**json.loads(free), "Backend": {"Type": "host-gw"}}).encode()
+        said = person.types("config", "put", "-", at, stdin=gentle)
+        assert said.code == 0, "each host sets it up beside the old one: that is said, and nobody has to agree"
+        assert "loses no packet" in said.err
+        assert etcd.get(CONFIG) == gentle.decode()
     finally:
         etcd.delete(LEASE)
 

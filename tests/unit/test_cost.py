@@ -16,6 +16,10 @@ def config(network: str = "10.5.0.0/16", *, kind: str = "vxlan", top: dict[str, 
     return netconfig.examine(json.dumps({"Network": network, **(top or {}), "Backend": {"Type": kind, **options}}))
 
 
+def said_of(old: Examined | None, new: Examined | None) -> list[str]:
+    return [str(each) for each in cost.of(old, new)]
+
+
 DOCKER = "restart Docker there, its containers get other addresses"
 
 
@@ -30,7 +34,7 @@ DOCKER = "restart Docker there, its containers get other addresses"
     ],
 )
 def test_what_agents_follow_without_a_lost_packet_costs_nothing(old: Examined | None, new: Examined) -> None:
-    assert cost.of(old, new) == []
+    assert said_of(old, new) == []
 
 
 @pytest.mark.parametrize(
@@ -80,16 +84,16 @@ def test_what_agents_follow_without_a_lost_packet_costs_nothing(old: Examined | 
     ],
 )
 def test_what_a_change_costs(old: Examined, new: Examined | None, told: list[str]) -> None:
-    assert cost.of(old, new) == told
+    assert said_of(old, new) == told
 
 
 def test_another_type_may_cost_packets_and_another_mtu() -> None:
-    told = cost.of(config(), config(kind="host-gw"))
+    told = said_of(config(), config(kind="host-gw"))
     assert [line.partition(":")[0] for line in told] == ["Type vxlan -> host-gw", "MTU 1450 -> 1500 where the link has 1500"]
 
 
 def test_a_secret_is_not_shown() -> None:
-    told = cost.of(config(PSK="hunter2"), config(PSK="hunter3"))
+    told = said_of(config(PSK="hunter2"), config(PSK="hunter3"))
     assert told
     assert not any("hunter" in line for line in told)
 
@@ -155,10 +159,28 @@ def test_without_ip_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_type_that_stands_beside_the_old_one_costs_no_packet(before: str, after: str, loses: bool) -> None:
-    told = [line for line in cost.of(config(kind=before), config(kind=after)) if line.startswith("Type ")]
+    told = [line for line in said_of(config(kind=before), config(kind=after)) if line.startswith("Type ")]
     assert [("packets are lost" in line, "loses no packet" in line) for line in told] == [(loses, not loses)]
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "harmless"),
+    [
+        (config(), config(kind="host-gw"), True),
+        (config(), config(MTU=1400), True),
+        (config(), config(MTU=1400, DirectRouting=True), True),
+        (config(), config(kind="wireguard", MTU=1300), True),
+        (config(), config(MTU=1400, VNI=7), False),
+        (config(), config("10.9.0.0/16", kind="host-gw"), False),
+        (config(kind="udp"), config(kind="alloc"), False),
+        (config(), config(top={"SubnetLen": 26}), False),
+        (config(), None, False),
+    ],
+)
+def test_what_loses_no_packet_and_no_address_is_harmless(old: Examined, new: Examined | None, harmless: bool) -> None:
+    assert all(each.harmless for each in cost.of(old, new)) == harmless
+
+
 def test_with_other_subnets_another_type_costs_packets() -> None:
-    told = cost.of(config(), config("10.9.0.0/16", kind="host-gw"))
+    told = said_of(config(), config("10.9.0.0/16", kind="host-gw"))
     assert [line for line in told if line.startswith("Type vxlan -> host-gw: packets are lost")]

@@ -45,6 +45,28 @@ def clean() -> dict[str, str]:
     return {**{name: value for name, value in os.environ.items() if not name.startswith("FLANNEL")}, "PYTHONPATH": str(ROOT)}
 
 
+AWAY = "lease list --etcd-endpoints=http://127.0.0.1:1"
+COMMANDS = ("version", "--help", "status", "events", AWAY, "trace 10.5.9.2", "--nonsense")
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_a_closed_stream_is_one_to_nowhere(tmp_path: Path, words: str) -> None:
+    """``>&-``: no abort of libuv's, no traceback, and nothing that is printed gets into a file that is opened."""
+    env = {**clean(), "FLANNELPY_RUN_DIR": str(tmp_path / "run"), "FLANNELPY_STATE_DIR": str(tmp_path / "state")}
+    command = f"{sys.executable} -P -m flannelpy {words}"
+
+    def ended(closed: str) -> subprocess.CompletedProcess[str]:
+        line = f"exec {command} {closed}"
+        return subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, env=env, cwd=tmp_path, timeout=60)
+
+    usual = ended("")
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        done = ended(closed)
+        assert done.returncode == usual.returncode, (closed, done.stderr)
+        assert done.stdout == ("" if ">&-" in closed.replace("2>&-", "") else usual.stdout)
+        assert done.stderr == ("" if "2>&-" in closed else usual.stderr)
+
+
 @pytest.mark.parametrize("name", ["netaddr", "click", "json", "grpc", "uvloop", "backends", "flannelpy"])
 def test_what_lies_where_it_is_started_is_not_run(tmp_path: Path, name: str) -> None:
     """An operator in a directory that others write to: the console script runs nothing from there."""

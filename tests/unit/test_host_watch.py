@@ -115,6 +115,11 @@ FAULTS: dict[str, tuple[str, str, Act, Act]] = {
         "not by the uplink eth1",
         *detour("192.0.2.9/32", other("192.0.2.9/32", dev="eth0")),
     ),
+    "PublicIP by a default route": (
+        "route-astray",
+        "not by the uplink eth1: ip route add 192.0.2.9 via GATEWAY dev eth1; where eth0 is the way: --iface=eth0",
+        *detour("192.0.2.9/32", other("0.0.0.0/0", dev="eth0")),
+    ),
     "PublicIP by the overlay": ("route-astray", "dev flannel.1", *detour("192.0.2.9/32", other("192.0.2.9/32", dev="flannel.1"))),
     "no way to PublicIP": ("route-astray", "no way to 192.0.2.9", *detour("192.0.2.9/32", Found(code=errno.ENETUNREACH))),
     "PublicIP into a black hole": ("route-astray", "no way to 192.0.2.9", *detour("192.0.2.9/32", Found(code=errno.EINVAL))),

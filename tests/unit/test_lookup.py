@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.lookup import Found, detour, expected, goes
+from flannelpy.core.lookup import Found, detour, expected, goes, mend_outer
 from flannelpy.core.objects import Route
 
 WHOSE = "10.5.9.0/24 at 192.0.2.9"
@@ -87,3 +89,22 @@ def test_a_detour_is_told_with_the_command_that_mends_it(answer: Found, subject:
     said = detour(OURS, answer, WHOSE, "pref 5 from all lookup 100")
     assert said[0] == "rule pref 5 from all lookup 100"
     assert said[1].endswith(", for a policy rule says so: ip rule del pref 5 from all lookup 100")
+
+
+@given(
+    st.sampled_from(("10.5.9.7", "2001:db8::7")),
+    st.integers(0, 128),
+    st.sampled_from(("eth0", "flannel.1", "tun0")),
+    st.integers(0, 128),
+)
+def test_no_route_is_to_be_deleted_by_which_others_packets_go(to: str, length: int, dev: str, wanted: int) -> None:
+    """Most of all no default: the person at the keyboard may be reached by it."""
+    address = IPAddress(to)
+    bits = 32 if address.version == 4 else 128
+    length, wanted = min(length, bits), min(wanted, bits)
+    answer = Found(dev, None, IPNetwork(f"{address}/{length}").cidr)
+    ours = Route(IPNetwork(f"{address}/{wanted}").cidr, dev="flannel.2")
+    assert ("ip route del" in detour(ours, answer, WHOSE)[1]) == (length >= wanted)
+    said = mend_outer(answer, address, "eth1", {"flannel.1"})
+    assert ("ip route del" in said) == (length == bits or (dev == "flannel.1" and length > 0))
+    assert "ip route del" in said or said.startswith(f"ip route add {address} via GATEWAY dev eth1")

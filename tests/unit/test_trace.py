@@ -238,6 +238,24 @@ FAULTS: dict[str, tuple[str, str, str, Break]] = {
         "ip route del 192.0.2.9/32",
         both(detour("192.0.2.9/32", Found("eth0", IPAddress("192.0.2.254"), IPNetwork("192.0.2.9/32"))), NOBODY),
     ),
+    "to the peer by a default route": (
+        "outer route",
+        "192.0.2.9 is reached by default via 10.0.2.2 dev eth0, not by the uplink eth1",
+        "ip route add 192.0.2.9 via GATEWAY dev eth1; where eth0 is the way: --iface=eth0",
+        both(detour("192.0.2.9/32", Found("eth0", IPAddress("10.0.2.2"), IPNetwork("0.0.0.0/0"))), NOBODY),
+    ),
+    "in circles by a default route": (
+        "outer route",
+        "go in circles",
+        "ip route add 192.0.2.9 via GATEWAY dev eth1",
+        both(detour("192.0.2.9/32", Found("flannel.1", None, IPNetwork("0.0.0.0/0"))), NOBODY),
+    ),
+    "the way back by a default route": (
+        "way back",
+        "goes by default via 192.0.2.254 dev eth1, not to docker0",
+        "ip link set docker0 up; ip route get 10.5.7.2",
+        detour("10.5.7.0/25", Found("eth1", IPAddress("192.0.2.254"), IPNetwork("0.0.0.0/0"))),
+    ),
     "POSTROUTING back": (
         "forward back",
         "drops it",
@@ -384,8 +402,10 @@ async def test_without_a_device_a_policy_says_how_it_goes(host: About) -> None:
 async def test_an_address_of_nobody_is_told(host: About) -> None:
     silent("10.5.200.1")(host, fake(host))
     journey = await journey_of(host, "10.5.200.1", None)
-    assert (journey.outcome, stopped(journey)[0]) == ("stopped", "route")
-    assert any("no host has leased a subnet with 10.5.200.1" in hop.said for hop in journey.hops)
+    (found,) = [hop for hop in journey.hops if hop.state == "stops"]
+    assert (journey.outcome, found.name, found.remedy) == ("stopped", "peer", "flannelpy lease list 10.5.200.1")
+    assert "no host has leased a subnet with 10.5.200.1" in found.said
+    assert "answer" not in [hop.name for hop in journey.hops], "there is nobody who could be down"
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,11 @@ class Ground:
         return int(self.target.address.version)
 
     @property
+    def nobodys(self) -> bool:
+        """True where the agent knows of no host with such an address."""
+        return self.target.peer is None and not self.target.local and self.about.status is not None
+
+    @property
     def whose(self) -> str:
         peer = self.target.peer
         if peer is None:
@@ -81,7 +86,8 @@ async def walk(about: About, source: IPAddress, target: Destination) -> tuple[Jo
     probe = None if target.peer is None else target.peer.probe
     why = probe.why if probe is not None and probe.state == "unreachable" else ""
     host = "" if target.local else str(target.public or "the other host")
-    hops.append(trace.answer_hop(answers, target.address, host, port, why, ground.muted))
+    if answers.small or not ground.nobodys:
+        hops.append(trace.answer_hop(answers, target.address, host, port, why, ground.muted))
     return Journey(source, target.address, "" if target.peer is None else target.peer.public_ip, tuple(hops)), ground.way
 
 
@@ -103,10 +109,11 @@ async def _hops(ground: Ground) -> str:
     found, plain, rule = await _way(ground, bridge if forwards else None, wanted)
     link = ground.observed.get(Key("link", device))
     mtu = link.mtu if isinstance(link, Link) else ground.interfaces[device].mtu if device in ground.interfaces else 0
-    ground.hops.append(trace.route_hop(wanted, found, plain, ground.whose, mtu, rule))
-    if target.peer is None and ground.about.status is not None:
+    if ground.nobodys:
         said, remedy = f"no host has leased a subnet with {target.address}", f"flannelpy lease list {target.address}"
         ground.hops.append(Hop("peer", "stops", said, remedy))
+    if wanted is not None or not ground.nobodys:
+        ground.hops.append(trace.route_hop(wanted, found, plain, ground.whose, mtu, rule))
     if wanted is None or not device:
         return "the overlay's traffic"
     rules = await _rules(ground)
@@ -281,7 +288,8 @@ async def _back(ground: Ground, rules: Ruleset | None, bridge: Interface | None,
         return
     arrives = ground.interfaces[device]
     (found,) = await ground.about.kernel.look_up([Lookup(ground.source, ground.target.address, arrives.index)])
-    ground.hops.append(trace.back_hop(found, bridge.name, device, ground.source))
+    behind = [held.prefixlen for held in bridge.addresses if held.address.version == ground.version]
+    ground.hops.append(trace.back_hop(found, bridge.name, device, ground.source, max(behind, default=128)))
     if rules is not None:
         packet = _packet(ground, ground.target.address, ground.source, device, bridge.name, frozenset({"established"}))
         _judged(ground, rules, "forward back", _forwarded(packet))
