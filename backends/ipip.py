@@ -14,6 +14,7 @@ from netaddr import IPNetwork
 from flannelpy.core.backend import GuardedPort, Local, Path, SourceRule
 from flannelpy.core.backend_options import read
 from flannelpy.core.config import NetworkConfig
+from flannelpy.core.entrances import Entrance
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, HostState, Ipip, Link, Route
@@ -53,6 +54,9 @@ class IpipBackend:
 
     def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
         return {DEVICE: False}
+
+    def entrances(self, config: NetworkConfig) -> tuple[Entrance, ...]:
+        return (Entrance(PROTOCOL, device=DEVICE),)
 
     def overhead(self, underlay: Family) -> int:
         return OVERHEAD

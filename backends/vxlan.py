@@ -13,7 +13,9 @@ from flannelpy.core.backend import GuardedPort, Local, Path
 from flannelpy.core.backend_options import Given, Option
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.ends import End, attrs_of, ends, own_ends
+from flannelpy.core.entrances import Entrance
 from flannelpy.core.errors import ConfigError, MalformedError
+from flannelpy.core.filter_match import UDP
 from flannelpy.core.model import Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, FdbEntry, HostState, Link, Neighbour, Object, Route, Sysctl, Vxlan
 from flannelpy.core.shared_options import DIRECT_ROUTING, GUARD, UNDERLAY_MTU, direct_route, guarded, mtu_within, source_rule
@@ -61,6 +63,11 @@ class VxlanBackend:
             if len(name) > IFNAMSIZ:
                 raise ConfigError(f"Backend.VNI {self.given['VNI']}: the device {name} would need more than {IFNAMSIZ} letters")
         return dict.fromkeys(names, True)
+
+    def entrances(self, config: NetworkConfig) -> tuple[Entrance, ...]:
+        # The source port is another one for each flow, so that no packet is an answer to one of ours (RFC 7348 section 5).
+        port, held = self.given["Port"], config.families
+        return tuple(Entrance(UDP, port, self.device[family], (family,), "Port", answers=False) for family in held)
 
     def overhead(self, underlay: Family) -> int:
         return OUTER_IPV4 if underlay == 4 else OUTER_IPV4 + 20

@@ -15,7 +15,9 @@ from flannelpy.core.backend import Local, Path
 from flannelpy.core.backend_options import Given, Option
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.ends import attrs_of
+from flannelpy.core.entrances import Entrance
 from flannelpy.core.errors import BackendError, ConfigError, MalformedError
+from flannelpy.core.filter_match import UDP
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, HostState, Link, Object, Route, Wireguard, WireguardDevice, WireguardPeer
 from flannelpy.core.secret import Secret
@@ -89,6 +91,11 @@ class WireguardBackend:
         if config.v4 and config.v6 and self.port[DEVICE] == self.port[DEVICE6]:
             raise ConfigError(f"Backend.ListenPortV6 {self.port[DEVICE6]}: expected another port than ListenPort")
         return {device: False for device, pool in ((DEVICE, config.v4), (DEVICE6, config.v6)) if pool}
+
+    def entrances(self, config: NetworkConfig) -> tuple[Entrance, ...]:
+        over: Mapping[str, tuple[Family, ...]] = {"separate": (4,), "ipv4": (4,), "ipv6": (6,), "auto": (4, 6)}
+        families, option = {DEVICE: over[self.given["Mode"]], DEVICE6: (6,)}, {DEVICE: "ListenPort", DEVICE6: "ListenPortV6"}
+        return tuple(Entrance(UDP, self.port[name], name, families[name], option[name]) for name in self.devices(config))
 
     def overhead(self, underlay: Family) -> int:
         return OVERHEAD

@@ -14,7 +14,10 @@ from backends.ipsec.datapath import CharonDatapath
 from backends.ipsec.terms import Terms
 from flannelpy.core.backend import Local, Path
 from flannelpy.core.backend_options import Given, Option
+from flannelpy.core.config import NetworkConfig
+from flannelpy.core.entrances import ESP, Entrance
 from flannelpy.core.errors import ConfigError
+from flannelpy.core.filter_match import UDP
 from flannelpy.core.model import NO_ADDRESS, Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Route, XfrmPolicy
 from flannelpy.core.secret import Secret
@@ -25,6 +28,9 @@ LEAST_PSK = 96
 """Bytes of a preshared key, as in flannel."""
 
 PROPOSAL = "aes128gcm16-sha256-prfsha256-ecp256"
+
+IKE_PORT, IKE_NAT_PORT = 500, 4500
+"""Where peers agree on keys; ESP goes by the second, too, where NAT is between two hosts (RFC 7296 section 2.23)."""
 
 OVERHEAD, OVERHEAD_IN_UDP = 77, 85
 """Bytes around a packet that flannel takes off the MTU; with the proposal above they are 57 at the most, and 8 more in UDP."""
@@ -68,6 +74,10 @@ class Ipsec:
         if not given["PSK"]:
             raise ConfigError(f"Backend.PSK is missing: expected {LEAST_PSK} characters or more, the same on all hosts")
         self.terms = Terms(given["PSK"], given["UDPEncap"], given["ESPProposal"])
+
+    def entrances(self, config: NetworkConfig) -> tuple[Entrance, ...]:
+        keys = Entrance(UDP, IKE_PORT), Entrance(UDP, IKE_NAT_PORT)
+        return keys if self.terms.udp_encap else (*keys, Entrance(ESP, openly=True))
 
     def overhead(self, underlay: Family) -> int:
         return OVERHEAD_IN_UDP if self.terms.udp_encap else OVERHEAD

@@ -21,7 +21,9 @@ from flannelpy.core.backend import Chosen, GuardedPort, Local, Path
 from flannelpy.core.backend import Guard as KernelGuard
 from flannelpy.core.backend_options import Option, read
 from flannelpy.core.config import NetworkConfig
+from flannelpy.core.entrances import Entrance
 from flannelpy.core.errors import ConfigError
+from flannelpy.core.filter_match import UDP
 from flannelpy.core.model import Family, Lease, LeaseAttrs
 from flannelpy.core.objects import Address, HostState, Link, Route, Sysctl
 from flannelpy.core.shared_options import GUARD
@@ -109,6 +111,9 @@ class Udp:
 
     def devices(self, config: NetworkConfig) -> Mapping[str, bool]:
         return {DEVICE: False}
+
+    def entrances(self, config: NetworkConfig) -> tuple[Entrance, ...]:
+        return (Entrance(UDP, self.port, DEVICE, option="Port"),)
 
     def mtu(self, local: Local) -> int:
         uplink = local.uplink

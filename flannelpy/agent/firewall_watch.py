@@ -19,6 +19,7 @@ from flannelpy.agent.parts import Parts
 from flannelpy.agent.report import Clock, Reporter
 from flannelpy.agent.steering import Steering
 from flannelpy.agent.sync.fragments import HOST
+from flannelpy.core.entrances import Entrance, entrances, port_by
 from flannelpy.core.envelope import envelope_of
 from flannelpy.core.errors import KernelError
 from flannelpy.core.firewall_drops import Ground, Passage, Way, dropped, passages
@@ -104,8 +105,8 @@ class FirewallWatch:
         by_any_link = uplink.name == "lo"  # the host's address is on no link (BGP to the host)
         own = tuple(each for each in (uplink.address, uplink.address6) if each is not None)
         ground = Ground("" if by_any_link else uplink.name, own, bridge, mtu, bool(self._parts.forwarding.blocked))
-        port = getattr(carriage.backend, "port", 0)  # a userspace datapath's: its device does not say
-        ways = (way for peer in self._chosen() for way in self._ways(peer, lease, port if isinstance(port, int) else 0))
+        known = entrances(carriage.config, carriage.backends)  # a userspace datapath's port: its device does not say
+        ways = (way for peer in self._chosen() for way in self._ways(peer, lease, known))
         return ground, list(passages(ways, ground))
 
     def _chosen(self) -> Iterator[Lease]:
@@ -119,7 +120,7 @@ class FirewallWatch:
         """Keys of peers that are told not to answer: not thousands, however many they are."""
         return [each.subject for each in self._reporter.health if each.condition.code == "peer-unreachable"]
 
-    def _ways(self, peer: Lease, own: Lease, port: int) -> Iterator[Way]:
+    def _ways(self, peer: Lease, own: Lease, known: list[Entrance]) -> Iterator[Way]:
         fragment = self._parts.reconciler.fragments.desired.fragment
         host, mine = list(fragment(HOST)), list(fragment(peer.key))
         routes = [item for item in (*mine, *host) if isinstance(item, Route)]
@@ -132,7 +133,7 @@ class FirewallWatch:
             if route is None or not route.dev:
                 continue
             link = links.get(route.dev)
-            envelope = None if link is None else envelope_of(link, ports.get(link.name, port))
+            envelope = None if link is None else envelope_of(link, ports.get(link.name) or port_by(known, link.name))
             outer = None if link is None else _outer(link, peer, mine)
             yield Way(ours, theirs, route.dev, envelope, outer)
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
+from flannelpy.core.entrances import Entrance, let_in
 from flannelpy.core.envelope import Envelope
-from flannelpy.core.filter_match import ANY, Packet
-from flannelpy.core.packet_filter import Hook, Rule, Ruleset, Ruling, judge, let_in
+from flannelpy.core.filter_match import ANY, UDP, Packet
+from flannelpy.core.packet_filter import Hook, Rule, Ruleset, Ruling, judge
 
 SMALL = 84
 """Bytes of a small packet, with its IP header: as ping's."""
@@ -151,7 +152,8 @@ def _mend(rules: Ruleset, ruling: Ruling, passage: Passage, uplink: str) -> str:
     firewalld = by.endswith(" firewalld") or " firewalld " in by
     ufw = " filter" in by and " ufw" in by
     if passage.port and (firewalld or ufw or ("policy drop" in by and " filter (" in by)):
-        return let_in(rules, by, uplink, passage.port)
+        _hook, packet = passage.guises[0][0]
+        return let_in(rules, by, uplink, Entrance(UDP, passage.port), packet.version)
     if firewalld and net is not None:
         return f"firewall-cmd --permanent --zone=trusted --add-source={net} && firewall-cmd --reload, and for each peer's subnet"
     return ruling.remedy
