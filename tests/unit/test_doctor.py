@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from netaddr import IPNetwork
 
-from flannelpy.commands.doctor import agent, files, host, kernel, others
+from flannelpy.commands.doctor import agent, files, host, kernel, others, ports
 from flannelpy.commands.doctor.about import About
 from flannelpy.commands.doctor.page import page
 from flannelpy.commands.doctor.run import CHECKS, Check, findings_of
@@ -276,23 +276,23 @@ def closed(table: str, chain: str, *ufws: str) -> Ruleset:
     ids=["iptables", "legacy", "ufw", "firewalld", "nft"],
 )
 async def test_a_port_that_is_closed_is_named_with_what_opens_it(about: About, rules: Ruleset, remedy: str) -> None:
-    assert (await only(about, host.incoming)).state == OK
+    assert (await only(about, ports.incoming)).state == OK
     fake(about).rules = rules
-    finding = await only(about, host.incoming)
+    finding = await only(about, ports.incoming)
     assert finding.state == FAILED
     assert finding.said.startswith("UDP 8472 from 192.0.2.0 on eth1 is dropped by ")
     assert finding.remedy.startswith(remedy)
     about.preflight = True
-    assert (await only(about, host.incoming)).state == WARNING
+    assert (await only(about, ports.incoming)).state == WARNING
     about.take('{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}')
-    assert (await only(about, host.incoming)).state == SKIPPED
+    assert (await only(about, ports.incoming)).state == SKIPPED
 
 
 async def test_a_port_that_is_open_for_new_connections_is_open(about: About) -> None:
     fake(about).rules = HOST
-    assert (await only(about, host.incoming)).state == OK
+    assert (await only(about, ports.incoming)).state == OK
     fake(about).rules = NAMED
-    finding = await only(about, host.incoming)
+    finding = await only(about, ports.incoming)
     assert finding.state == WARNING
     assert " may be dropped by " in finding.said
 
@@ -372,10 +372,10 @@ async def test_port(
     about: About, config: dict[str, object], number: int, who: str, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(host, "holder", lambda port: asked.append(port) or who)
+    monkeypatch.setattr(ports, "holder", lambda port: asked.append(port) or who)
     about.status = None
     about.take(json.dumps(config))
-    finding = await only(about, host.port)
+    finding = await only(about, ports.port)
     assert (finding.state, asked) == (state, [number])
 
 
@@ -387,7 +387,7 @@ async def test_a_strict_filter_is_told_and_no_fault(about: About) -> None:
 
 async def test_what_needs_the_network_is_skipped_where_it_is_not_known(about: About) -> None:
     about.config, about.backend, about.unknown, about.status = None, None, "not known", None
-    findings = await findings_of(about, {"f": host.firewall, "r": host.routes, "p": host.port, "b": host.bridges})
+    findings = await findings_of(about, {"f": host.firewall, "r": host.routes, "p": ports.port, "b": host.bridges})
     assert {finding.state for finding in findings} == {SKIPPED}
 
 

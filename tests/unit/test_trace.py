@@ -18,15 +18,29 @@ from flannelpy.core.config import NetworkConfig
 from flannelpy.core.envelope import Envelope
 from flannelpy.core.errors import FlannelpyError, KernelError, UsageError
 from flannelpy.core.lookup import Found
-from flannelpy.core.objects import Address, FdbEntry, Key, Link, Neighbour, Route, Vxlan, XfrmPolicy
+from flannelpy.core.objects import (
+    Address,
+    FdbEntry,
+    Key,
+    Link,
+    Neighbour,
+    Object,
+    Route,
+    Vxlan,
+    Wireguard,
+    WireguardPeer,
+    XfrmPolicy,
+)
 from flannelpy.core.policy_rule import PolicyRule
+from flannelpy.core.secret import Secret
 from flannelpy.core.trace import Journey
+from flannelpy.core.wireguard import NO_KEY, WireguardDevice
 from flannelpy.explain.status import PeerStatus, ProbeStatus
 from flannelpy.explain.trace import exit_code, to_json, verdict
 from flannelpy.kernel.fake import FakeKernel
 
 from .test_doctor import STATUS, about, fake, interface  # noqa: F401 - about is a fixture
-from .test_packet_filter import DROP, asks, meta, table
+from .test_packet_filter import ACCEPT, DROP, asks, meta, table
 
 MAC, GATEWAY, PUBLIC = "02:00:00:00:00:09", IPAddress("10.5.9.0"), IPAddress("192.0.2.9")
 DST, SUBNET = "10.5.9.2", IPNetwork("10.5.9.0/24")
@@ -397,6 +411,58 @@ async def test_without_a_device_a_policy_says_how_it_goes(host: About) -> None:
     journey = await journey_of(host, DST, None)
     assert journey.stop is not None
     assert (journey.stop.name, journey.stop.remedy) == ("policy", "ip xfrm policy; flannelpy plan")
+
+
+DPORT = {"payload": {"protocol": "udp", "field": "dport"}}
+KEY = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="
+
+
+def carried_by(host: About, backend: dict[str, object] | None, *items: Object) -> None:
+    """By another backend than vxlan, or one that is not known; with these in the kernel."""
+    kernel = fake(host)
+    for key in list(kernel.planted()):
+        kernel.take(key)
+    for item in items:
+        kernel.plant(item)
+    kernel.sysctls[f"net/ipv4/conf/{items[0].key.id}/forwarding"] = "1"
+    host.config = host.backend = None
+    if backend is not None:
+        host.take(json.dumps({"Network": "10.5.0.0/16", "Backend": backend}))
+    silent(DST, str(GATEWAY))(host, kernel)
+
+
+WG = (
+    Link("flannel-wg", "wireguard", 1420, detail=Wireguard()),
+    WireguardPeer("flannel-wg", KEY, (PUBLIC, 51820), (SUBNET,), 0, NO_KEY),
+    Route(IPNetwork("10.5.0.0/16"), dev="flannel-wg", link_scope=True),
+)
+TUN = (Link("flannel0", "tun", 1472), Route(IPNetwork("10.5.0.0/16"), dev="flannel0"))
+
+
+@pytest.mark.parametrize(
+    ("backend", "items", "port"),
+    [
+        ({"Type": "wireguard"}, WG, 51820),
+        ({"Type": "wireguard", "ListenPort": 4444}, WG, 4444),
+        (None, (*WG, WireguardDevice("flannel-wg", 5555, Secret(bytes(32)))), 5555),
+        ({"Type": "udp", "Engine": "userspace", "Port": 9}, TUN, 9),
+    ],
+)
+@pytest.mark.parametrize("opened", [True, False])
+async def test_what_comes_in_is_judged_at_the_port_of_its_device(
+    host: About, backend: dict[str, object] | None, items: tuple[Object, ...], port: int, opened: bool
+) -> None:
+    carried_by(host, backend, *items)
+    fake(host).rules = table([asks(DPORT, port if opened else port + 1), ACCEPT], [DROP], hook="input")
+    journey = await journey_of(host, DST, None)
+    assert [hop.state for hop in journey.hops if hop.name == "input"] == ["passes" if opened else "stops"], journey
+
+
+async def test_of_a_port_that_is_not_known_nothing_is_judged(host: About) -> None:
+    carried_by(host, None, *TUN)
+    fake(host).rules = table([asks(DPORT, 8285), ACCEPT], [DROP], hook="input")
+    journey = await journey_of(host, DST, None)
+    assert [hop.state for hop in journey.hops if hop.name in ("port", "input")] == ["note"], journey
 
 
 async def test_an_address_of_nobody_is_told(host: About) -> None:

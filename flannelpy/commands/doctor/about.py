@@ -18,6 +18,7 @@ from flannelpy.commands.conversation import opened
 from flannelpy.commands.located import with_nodes
 from flannelpy.core.backend import Backend
 from flannelpy.core.config import NetworkConfig
+from flannelpy.core.entrances import Entrance, entrances
 from flannelpy.core.errors import ConfigError, FlannelpyError, MalformedError
 from flannelpy.core.foreign import cut
 from flannelpy.core.objects import Route
@@ -80,6 +81,21 @@ class About:
     def devices(self) -> frozenset[str]:
         """Our own."""
         return frozenset() if self.config is None or self.backend is None else frozenset(self.backend.devices(self.config))
+
+    @property
+    def entrances(self) -> list[Entrance]:
+        """Where packets of other hosts come in."""
+        if self.config is None or self.backend is None:
+            return []
+        return [*entrances(self.config, [self.backend]), *self.spare]
+
+    @property
+    def spare(self) -> list[Entrance]:
+        """Those of them that only what is preferred to the Type takes packets at: without it they come by the Type."""
+        if self.config is None or self.backend is None or self.settings.prefer is not None:
+            return []
+        beside = plugins.preferred(self.config, self.backend, self.settings.host_options)
+        return entrances(self.config, beside.values())
 
     def take(self, text: str | None) -> None:
         """The network config, as stored."""

@@ -1,17 +1,14 @@
-"""Does the host itself stand in the way? Settings, firewall, routes, bridges, the overlay's port: as the agent watches them."""
+"""Does the host itself stand in the way? Settings, firewall, routes, bridges, the uplink: as the agent watches them."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.commands.doctor.about import About
-from flannelpy.core.backend import Backend, Guarded
 from flannelpy.core.dialect import typed
 from flannelpy.core.errors import NoUplinkError
-from flannelpy.core.filter_match import UDP, Packet
 from flannelpy.core.forwarding import forward_rules
 from flannelpy.core.host_diagnosis import (
     BRIDGES,
@@ -24,13 +21,10 @@ from flannelpy.core.host_diagnosis import (
     strict,
 )
 from flannelpy.core.objects import ROUTE_PROTOCOL, HostState, Object, Scope
-from flannelpy.core.packet_filter import Hook, judge, let_in
 from flannelpy.core.plan import Step
 from flannelpy.core.uplink import Choice, RouteAnswer, Wish, choose
 from flannelpy.explain.doctor import FAILED, OK, SKIPPED, WARNING, Finding
-from flannelpy.host.ports import holder
 
-_INCOMING: tuple[Hook, ...] = ("prerouting", "input")
 _KERNELS = 2
 """RTPROT_KERNEL: what comes with an address."""
 
@@ -91,32 +85,6 @@ async def _missing(about: About, rules: HostState) -> list[Object]:
         return []
     there = await about.kernel.observe(Scope(), {rule.key for rule in rules})
     return [rule for rule in rules if rule.key not in there]
-
-
-async def incoming(about: About) -> AsyncIterator[Finding]:
-    """Whether the host's own rules let in what peers send to the overlay's UDP port: the first one, or else a neighbour."""
-    number = 0 if about.backend is None else port_of(about.backend)
-    chosen = await _chosen(about)
-    facts = await about.kernel.facts()
-    held = [each for one in facts.interfaces if one.name == chosen for each in one.addresses if each.scope == "global"]
-    own = min((each.address for each in held), key=lambda address: int(address.version), default=None)
-    if not number or own is None:
-        yield Finding("incoming", SKIPPED, "no UDP port is needed, or none known" if not number else "no uplink yet")
-        return
-    peers = () if about.status is None else about.status.peers
-    neighbour = IPAddress(int(own) ^ 1, own.version)
-    peer = next((IPAddress(one.public_ip) for one in peers if own.version == 4 and one.public_ip), neighbour)
-    rules = await about.kernel.filter_rules()
-    packet = Packet(peer, own, arrives=chosen, protocol=UDP, port=number)
-    rulings = [judge(rules, hook, packet) for hook in _INCOMING]
-    what = f"UDP {number} from {peer} on {chosen}"
-    if dropped := next((one.dropped for one in rulings if one.dropped), ""):
-        said = f"{what} is dropped by {dropped}: no packet of the overlay comes in"
-        yield Finding("incoming", WARNING if about.preflight else FAILED, said, let_in(rules, dropped, chosen, number))
-    elif doubts := [doubt for one in rulings for doubt in one.doubts if " flannelpy" not in doubt]:
-        yield Finding("incoming", WARNING, f"{what} may be dropped by {doubts[0]}", let_in(rules, doubts[0], chosen, number))
-    else:
-        yield Finding("incoming", OK, f"{what} is let in")
 
 
 async def bridges(about: About) -> AsyncIterator[Finding]:
@@ -190,7 +158,7 @@ async def uplink(about: About) -> AsyncIterator[Finding]:
     yield Finding("uplink", OK, choice.reasons[-1] if choice.reasons else choice.uplink.name)
 
 
-async def _chosen(about: About) -> str:
+async def chosen(about: About) -> str:
     """The uplink that the agent has, else the one that it would choose; empty where there is none."""
     if about.status is not None and about.status.uplink is not None:
         return about.status.uplink.interface
@@ -210,32 +178,6 @@ async def _choice(about: About) -> Choice:
     families = (4,) if about.config is None else about.config.families
     networks = () if about.config is None else about.config.networks
     return choose(await about.kernel.facts(), wish, families, answers, None, networks, about.devices)
-
-
-async def port(about: About) -> AsyncIterator[Finding]:
-    """Whether the overlay's UDP port is free; where an agent runs, it has it, or says who else."""
-    number = 0 if about.backend is None else port_of(about.backend)
-    if about.status is not None or not number:
-        yield Finding(
-            "port", SKIPPED, "the running agent has it" if about.status is not None else "no UDP port is needed, or none known"
-        )
-        return
-    who = await asyncio.to_thread(holder, number)
-    ours = set(about.devices) & {one.name for one in (await about.kernel.facts()).interfaces}
-    if who and not ours:
-        yield Finding(
-            "port", FAILED, f"UDP port {number} is taken by {who}", f"ss -lunp 'sport = :{number}'; stop it, or set Backend.Port"
-        )
-    else:
-        yield Finding("port", OK, f"UDP port {number} is {'our device' + chr(39) + 's' if who else 'free'}")
-
-
-def port_of(backend: Backend) -> int:
-    """The UDP port that a backend receives at; 0 where it has none."""
-    if isinstance(backend, Guarded) and backend.guarded is not None and backend.guarded.port.datagram:
-        return backend.guarded.port.number
-    port = getattr(backend, "port", 0)
-    return port if isinstance(port, int) else 0
 
 
 def _inside(address: IPAddress, networks: tuple[IPNetwork, ...]) -> bool:

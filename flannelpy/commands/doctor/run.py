@@ -11,7 +11,7 @@ from contextlib import suppress
 import click
 
 from flannelpy import __version__
-from flannelpy.commands.doctor import etcd, files, host, kernel, kube, others
+from flannelpy.commands.doctor import etcd, files, host, kernel, kube, others, ports
 from flannelpy.commands.doctor.about import About, knowing
 from flannelpy.commands.doctor.agent import agent
 from flannelpy.core.errors import FlannelpyError
@@ -29,12 +29,12 @@ CHECKS: dict[str, Check] = {
     "agent": agent,
     "forwarding": host.forwarding,
     "firewall": host.firewall,
-    "incoming": host.incoming,
+    "incoming": ports.incoming,
     "reverse path filter": host.reverse_path,
     "uplink": host.uplink,
     "bridge": host.bridges,
     "routes": host.routes,
-    "port": host.port,
+    "port": ports.port,
     "etcd": etcd.etcd,
     "kernel": kernel.features,
     "capabilities": kernel.capabilities,

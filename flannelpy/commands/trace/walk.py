@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from netaddr import IPAddress
 
 from flannelpy.commands.doctor.about import About
-from flannelpy.commands.doctor.host import port_of
 from flannelpy.commands.trace import asking
 from flannelpy.commands.trace.target import Destination, networks, whole_name
 from flannelpy.core import trace
+from flannelpy.core.entrances import port_by
 from flannelpy.core.envelope import SEALED, Envelope, envelope_of
 from flannelpy.core.errors import KernelError
-from flannelpy.core.filter_match import ICMP, Packet
+from flannelpy.core.filter_match import ICMP, UDP, Packet
 from flannelpy.core.forwarding import OURS
 from flannelpy.core.host_diagnosis import FORWARDING, Overlay
 from flannelpy.core.host_facts import Interface
@@ -27,6 +27,7 @@ from flannelpy.core.objects import FdbEntry, HostState, Key, Link, Neighbour, Ro
 from flannelpy.core.packet_filter import Hook, Ruleset, Ruling, judge
 from flannelpy.core.sightings import Way
 from flannelpy.core.trace import Hop, Journey
+from flannelpy.core.wireguard import WireguardDevice
 from flannelpy.core.xfrm import UsesXfrm
 
 LOOKED_AT = ("link", "neigh", "fdb", "route", "wg", "wgpeer", "xfrm")
@@ -119,12 +120,18 @@ async def _hops(ground: Ground) -> str:
     rules = await _rules(ground)
     _forward(ground, rules, bridge, device)
     envelope, outer = _carrier(ground, wanted, link)
-    uplink = await _outside(ground, rules, envelope, outer, device)
+    outside = rules
+    if envelope is not None and envelope.protocol == UDP and not envelope.port:
+        ground.hops.append(
+            Hop("port", "note", f"the port of {device} is not known: no rule about its packets is judged", shared=True)
+        )
+        outside = None
+    uplink = await _outside(ground, outside, envelope, outer, device)
     leaves = uplink.name if uplink is not None else "" if isinstance(link, Link) else device
     ground.way = replace(way, overlay=device if isinstance(link, Link) else "", envelope=envelope, outer=outer, uplink=leaves)
     _peer(ground)
     if envelope is not None and outer is not None and uplink is not None:
-        await _inside(ground, rules, envelope, outer, uplink)
+        await _inside(ground, outside, envelope, outer, uplink)
     await _back(ground, rules, bridge if forwards else None, device)
     ground.muted = _muted(ground, rules, device)
     return "the overlay's traffic" if envelope is None else str(envelope)
@@ -164,13 +171,18 @@ def _carrier(ground: Ground, wanted: Route, link: object) -> tuple[Envelope | No
     else:
         said = f"{device}, {link.kind}{'' if link.detail is None else f' {link.detail}'}"
         ground.hops.append(Hop("device", "passes", said, mtu=link.mtu, shared=True))
-    backend = ground.about.backend
-    envelope = envelope_of(link, 0 if backend is None else port_of(backend))
+    envelope = envelope_of(link, _port(ground, device))
     if link.kind == "vxlan":
         return envelope, _vtep(ground, wanted)
     if link.kind == "wireguard":
         return envelope, _endpoint(ground, device)
     return envelope, wanted.via or target.public
+
+
+def _port(ground: Ground, device: str) -> int:
+    """At which other hosts' packets come to a device that does not say so itself; 0 where it is not known."""
+    held = ground.observed.get(Key("wg", device))
+    return held.listen_port if isinstance(held, WireguardDevice) else port_by(ground.about.entrances, device)
 
 
 def _vtep(ground: Ground, wanted: Route) -> IPAddress | None:
