@@ -50,7 +50,7 @@ def merge_options(env_file: str, daemon_json: str, *, with_ip_masq: bool, dry_ru
     except UnicodeDecodeError as error:
         raise FlannelpyError(f"{path}: byte {error.start} is not UTF-8: dockerd would not start; nothing was written") from None
     try:
-        merged = merge(text, values, flags_of(command_line(root)))
+        merged = merge(text, values, flags_of(command_line(root) or ()))
     except FlannelpyError as error:
         raise FlannelpyError(f"{path}: {error}") from None
     for change in merged.changes:

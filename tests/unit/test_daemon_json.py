@@ -154,8 +154,54 @@ def test_the_last_drop_in_decides(tmp_path: Path) -> None:
     unit(tmp_path, "docker.service.d/a.conf", f"[Service]\n{more}")
     assert command_line(tmp_path) == ["--mtu=1", "--icc", "2"]
     unit(tmp_path, "docker.service.d/b.conf", "[Service]\n# ExecStart=no\nExecStart='unbalanced\n")
+    assert command_line(tmp_path) is None
+    assert command_line(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "mtu"),
+    [
+        ("Environment=MTU=1", "1"),
+        ("Environment=MTU=1 MTU=2", "2"),
+        ("Environment=MTU=1\nEnvironment=MTU=2", "2"),
+        ("Environment=MTU=1\nEnvironment=", ""),
+        ("Environment=MTU=1\nEnvironment=\nEnvironment=MTU=3", "3"),
+        ("EnvironmentFile=/etc/one\nEnvironment=MTU=1", "one"),
+        ("Environment=MTU=1\nEnvironmentFile=/etc/one", "one"),
+        ("EnvironmentFile=/etc/two\nEnvironmentFile=-/etc/one", "one"),
+        ("EnvironmentFile=/etc/one\nEnvironmentFile=-/etc/two\nEnvironment=MTU=1", "two"),
+        ("EnvironmentFile=/etc/one\nEnvironmentFile=", ""),
+        ("EnvironmentFile=/etc/one\nEnvironmentFile=\nEnvironment=MTU=1", "1"),
+        ("Environment=MTU=1\nEnvironmentFile=-/etc/none", "1"),
+        ("EnvironmentFile=/etc/?[nw]*", "two"),
+        ("EnvironmentFile=-\nEnvironment=MTU=1", "1"),
+        ("Environment=MTU=1\nUnsetEnvironment=MTU", ""),
+        ("UnsetEnvironment=MTU=one\nEnvironmentFile=/etc/one", ""),
+        ("UnsetEnvironment=MTU=two\nEnvironmentFile=/etc/one", "one"),
+        ("UnsetEnvironment=MTU\nUnsetEnvironment=\nEnvironment=MTU=1", "1"),
+    ],
+)
+@pytest.mark.parametrize("drop_in", [False, True])
+def test_variables_count_as_systemd_counts_them(tmp_path: Path, lines: str, mtu: str, drop_in: bool) -> None:
+    """systemd.exec(5): files win over Environment=, the later over the earlier of each, an empty one forgets those before."""
+    (tmp_path / "etc").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "etc" / name).write_text(f"MTU={name}\n")
+    first, _, rest = lines.partition("\n") if drop_in else (lines, "", "")
+    unit(tmp_path, "docker.service", f"[Service]\n{first}\nExecStart=/usr/bin/dockerd --mtu=${{MTU}}\n")
+    unit(tmp_path, "docker.service.d/more.conf", f"[Service]\n{rest}\n")
+    assert command_line(tmp_path) == [f"--mtu={mtu}"]
+
+
+def test_a_unit_without_flags_is_a_unit(tmp_path: Path) -> None:
+    unit(tmp_path, "docker.service", "[Service]\nExecStart=/usr/bin/dockerd $NOBODY\n")
     assert command_line(tmp_path) == []
-    assert command_line(tmp_path / "nowhere") == []
+
+
+def test_a_variable_is_split_at_blanks_outside_of_quotes(tmp_path: Path) -> None:
+    unit(tmp_path, "docker.service", "[Service]\nEnvironmentFile=/etc/one\nExecStart=/usr/bin/dockerd $OPTS\n")
+    (tmp_path / "etc/one").write_text("OPTS=--label 'a=b --mtu=7' --icc\n")
+    assert command_line(tmp_path) == ["--label", "a=b --mtu=7", "--icc"]
 
 
 def test_flags_by_their_names_in_the_file() -> None:
