@@ -16,7 +16,7 @@ from flannelpy.explain.status import SOCKET, from_json
 from flannelpy.host.daemon_json import LARGEST, flags_of, merge, wanted
 from flannelpy.host.docker import Surroundings, checked, docker_opts
 from flannelpy.host.docker_unit import command_line
-from flannelpy.host.files import read_file, write_file
+from flannelpy.host.files import read_file, same_file, write_file
 from flannelpy.settings import load_run_dir
 
 ROOT = Path("/")
@@ -72,7 +72,7 @@ def leased(run_dir: Path, env_file: Path) -> IPNetwork | None:
     """The IPv4 subnet of the agent that has written this very subnet file; None where no agent answers, or it is of another."""
     try:
         status = from_json(ask(run_dir / SOCKET, within_s=WITHIN_S))
-        ours = status.subnet_file.written and os.path.abspath(status.subnet_file.path) == os.path.abspath(env_file)  # noqa: PTH100
+        ours = status.subnet_file.written and same_file(status.subnet_file.path, env_file)
         if not ours or status.lease is None or status.lease.subnet is None:
             return None
         return IPNetwork(status.lease.subnet).cidr

@@ -262,6 +262,11 @@ def is_stream(path: Path) -> bool:
     return (absolute.is_relative_to("/dev") or absolute.is_relative_to("/proc")) and not absolute.is_relative_to("/dev/shm")
 
 
+def same_file(one: str | Path, other: str | Path) -> bool:
+    """True where both names lead to one place, there or not: ``/var/run`` is a link to ``/run``."""
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
 @contextmanager
 def _told(path: Path, done: str) -> Iterator[None]:
     try:

@@ -65,6 +65,13 @@ def test_what_the_agent_of_this_file_has_leased(tmp_path: Path) -> None:
         assert leased(tmp_path, path) == IPNetwork("198.18.77.0/24")
 
 
+def test_a_file_has_several_names(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "var").symlink_to("run")
+    with agent(tmp_path, status(tmp_path / "run/subnet.env")):
+        assert leased(tmp_path, tmp_path / "var/subnet.env") == IPNetwork("198.18.77.0/24")
+
+
 @pytest.mark.parametrize("case", ["another's file", "not written yet", "no lease", "no agent", "another version", "nonsense"])
 def test_an_agent_that_says_nothing_of_this_file_is_not_asked_twice(tmp_path: Path, case: str) -> None:
     path = tmp_path / "subnet.env"

@@ -518,7 +518,7 @@ def write(path: Path, said: Any) -> None:
         (None, "", OK, "not there"),
         ({"log-driver": "json-file"}, 'DOCKER_OPT_BIP="--bip=10.5.7.1/24"', OK, "nothing against"),
         ({"bip": "10.5.7.1/24"}, "", OK, "nothing against"),
-        ({"bip": "10.5.7.1/24"}, 'DOCKER_OPT_BIP="--bip=10.5.7.1/24"', FAILED, "both say bip"),
+        ({"bip": "10.5.7.1/24"}, 'DOCKER_OPT_BIP="--bip=10.5.7.1/24"', WARNING, "which Docker may be started with, both say bip"),
         ({"bip": "172.20.0.1/16"}, "", FAILED, "bip 172.20.0.1/16 is not in 10.5.7.0/24"),
         ({"mtu": 1500}, "", WARNING, "mtu 1500, the overlay carries 1450"),
         ({"mtu": 1400}, "", OK, "nothing against"),
@@ -536,6 +536,58 @@ async def test_docker(about: About, said: Any, options: str, state: str, word: s
     assert word in finding.said
 
 
+READS_THEM = "EnvironmentFile=-/run/docker_opts.env\nExecStart=dockerd -H fd:// $DOCKER_OPTS"
+STALE = 'DOCKER_OPT_BIP="--bip=10.5.7.1/24"\nDOCKER_OPTS=" --bip=10.5.7.1/24"\n'
+
+
+@pytest.mark.parametrize(
+    ("said", "started", "twice"),
+    [
+        ({"bip": "10.5.7.1/24", "mtu": 1450}, "ExecStart=/usr/bin/dockerd -H fd://", ""),
+        ({"bip": "10.5.7.1/24", "mtu": 1450}, "ExecStart=/usr/bin/dockerd", ""),
+        ({"mtu": 1450}, READS_THEM, ""),
+        ({"bip": "10.5.7.1/24", "mtu": 1450}, READS_THEM, "bip"),
+        ({"bridge": "br0"}, READS_THEM, "bridge"),
+        ({"mtu": 1450}, "ExecStart=/usr/bin/dockerd --mtu 1450", "mtu"),
+        ({"ip-masq": False, "icc": True}, "ExecStart=/usr/bin/dockerd --ip-masq=false --icc", "ip-masq and icc"),
+        ({"hosts": ["fd://"]}, "ExecStart=/usr/bin/dockerd -H fd://", "hosts"),
+    ],
+)
+async def test_docker_is_asked_for_the_flags_that_it_gets(about: About, said: Any, started: str, twice: str) -> None:
+    """The agent's unit has written a file of options; whether Docker reads it is its own unit's to say."""
+    write(about.root / "usr/lib/systemd/system/docker.service", f"[Service]\n{started}\n")
+    write(about.root / others.OPTIONS, STALE)
+    write(about.root / others.DAEMON_JSON, said)
+    (finding,) = await found(about, others.docker)
+    assert finding.state == (FAILED if twice else OK), finding
+    assert finding.said.endswith(f"daemon.json and the flags of docker.service both say {twice}") or not twice
+
+
+SIX = LeaseStatus("k", None, "fd00:5:0:7::/64", "0.0.0.0", "2001:db8::1", "held", False)
+BOTH = replace(LEASE, subnet6="fd00:5:0:7::/64")
+
+
+@pytest.mark.parametrize(
+    ("lease", "bip", "state"),
+    [
+        (SIX, "172.17.0.1/16", OK),
+        (BOTH, "172.17.0.1/16", FAILED),
+        (BOTH, "10.5.7.1/24", OK),
+        (LEASE, "172.17.0.1/16", FAILED),
+        (LEASE, "10.5.7.1/24", OK),
+    ],
+)
+async def test_bip_is_one_family_alone(about: About, lease: LeaseStatus, bip: str, state: str) -> None:
+    about.status = replace(STATUS, lease=lease)
+    write(about.root / others.DAEMON_JSON, {"bip": bip})
+    (finding,) = await found(about, others.docker)
+    assert finding.state == state, finding
+
+
+def ranges(*nets: str) -> dict[str, Any]:
+    return {"type": "bridge", "ipam": {"type": "host-local", "ranges": [[{"subnet": net}] for net in nets]}}
+
+
 @pytest.mark.parametrize(
     ("said", "state"),
     [
@@ -547,6 +599,17 @@ async def test_docker(about: About, said: Any, options: str, state: str, word: s
         ({"plugins": [{"type": "bridge", "ipam": {"subnet": "10.5.8.0/24"}}]}, FAILED),
         ({"plugins": [{"type": "bridge", "ipam": {"subnet": "172.20.0.0/16"}}]}, OK),
         ({"plugins": [{"type": "bridge", "mtu": 1500}]}, WARNING),
+        ({"plugins": [ranges("10.5.7.0/24")]}, OK),
+        ({"plugins": [ranges("10.5.8.0/24")]}, FAILED),
+        ({"plugins": [ranges("10.5.7.0/25", "10.5.8.0/24")]}, FAILED),
+        ({"plugins": [ranges("10.5.7.0/24", "fd00::/64")]}, OK),
+        ({"type": "bridge", "ipam": {"ranges": [[{"subnet": "172.20.0.0/16"}, {"subnet": "10.5.8.0/24"}]]}}, FAILED),
+        ({"type": "bridge", "ipam": {"ranges": [7, [7], [{"subnet": 7}], {}]}}, OK),
+        ({"type": "bridge", "ipam": {"ranges": 7}}, OK),
+        ({"type": "flannel", "subnetFile": "HERE", "delegate": {"mtu": 1500}}, WARNING),
+        ({"type": "flannel", "subnetFile": "HERE", "delegate": {"mtu": 1450}}, OK),
+        ({"type": "flannel", "subnetFile": "HERE", "delegate": 7}, OK),
+        ({"type": "flannel", "subnetFile": "THERE"}, OK),
         ({"plugins": 7}, OK),
         ("nonsense", OK),
     ],
@@ -554,8 +617,16 @@ async def test_docker(about: About, said: Any, options: str, state: str, word: s
 async def test_cni(about: About, said: Any, state: str) -> None:
     if said is not None:
         text = said if isinstance(said, str) else json.dumps(said)
-        write(about.root / others.CNI / "10-net.conflist", text.replace("HERE", str(about.settings.subnet_file)))
+        (about.root / "link").symlink_to(".")
+        places = {"THERE": about.root / "link" / about.settings.subnet_file.name, "HERE": about.settings.subnet_file}
+        for name, place in places.items():
+            text = text.replace(name, str(place))
+        write(about.root / others.CNI / "10-net.conflist", text)
     assert (await found(about, others.cni))[0].state == state
+
+
+STARTED = ("/usr/bin/python3", "-I", "/usr/bin/flannelpy")
+"""As the kernel has it, by the first line of the program."""
 
 
 def process(about: About, pid: int, name: str, *words: str, namespace: str = "net:[1]") -> None:
@@ -563,7 +634,7 @@ def process(about: About, pid: int, name: str, *words: str, namespace: str = "ne
     (folder / "ns").mkdir(parents=True, exist_ok=True)
     (folder / "ns" / "net").symlink_to(namespace)
     (folder / "comm").write_text(f"{name}\n")
-    (folder / "cmdline").write_text("\0".join(words))
+    (folder / "cmdline").write_text("".join(f"{word}\0" for word in words))
 
 
 @pytest.mark.parametrize(
@@ -574,6 +645,16 @@ def process(about: About, pid: int, name: str, *words: str, namespace: str = "ne
         ([(7, "flanneld", ("/usr/bin/flanneld",), "net:[2]")], OK, "none"),
         ([(8, "python3", ("python3", "/usr/bin/flannelpy", "--run-dir=/r"), "net:[1]")], OK, "process 8"),
         ([(8, "python3", ("python3", "/usr/bin/flannelpy", "status"), "net:[1]")], OK, "none"),
+        ([(8, "flannelpy", (*STARTED, "--iface", "eth1"), "net:[1]")], OK, "process 8"),
+        ([(8, "flannelpy", (*STARTED, "-iface", "eth1", "-ip-masq"), "net:[1]")], OK, "process 8"),
+        ([(8, "flannelpy", (*STARTED, "--hostname", "", "--iface=eth1"), "net:[1]")], OK, "process 8"),
+        ([(8, "flannelpy", ("flannelpy", "--run-dir", "/r"), "net:[1]")], OK, "process 8"),
+        ([(8, "flannelpy", ("python3.11", "-m", "flannelpy", "--run-dir", "/r"), "net:[1]")], OK, "process 8"),
+        ([(8, "flannelpy", (*STARTED, "status", "--run-dir", "/r"), "net:[1]")], OK, "none"),
+        ([(8, "flannelpy", (*STARTED, "--run-dir", "/r", "status"), "net:[1]")], OK, "none"),
+        ([(8, "flannelpy", (*STARTED, "--iface"), "net:[1]")], OK, "none"),
+        ([(8, "flannelpy", (*STARTED, "--ip-masq", "false"), "net:[1]")], OK, "none"),
+        ([(8, "journalctl", ("journalctl", "-u", "flannelpy", "-f"), "net:[1]")], OK, "none"),
         ([(8, "vim", ("vim", "flannelpy.md"), "net:[1]")], OK, "none"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,13 @@ from typing import Any
 from netaddr import AddrFormatError, IPNetwork
 
 from flannelpy.commands.doctor.about import About
+from flannelpy.core.errors import UsageError
 from flannelpy.explain.doctor import FAILED, OK, SKIPPED, WARNING, Finding
+from flannelpy.host.daemon_json import OURS, flags_of
 from flannelpy.host.docker import clash
+from flannelpy.host.docker_unit import command_line
+from flannelpy.host.files import same_file
+from flannelpy.options import spell_out
 
 DAEMON_JSON, CNI = Path("etc/docker/daemon.json"), Path("etc/cni/net.d")
 OPTIONS = Path("run/docker_opts.env")
@@ -28,20 +33,16 @@ def docker(about: About) -> Iterator[Finding]:
             "docker", OK if not path.exists() else WARNING, f"{path} {'is not there' if not path.exists() else 'is no JSON object'}"
         )
         return
-    options = about.root / OPTIONS
-    text = options.read_text(errors="replace") if options.is_file() else ""
-    ours = [name for name in ("DOCKER_OPT_BIP", "DOCKER_OPT_MTU", "DOCKER_OPT_IPMASQ") if name in text]
-    clashing = clash(ours, json.dumps(said))
     wrong = False
-    if clashing:
+    for finding in _said_twice(about.root, path, said):
         wrong = True
-        remedy = f"take {' and '.join(clashing)} out of {path}: Docker does not start with both"
-        yield Finding("docker", FAILED, f"{path} and {options} both say {' and '.join(clashing)}", remedy)
+        yield finding
     bip = _network(said.get("bip"))
-    if bip is not None and about.subnets and not any(bip.version == net.version and bip in net for net in about.subnets):
+    own = [net for net in about.subnets if bip is not None and net.version == bip.version]
+    if bip is not None and own and not _inside(bip, own):
         wrong = True
         remedy = f"take bip out of {path}, and have flannelpy docker-opts say it"
-        yield Finding("docker", FAILED, f"{path}: bip {said['bip']} is not in {' and '.join(map(str, about.subnets))}", remedy)
+        yield Finding("docker", FAILED, f"{path}: bip {said['bip']} is not in {' and '.join(map(str, own))}", remedy)
     mtu = said.get("mtu")
     if isinstance(mtu, int) and about.mtu and mtu > about.mtu:
         wrong = True
@@ -52,6 +53,25 @@ def docker(about: About) -> Iterator[Finding]:
         yield Finding("docker", OK, f"{path} says nothing against the overlay")
 
 
+def _said_twice(root: Path, path: Path, said: Mapping[str, Any]) -> Iterator[Finding]:
+    """What daemon.json and Docker's flags both say. Without a docker.service (another way to start it) it is not known whether
+    the options that docker-opts has written are flags.
+    """
+    words, options = command_line(root), root / OPTIONS
+    if words is not None:
+        flags = flags_of(words)
+        clashing = [name for name in said if name in flags or (name == "bridge" and "bip" in flags)]
+        state, also = FAILED, "the flags of docker.service"
+    else:
+        text = options.read_text(errors="replace") if options.is_file() else ""
+        clashing = [*clash([name for name in OURS if name in text], json.dumps(said))]
+        state, also = WARNING, f"{options}, which Docker may be started with,"
+    if clashing:
+        names = " and ".join(clashing)
+        remedy = f"take {names} out of {path}: Docker does not start with both (systemctl cat docker)"
+        yield Finding("docker", state, f"{path} and {also} both say {names}", remedy)
+
+
 def cni(about: About) -> Iterator[Finding]:
     """Plugins of CNI's that hand out addresses: flannel's by the subnet file, others by what they say themselves."""
     folder = about.root / CNI
@@ -59,25 +79,24 @@ def cni(about: About) -> Iterator[Finding]:
     if not files:
         yield Finding("cni", OK, f"{folder} holds no network")
         return
-    wrong = False
+    wrong, networks = False, () if about.config is None else about.config.networks
     for path in files:
         for plugin in _plugins(_read(path)):
             if plugin.get("type") == "flannel":
                 named = str(plugin.get("subnetFile") or "/run/flannel/subnet.env")
-                if named != str(about.settings.subnet_file):
+                if not same_file(named, about.settings.subnet_file):
                     wrong = True
                     remedy = f"subnetFile {about.settings.subnet_file} there, or --subnet-file={named} here"
                     yield Finding("cni", FAILED, f"{path} reads {named}, the agent writes {about.settings.subnet_file}", remedy)
-            elif (net := _ipam(plugin)) is not None and about.config is not None:
-                inside = any(net.version == whole.version and net in whole for whole in about.config.networks)
-                if inside and about.subnets and not any(net.version == own.version and net in own for own in about.subnets):
+            for net in _handed_out(plugin) if about.subnets else ():
+                if _inside(net, networks) and not _inside(net, about.subnets):
                     wrong = True
                     said = f"{path} hands out {net}, this host has {' and '.join(map(str, about.subnets))}"
                     yield Finding("cni", FAILED, said, "hand out this host's subnet, as the subnet file says it")
-            mtu = plugin.get("mtu")
-            if isinstance(mtu, int) and about.mtu and mtu > about.mtu:
-                wrong = True
-                yield Finding("cni", WARNING, f"{path}: mtu {mtu}, the overlay carries {about.mtu}", f"set it to {about.mtu}")
+            for mtu in _mtus(plugin):
+                if about.mtu and mtu > about.mtu:
+                    wrong = True
+                    yield Finding("cni", WARNING, f"{path}: mtu {mtu}, the overlay carries {about.mtu}", f"set it to {about.mtu}")
     if not wrong:
         yield Finding("cni", OK, f"{', '.join(path.name for path in files)}: nothing against the overlay")
 
@@ -111,7 +130,12 @@ def agents(about: About) -> Iterator[Finding]:
 def _is_agent(words: list[str]) -> bool:
     """``python .../bin/flannelpy --flags`` or ``python -m flannelpy``, and no subcommand behind it."""
     at = next((at for at, word in enumerate(words[:4]) if Path(word).name == "flannelpy"), None)
-    return at is not None and all(word.startswith("-") for word in words[at + 1 :])
+    if at is None or not (at == 0 or Path(words[0]).name.startswith("python")):
+        return False
+    try:
+        return all(word.startswith("-") for word in spell_out(words[at + 1 :]))
+    except UsageError:
+        return False
 
 
 def _processes(proc: Path) -> Iterator[tuple[int, str, list[str]]]:
@@ -121,8 +145,8 @@ def _processes(proc: Path) -> Iterator[tuple[int, str, list[str]]]:
         with suppress(OSError):
             if _namespace(each) != ours:
                 continue
-            words = (each / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            yield int(each.name), (each / "comm").read_text(errors="replace").strip(), [word for word in words if word]
+            words = (each / "cmdline").read_bytes().decode(errors="replace").removesuffix("\0").split("\0")
+            yield int(each.name), (each / "comm").read_text(errors="replace").strip(), words
 
 
 def _namespace(process: Path) -> str:
@@ -146,9 +170,26 @@ def _plugins(said: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     return [each for each in (listed if isinstance(listed, list) else [said]) if isinstance(each, dict)]
 
 
-def _ipam(plugin: Mapping[str, Any]) -> IPNetwork | None:
+def _handed_out(plugin: Mapping[str, Any]) -> list[IPNetwork]:
+    """Of host-local's ``subnet`` and ``ranges``, lists of lists. Flannel's plugin puts the subnet file's in their place."""
     ipam = plugin.get("ipam")
-    return _network(ipam.get("subnet")) if isinstance(ipam, dict) else None
+    if not isinstance(ipam, dict) or plugin.get("type") == "flannel":
+        return []
+    listed = ipam.get("ranges")
+    held = [ipam, *(each for some in (listed if isinstance(listed, list) else []) if isinstance(some, list) for each in some)]
+    found = [_network(each.get("subnet")) for each in held if isinstance(each, dict)]
+    return [net for net in dict.fromkeys(found) if net is not None]
+
+
+def _mtus(plugin: Mapping[str, Any]) -> list[int]:
+    """A plugin's own, and what flannel's tells the one that it calls."""
+    delegate = plugin.get("delegate")
+    found = [plugin.get("mtu"), delegate.get("mtu") if isinstance(delegate, dict) else None]
+    return [mtu for mtu in dict.fromkeys(found) if isinstance(mtu, int)]
+
+
+def _inside(net: IPNetwork, wholes: Iterable[IPNetwork]) -> bool:
+    return any(net.version == whole.version and net in whole for whole in wholes)
 
 
 def _network(text: object) -> IPNetwork | None:
