@@ -16,7 +16,8 @@ from netaddr import AddrFormatError, IPAddress, IPNetwork
 from flannelpy.core.entrances import Entrance, let_in
 from flannelpy.core.envelope import Envelope
 from flannelpy.core.filter_match import ANY, UDP, Packet
-from flannelpy.core.packet_filter import Hook, Rule, Ruleset, Ruling, judge
+from flannelpy.core.forward_accept import ForwardAccept
+from flannelpy.core.packet_filter import LEGACY, Hook, Rule, Ruleset, Ruling, judge
 
 SMALL = 84
 """Bytes of a small packet, with its IP header: as ping's."""
@@ -163,6 +164,28 @@ def _listed(said: Sequence[str]) -> str:
     distinct = list(dict.fromkeys(said))
     more = len(distinct) - 2
     return " and ".join(distinct[:2]) + (f" (and {more} more)" if more > 0 else "")
+
+
+def with_accepts(rules: Ruleset, put: Iterable[ForwardAccept]) -> Ruleset:
+    """The same with these rules of ours before the others in their chains, as the agent puts them there."""
+    chains = dict(rules.chains)
+    for each in put:
+        family = "ip" if each.version == 4 else "ip6"
+        place = (family, LEGACY if each.tool == "legacy" else "filter", each.chain)
+        if place not in chains:
+            continue
+        parts: list[Mapping[str, Any]] = [
+            _match({"payload": {"protocol": family, "field": field}}, {"prefix": {"addr": str(net.ip), "len": net.prefixlen}})
+            for field, net in (("saddr", each.source), ("daddr", each.destination))
+            if net is not None
+        ]
+        parts += [_match({"meta": {"key": "iifname"}}, each.not_in, "!=")] if each.not_in else []
+        chains[place] = [Rule(place, 0, (*parts, {"accept": None})), *chains[place]]
+    return replace(rules, chains=chains)
+
+
+def _match(left: Mapping[str, Any], right: Any, op: str = "==") -> Mapping[str, Any]:
+    return {"match": {"op": op, "left": left, "right": right}}
 
 
 # ------------------------------------------------------------------------------------------------------ what may matter

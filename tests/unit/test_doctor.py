@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from netaddr import IPNetwork
 
-from flannelpy.commands.doctor import agent, files, host, kernel, others, ports
+from flannelpy.commands.doctor import agent, files, firewall, host, kernel, others, ports
 from flannelpy.commands.doctor.about import About
 from flannelpy.commands.doctor.page import page
 from flannelpy.commands.doctor.run import CHECKS, Check, findings_of
@@ -31,6 +31,8 @@ from flannelpy.kernel.fake import FakeKernel
 from flannelpy.registry import Endpoint
 from flannelpy.settings import Settings
 from tests.unit.test_xt_matches import HOST, NAMED
+
+from .test_packet_filter import ACCEPT, DROP, asks, ip, meta, net, table
 
 VXLAN = {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}
 LEASE = LeaseStatus("10.5.7.0-24", "10.5.7.0/24", None, "192.0.2.1", None, "held", False)
@@ -225,7 +227,7 @@ async def test_firewall(about: About, hindrance: Hindrance | None, rules: bool, 
     fake(about).firewall = () if hindrance is None else (hindrance,)
     about.settings = replace(about.settings, forward_rules=rules)
     put_accepts(about)
-    finding = (await found(about, host.firewall))[0]
+    finding = (await found(about, firewall.firewall))[0]
     assert finding.state == state
     assert word in finding.said
     assert bool(finding.remedy) == (state != OK)
@@ -245,15 +247,65 @@ async def test_rules_that_an_agent_could_not_put_there_are_not_said_to_be_there(
     fake(about).firewall = tuple(Hindrance(4, f"{tool} filter", FORWARD, "policy drop", tool) for tool in ("nft", "legacy"))
     if done:
         put_accepts(about, *done)
-    finding = await only(about, host.firewall)
+    finding = await only(about, firewall.firewall)
     assert finding.state == FAILED
     assert finding.said.startswith(f"{2 if done else 4} of 4 rules that let the overlay through")
     assert ("iptables-legacy" in finding.remedy) == (done != ("legacy",))
     put_accepts(about)
-    assert (await only(about, host.firewall)).state == OK
+    assert (await only(about, firewall.firewall)).state == OK
     fake(about).flush_forward()
     about.status = None  # nobody has put any there yet
-    assert (await only(about, host.firewall)).state == OK
+    assert (await only(about, firewall.firewall)).state == OK
+
+
+SOURCE = [asks(ip("saddr"), net("10.5.0.0/16")), DROP]
+SOURCE6 = [asks({"payload": {"protocol": "ip6", "field": "saddr"}}, net("fd00:5::/48")), DROP]
+BACK = [asks(meta("iifname"), "flannel.1"), DROP]
+DUAL = {**VXLAN, "EnableIPv6": True, "IPv6Network": "fd00:5::/48"}
+
+
+@pytest.mark.parametrize("runs", [True, False])
+@pytest.mark.parametrize(
+    ("config", "rules", "word"),
+    [
+        (VXLAN, table(SOURCE, [ACCEPT]), "what containers in 10.5.7.0/24 send to 10.5.128.0/17 by flannel.1"),
+        (VXLAN, table(BACK, [ACCEPT]), "what containers in 10.5.128.0/17 send to 10.5.7.0/24 by docker0"),
+        (VXLAN, table(SOURCE, hook="postrouting"), "what containers in 10.5.7.0/24 send to 10.5.128.0/17 by flannel.1"),
+        (VXLAN, table(SOURCE, hook="input"), ""),
+        (VXLAN, table([ACCEPT], SOURCE), ""),
+        (VXLAN, table(SOURCE6), ""),
+        (DUAL, table(SOURCE6), "what containers in fd00:5::/49 send to fd00:5:0:8000::/49 by flannel-v6.1"),
+        ({**DUAL, "Backend": {"Type": "ipip"}}, table(SOURCE6), ""),
+        (VXLAN, table([asks(ip("saddr"), "10.5.7.9"), DROP]), ""),
+        (VXLAN, table([asks(meta("oifname"), "eth1"), DROP]), ""),
+        ({"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}, table([asks(meta("oifname"), "eth1"), DROP]), "by eth1"),
+    ],
+)
+async def test_a_rule_that_drops_what_is_forwarded(about: About, config: Any, rules: Ruleset, word: str, runs: bool) -> None:
+    """Such a chain lets other things through, and is no obstacle as a whole."""
+    about.status = STATUS if runs else None
+    about.take(json.dumps(config))
+    fake(about).rules = rules
+    (finding,) = await found(about, firewall.firewall)
+    assert finding.state == (FAILED if word else OK), finding
+    assert word in finding.said
+    assert bool(finding.remedy) == bool(word)
+
+
+async def test_what_the_agent_has_told_is_not_told_twice(about: About) -> None:
+    told = ConditionStatus("firewall-drops", "error", "x", "dropped", "", "now", False)
+    about.status = replace(STATUS, conditions=(told,))
+    fake(about).rules = table(SOURCE)
+    assert (await only(about, firewall.firewall)).state == OK
+
+
+@pytest.mark.parametrize(("put", "state"), [(True, OK), (False, WARNING)])
+async def test_what_the_agent_will_put_there_counts_before_it_runs(about: About, put: bool, state: str) -> None:
+    about.status, about.settings = None, replace(about.settings, forward_rules=put)
+    place = ("ip", "filter", FORWARD)
+    fake(about).rules = Ruleset((Base(place, "forward", 0, "drop"),), {place: ()})
+    fake(about).firewall = (Hindrance(4, "ip filter", FORWARD, "policy drop", "nft"),)
+    assert (await only(about, firewall.firewall)).state == state
 
 
 def closed(table: str, chain: str, *ufws: str) -> Ruleset:
@@ -387,7 +439,7 @@ async def test_a_strict_filter_is_told_and_no_fault(about: About) -> None:
 
 async def test_what_needs_the_network_is_skipped_where_it_is_not_known(about: About) -> None:
     about.config, about.backend, about.unknown, about.status = None, None, "not known", None
-    findings = await findings_of(about, {"f": host.firewall, "r": host.routes, "p": ports.port, "b": host.bridges})
+    findings = await findings_of(about, {"f": firewall.firewall, "r": host.routes, "p": ports.port, "b": host.bridges})
     assert {finding.state for finding in findings} == {SKIPPED}
 
 

@@ -10,8 +10,9 @@ from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.envelope import Envelope
 from flannelpy.core.filter_match import IPIP
-from flannelpy.core.firewall_drops import Ground, Way, dropped, narrowed, passages
-from flannelpy.core.packet_filter import Ruleset
+from flannelpy.core.firewall_drops import Ground, Way, dropped, narrowed, passages, with_accepts
+from flannelpy.core.forward_accept import ForwardAccept
+from flannelpy.core.packet_filter import Base, Rule, Ruleset
 from flannelpy.kernel.legacy_rules import with_legacy
 from tests.unit.test_packet_filter import ACCEPT, DROP, asks, ip, meta, net, table
 
@@ -166,3 +167,27 @@ def test_of_thousands_of_rules_those_remain_that_may_matter() -> None:
     (left,) = narrowed(rules, packets).chains.values()
     assert [dict(rule.parts[0]) for rule in left] == [rule[0] for rule in [*kept, [port(8472)]]]
     assert f"UDP 8472 {IN}" in said(table(*others, *named, [port(8472), DROP], hook="input"))
+
+
+OURS_FIRST = [
+    ForwardAccept("nft", "FORWARD", "flannelpy", source=IPNetwork("10.5.0.0/16")),
+    ForwardAccept("nft", "FORWARD", "flannelpy", destination=IPNetwork("10.5.0.0/16")),
+]
+
+
+@pytest.mark.parametrize(("put", "passes"), [(OURS_FIRST, True), (OURS_FIRST[:1], True), ([], False)])
+@pytest.mark.parametrize("tool", ["nft", "legacy"])
+def test_our_own_rules_stand_before_the_others(put: list[ForwardAccept], passes: bool, tool: Any) -> None:
+    lines = ["-P FORWARD ACCEPT", "-A FORWARD -s 10.5.0.0/16 -j DROP", "-A FORWARD -j DROP"]
+    place = ("ip", "filter", "FORWARD")
+    rules = Ruleset((Base(place, "forward", 0, "accept"),), {place: (Rule(place, 1, (DROP,)),)})
+    rules = with_legacy(Ruleset(), 4, lines) if tool == "legacy" else rules
+    assert bool(said(with_accepts(rules, [replace(each, tool=tool) for each in put]))) != passes
+
+
+def test_what_a_rule_of_ours_leaves_alone_is_left_alone() -> None:
+    inside = ForwardAccept("nft", "DOCKER-USER", "flannelpy", IPNetwork("10.5.0.0/16"), IPNetwork("10.5.0.0/16"), not_in="docker0")
+    place = ("ip", "filter", "DOCKER-USER")
+    rules = with_accepts(Ruleset((Base(place, "forward", 0, "drop"),), {place: ()}), [inside])
+    assert (FROM in said(rules), TO in said(rules)) == (True, False)
+    assert with_accepts(Ruleset(), [inside]) == Ruleset()  # no such chain here

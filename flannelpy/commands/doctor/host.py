@@ -1,4 +1,4 @@
-"""Does the host itself stand in the way? Settings, firewall, routes, bridges, the uplink: as the agent watches them."""
+"""Does the host itself stand in the way? Settings, routes, bridges, the uplink: as the agent watches them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import AsyncIterator
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.commands.doctor.about import About
-from flannelpy.core.dialect import typed
 from flannelpy.core.errors import NoUplinkError
-from flannelpy.core.forwarding import forward_rules
 from flannelpy.core.host_diagnosis import (
     BRIDGES,
     Overlay,
@@ -20,8 +18,7 @@ from flannelpy.core.host_diagnosis import (
     setting_names,
     strict,
 )
-from flannelpy.core.objects import ROUTE_PROTOCOL, HostState, Object, Scope
-from flannelpy.core.plan import Step
+from flannelpy.core.objects import ROUTE_PROTOCOL
 from flannelpy.core.uplink import Choice, RouteAnswer, Wish, choose
 from flannelpy.explain.doctor import FAILED, OK, SKIPPED, WARNING, Finding
 
@@ -54,37 +51,6 @@ async def reverse_path(about: About) -> AsyncIterator[Finding]:
         yield Finding("reverse path filter", OK, f"strict on {said}: harmless while packets go back as they came")
     else:
         yield Finding("reverse path filter", OK, "loose or off")
-
-
-async def firewall(about: About) -> AsyncIterator[Finding]:
-    """What drops forwarded packets. Where iptables' FORWARD does, the agent adds rules, unless it was told not to."""
-    if about.config is None:
-        yield Finding("firewall", SKIPPED, about.unknown)
-        return
-    hindrances = await about.kernel.hindrances()
-    rules, blocked = forward_rules(hindrances, about.config.networks, "flannelpy")
-    if blocked:
-        said, _, command = blocked.partition(": ")
-        yield Finding("firewall", FAILED, said, command)
-    dropping = [one for one in hindrances if one.tool is not None and one.why]
-    for one in dropping if not about.settings.forward_rules else ():
-        said = f"{one.chain} of {one.table} drops ({one.why}), and --iptables-forward-rules is false"
-        yield Finding("firewall", WARNING, said, "let Network through there by hand, or leave that option out")
-    missing = await _missing(about, rules) if about.settings.forward_rules else []
-    if missing:  # it was told in vain, or may not: iptables-legacy is root's, by the lock that it takes
-        said = f"{len(missing)} of {len(rules)} rules that let the overlay through the host's firewall are not there"
-        yield Finding("firewall", FAILED, said, "; ".join(typed(Step("add", rule)) for rule in missing))
-    elif not blocked and (about.settings.forward_rules or not dropping):
-        more = f"; {len(rules)} rules of the agent let the overlay through" if len(rules) else ""
-        yield Finding("firewall", OK, f"nothing drops what the overlay forwards{more}")
-
-
-async def _missing(about: About, rules: HostState) -> list[Object]:
-    """Which of these a running agent should have put there long ago."""
-    if not len(rules) or about.status is None or not about.status.ready:
-        return []
-    there = await about.kernel.observe(Scope(), {rule.key for rule in rules})
-    return [rule for rule in rules if rule.key not in there]
 
 
 async def bridges(about: About) -> AsyncIterator[Finding]:

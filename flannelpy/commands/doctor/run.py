@@ -14,6 +14,7 @@ from flannelpy import __version__
 from flannelpy.commands.doctor import etcd, files, host, kernel, kube, others, ports
 from flannelpy.commands.doctor.about import About, knowing
 from flannelpy.commands.doctor.agent import agent
+from flannelpy.commands.doctor.firewall import firewall
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.foreign import LINE, printable
 from flannelpy.explain.doctor import SKIPPED, Finding, exit_code, to_json
@@ -28,7 +29,7 @@ DEADLINE_S = 8.0
 CHECKS: dict[str, Check] = {
     "agent": agent,
     "forwarding": host.forwarding,
-    "firewall": host.firewall,
+    "firewall": firewall,
     "incoming": ports.incoming,
     "reverse path filter": host.reverse_path,
     "uplink": host.uplink,
