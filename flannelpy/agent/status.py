@@ -88,7 +88,9 @@ def measured(status: Status, network: Network | None, silent_s: float, now: floa
         return Measured(status, {}, {}, Histogram(), Histogram(), silent_s, now)
     standing = network.reconciler.standing
     calls = network.registry_health.calls
-    return Measured(status, standing.steps, calls, standing.convergence, network.context.lateness, silent_s, now)
+    context = network.context
+    ttl_s = float(context.settings.lease_ttl_s)
+    return Measured(status, standing.steps, calls, standing.convergence, context.lateness, silent_s, now, ttl_s)
 
 
 def _subnet_file(settings: Settings, network: Network | None, health: Health) -> documents.SubnetFileStatus:

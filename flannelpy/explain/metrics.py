@@ -34,7 +34,7 @@ class Measured:
     """An agent at one moment. ``steps``: taken in the kernel, by kind of object, what was done, and ``done`` or ``refused``;
     ``calls``: of the registry, by kind and ``answered`` or ``failed``; ``convergence``: from the first news that a round takes up
     until the kernel holds what follows from it; ``lateness``: of a timer of the loop, looked at once a second; ``silent_s``: how
-    long the reconciler has not turned; ``now``: seconds since the epoch.
+    long the reconciler has not turned; ``now``: seconds since the epoch; ``lease_ttl_s``: what a lease is extended to.
     """
 
     status: Status
@@ -44,6 +44,7 @@ class Measured:
     lateness: Histogram
     silent_s: float
     now: float
+    lease_ttl_s: float | None = None
 
 
 Sample = tuple[tuple[str, ...], float]
@@ -111,6 +112,11 @@ def _loss(measured: Measured) -> float | None:
 def _lease(measured: Measured) -> Iterator[Sample]:
     lease = measured.status.lease
     yield from (((state,), float(lease is not None and lease.state == state)) for state in LEASE_STATES)
+
+
+def _lease_ttl_s(measured: Measured) -> float | None:
+    lease = measured.status.lease
+    return None if lease is None or lease.seconds_left is None else measured.lease_ttl_s
 
 
 def _conditions(measured: Measured) -> Iterator[Sample]:
@@ -192,6 +198,11 @@ METRICS: tuple[Metric | Durations, ...] = (
         "flannelpy_lease_remaining_seconds",
         "Until our lease would end if nobody extended it; absent for a reservation.",
         _one(lambda m: m.status.lease.seconds_left if m.status.lease else None),
+    ),
+    _gauge(
+        "flannelpy_lease_ttl_seconds",
+        "What it is extended to, each time a third of that is over (--subnet-lease-ttl); absent for a reservation.",
+        _one(_lease_ttl_s),
     ),
     _gauge(
         "flannelpy_mtu_bytes", "What containers should have.", _one(lambda m: m.status.backend.mtu if m.status.backend else None)

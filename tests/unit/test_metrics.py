@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def measured(status: Status, steps: dict[tuple[str, str, str], int] | None = None) -> Measured:
-    return Measured(status, steps or {}, {}, Histogram(), Histogram(), 0.25, NOON)
+    return Measured(status, steps or {}, {}, Histogram(), Histogram(), 0.25, NOON, 86400.0)
 
 
 def read(page: str) -> dict[str, dict[tuple[str, ...], float]]:
@@ -52,6 +52,7 @@ def test_what_an_agent_says_is_what_prometheus_reads() -> None:
     assert found["flannelpy_peers"] == {("in-sync",): 1, ("pending",): 0, ("refused",): 0, ("excluded",): 1, ("stale",): 1}
     assert found["flannelpy_lease_state"] == {("held",): 1, ("unconfirmed",): 0, ("lost",): 0, ("from-disk",): 0}
     assert found["flannelpy_lease_remaining_seconds"] == {(): 85000.5}
+    assert found["flannelpy_lease_ttl_seconds"] == {(): 86400}
     assert found["flannelpy_mtu_bytes"] == {(): 1472}
     assert found["flannelpy_registry_up"] == {(): 0}
     assert found["flannelpy_registry_silent_seconds"] == {(): 42.0}
@@ -137,6 +138,15 @@ def test_names_follow_the_conventions() -> None:
             assert metric.name.endswith("_total") == (metric.type == "counter")
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_lease_that_does_not_end_has_no_time(there: bool) -> None:
+    """As a reservation, and one in Kubernetes: there is nothing to compare."""
+    assert WHOLE.lease is not None
+    lease = replace(WHOLE.lease, seconds_left=None) if there else None
+    found = read(metrics.page(measured(replace(WHOLE, lease=lease))))
+    assert not [name for name in found if name.startswith("flannelpy_lease_") and name.endswith("_seconds")]
+
+
 async def test_the_agents_work_is_counted(tmp_path: Path) -> None:
     host = HostInMemory(MemoryStore(), tmp_path)
     host.put_config(VXLAN)
@@ -151,6 +161,8 @@ async def test_the_agents_work_is_counted(tmp_path: Path) -> None:
 
         before = await page()
         assert before["flannelpy_ready"] == {(): 1.0}
+        ((ttl_s, left_s),) = [(before[f"flannelpy_lease_{name}_seconds"][()] for name in ("ttl", "remaining"))]
+        assert 2 / 3 * ttl_s <= left_s <= ttl_s == 86400
         assert before["flannelpy_kernel_steps_total"]["link", "add", "done"] == 1
         assert before["flannelpy_registry_calls_total"]["write", "answered"] >= 1
         assert sum(before["flannelpy_kernel_objects_missing"].values()) == 0
