@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 from flannelpy.core.backend import Backend, Beside, Guarded
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.filter_match import IPIP, UDP
+from flannelpy.core.forward_accept import command
 from flannelpy.core.model import Family
 from flannelpy.core.packet_filter import Ruleset
 
@@ -81,7 +82,6 @@ def let_in(rules: Ruleset, dropped: str, interface: str, entrance: Entrance, ver
     if dropped.endswith(" firewalld") or " firewalld " in dropped:
         what = f"--add-port={port}/udp" if protocol == UDP else f"--add-protocol={name}"
         return f"firewall-cmd --permanent {what} && firewall-cmd --reload (the zone that {interface} is in)"
-    tables = "iptables" if version == 4 else "ip6tables"
     if any(chain.startswith("ufw") for _family, _table, chain in rules.chains):
         if protocol == UDP:
             return f"ufw allow in on {interface} to any port {port} proto udp"
@@ -90,6 +90,7 @@ def let_in(rules: Ruleset, dropped: str, interface: str, entrance: Entrance, ver
         return f"-A ufw-before-input -i {interface} -p {name} -j ACCEPT in /etc/ufw/before.rules, above COMMIT; ufw reload"
     if " filter" in dropped or "-legacy" in dropped:
         what = f"-p {name}" + (f" --dport {port}" if port else "")
+        tables = command("legacy" if "-legacy" in dropped else "nft", version)
         return f"{tables} -I INPUT -i {interface} {what} -j ACCEPT, and where your rules are kept"
     what = f"udp dport {port}" if protocol == UDP else f"meta l4proto {name}"
     return f"let it in there: iifname {interface} {what} accept"

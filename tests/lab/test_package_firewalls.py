@@ -162,6 +162,7 @@ async def test_nftables_service(walled: Walled) -> None:
 async def test_iptables(walled: Walled, kind: str) -> None:
     """iptables-legacy, too: its tables and its lock are root's, and the package's agent is not root (docs/ports.md)."""
     command = f"iptables-{kind}"
+    opens = "iptables" if kind == "nft" else command
     closing = (
         "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
         "-A INPUT -i lo -j ACCEPT",
@@ -172,7 +173,7 @@ async def test_iptables(walled: Walled, kind: str) -> None:
     await walled.start()
     await walled.nothing_passes()
     code, said = await walled.doctor()
-    assert (code, "iptables -I INPUT -i eth1 -p udp --dport 8472 -j ACCEPT" in said) == (3, True), said
+    assert (code, f"{opens} -I INPUT -i eth1 -p udp --dport 8472 -j ACCEPT" in said) == (3, True), said
     await walled.type(*(line.replace("iptables ", f"{command} ", 1) for line in typed("iptables")))
     await walled.all_passes()
 

@@ -320,7 +320,7 @@ def closed(table: str, chain: str, *ufws: str) -> Ruleset:
     ("rules", "remedy"),
     [
         (closed("filter", "INPUT"), "iptables -I INPUT -i eth1 -p udp --dport 8472 -j ACCEPT"),
-        (closed("filter (iptables-legacy)", "INPUT"), "iptables -I INPUT -i eth1 -p udp --dport 8472 -j ACCEPT"),
+        (closed("filter (iptables-legacy)", "INPUT"), "iptables-legacy -I INPUT -i eth1 -p udp --dport 8472 -j ACCEPT"),
         (closed("filter", "INPUT", "ufw-before-input"), "ufw allow in on eth1 to any port 8472 proto udp"),
         (closed("firewalld", "filter_INPUT"), "firewall-cmd --permanent --add-port=8472/udp"),
         (closed("mine", "in"), "let it in there: iifname eth1 udp dport 8472 accept"),

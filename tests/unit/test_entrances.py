@@ -86,7 +86,7 @@ def test_of_several_backends_the_device_says_which_port() -> None:
 
 UFW = Ruleset(chains={("ip", "filter", "ufw-before-input"): ()})
 NFT, NFT6 = ("chain INPUT of nft table ip filter (policy drop)", "chain INPUT of nft table ip6 filter (policy drop)")
-LEGACY = "chain INPUT of iptables-legacy (policy drop)"
+LEGACY, LEGACY6 = ("chain INPUT of iptables-legacy (policy drop)", "chain INPUT of ip6tables-legacy (policy drop)")
 FIREWALLD, HARD = "a rule in chain in of nft table inet firewalld", "a rule in chain in of nft table inet hard (handle 2)"
 
 
@@ -95,7 +95,8 @@ FIREWALLD, HARD = "a rule in chain in of nft table inet firewalld", "a rule in c
     [
         (Ruleset(), NFT, Entrance(UDP, 500), 4, "iptables -I INPUT -i eth1 -p udp --dport 500 -j ACCEPT"),
         (Ruleset(), NFT6, Entrance(UDP, 8472), 6, "ip6tables -I INPUT -i eth1 -p udp --dport 8472 -j ACCEPT"),
-        (Ruleset(), LEGACY, Entrance(ESP), 4, "iptables -I INPUT -i eth1 -p esp -j ACCEPT"),
+        (Ruleset(), LEGACY, Entrance(ESP), 4, "iptables-legacy -I INPUT -i eth1 -p esp -j ACCEPT"),
+        (Ruleset(), LEGACY6, Entrance(UDP, 8472), 6, "ip6tables-legacy -I INPUT -i eth1 -p udp --dport 8472 -j ACCEPT"),
         (Ruleset(), FIREWALLD, Entrance(4), 4, "firewall-cmd --permanent --add-protocol=ipencap"),
         (Ruleset(), FIREWALLD, Entrance(UDP, 7), 6, "firewall-cmd --permanent --add-port=7/udp"),
         (Ruleset(), HARD, Entrance(4), 4, "let it in there: iifname eth1 meta l4proto ipencap accept"),
