@@ -367,6 +367,12 @@ async def test_bridge(about: About, docker0: Interface, state: str) -> None:
     assert (await only(about, host.bridges)).state == state
 
 
+async def test_the_device_of_what_is_preferred_is_no_bridge(about: About) -> None:
+    about.take(json.dumps({**VXLAN, "Backend": {"Type": "vxlan", "Prefer": ["wireguard"]}}))
+    fake(about).set_interface(interface("flannel-wg", 9, "10.5.7.0/32", mtu=1420))
+    assert (await only(about, host.bridges)).said == "docker0 (MTU 1450) in 10.5.7.0/24"
+
+
 @pytest.mark.parametrize(
     ("route", "state"),
     [

@@ -444,6 +444,7 @@ TUN = (Link("flannel0", "tun", 1472), Route(IPNetwork("10.5.0.0/16"), dev="flann
     [
         ({"Type": "wireguard"}, WG, 51820),
         ({"Type": "wireguard", "ListenPort": 4444}, WG, 4444),
+        ({"Type": "vxlan", "Prefer": ["wireguard"]}, WG, 51820),
         (None, (*WG, WireguardDevice("flannel-wg", 5555, Secret(bytes(32)))), 5555),
         ({"Type": "udp", "Engine": "userspace", "Port": 9}, TUN, 9),
     ],

@@ -16,7 +16,7 @@ from flannelpy import plugins
 from flannelpy.commands.ask import ask
 from flannelpy.commands.conversation import opened
 from flannelpy.commands.located import with_nodes
-from flannelpy.core.backend import Backend
+from flannelpy.core.backend import Backend, Beside
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.entrances import Entrance, entrances
 from flannelpy.core.errors import ConfigError, FlannelpyError, MalformedError
@@ -79,8 +79,18 @@ class About:
 
     @property
     def devices(self) -> frozenset[str]:
-        """Our own."""
-        return frozenset() if self.config is None or self.backend is None else frozenset(self.backend.devices(self.config))
+        """Our own: the Type's, and those of what is preferred to it."""
+        if self.config is None or self.backend is None:
+            return frozenset()
+        found = {name for each in self._beside for name in each.devices(self.config)}
+        return frozenset({*self.backend.devices(self.config), *found})
+
+    @property
+    def _beside(self) -> list[Beside]:
+        """What may stand beside the Type on this host."""
+        if self.config is None or self.backend is None or self.settings.prefer is not None:
+            return []
+        return [*plugins.preferred(self.config, self.backend, self.settings.host_options).values()]
 
     @property
     def entrances(self) -> list[Entrance]:
@@ -92,10 +102,7 @@ class About:
     @property
     def spare(self) -> list[Entrance]:
         """Those of them that only what is preferred to the Type takes packets at: without it they come by the Type."""
-        if self.config is None or self.backend is None or self.settings.prefer is not None:
-            return []
-        beside = plugins.preferred(self.config, self.backend, self.settings.host_options)
-        return entrances(self.config, beside.values())
+        return [] if self.config is None else entrances(self.config, self._beside)
 
     def take(self, text: str | None) -> None:
         """The network config, as stored."""

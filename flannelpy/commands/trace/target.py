@@ -143,7 +143,8 @@ def _subnet(peer: PeerStatus, version: int) -> IPNetwork | None:
 
 def _own(about: About, net: IPNetwork) -> IPAddress:
     """The peer's own address in its subnet: its device's, which is the first; without a device the bridge's, as Docker makes it."""
-    return IPAddress(net.first + (0 if about.devices else 1), net.version)
+    has_device = about.config is not None and about.backend is not None and about.backend.devices(about.config)
+    return IPAddress(net.first + (0 if has_device else 1), net.version)
 
 
 def _list(found: Iterable[IPAddress]) -> str:
