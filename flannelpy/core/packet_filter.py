@@ -119,17 +119,6 @@ def judge(rules: Ruleset, hook: Hook, packet: Packet) -> Ruling:
     return Ruling(doubts=tuple(dict.fromkeys(doubts)))
 
 
-def let_in(rules: Ruleset, dropped: str, interface: str, port: int) -> str:
-    """How whoever has made the rule that a ruling names would open a UDP port, for good; ``dropped`` is the ruling's."""
-    if dropped.endswith(" firewalld") or " firewalld " in dropped:
-        return f"firewall-cmd --permanent --add-port={port}/udp && firewall-cmd --reload (the zone that {interface} is in)"
-    if any(name.startswith("ufw") for _family, _table, name in rules.chains):
-        return f"ufw allow in on {interface} to any port {port} proto udp"
-    if " filter" in dropped or "-legacy" in dropped:
-        return f"iptables -I INPUT -i {interface} -p udp --dport {port} -j ACCEPT, and where your rules are kept"
-    return f"let it in there: iifname {interface} udp dport {port} accept"
-
-
 _Fate = tuple[str, Rule | None]
 """What becomes of a packet, and by which rule."""
 
