@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from flannelpy.commands.doctor import agent, files, firewall, host, kernel, others, ports
 from flannelpy.commands.doctor.about import About
@@ -25,7 +25,7 @@ from flannelpy.core.packet_filter import Base, Rule, Ruleset
 from flannelpy.core.policy_rule import PolicyRule
 from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.explain.doctor import FAILED, OK, SCHEMA, SKIPPED, WARNING, Finding, exit_code, sorted_findings, to_json
-from flannelpy.explain.status import BackendStatus, ConditionStatus, EtcdStatus, LeaseStatus, Status, SubnetFileStatus
+from flannelpy.explain.status import BackendStatus, ConditionStatus, EtcdStatus, LeaseStatus, Status, SubnetFileStatus, UplinkStatus
 from flannelpy.host.subnet_env import parse
 from flannelpy.kernel.fake import FakeKernel
 from flannelpy.registry import Endpoint
@@ -734,3 +734,18 @@ async def test_an_agent_with_another_run_dir_is_pointed_at(about: About) -> None
     process(about, 9, "python3", "python3", "/usr/bin/flannelpy")
     assert (await only(about, others.agents)).state == WARNING
     assert Key("link", "flannel.1") not in fake(about).planted()
+
+
+@pytest.mark.parametrize("chosen", ["192.0.2.1", "192.0.2.77", "198.51.100.1", None])
+@pytest.mark.parametrize("asked", ["192.0.2.77", "203.0.113.9", None])
+def test_a_host_sends_with_the_address_that_its_agent_goes_by(about: About, chosen: str | None, asked: str | None) -> None:
+    """Of several on the uplink; without an agent with the one that it is to advertise, where the uplink has it; else the first."""
+    eth1 = interface("eth1", 2, "192.0.2.1/24", "192.0.2.77/24", "2001:db8::1/64")
+    uplink = UplinkStatus("eth1", 1500, (), chosen, None, chosen, None)
+    about.status = None if chosen is None else replace(STATUS, uplink=uplink)
+    about.settings = replace(about.settings, public_ip=None if asked is None else IPAddress(asked))
+    best = chosen if chosen in ("192.0.2.1", "192.0.2.77") else asked if asked == "192.0.2.77" else "192.0.2.1"
+    assert str(about.address_of(eth1, 4)) == best
+    assert str(about.address_of(eth1, 6)) == "2001:db8::1"
+    assert about.address_of(interface("eth2", 3), 4) is None
+    assert str(about.address_of(interface("eth3", 4, "192.0.2.77/24", "192.0.2.1/24"), 4)) == "192.0.2.77", "of another interface"

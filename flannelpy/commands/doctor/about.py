@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from flannelpy import plugins
 from flannelpy.commands.ask import ask
@@ -21,6 +21,7 @@ from flannelpy.core.config import NetworkConfig
 from flannelpy.core.entrances import Entrance, entrances
 from flannelpy.core.errors import ConfigError, FlannelpyError, MalformedError
 from flannelpy.core.foreign import cut
+from flannelpy.core.host_facts import Interface
 from flannelpy.core.objects import Route
 from flannelpy.core.policy_rule import PolicyRule
 from flannelpy.explain.status import SOCKET, Status, from_json
@@ -103,6 +104,17 @@ class About:
     def spare(self) -> list[Entrance]:
         """Those of them that only what is preferred to the Type takes packets at: without it they come by the Type."""
         return [] if self.config is None else entrances(self.config, self._beside)
+
+    def address_of(self, interface: Interface, version: int) -> IPAddress | None:
+        """What this host sends with there: of the uplink what the agent goes by, where it has several; else the first."""
+        uplink = None if self.status is None else self.status.uplink
+        chosen = None
+        if uplink is not None and uplink.interface == interface.name:
+            chosen = uplink.address if version == 4 else uplink.address6
+        asked = self.settings.public_ip if version == 4 else self.settings.public_ipv6
+        held = [each.address for each in interface.addresses if each.address.version == version]
+        best = [each.address for each in interface.addresses if each.address in held and each.scope == "global"] or held
+        return next((address for address in held if str(address) == chosen), asked if asked in held else next(iter(best), None))
 
     def take(self, text: str | None) -> None:
         """The network config, as stored."""

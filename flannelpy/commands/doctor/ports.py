@@ -42,7 +42,7 @@ async def incoming(about: About) -> AsyncIterator[Finding]:
 
 
 def _looks(about: About, rules: Ruleset, uplink: Interface, entrance: Entrance) -> Iterator[Finding]:
-    ends = [(own, family) for family in entrance.families if (own := _own(about, uplink, family)) is not None]
+    ends = [(own, family) for family in entrance.families if (own := about.address_of(uplink, family)) is not None]
     if not ends:
         families = " or ".join(f"IPv{family}" for family in entrance.families)
         yield Finding("incoming", SKIPPED, f"{entrance} comes by {families}, of which {uplink.name} has no address")
@@ -72,12 +72,6 @@ def _judged(about: About, rules: Ruleset, entrance: Entrance, packet: Packet) ->
         return Finding("incoming", WARNING, f"{what} is dropped by {dropped}: what Prefer names for it is not used", remedy)
     said = f"{what} is dropped by {dropped}: no packet of the overlay comes in"
     return Finding("incoming", WARNING if about.preflight else FAILED, said, remedy)
-
-
-def _own(about: About, uplink: Interface, version: int) -> IPAddress | None:
-    """The uplink's address: that which peers are told, where the uplink has several and this among them."""
-    held = [each.address for each in uplink.addresses if each.address.version == version and each.scope == "global"]
-    return next((address for address in held if address == _public(about, version)), held[0] if held else None)
 
 
 def _public(about: About, version: int) -> IPAddress | None:

@@ -267,15 +267,11 @@ async def _outside(
     uplink = ground.interfaces.get(name)
     hop = trace.uplink_hop(uplink, name, needed)
     ground.hops += [hop, route] if hop.state == "stops" else [route, hop]  # where it is down, the route is only what follows
-    own = None if uplink is None else _own(uplink, outer.version)
+    own = None if uplink is None else ground.about.address_of(uplink, outer.version)
     if rules is not None and own is not None:
         sent = _enveloped(ground, envelope, own, outer, leaves=name)
         _judged(ground, rules, "output", [("output", sent), ("postrouting", sent)], shared=True)
     return uplink
-
-
-def _own(interface: Interface, version: int) -> IPAddress | None:
-    return next((held.address for held in interface.addresses if held.address.version == version), None)
 
 
 # ----------------------------------------------------------------------------------------------------------------- back
@@ -283,7 +279,7 @@ def _own(interface: Interface, version: int) -> IPAddress | None:
 
 async def _inside(ground: Ground, rules: Ruleset | None, envelope: Envelope, outer: IPAddress, uplink: Interface) -> None:
     """What the peer sends, where it arrives."""
-    own = _own(uplink, outer.version)
+    own = ground.about.address_of(uplink, outer.version)
     if own is None:
         return
     (back,) = await ground.about.kernel.look_up([Lookup(own, outer, uplink.index)])
@@ -365,7 +361,7 @@ def _judged(ground: Ground, rules: Ruleset, name: str, passed: Sequence[tuple[Ho
 def _muted(ground: Ground, rules: Ruleset | None, device: str) -> trace.Muted:
     """What the rules do to echo requests of this host itself: they pass other hooks than what containers send."""
     leaves = ground.interfaces.get(device)
-    own = None if leaves is None else _own(leaves, ground.version)
+    own = None if leaves is None else ground.about.address_of(leaves, ground.version)
     if rules is None or own is None:
         return trace.NOT_MUTED
     there, icmp = ground.target.address, ICMP[ground.version]
