@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from netaddr import AddrFormatError, IPAddress
 
@@ -27,7 +27,9 @@ from flannelpy.host.files import read_given
 from flannelpy.options import ACCEPTED, ALL, BY_NAME, ETCD, KUBE, OUR_ENV, Given
 from flannelpy.registry import Endpoint
 from flannelpy.registry.etcd.endpoints import parse_endpoints
-from flannelpy.registry.kube.access import Access, find_node, parse_api_url, parse_prefix
+
+if TYPE_CHECKING:
+    from flannelpy.registry.kube.access import Access
 
 Parsed = TypeVar("Parsed")
 
@@ -318,6 +320,8 @@ def _kubernetes(source: _Source) -> Access | None:
     """How Kubernetes is reached; None without ``--kube-subnet-mgr``."""
     if not source.value("kube-subnet-mgr", _boolean):
         return None
+    from flannelpy.registry.kube.access import Access, find_node, parse_api_url, parse_prefix
+
     return Access(
         parse_api_url(source.text("kube-api-url"), source.where("kube-api-url")),
         source.optional("kubeconfig-file", _readable_file) or "",

@@ -40,7 +40,6 @@ from flannelpy.explain.http import Page, Pages
 from flannelpy.explain.wall_clock import wall_clock
 from flannelpy.kernel import Kernel
 from flannelpy.registry import Assigned, Registry
-from flannelpy.registry.kube.access import EXTRA
 from flannelpy.settings import Settings
 
 if TYPE_CHECKING:
@@ -77,6 +76,8 @@ async def run(settings: Settings) -> int:
 def reach(settings: Settings) -> tuple[Registry, Assigned | None]:
     """Where leases live, and what of it is ours where they are assigned; no other's libraries are loaded. Raises UsageError."""
     if settings.kube is not None:
+        from flannelpy.registry.kube.access import EXTRA
+
         try:
             from flannelpy.registry.kube.registry import KubeRegistry
         except ModuleNotFoundError as error:

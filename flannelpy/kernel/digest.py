@@ -232,6 +232,8 @@ class Digest:
                     draft.resync = True
                 if not ours:
                     draft.routed.add(4)
+        elif not new and info.value >> 118 == LINK_LOCAL and (ours or index == self._sieve.uplink):
+            draft.resync = True  # IPv6 went off there, and its routes; with skip_notify_on_dev_down (ip-sysctl) without a word
 
     def _link(self, info: LinkInfo, new: bool, draft: Draft) -> None:
         index, name = info.device, info.name

@@ -20,7 +20,7 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from pathlib import Path
 
-from flannelpy.core import packet_filter, xt_matches
+from flannelpy.core import packet_filter
 from flannelpy.core.errors import KernelError, MalformedError
 from flannelpy.core.forward_accept import ForwardAccept, command
 from flannelpy.core.forwarding import DOCKER_USER, FORWARD, Hindrance
@@ -107,6 +107,8 @@ class Forward:
 
     async def _whole(self, rules: Ruleset) -> Ruleset:
         """With what iptables-nft's matches ask for. One more listing of each table that has such."""
+        from flannelpy.core import xt_matches
+
         for table in xt_matches.untold(rules):
             text = await _there(self._nft.told(f"list table {' '.join(table)}\n"))
             if len(text) > SMALL:

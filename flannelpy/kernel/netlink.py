@@ -327,6 +327,14 @@ class NetlinkKernel:
                 del errors[place]
             else:
                 errors[place] = still
+        for place in [place for place, failed in errors.items() if failed.code == errno.EINVAL]:
+            from flannelpy.kernel.onlink import insist
+
+            encode = partial(_encode, steps[place], index_of=index_by, missing=missing)
+            if (still := insist(channel, steps[place], errors[place], encode, index_by)) is None:
+                del errors[place]
+            else:
+                errors[place] = still
         self._pace(time.thread_time() - started, len(steps))
         return [Result(step, _verdict(step, errors.get(place))) for place, step in enumerate(steps)]
 

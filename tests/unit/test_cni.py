@@ -491,3 +491,16 @@ def test_streams_that_are_closed_end_in_no_traceback(place: Path) -> None:
         env={"CNI_COMMAND": "DEL", "CNI_PATH": "/nowhere", **ENV},
     )
     assert nothing_to_say.returncode == 0
+
+
+@pytest.mark.parametrize("more", ["array_hook", "a_hook_to_come"])
+def test_a_python_whose_reader_asks_for_more_reads_too(monkeypatch: pytest.MonkeyPatch, more: str) -> None:
+    """Python 3.15's asks for array_hook."""
+
+    def demanding(context: Any) -> Any:
+        getattr(context, more)
+        return make_scanner(context)
+
+    make_scanner = plugin.make_scanner
+    monkeypatch.setattr(plugin, "make_scanner", demanding)
+    assert plugin.parse(b'{"mtu": 1450.0, "ranges": [[1], []]}') == {"mtu": 1450, "ranges": [[1], []]}

@@ -118,6 +118,14 @@ def test_addresses_of_others_name_their_interface(digest: Digest) -> None:
     assert gone == Notice(links={VETH: "veth9"}, routed=frozenset({4}), addressed=True)
 
 
+def test_everything_is_observed_where_ipv6_goes_off_on_a_link_that_has_routes_of_ours(digest: Digest) -> None:
+    """With it go its routes, and with skip_notify_on_dev_down (ip-sysctl) without a word; that of an address means nothing."""
+    told(digest, link(VETH))
+    assert not told(digest, address(UPLINK, "2001:db8::1/64", kind=messages.RTM_DELADDR)).resync
+    assert told(digest, address(UPLINK, "fe80::1/64", kind=messages.RTM_DELADDR)).resync
+    assert not told(digest, address(VETH, "fe80::1/64", kind=messages.RTM_DELADDR)).resync
+
+
 def test_the_uplink_is_told_and_everything_is_observed_where_it_takes_something_along(digest: Digest) -> None:
     assert told(digest, address(UPLINK, "192.0.2.55/24")) == Notice(links={UPLINK: "eth1"}, addressed=True)
     swapped = told(digest, address(UPLINK, "192.0.2.1/24", kind=messages.RTM_DELADDR), address(UPLINK, "192.0.2.55/24"))

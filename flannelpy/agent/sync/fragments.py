@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from netaddr import IPAddress
 
 from flannelpy.agent.report import Reporter
+from flannelpy.agent.sync.near import addresses, taken_along
 from flannelpy.agent.sync.nexthops import Nexthops
 from flannelpy.core.backend import Local, Path
 from flannelpy.core.desired import Desired
@@ -24,6 +25,7 @@ from flannelpy.core.underlay import Shield
 
 if TYPE_CHECKING:
     from flannelpy.agent.sync.sources import Gateways, Peers
+    from flannelpy.kernel import Notice
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +135,10 @@ class Fragments:
             return False
         self._facts.moved.update(families)
         return bool(families)
+
+    def taken_along(self, notice: Notice) -> Iterable[Key]:
+        """The routes that may have gone with a link, without a word."""
+        return taken_along(notice, self._facts.on_link, self._members, self.desired)
 
     async def refresh(self) -> set[Key]:
         """Make anew what has changed; the keys to look at. Raises KernelError; then it is still to be made."""
@@ -269,19 +275,19 @@ class Fragments:
         came = {owner: lease for owner, lease in changed.items() if lease is not None}
         stay = {owner: lease for owner, lease in self._members.items() if owner not in changed}
         asked = {**stay, **came} if anew or moved else came
-        addresses = {address for lease in asked.values() for address in _addresses(lease)}
+        asked_for = {address for lease in asked.values() for address in addresses(lease)}
         try:
-            found = await self._gateways.on_link(addresses)
+            found = await self._gateways.on_link(asked_for)
         except BaseException:
             self._facts.moved |= moved
             raise
         known = self._facts.on_link
         if len(known) > 2 * len(self._members) + AT_ONCE:  # of peers that went
-            known = {address: known[address] for lease in stay.values() for address in _addresses(lease) if address in known}
-        before = {address: known[address] for address in addresses if address in known}
-        self._facts.on_link = {**{address: dev for address, dev in known.items() if address not in addresses}, **found}
-        turned = {address for address in addresses if before.get(address) != found.get(address)}
-        return {owner: lease for owner, lease in asked.items() if turned.intersection(_addresses(lease))}
+            known = {address: known[address] for lease in stay.values() for address in addresses(lease) if address in known}
+        before = {address: known[address] for address in asked_for if address in known}
+        self._facts.on_link = {**{address: dev for address, dev in known.items() if address not in asked_for}, **found}
+        turned = {address for address in asked_for if before.get(address) != found.get(address)}
+        return {owner: lease for owner, lease in asked.items() if turned.intersection(addresses(lease))}
 
 
 @dataclass(slots=True)
@@ -292,8 +298,3 @@ class _Facts:
     on_link: dict[IPAddress, str] = field(default_factory=dict)
     moved: set[int] = field(default_factory=set)
     answered: set[Key] = field(default_factory=set)
-
-
-def _addresses(lease: Lease) -> tuple[IPAddress, ...]:
-    """Where a peer is sent to."""
-    return tuple(address for address in (lease.public_ip, lease.attrs.public_ipv6) if address is not None)

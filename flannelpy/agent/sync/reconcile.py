@@ -24,7 +24,6 @@ from flannelpy.agent.sync.standing import Standing
 from flannelpy.agent.sync.whole import differing, take
 from flannelpy.core.desired import Desired
 from flannelpy.core.errors import KernelError
-from flannelpy.core.nexthops import routes_by
 from flannelpy.core.objects import HostState, Key, Link
 from flannelpy.core.plan import Plan, lives_on, plan
 from flannelpy.kernel import Kernel, Notice, Result
@@ -95,7 +94,7 @@ class Reconciler:
         if len(self.retries):
             self._hasten_what_may_go(notice)
         self.dirty.add(key for key, item in notice.objects.items() if self.desired.get(key) != item)
-        self.dirty.add(self._mirror.doubt(routes_by(notice.objects, self.desired)))  # gone without a word, or led elsewhere
+        self.dirty.add(self._mirror.doubt(self.fragments.taken_along(notice)))  # gone without a word, or led elsewhere
 
     def _hasten_what_may_go(self, notice: Notice) -> None:
         """A route that was in the way of ours is gone; or an interface, maybe one that had what a device of ours needs.

@@ -626,7 +626,7 @@ def read_all(descriptor: int) -> bytes:
 class Numbers:
     """How the scanner reads: numbers are 64-bit floats, as Go's."""
 
-    strict, object_hook, object_pairs_hook = True, None, None
+    strict, object_hook, object_pairs_hook, array_hook = True, None, None, None
 
     @staticmethod
     def parse_float(text: str) -> int | float:
@@ -652,7 +652,7 @@ def parse(data: bytes) -> object:
         value, end = make_scanner(Numbers)(text, 0)  # type: ignore[arg-type]  # it asks for these attributes alone
         if end == len(text):
             return value
-    except (StopIteration, SystemError):  # the errors that it would raise are classes of `json`
+    except (StopIteration, SystemError, AttributeError):  # its errors are classes of `json`; another Python's may ask for more
         pass
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
