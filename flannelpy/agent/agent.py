@@ -238,7 +238,7 @@ class Agent:
 
     def _silent_s(self) -> float:
         """How long the reconciler has not turned."""
-        return 0.0 if self._network is None else self._context.clock() - self._network.reconciler.heartbeat
+        return 0.0 if self._network is None else time.monotonic() - self._network.reconciler.heartbeat
 
     @property
     def events(self) -> Ring:

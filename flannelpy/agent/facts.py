@@ -55,7 +55,8 @@ class Facts:
         self._moved |= moved
         if moved:
             self.rerouted.set()
-        self._gateways = {address: dev for address, dev in self._gateways.items() if address.version not in moved}
+        if moved:
+            self._gateways = {address: dev for address, dev in self._gateways.items() if address.version not in moved}
         self.stale = self.stale or concerned
         return concerned
 
@@ -89,7 +90,7 @@ class Facts:
         self._reporter.set("uplink-missing", {})
         self._reporter.set("uplink-down", said)
         if before != self.uplink:
-            self._gateways.clear()
+            self._gateways = {}
             self._moved |= FAMILIES
         return before != self.uplink
 
@@ -114,10 +115,15 @@ class Facts:
         if len(self._gateways) > MOST_GATEWAYS:
             self._gateways.clear()
         for address in addresses:
-            if address not in self._gateways:
+            if address in self._gateways:
+                device = self._gateways[address]
+            else:
+                before = self._gateways
                 answer = await self._kernel.route_to(address)
-                self._gateways[address] = answer.dev if answer is not None and answer.via is None else None
-            if (device := self._gateways[address]) is not None:
+                device = answer.dev if answer is not None and answer.via is None else None
+                if self._gateways is before:  # else routes may have changed since it was given
+                    before[address] = device
+            if device is not None:
                 found[address] = device
         return found
 

@@ -86,8 +86,11 @@ class NodeKeeper:
         """Write these into our node, ``after_s`` seconds from now; the last that was asked for counts."""
         if self._publishing is not None:
             self._publishing.cancel()
+        self._publishing = asyncio.get_running_loop().call_later(after_s, self._say, attrs)
+
+    def _say(self, attrs: LeaseAttrs) -> None:
         self._attrs = attrs
-        self._publishing = asyncio.get_running_loop().call_later(after_s, self._changed.set)
+        self._changed.set()
 
     def avoid(self, networks: Iterable[IPNetwork]) -> None:
         """Nothing: Kubernetes chooses."""
@@ -110,9 +113,7 @@ class NodeKeeper:
                     async with asyncio.timeout(self._context.random.uniform(pause / 2, pause)):
                         await self._changed.wait()
         finally:
-            if self._publishing is not None:
-                self._publishing.cancel()
-            listening.cancel()
+            listening.cancel()  # what is to be published waits on: nobody asks for it a second time where this is begun anew
             await asyncio.gather(listening, return_exceptions=True)
 
     async def _listen(self, since: int) -> None:

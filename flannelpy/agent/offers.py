@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 from flannelpy.agent.carriage import Carriage
@@ -48,6 +48,15 @@ MOST_BYTES = 16 << 20
 """Of their values; an honest one has some hundred."""
 
 
+@dataclass(slots=True)
+class _Own:
+    """What is to stand beside our lease, and what was heard there last."""
+
+    lease: Lease
+    text: str | None
+    heard: bytes | None
+
+
 class Offers:
     """``wake`` is called when it becomes known what the peers offer, or that this is not waited for any longer."""
 
@@ -57,7 +66,7 @@ class Offers:
         self._context = context
         self._cluster = cluster
         self._wake = wake
-        self._wanted: tuple[Lease, str | None] | None = None
+        self._own: _Own | None = None
         self._changed = asyncio.Event()
         self._following = asyncio.Event()
         self._awaited = False  # what is heard decides how peers are reached; else it is their names alone
@@ -102,12 +111,16 @@ class Offers:
 
     def tell(self, lease: Lease, offer: Offer | None, *, wanted: bool) -> None:
         """Beside our lease is to stand this; None: nothing. Where it is not ``wanted`` in this network, nobody reads it."""
-        if self._wanted is None and not wanted:
+        before = self._own
+        if before is None and not wanted:
             return
         text = None if offer is None else offer.to_json()
-        if self._wanted is None or self._wanted[1] != text or self._wanted[0] != lease:
-            self._wanted = lease, text
+        if before is None or (before.lease, before.text) != (lease, text):
+            same = before is not None and before.lease.key == lease.key
+            self._own = _Own(lease, text, before.heard if before is not None and same else None)
             self._changed.set()
+            if before is not None and not same and before.heard is not None and self._has_room(before.heard):
+                self._hear(before.lease.key, before.heard)  # of whoever has that subnet now, or it counts for nobody
 
     def _know(self) -> None:
         if not self.known:
@@ -120,11 +133,10 @@ class Offers:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            if self._wanted is None:
+            if self._own is None:
                 continue
-            lease, text = self._wanted
             try:
-                await self._context.registry.offer(lease, text)
+                await self._context.registry.offer(self._own.lease, self._own.text)
             except RegistryError as error:
                 self._tell_refusal("written", error, matters=not self._plain)
                 if not isinstance(error, ConflictError):  # else the lease is another one by now, and we are told
@@ -168,12 +180,12 @@ class Offers:
     def _take(self, offered: Offered) -> None:
         values = dict(offered.values)
         if offered.whole:
-            own = () if self._wanted is None else (self._wanted[0].key,)
+            own = () if self._own is None else (self._own.lease.key,)
             before = {*self._cluster.offers.keys, *self._cluster.names, *self._refused, *own}
             values = {**dict.fromkeys(before), **values}
         for name, value in values.items():
-            if self._wanted is not None and name == self._wanted[0].key:
-                self._hear_own(value)
+            if self._own is not None and name == self._own.lease.key:
+                self._hear_own(self._own, value)
             elif value is None:
                 self._implied.discard(name)
                 self._doubt(name)
@@ -190,10 +202,10 @@ class Offers:
         names = self._cluster.names
         return len(names) + len(self._refused) < MOST and names.size + len(value) <= MOST_BYTES
 
-    def _hear_own(self, value: bytes | None) -> None:
+    def _hear_own(self, own: _Own, value: bytes | None) -> None:
         """Somebody else has written beside our lease, or etcd has lost it."""
-        text = None if self._wanted is None else self._wanted[1]
-        if value != (None if text is None else text.encode()):
+        own.heard = value
+        if value != (None if own.text is None else own.text.encode()):
             asyncio.get_running_loop().call_later(AGAIN_S, self._changed.set)
 
     def _hear(self, name: str, value: bytes) -> None:

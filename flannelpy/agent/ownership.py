@@ -47,9 +47,7 @@ class Ownership:
     def claim(self, carriage: Carriage) -> bool:
         """Make what ``carriage`` needs this agent's; False, with a condition, where another of this machine has a part of it."""
         claims, now = self._context.claims, self._context.clock()
-        prefix = self._context.settings.endpoint.prefix
-        names = frozenset({f"table {table_name(prefix)}", *_devices(carriage.devices), *_ports(fou_ports(carriage))})
-        had = claims.names
+        names, had = self._names(carriage), claims.names
         held = claims.claim(sorted(names))
         if held is not None:
             self._refused = (names, now)
@@ -66,6 +64,10 @@ class Ownership:
                 log.warning("%s; nothing keeps two agents of this machine off each other's devices", self._told)
         self._leave_to_others()
         return True
+
+    def _names(self, carriage: Carriage) -> frozenset[str]:
+        table = table_name(self._context.settings.endpoint.prefix)
+        return frozenset({f"table {table}", *_devices(carriage.devices), *_ports(fou_ports(carriage))})
 
     def ask_again(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` when it is time to try again; one timer, however often this is asked."""
@@ -101,7 +103,8 @@ class Ownership:
             return  # this is called after every round
         self.own(carriage, lease, uplink_mac, State())
         self._swept = (carriage, lease, uplink_mac, self._wanted, self.state)
-        self._context.claims.release(self._context.claims.names - self._wanted)
+        in_use = self._wanted | self._names(carriage)  # what is wanted may still wait for its lease
+        self._context.claims.release(self._context.claims.names - in_use)
 
 
 def _devices(names: Iterable[str]) -> list[str]:

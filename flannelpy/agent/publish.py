@@ -57,7 +57,8 @@ class Publisher:
         self.ready = False
         self._context = context
         self._uses = uses
-        self._left = previous if previous is not None and previous.version == 4 and previous.prefixlen else None
+        before = [] if previous is None or previous.version != 4 or not previous.prefixlen else [previous]
+        self._left: dict[IPNetwork, None] = dict.fromkeys(before)  # the last one last
         self._wanted: Published | None = None
         self._told: Published | None = None
         self._state: State | None = None
@@ -131,9 +132,9 @@ class Publisher:
     def _tell(self, wanted: Published) -> None:
         before, self._told = self._told, wanted
         lease, carriage = wanted.lease, wanted.carriage
-        told = before.lease.subnet if before is not None else self._left
+        told = before.lease.subnet if before is not None else next(iter(self._left), None)
         if told is not None and told != lease.subnet and carriage.config.v4:
-            self._left = told
+            self._left = {net: None for net in self._left if net != told} | {told: None}
             text = f"{lease.subnet}, it was {told}"
             if before is not None and self._context.settings.exit_on_subnet_change:
                 raise EndAgentError(f"our subnet is {text}: ending, as --exit-on-subnet-change asks")
@@ -147,12 +148,14 @@ class Publisher:
 
     async def _watch_the_old(self) -> None:
         """A subnet that is another one now is told for as long as something of this host uses the old one."""
-        left, told = self._left, self._told
-        if left is None or told is None:
+        told = self._told
+        if not self._left or told is None:
             return
-        if left == told.lease.subnet or not await self._uses(left):
-            self._left = None
-        self._context.reporter.set("subnet-changed", {} if self._left is None else {"": f"{told.lease.subnet}, it was {left}"})
+        for left in list(self._left):
+            if left == told.lease.subnet or not await self._uses(left):
+                del self._left[left]
+        were = " and ".join(map(str, self._left))
+        self._context.reporter.set("subnet-changed", {"": f"{told.lease.subnet}, it was {were}"} if were else {})
 
     async def _write_state(self) -> None:
         """What is still to be written stays so until it was, also where this is cancelled."""

@@ -9,29 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
-from functools import partial
+from contextlib import suppress
 
-from flannelpy import plugins
-from flannelpy.agent.carriage import Carriage, clamped, introduce, parsed, resolve
+from flannelpy.agent.carriage import Carriage, clamped, introduce, parsed
 from flannelpy.agent.context import Context
 from flannelpy.agent.copies import Copies
-from flannelpy.agent.datapath import Wanted, make_way
 from flannelpy.agent.keeping import Keeping, keep
 from flannelpy.agent.kept import Kept, view_of
 from flannelpy.agent.keys import HostKeys
+from flannelpy.agent.making import Making, note_changes, that_fits
 from flannelpy.agent.ownership import Ownership
 from flannelpy.agent.parts import Parts
 from flannelpy.agent.phase import Phase
 from flannelpy.agent.sync.firewall import Firewall
 from flannelpy.agent.sync.fragments import Target
-from flannelpy.core.backend import LeavesBehind
-from flannelpy.core.config import differences
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.model import Lease
-from flannelpy.core.objects import Fou, Scope
-from flannelpy.core.uplink_change import describe_change
-from flannelpy.explain.events import CONFIG, UPLINK
+from flannelpy.core.objects import Scope
 from flannelpy.host.machine import machine
 from flannelpy.host.view_file import KeptView
 
@@ -119,21 +113,19 @@ class Steering:
             self._parts.surroundings.stale |= another or before is None
             if facts.uplink is None or (before is None and facts.missing):
                 return
+            if before is not None and facts.missing and wanted[0].families != before.config.families:
+                raise ConfigError(facts.missing)  # of one of these families; of those before there may be one
             if before is None:
                 self._disown()
             prepared = self._parts.preparation.of(wanted[1])
             if prepared is None:
                 self._text = None  # goes on from here when it is done
+                await self._stay(before)
                 return
-            found = (facts.uplink, facts.reasons)
-            kept, settings, keys = self._ownership.state, self._context.settings, self._copies.keys
+            known, own = self._ownership.state, self.lease or self._kept.own
             if before is None:
-                earlier = await self._parts.migration.recall(self._kept.view, wanted[0], found, kept.macs, keys)
-            carriage = await resolve(self._context, text or "", wanted, found, kept.macs, keys, before)
-            beside, had = plugins.preferred(*wanted, settings.host_options), None if before is None else before.preference
-            preference = await self._parts.retirement.settle(beside, carriage.local(), keys, had, kept.devices)
-            carriage = replace(carriage, prepared=prepared.text, preference=preference, keys=carriage.keys or preference.keys)
-            carriage = self._parts.migration.settle(carriage, earlier, self.lease or self._kept.own)
+                earlier = await self._making.recall(self._kept.view, wanted, known)
+            carriage = await self._making.make(text or "", wanted, prepared.text, known, own, (before, earlier))
             words = ""
         except ConfigError as error:
             words = f"at {where} {error}" if text is None else f"at {where}: {error}"
@@ -146,10 +138,12 @@ class Steering:
         reporter.set("config-unusable", {"": words} if words and earlier is None else {})
         reporter.set("config-changed", {"": words} if words and earlier is not None else {})
         if words and (earlier is None or before is not None):
+            await self._stay(before)
             return
         if not self._ownership.claim(carriage):
             self._text = None
             self._ownership.ask_again(self.changed.set)
+            await self._stay(before)
             return
         reporter.set("mtu-clamped", {"": words} if (words := clamped(carriage)) else {})
         if before is None:
@@ -159,6 +153,26 @@ class Steering:
             self._follow(before, carriage)
         self.carriage = carriage
         await self._look_around()
+
+    @property
+    def _making(self) -> Making:
+        return Making(self._context, self._parts, self._copies.keys)
+
+    async def _stay(self, before: Carriage | None) -> None:
+        """The config is not followed, or not yet; the host is: what is carried goes on, by the uplink that there is now."""
+        if before is None:
+            return
+        facts, text, self._text = self._parts.facts, self._text, None  # it is tried again where this fails
+        with suppress(ConfigError):  # by that uplink not even what is carried can be: it stays as it is
+            asked = parsed(self._context.settings, before.text)
+            another = await facts.look(asked[0], self._devices)
+            self._parts.surroundings.stale |= another
+            if facts.uplink is not None and facts.uplink != before.uplink:
+                known, stays = self._ownership.state, (before, before)
+                self.carriage = await self._making.make(before.text, asked, before.prepared, known, self.lease, stays)
+                self._follow(before, self.carriage)
+        await self._look_around()
+        self._text = text
 
     def _disown(self) -> None:
         """Make nothing of what another machine has kept: the state directory was copied, or this machine was cloned."""
@@ -184,12 +198,8 @@ class Steering:
 
     def _follow(self, before: Carriage, carriage: Carriage) -> None:
         """Config or host have changed under us."""
-        changed = differences(before.config, carriage.config)
-        if changed:
-            self._context.events.note(CONFIG, "", f"the network config has changed, and is followed: {'; '.join(changed)}")
+        changed = note_changes(self._context, before, carriage)
         if before.uplink != carriage.uplink:
-            said = f"uplink: {describe_change(before.uplink, carriage.uplink)}"
-            self._context.events.note(UPLINK, carriage.uplink.name, said, logging.WARNING)
             self._parts.reconciler.hasten()
             self._context.registry.reconnect()
         self._judge(carriage)
@@ -215,6 +225,8 @@ class Steering:
             self.advance(Phase.CONFIRMED)
         self._parts.cluster.set_own(lease)
         self.lease = lease
+        if self._carried is not None and self._carried[0].config != carriage.config:
+            self._judge(carriage)
         before, carriage = carriage, await self._copies.differ(carriage, lease)
         self.carriage = carriage
         if carriage is not before and self.keeper is not None:
@@ -232,7 +244,7 @@ class Steering:
         carriage, lease = self.carriage, self.lease
         if carriage is None or lease is None or self.keeper is None or self.keeper.held is None:
             return None
-        return view_of(self._context, carriage, lease, self._parts.cluster.view)
+        return view_of(self._context, that_fits(carriage, lease, self._carried), lease, self._parts.cluster.view)
 
     async def _look_around(self, devices: frozenset[str] = frozenset()) -> None:
         """Have nothing in the overlay that this host cannot do without: also before anything else is known."""
@@ -248,8 +260,8 @@ class Steering:
             await surroundings.clear_the_way(self.scope)
 
     def _judge(self, carriage: Carriage) -> None:
-        """What is around the overlay is in nobody's lease."""
-        surroundings = self._parts.surroundings
+        """What is around the overlay is in nobody's lease. Until there is a lease that fits, peers are those of what is carried."""
+        surroundings, carriage = self._parts.surroundings, that_fits(carriage, self._held(), self._carried)
         self._parts.cluster.configure(carriage.config, carriage.backends, carriage.host, surroundings.underlay)
         if self.keeper is not None:
             self.keeper.avoid(surroundings.underlay.avoided)
@@ -265,15 +277,9 @@ class Steering:
         self.carriage = carriage
         local, scope, settings = carriage.local(lease), self.scope, self._context.settings
         reconciler = self._parts.reconciler
-        (source, datapath), wanted = carriage.moved_by(local), carriage.backend.host(local)
-        # A userspace datapath makes its device before addresses and routes go onto it. Nothing of ours goes onto what commands
-        # make, so these may take their time. One that another carrier takes the place of moves packets until that one is made,
-        # unless both want the same port.
-        last = datapath is None and self._parts.datapath.has_datapath and not any(isinstance(item, Fou) for item in wanted)
-        in_the_way = None if datapath is None else source.host(local)
-        clear = reconciler.after_round if last else partial(make_way, self._context.kernel, scope, in_the_way)
-        self._parts.datapath.set(Wanted(datapath, source, local, clear))
-        if not last and not isinstance(datapath, LeavesBehind):
+        wanted, first = self._making.datapath(carriage, local, scope)
+        self._parts.datapath.set(wanted)
+        if first:
             await self._parts.datapath.tried.wait()
         forward, uplink = self._parts.forwarding.rules, carriage.uplink.name
         parts = settings, carriage.config, carriage.backends, carriage.devices, scope.table, lease

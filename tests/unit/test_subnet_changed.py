@@ -137,3 +137,20 @@ async def test_a_network_of_ipv6_alone_has_no_subnet_that_could_be_another_at_a_
         asyncio.get_running_loop().call_later(20 * publish.LOOK_S, looked.set)
         await looked.wait()
         assert "subnet-changed" not in host.conditions()
+
+
+async def test_a_bridge_that_is_two_subnets_behind_is_told_still(tmp_path: Path) -> None:
+    """Docker was not restarted, neither after the first nor after the second other subnet."""
+    host = HostInMemory(MemoryStore(), tmp_path)
+    host.put_config(VXLAN)
+    async with host.run():
+        first = host.lease
+        held = (InterfaceAddress(IPAddress(IPNetwork(first.replace("-", "/")).first + 1), 24),)
+        host.kernel.set_interface(Interface("docker0", 9, 1450, True, held, "02:42:00:00:00:01"))
+        host.put_config({**VXLAN, "Network": "10.6.0.0/16", "SubnetMin": "10.6.200.0"})
+        await until(lambda: host.lease.startswith("10.6."))
+        await until(lambda: "subnet-changed" in host.conditions())
+        host.put_config({**VXLAN, "Network": "10.7.0.0/16", "SubnetMin": "10.7.200.0"})
+        await until(lambda: host.lease.startswith("10.7."))
+        await asyncio.sleep(0.3)
+        assert first.replace("-", "/") in host.conditions().get("subnet-changed", "")

@@ -121,3 +121,39 @@ async def test_who_went_is_not_remembered_for_ever(monkeypatch: pytest.MonkeyPat
         known = world.reconciler.fragments._facts.on_link
         assert len(known) < 30
         assert IPAddress("192.0.2.200") in known
+
+
+@pytest.mark.parametrize("peers", [1, 5])
+async def test_a_peer_that_came_while_a_look_failed_was_changed_by_nobody(peers: int) -> None:
+    world = World()
+    async with world.alive():
+        world.join(peer(30))
+        await world.quiet()
+        failures = [True]
+        world.failing.fails = lambda: bool(failures and failures.pop())
+        for number in range(2, 2 + peers):
+            world.join(peer(number))
+        world.reconciler.resync()
+        await world.quiet()
+        assert "route 10.5.2.0/24 via 10.5.2.0 dev flannel.1 onlink" in await world.held()
+        assert world.reconciler.repairs.count == 0
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_what_the_kernel_took_itself_is_put_back_at_once_though_the_look_at_it_failed(fails: bool) -> None:
+    """A link that flaps takes the routes with it each time: nobody to blame, nothing to wait for."""
+    world = World()
+    async with world.alive():
+        world.join(peer(30))
+        await world.quiet()
+        (key,) = (key for key in world.reconciler.desired.state.objects if key.kind == "route" and "30" in key.id)
+        for _ in range(10):
+            world.clock.now += 1.0
+            failures = [fails]
+            world.failing.fails = lambda: bool(failures and failures.pop())  # noqa: B023
+            for dst in [dst for dst in world.kernel._routes if str(dst) == key.id]:
+                del world.kernel._routes[dst]
+            world.kernel.overflow()
+            await world.quiet()
+            assert world.kernel.get(key) is not None
+        assert "kernel-contested" not in str(world.conditions())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -59,8 +60,8 @@ class Reconciler:
         self.dirty = Dirty()
         self.fragments = Fragments(reporter, peers, gateways, kernel.nexthops if nexthops else None)
         self.retries = Retries()
-        self.heartbeat = clock()
-        """When the loop last turned, on the agent's clock."""
+        self.heartbeat = time.monotonic()
+        """When the loop last turned, by time.monotonic: while the machine sleeps nothing turns, and no watchdog counts that."""
         self.repairs = Repairs()
         self._kernel = kernel
         self._reporter = reporter
@@ -144,7 +145,7 @@ class Reconciler:
         """Keep the kernel as desired, for ever."""
         self.dirty.add_everything()
         while True:
-            self.heartbeat = self._clock()
+            self.heartbeat = time.monotonic()
             await self.dirty.wait(self._until_due())
             self.dirty.add(self._due())
             if self.dirty.pending or self.fragments.waiting:
@@ -180,26 +181,26 @@ class Reconciler:
 
     async def round(self) -> None:
         """Bring what is dirty up to what is desired. What fails is dirty again."""
-        taken = self.dirty.take()
+        touched = taken = self.dirty.take()
         if not self.fragments.has_target:
             return
-        target = self.fragments.target
+        target, changed = self.fragments.target, self._state.changed
         unannounced, self._state.unannounced = self._state.unannounced, False
-        touched = taken
         try:
-            changed = await self.fragments.refresh()
+            changed |= await self.fragments.refresh()
             self.retries.hasten(changed, self._clock())
             touched = None if taken is None else taken | changed
             if touched is None or touched:
                 await self._round(touched, changed, quiet=unannounced)
-        except KernelError as error:
-            self.dirty.put_back(touched)
+        except BaseException as error:
+            self.dirty.put_back(touched)  # with what is known of why
+            self._state.unannounced |= unannounced
+            if not isinstance(error, KernelError):
+                raise
             self._reporter.set("kernel-unreadable", {"": str(error)})
             await asyncio.sleep(UNREADABLE_S)
             return
-        except BaseException:
-            self.dirty.put_back(touched)
-            raise
+        self._state.changed = set()
         self._reporter.set("kernel-unreadable", {})
         if touched is None and target is self.fragments.target:
             self._state.settled = True

@@ -11,7 +11,7 @@ from flannelpy.core.errors import RegistryAuthError
 from flannelpy.host.files import read_given
 from flannelpy.registry import Endpoint
 from flannelpy.registry.etcd.wire import CallError, Wire, rpc
-from flannelpy.registry.etcd.words import explain, is_heard
+from flannelpy.registry.etcd.words import explain, is_heard, no_answer
 
 PASSWORD_BYTES = 4096
 """A file that has more is another file."""
@@ -32,10 +32,13 @@ class Token:
         """What authenticates our calls: "" where etcd asks for nothing, None where no user name is set."""
         if not self.endpoint.username:
             return None
-        async with self._lock:
-            if self._value is None:
-                self._value = await self._authenticate(wire, timeout_s)
-            return self._value
+        try:
+            async with asyncio.timeout(timeout_s), self._lock:  # others may wait for theirs, each as long as it has
+                if self._value is None:
+                    self._value = await self._authenticate(wire, timeout_s)
+                return self._value
+        except TimeoutError:
+            raise no_answer(wire.address, self.endpoint) from None
 
     def forget(self, value: str | None) -> None:
         """etcd no longer takes this one (it expired, or etcd was started anew): the next call authenticates."""

@@ -61,6 +61,7 @@ class KubeRegistry:
         self.changes = 0
         """How often our node was seen to be another one than before, or than we have written."""
         self._own_seen: tuple[object, ...] = ()
+        self._resolved: frozenset[IPAddress] = frozenset()
         self._config_said: tuple[str | None] | None = None
         """The config as it was last told, by whichever way; None where nobody has asked for it yet."""
 
@@ -312,15 +313,15 @@ class KubeRegistry:
         return self._api.url
 
     async def addresses(self) -> frozenset[IPAddress]:
-        """Where the API server may be spoken to, as far as that is known now."""
+        """See ``Registry.addresses``: of a name that nobody resolves now, what it was before."""
         host = urlsplit(self._api.url).hostname or ""
         with suppress(AddrFormatError, ValueError):
             return frozenset({IPAddress(host)})
         with suppress(OSError, TimeoutError):
             async with asyncio.timeout(RESOLVE_S):
                 found = await asyncio.get_running_loop().getaddrinfo(host, None)
-            return frozenset(IPAddress(str(address[0]).partition("%")[0]) for *_, address in found)
-        return frozenset()
+            self._resolved = frozenset(IPAddress(str(address[0]).partition("%")[0]) for *_, address in found)
+        return self._resolved
 
     def reconnect(self) -> None:
         """This host has another address: have new connections."""

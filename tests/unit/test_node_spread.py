@@ -1,0 +1,71 @@
+"""A thousand nodes hear of one event: do they write at once?"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from netaddr import IPAddress, IPNetwork
+
+from flannelpy.agent.node import NodeKeeper
+from flannelpy.core.config import NetworkConfig
+from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.registry.memory import MemoryStore
+from tests.unit.agents import HostInMemory
+from tests.unit.virtual_time import run
+
+CONFIG = NetworkConfig.parse('{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}')
+OTHER = NetworkConfig.parse('{"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}}')
+
+
+def attrs(kind: str) -> LeaseAttrs:
+    return LeaseAttrs(IPAddress("192.0.2.1"), None, kind)
+
+
+class Node:
+    """Our node, as Kubernetes has it."""
+
+    changes = 0
+
+    def __init__(self) -> None:
+        self.lease = Lease(IPNetwork("10.244.1.0/24"), attrs(""), create_revision=1)
+        self.written: list[tuple[float, str]] = []
+
+    async def own(self) -> Lease:
+        return self.lease
+
+    async def advertise(self, what: LeaseAttrs) -> LeaseAttrs:
+        return what
+
+    async def changed(self, since: int) -> None:
+        await asyncio.Event().wait()
+
+    async def renew(self, lease: Lease, what: LeaseAttrs, **_: object) -> Lease:
+        self.written.append((asyncio.get_running_loop().time(), what.backend_type))
+        self.lease = Lease(lease.subnet, what, create_revision=1, mod_revision=lease.mod_revision + 1)
+        return self.lease
+
+
+def test_what_all_hosts_publish_at_one_event_is_spread_in_kubernetes_too(tmp_path: Path) -> None:
+    async def scene() -> None:
+        node = Node()
+        host = HostInMemory(MemoryStore(), tmp_path)
+        context = host.context(node)  # type: ignore[arg-type]
+
+        async def promise(_lease: Lease) -> None: ...
+
+        keeper = NodeKeeper(context, node, CONFIG, attrs("vxlan"), lambda: None, promise)  # type: ignore[arg-type]
+        task = asyncio.create_task(keeper.run())
+        await asyncio.sleep(1.0)
+        asked = asyncio.get_running_loop().time()
+        keeper.move(OTHER)  # as Steering._follow does
+        keeper.publish(attrs("host-gw"), 4.0)
+        await asyncio.sleep(10.0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        (_first, (when, kind)) = node.written
+        assert kind == "host-gw"
+        assert when - asked == pytest.approx(4.0, abs=0.5)
+
+    run(scene())
