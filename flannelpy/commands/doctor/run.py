@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import suppress
 
 import click
 
 from flannelpy import __version__
+from flannelpy.commands.aside import aside
 from flannelpy.commands.doctor import etcd, files, host, kernel, kube, others, ports
 from flannelpy.commands.doctor.about import About, knowing
 from flannelpy.commands.doctor.agent import agent
@@ -91,7 +90,7 @@ async def _findings(name: str, check: Check, about: About, deadline_s: float) ->
                 async for finding in check(about):
                     found.append(finding)  # noqa: PERF401 - what was found before a failure stays
             else:
-                await _in_thread(lambda: found.extend(check(about)))  # type: ignore[arg-type]
+                await aside(lambda: found.extend(check(about)), "check")  # type: ignore[arg-type]
     except TimeoutError:
         found.append(Finding(name, SKIPPED, f"not done within {deadline_s:g} s"))
     except FlannelpyError as error:
@@ -99,28 +98,6 @@ async def _findings(name: str, check: Check, about: About, deadline_s: float) ->
     except Exception as error:  # noqa: BLE001 - the edge of a check: whatever it is, the others go on
         found.append(Finding(name, SKIPPED, f"the check itself failed: {type(error).__name__}: {error}", "please report it"))
     return found
-
-
-async def _in_thread(work: Callable[[], None]) -> None:
-    """In a daemon: a disk that does not answer holds up nobody, not even the end of the process."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def settle(failure: Exception | None) -> None:
-        if not done.done():
-            done.set_result(None) if failure is None else done.set_exception(failure)
-
-    def run() -> None:
-        failure = None
-        try:
-            work()
-        except Exception as error:  # noqa: BLE001 - the edge of a thread
-            failure = error
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, failure)
-
-    threading.Thread(target=run, name="check", daemon=True).start()
-    await done
 
 
 def _printable(finding: Finding) -> Finding:

@@ -26,7 +26,7 @@ def ping(given: Given, dst: str, count: int) -> int:
 
 async def _ping(given: Given, dst: str, count: int) -> int:
     async with knowing(given) as about:
-        to = target.destination(about, dst)
+        to = await target.destination(about, dst)
         size = about.mtu or UNSURE
         small, full = (to.address, asking.SMALL), (to.address, size)
         came = {small: 0, full: 0}

@@ -73,7 +73,7 @@ async def journey_of(about: About, dst: str, source: str | None) -> Journey:
 
 
 async def _walked(about: About, dst: str, source: str | None) -> tuple[Journey, Way]:
-    to = target.destination(about, dst)
+    to = await target.destination(about, dst)
     journey, way = await walk(about, target.source(about, source, to.address.version), to)
     return replace(journey, hops=tuple(_printable(hop) for hop in journey.hops)), way
 

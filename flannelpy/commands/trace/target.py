@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
+from flannelpy.commands.aside import aside
 from flannelpy.commands.doctor.about import About
+from flannelpy.commands.terminal import warn
 from flannelpy.core.errors import FlannelpyError, UsageError
 from flannelpy.core.foreign import cut
 from flannelpy.core.model import Family
 from flannelpy.explain.status import PeerStatus
 
 _NOBODY = "0.0.0.0"
+
+RESOLVE_S, OBJECT_S = 2.0, 0.5
+"""How long the resolver may take to say whose a name is, and to say that it is not that of the peer who calls himself so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,7 @@ def networks(about: About) -> tuple[IPNetwork, ...]:
     return tuple(net for net in (about.told.network, about.told.network6) if net is not None)
 
 
-def destination(about: About, text: str) -> Destination:
+async def destination(about: About, text: str) -> Destination:
     """Raises UsageError where it is nothing that one could send to, FlannelpyError where nobody is there."""
     if not about.subnets or not networks(about):
         why = about.silent or about.unknown or "the agent has no lease yet"
@@ -52,7 +58,7 @@ def destination(about: About, text: str) -> Destination:
     try:
         net = IPNetwork(text)
     except (AddrFormatError, ValueError):
-        return _named(about, text)
+        return await _named(about, text)
     if "/" in text and net.ip == net.network and net.size > 1:
         peers = [peer for peer in _peers(about) if text in (peer.subnet, peer.subnet6)]
         if peers:
@@ -98,25 +104,51 @@ def _address(about: About, address: IPAddress) -> Destination:
     return Destination(address)
 
 
-def _named(about: About, text: str) -> Destination:
+async def _named(about: About, text: str) -> Destination:
+    """The resolver is believed before a peer who calls himself so, as anybody may; it is not waited for where it is silent."""
+    called = _called(about, text)
+    patience_s = OBJECT_S if called else RESOLVE_S
+    silent = ""
     try:
-        found = {IPAddress(each[4][0]) for each in socket.getaddrinfo(text, None, type=socket.SOCK_STREAM)}
-    except (OSError, UnicodeError, ValueError):
-        if (peer := _calls_itself(about, text)) is not None:
-            return _host(about, peer, 4 if peer.subnet is not None else 6)
-        raise UsageError(f"DST {cut(text, 40)!r}: expected an address, a subnet, or a host's name") from None
-    if any(str(address) in (peer.public_ip, peer.public_ipv6) for peer in _peers(about) for address in found):
+        found = await _resolved(text, patience_s)
+    except TimeoutError:
+        found, silent = frozenset(), f"the resolver has not said within {patience_s:g} s whose name that is"
+    if not found:
+        peer = _only(text, called)
+        if peer is None:
+            why = f"{silent}, and no host calls itself so: " if silent else ""
+            raise UsageError(f"DST {cut(text, 40)!r}: {why}expected an address, a subnet, or a host's name")
+        if silent:
+            warn([f"DST {text}: {silent}; {peer.public_ip} calls itself so"])
+        return _host(about, peer, 4 if peer.subnet is not None else 6)
+    if any(_is_public(about, address) for address in found):
         return next(_address(about, each) for each in sorted(found) if _is_public(about, each))
     raise FlannelpyError(f"{text} is {_list(found)}, which is no peer's PublicIP: flannelpy status --peers")
 
 
-def _calls_itself(about: About, text: str) -> PeerStatus | None:
-    """The peer with this name, which is asked last: anybody may call himself so. Raises UsageError where several do."""
-    found = [peer for peer in _peers(about) if peer.name and peer.name.lower() == text.lower()]
-    if len(found) > 1:
-        hosts = ", ".join(peer.public_ip for peer in found[:4])
-        raise UsageError(f"DST {cut(text, 40)!r}: {len(found)} hosts call themselves so: expected one of their addresses, {hosts}")
-    return found[0] if found else None
+async def _resolved(name: str, within_s: float) -> frozenset[IPAddress]:
+    """Nothing where no such name is known. Raises TimeoutError."""
+    try:
+        async with asyncio.timeout(within_s):
+            found = await aside(lambda: socket.getaddrinfo(name, None, type=socket.SOCK_STREAM), "resolver")
+        return frozenset(IPAddress(str(each[4][0]).partition("%")[0]) for each in found)
+    except TimeoutError:
+        raise
+    except (OSError, UnicodeError, ValueError):
+        return frozenset()
+
+
+def _called(about: About, name: str) -> list[PeerStatus]:
+    """The peers who call themselves so."""
+    return [peer for peer in _peers(about) if peer.name and peer.name.lower() == name.lower()]
+
+
+def _only(name: str, called: list[PeerStatus]) -> PeerStatus | None:
+    """The one peer with this name, which counts only where no resolver knows it. Raises UsageError where several have it."""
+    if len(called) > 1:
+        hosts = ", ".join(peer.public_ip for peer in called[:4])
+        raise UsageError(f"DST {cut(name, 40)!r}: {len(called)} hosts call themselves so: expected one of their addresses, {hosts}")
+    return called[0] if called else None
 
 
 def whole_name(peer: PeerStatus) -> str:
