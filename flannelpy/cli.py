@@ -353,12 +353,12 @@ def lease() -> None:
 
 
 @lease.command("list")
-@click.argument("whom", metavar="[ADDRESS|SUBNET]", required=False)
+@click.argument("whom", metavar="[ADDRESS|SUBNET|NAME]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="for programs")
 @_takes(BY_NAME["subnet-file"], BY_NAME["run-dir"], *ETCD, *KUBE)
 @click.pass_context
 def lease_list(context: click.Context, /, whom: str | None, as_json: bool, **values: Any) -> int:
-    """Who holds which subnet, until when, and what is wrong with it; all of them, or who has an ADDRESS or a SUBNET."""
+    """Who holds which subnet, until when, and what is wrong with it; all, or who has an ADDRESS, SUBNET or NAME."""
     from flannelpy.commands import lease
 
     return lease.show(_own(context, values), whom, as_json=as_json)

@@ -6,7 +6,7 @@ import os
 
 import click
 
-from flannelpy.commands import leases, reservations, terminal
+from flannelpy.commands import leases, leases_text, reservations, terminal
 from flannelpy.commands.conversation import config_key, demand_etcd, with_registry
 from flannelpy.commands.located import located
 from flannelpy.commands.terminal import say, warn
@@ -16,9 +16,11 @@ from flannelpy.host.files import read_file
 from flannelpy.options import Given
 from flannelpy.settings import load_cleanup, load_public, load_subnet_file
 
+WIDE = 200
+
 
 def show(given: Given, whom: str | None, *, as_json: bool) -> int:
-    """Print all leases, or those that ``whom`` (an address, a subnet) belongs to: 1 where there is none. Raises FlannelpyError."""
+    """Print all leases, or those of ``whom`` (an address, a subnet, a name): 1 where there is none. Raises FlannelpyError."""
     about = None if whom is None else leases.About.parse(whom)
     given = located(given, os.environ)
     own = reservations.ours(load_subnet_file(given, os.environ))
@@ -34,9 +36,10 @@ def show(given: Given, whom: str | None, *, as_json: bool) -> int:
         click.echo(leases.to_json(listing))
         return 1 if about and not listing.rows else 0
     if about is not None and not listing.rows:
-        raise FlannelpyError(f"{about}: nobody has it; flannelpy lease list shows all")
+        what = "has it" if about.net is not None else "calls himself so"
+        raise FlannelpyError(f"{about}: nobody {what}; flannelpy lease list shows all")
     if listing.rows:
-        terminal.show(leases.table(listing), wide=200)
+        click.echo(leases_text.text(listing, terminal.width(WIDE), colours=terminal.has_colours()))
     if about is None:
         for line in [*map(str, listing.rooms)] if listing.rows else [f"no leases; {room}" for room in listing.rooms]:
             say(line)

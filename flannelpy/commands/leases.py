@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from math import inf, isinf
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
@@ -21,25 +21,23 @@ from flannelpy.core.backend import Backend, Local, Uplink
 from flannelpy.core.claims import EVERYTHING, halves, possible
 from flannelpy.core.config import NetworkConfig, Pool
 from flannelpy.core.desired import Desired
-from flannelpy.core.duration import span
 from flannelpy.core.errors import BackendError, ConfigError, MalformedError, RegistryError, UsageError
-from flannelpy.core.foreign import printable
+from flannelpy.core.foreign import cut
+from flannelpy.core.hostname import is_name
 from flannelpy.core.membership import Membership
-from flannelpy.core.model import NO_ADDRESS, Lease, compact_json
+from flannelpy.core.model import NO_ADDRESS, Lease
 from flannelpy.core.names import Names
 from flannelpy.core.offer import Offer
 from flannelpy.core.pool import free_runs, overlap
 from flannelpy.plugins import Published, parse
 from flannelpy.registry import Malformed, Offered, Registry, Snapshot
 
-if TYPE_CHECKING:  # rich costs 60 ms; it is imported where something is shown
-    from rich.table import Table
-
 ASKED_AT_ONCE = 64
 ASKED_WITHIN_S = 20.0
 """For the time that leases have left: how many questions are open at a time, and how long all of them may take."""
 NAMES_WITHIN_S = 2.0
-SHORT = 60
+LONGEST_NAME = 253
+"""Letters of a node's name in Kubernetes."""
 
 _NOWHERE = Uplink("uplink", 0, 1500)
 """Of a host that is none: what a backend says of a peer's lease is asked on nobody's behalf."""
@@ -86,9 +84,10 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """Whom a person asks for: a subnet, an address in one, or a host's address."""
+    """Whom a person asks for: a subnet, an address in one, a host's address (``net``), or what a host calls itself (``name``)."""
 
-    net: IPNetwork
+    net: IPNetwork | None
+    name: str = ""
 
     @classmethod
     def parse(cls, text: str) -> About:
@@ -101,19 +100,40 @@ class About:
                 raise ValueError
             return cls(IPNetwork((int(whole), int(length) if slash else bits), version=whole.version).cidr)
         except (AddrFormatError, ValueError):
-            raise UsageError(f"{text!r}: expected an address or a subnet, like 10.5.9.7 or 10.5.9.0/24") from None
+            if _may_be_name(text):
+                return cls(None, text)
+            expected = "an address or a subnet, like 10.5.9.7 or 10.5.9.0/24, or a host's name"
+            raise UsageError(f"{cut(text, 60)!r}: expected {expected}") from None
 
     def only(self, listing: Listing) -> Listing:
-        """The rows that it is about."""
-        return replace(listing, rows=tuple(row for row in listing.rows if isinstance(row.read, Lease) and self._is(row.read)))
+        """The rows that it is about. Raises UsageError where it is the name of several hosts: anybody may call himself so."""
+        rows = tuple(row for row in listing.rows if isinstance(row.read, Lease) and self._is(row, row.read))
+        if self.name and len(hosts := {_host(row.read): None for row in rows if isinstance(row.read, Lease)}) > 1:
+            some = ", ".join(map(str, list(hosts)[:4]))
+            raise UsageError(f"{self.name!r}: {len(hosts)} hosts call themselves so: expected one of their addresses, {some}")
+        return replace(listing, rows=rows)
 
-    def _is(self, lease: Lease) -> bool:
+    def _is(self, row: Row, lease: Lease) -> bool:
+        if self.net is None:
+            return row.name.lower() == self.name.lower()
         hosts = [each for each in (lease.public_ip, lease.attrs.public_ipv6) if each is not None and each != NO_ADDRESS]
         return any(overlap(self.net, net) for net in halves(lease)) or any(host in self.net for host in hosts)
 
     def __str__(self) -> str:
+        if self.net is None:
+            return self.name
         single = self.net.prefixlen == (32 if self.net.version == 4 else 128)
         return str(self.net.ip if single else self.net)
+
+
+def _may_be_name(text: str) -> bool:
+    """True for what a host may be called, a node of Kubernetes too; nothing that ends in a number, which is a wrong address."""
+    return len(text) <= LONGEST_NAME and all(map(is_name, labels := text.split("."))) and not labels[-1].isdigit()
+
+
+def _host(lease: Lease) -> IPAddress | None:
+    """Whose it is, by the same rule as claims.same_host: by IPv4 address, without one by IPv6 address."""
+    return lease.public_ip if lease.public_ip != NO_ADDRESS else lease.attrs.public_ipv6
 
 
 # --------------------------------------------------------------------------------------------------------- putting together
@@ -208,9 +228,7 @@ def _faults(leases: Sequence[Lease], config: NetworkConfig | None, backend: Back
     hosts: dict[object, list[Lease]] = defaultdict(list)
     for lease in leases:
         wrong[lease.key] = [why.removeprefix(f"{lease}: ") for why in wrong[lease.key]]
-        # The same rule as claims.same_host, as a key: by IPv4 address, without one by IPv6 address.
-        host = lease.public_ip if lease.public_ip != NO_ADDRESS else lease.attrs.public_ipv6
-        if host is not None:
+        if (host := _host(lease)) is not None:
             hosts[host].append(lease)
     for address, held in hosts.items():
         for lease in held if len(held) > 1 else ():
@@ -242,75 +260,6 @@ def _rooms(config: NetworkConfig, leases: Sequence[Lease]) -> Iterable[Room]:
 
 
 # ----------------------------------------------------------------------------------------------------------------- showing
-
-
-def table(listing: Listing) -> Table:
-    """For people."""
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    anything_wrong = any(row.wrong for row in listing.rows)
-    names = ["node" if row.node else "host" for row in listing.rows if row.name][:1]
-    for column in (
-        *names,
-        "subnet",
-        "PublicIP",
-        "backend",
-        "data",
-        "lease",
-        "created",
-        "",
-        "wrong" if anything_wrong else "",
-    ):
-        shown.add_column(column, justify="right" if column == "created" else "left", overflow="fold")
-    for row in listing.rows:
-        shown.add_row(
-            *([Text(printable(row.name))] if names else []),
-            *(Text(printable(cell)) for cell in _cells(row)),
-            Text("this host" if row.ours else "", style="green"),
-            Text(printable("; ".join(row.wrong)), style="red"),
-        )
-    return shown
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    if isinstance(row.read, Malformed):
-        return row.read.key, "", "", "", "", ""
-    attrs = row.read.attrs
-    addresses = [str(each) for each in (attrs.public_ip, attrs.public_ipv6) if each is not None and each != NO_ADDRESS]
-    waits = row.read.reserved and not attrs.backend_type
-    datas = [in_short(data) for data in (attrs.backend_data, attrs.backend_v6_data) if data is not None]
-    return (
-        subnets_text(row.read),
-        " ".join(addresses) or "none",
-        attrs.backend_type or ("waits for its host" if waits else "none"),
-        " | ".join(dict.fromkeys(datas)),
-        _left(row.left_s),
-        str(row.read.create_revision),
-    )
-
-
-def _left(seconds: float | None) -> str:
-    if seconds is None:
-        return "?"
-    if isinf(seconds):
-        return "reservation"
-    return span(seconds) if seconds > 0 else "gone"
-
-
-def in_short(data: object) -> str:
-    """A backend's data on a few centimetres: ``VNI 1, aa:bb:cc:dd:ee:ff``."""
-    if isinstance(data, dict):
-        parts = [_flat(value) if str(name).endswith("MAC") else f"{name} {_flat(value)}" for name, value in data.items()]
-        text = ", ".join(parts)
-    else:
-        text = _flat(data)
-    return text if len(text) <= SHORT else text[: SHORT - 3] + "..."
-
-
-def _flat(value: object) -> str:
-    return value if isinstance(value, str) else compact_json(value)
 
 
 def subnets_text(lease: Lease) -> str:

@@ -1,17 +1,12 @@
-"""How are peers read by a person? One on a line, the worst first; also a thousand of them, and on a narrow terminal.
-
-A table of rich's takes three seconds for a thousand rows; here a row is a few strings.
-"""
+"""How are peers read by a person? One on a line, the worst first; also a thousand of them, and on a narrow terminal."""
 
 from __future__ import annotations
 
 import json
-import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 
-from click import style
-
+from flannelpy.commands.columns import LEAST, Row, lay_out, used, widest
 from flannelpy.core.duration import span
 from flannelpy.core.foreign import printable
 from flannelpy.explain.status import PeerStatus, ProbeStatus, Status
@@ -33,8 +28,8 @@ STYLES = {
 
 GOOD = ("in-sync", "reachable")
 
-ROOM, LEAST = 36, 24
-"""Columns that a state needs beside the others, and that it has at the least: long names of hosts are cut for it."""
+NAME = 12
+"""Columns that a long name is cut to at the most."""
 
 
 def peers_text(status: Status, now: datetime, width: int, *, bad: bool = False, colours: bool = False) -> str:
@@ -42,17 +37,22 @@ def peers_text(status: Status, now: datetime, width: int, *, bad: bool = False, 
     peers = [peer for peer in sorted(status.peers, key=place) if not (bad and state_of(peer) in GOOD)]
     chosen, named = any(peer.carrier for peer in peers), any(peer.name for peer in peers)
     heads = [*(["host"] if named else []), "subnet", "PublicIP", "backend", *(["by"] if chosen else []), "state"]
-    rows = [_cells(peer, now, chosen=chosen, named=named) for peer in peers]
-    widths = [max(len(row[at]) for row in (heads, *rows)) for at in range(len(heads) - 1)]
+    rows = [Row(_cells(peer, now, chosen=chosen, named=named), STYLES.get(state_of(peer), "yellow")) for peer in peers]
+    widths = widest(heads, rows)
+    if chosen and used(widths) + LEAST > width:
+        heads, rows, widths = _without_backend(heads, rows)
     if named:
-        over = sum(widths) + 2 * len(widths) + LEAST - width
-        widths[0] = max(12, widths[0] - max(0, over))
-    lines = [_line(heads, widths)]
-    lines[0] = style(lines[0], bold=True) if colours else lines[0]
-    for peer, row in zip(peers, rows, strict=True):
-        colour = STYLES.get(state_of(peer), "yellow") if colours else ""
-        lines += _row(row, widths, width, colour)
-    return "\n".join(lines)
+        over = used(widths) + LEAST - width
+        widths[0] = max(min(NAME, widths[0]), widths[0] - max(0, over))
+    return "\n".join(lay_out(heads, rows, widths, width, colours=colours))
+
+
+def _without_backend(heads: list[str], rows: list[Row]) -> tuple[list[str], list[Row], list[int]]:
+    """By what a peer is reached says more than what its lease is for; who is not reached is told by the latter."""
+    by = heads.index("by")
+    narrow = [Row([*row.cells[: by - 1], row.cells[by] or row.cells[by - 1], *row.cells[by + 1 :]], row.colour) for row in rows]
+    heads = [head for head in heads if head != "backend"]
+    return heads, narrow, widest(heads, narrow)
 
 
 def _cells(peer: PeerStatus, now: datetime, *, chosen: bool, named: bool) -> list[str]:
@@ -64,34 +64,6 @@ def _cells(peer: PeerStatus, now: datetime, *, chosen: bool, named: bool) -> lis
         cells.append(peer.carrier or "")
         said += f"; {peer.reason}" if peer.reason else ""
     return [printable(cell) for cell in (*cells, said)]
-
-
-def _row(row: Sequence[str], widths: Sequence[int], width: int, colour: str) -> Iterator[str]:
-    """A peer's lines: its state beside the rest, or where there is little room for it, in short there and whole below."""
-    used = sum(widths) + 2 * len(widths)
-    state, more, indent = row[-1], list[str](), used
-    if len(state) > width - used:
-        if width - used >= ROOM:
-            state, *more = textwrap.wrap(state, width - used, break_on_hyphens=False)
-        else:
-            head, colon, rest = state.partition(": ")
-            if len(head) + 1 > width - used:
-                head, colon, rest = state.partition(" ")
-            state, indent = head + colon.rstrip(), 4
-            more = textwrap.wrap(rest, width - indent, break_on_hyphens=False)
-    first = _line([*row[:-1], ""], widths, padded=True)
-    yield first + (style(state, fg=colour) if colour else state)
-    for line in more:
-        yield " " * indent + (style(line, fg=colour) if colour else line)
-
-
-def _line(cells: Sequence[str], widths: Sequence[int], *, padded: bool = False) -> str:
-    line = "".join(f"{_fitted(cell, wide):<{wide}}  " for cell, wide in zip(cells, widths, strict=False)) + cells[-1]
-    return line if padded else line.rstrip()
-
-
-def _fitted(cell: str, wide: int) -> str:
-    return cell if len(cell) <= wide else f"{cell[: wide - 3]}..."
 
 
 def state_of(peer: PeerStatus) -> str:

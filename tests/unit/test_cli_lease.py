@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.commands import leases
+from flannelpy.commands import leases, leases_text
 from flannelpy.commands.reservations import Subnets, release, reserve
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConflictError, FlannelpyError, UsageError
@@ -125,8 +125,41 @@ def test_who_has_what_nobody_has(operator: Operator, etcd: Etcd) -> None:
     put(etcd, "10.5.3.0/24", vxlan("192.0.2.3"))
     nobody = "flannelpy: 10.5.4.7: nobody has it; flannelpy lease list shows all\n"
     assert operator.leases("list", "10.5.4.7") == Outcome(1, "", nobody)
-    wrong = "flannelpy: 'h1': expected an address or a subnet, like 10.5.9.7 or 10.5.9.0/24\n"
-    assert operator.leases("list", "h1") == Outcome(2, "", wrong)
+    nobody = "flannelpy: h1: nobody calls himself so; flannelpy lease list shows all\n"
+    assert operator.leases("list", "h1") == Outcome(1, "", nobody)
+
+
+@pytest.mark.parametrize("whom", ["10.5.9.300", "10.5.9.0/33", "h_1", "h1.", "-h", "h" * 64, "a\x1b[2J", ""])
+def test_what_is_neither_address_nor_name_is_wrong_usage(operator: Operator, whom: str) -> None:
+    said = operator.leases("list", "--", whom)
+    expected = ": expected an address or a subnet, like 10.5.9.7 or 10.5.9.0/24, or a host's name\n"
+    assert (said.code, said.out, said.err.endswith(expected), said.err.count("\n")) == (2, "", True, 1)
+
+
+def called(etcd: Etcd, subnet: str, name: str) -> None:
+    """What a host says beside its lease, which is there."""
+    address = json.loads(etcd.ctl("get", "--print-value-only", key(subnet)))["PublicIP"]
+    value = json.dumps({"PublicIP": address, "Hostname": name, "Carriers": {}})
+    etcd.put(f"{PREFIX}/flannelpy/hosts/{subnet.replace('/', '-')}", value)
+
+
+@pytest.mark.parametrize(("whom", "found"), [("h2", ["10.5.3.0/24", "10.5.4.0/24"]), ("H3", ["10.5.20.0/24"])])
+def test_a_name_that_one_host_has_says_who_it_is(operator: Operator, etcd: Etcd, whom: str, found: list[str]) -> None:
+    for subnet, address, name in (("10.5.3.0/24", 3, "h2"), ("10.5.4.0/24", 3, "h2"), ("10.5.20.0/24", 20, "h3")):
+        put(etcd, subnet, vxlan(f"192.0.2.{address}", f"02:00:00:00:00:{subnet.split('.')[2]:>02}"))
+        called(etcd, subnet, name)
+    said = operator.leases("list", whom)
+    assert (said.code, said.err) == (0, "")
+    assert [line.split()[1] for line in said.out.splitlines()[1:]] == found
+    assert [row["subnet"] for row in json.loads(operator.leases("list", whom, "--json").out)["leases"]] == found
+
+
+def test_a_name_of_several_hosts_is_nobodys(operator: Operator, etcd: Etcd) -> None:
+    for number in (3, 20):
+        put(etcd, f"10.5.{number}.0/24", vxlan(f"192.0.2.{number}", f"02:00:00:00:00:{number:02}"))
+        called(etcd, f"10.5.{number}.0/24", "h2")
+    said = "flannelpy: 'h2': 2 hosts call themselves so: expected one of their addresses, 192.0.2.3, 192.0.2.20\n"
+    assert operator.leases("list", "h2") == Outcome(2, "", said)
 
 
 def test_a_bad_config_leaves_the_leases_unjudged(operator: Operator, etcd: Etcd) -> None:
@@ -234,10 +267,9 @@ async def test_the_times_are_asked_for_at_once_and_within_a_bound(monkeypatch: p
     )
 
 
-def test_letters_that_a_terminal_obeys_are_spelt_out() -> None:
-    assert leases.printable("a\x1b[2J\x07ü") == "a\\x1b[2J\\x07ü"
-    assert leases.in_short({"VNI": 1, "VtepMAC": "aa", "More": [1, {"x": None}]}) == 'VNI 1, aa, More [1,{"x":null}]'
-    assert leases.in_short("x" * 100) == "x" * 57 + "..."
+def test_data_are_told_in_short() -> None:
+    assert leases_text.in_short({"VNI": 1, "VtepMAC": "aa", "More": [1, {"x": None}]}) == 'VNI 1, aa, More [1,{"x":null}]'
+    assert leases_text.in_short("x" * 100) == "x" * 57 + "..."
 
 
 # --------------------------------------------------------------------------------------------------------------- reserve

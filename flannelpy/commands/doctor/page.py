@@ -15,7 +15,7 @@ from flannelpy.explain.doctor import FAILED, OK, SKIPPED, WARNING, Finding, coun
 
 WIDE = 132
 NAMES = 28
-"""Columns of a check's name; a longer one goes on in the next line."""
+"""Columns of a check's name at the least, else a third of all; a longer one goes on in the next line."""
 LEAST = 20
 _STATES = max(map(len, (FAILED, WARNING, SKIPPED, OK)))
 _STYLES = {FAILED: "red", WARNING: "yellow", SKIPPED: "bright_black", OK: "green"}
@@ -29,7 +29,7 @@ def show(findings: Sequence[Finding]) -> None:
 def page(findings: Sequence[Finding], width: int, *, colours: bool) -> list[str]:
     """Table, remedies, count: the lines, none longer than ``width`` where that is wide enough for words."""
     worst_first = sorted_findings(findings)
-    names = min(NAMES, max((len(finding.name) for finding in worst_first), default=0))
+    names = min(max(NAMES, width // 3), max((len(finding.name) for finding in worst_first), default=0))
     bold = (lambda text: click.style(text, bold=True)) if colours else str
     lines = [bold(f"{'state':{_STATES}}  {'check':{names}}  found".rstrip())]
     for finding in worst_first:
@@ -47,8 +47,8 @@ def page(findings: Sequence[Finding], width: int, *, colours: bool) -> list[str]
 
 def _rows(name: str, text: str, names: int, width: int) -> Iterator[str]:
     """A name in its column, and text beside it, each over as many lines as it takes."""
-    left = textwrap.wrap(name, names) or [""]
-    right = textwrap.wrap(text, max(LEAST, width - names - 2)) or [""]
+    left = textwrap.wrap(name, names, break_on_hyphens=False) or [""]
+    right = textwrap.wrap(text, max(LEAST, width - names - 2), break_on_hyphens=False) or [""]
     for at in range(max(len(left), len(right))):
         begin = left[at] if at < len(left) else ""
         yield f"{begin:{names}}  {right[at] if at < len(right) else ''}".rstrip()

@@ -160,7 +160,7 @@ def page(journey: Journey, width: int, *, colours: bool) -> list[str]:
     said = [f"{hop.said}: {hop.remedy}" if hop.state == "note" and hop.remedy else hop.said for hop in journey.hops]
     head = f"{journey.source} to {journey.destination}"
     room = max(20, width - names - states - max(map(len, ("MTU", *sizes))) - 6)
-    folded = [textwrap.wrap(text, room) or [""] for text in said]
+    folded = [textwrap.wrap(text, room, break_on_hyphens=False) or [""] for text in said]
     column = max(len(head), *(len(line) for lines in folded for line in lines))
     bold = (lambda text: click.style(text, bold=True)) if colours else str
     lines = [bold(f"{'hop':{names}}  {'':{states}}  {head:{column}}   MTU")]
