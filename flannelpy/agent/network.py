@@ -82,7 +82,7 @@ class Network:
         self.publisher = Publisher(context, self._uses, next(iter(kept.previous), None))
         self._came_and_went = asyncio.Event()
         self._peers = self.cluster.cursor(self._came_and_went.set)
-        self.reconciler.repairs.listener = lambda step: context.events.keep(REPAIRED, str(step.key), str(step))
+        self.reconciler.repairs.listener = lambda subject, text: context.events.keep(REPAIRED, subject, text)
         forwarding = Forwarding(context.kernel, context.reporter, self._change_firewall)
         surroundings = Surroundings(context, self.facts, wake=lambda: self.steering.changed.set())
         preparation = Preparation(context.reporter, wake=lambda: self.steering.changed.set())

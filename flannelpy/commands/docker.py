@@ -20,6 +20,8 @@ from flannelpy.host.files import read_file, same_file, write_file
 from flannelpy.settings import load_run_dir
 
 ROOT = Path("/")
+DOCKERS = Path("/etc/docker")
+"""The folder of Docker's own config file, which is made where Docker has not made it yet."""
 WITHIN_S = 2.0
 """How long an agent may take to say what it has leased; one that does not is not waited for, because Docker waits for us."""
 
@@ -27,6 +29,7 @@ WITHIN_S = 2.0
 def write_options(env_file: str, output: str, *, key: str | None, individual: bool, with_ip_masq: bool) -> None:
     """Raises FlannelpyError, before anything is written."""
     path = Path(env_file)
+    _demand_folder(Path(output))
     text = docker_opts(
         os.environ,
         path,
@@ -41,6 +44,8 @@ def write_options(env_file: str, output: str, *, key: str | None, individual: bo
 def merge_options(env_file: str, daemon_json: str, *, with_ip_masq: bool, dry_run: bool, root: Path = ROOT) -> None:
     """Put bip, mtu and ip-masq into daemon.json, and say each that was another. Raises FlannelpyError before it is written."""
     source, path = Path(env_file), Path(daemon_json)
+    if path.parent != DOCKERS:
+        _demand_folder(path)
     around = Surroundings(leased=leased(load_run_dir({}, os.environ), source))
     values = wanted(checked({}, source, around, with_ip_masq=with_ip_masq))
     try:
@@ -62,6 +67,12 @@ def merge_options(env_file: str, daemon_json: str, *, with_ip_masq: bool, dry_ru
     else:
         write_file(path, merged.text, 0o644 if text is None else stat.S_IMODE(path.stat().st_mode))
         _say("Docker takes it up at its next start: systemctl restart docker (it stops its containers)")
+
+
+def _demand_folder(path: Path) -> None:
+    """A folder that is not there is most probably misspelt, and nobody would look into the one that is made."""
+    if not path.parent.is_dir():
+        raise FlannelpyError(f"{path}: there is no folder {path.parent}; expected one that is there; nothing was written")
 
 
 def _say(line: str) -> None:

@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from netaddr import IPNetwork
 
-from flannelpy.core.objects import Key
+from flannelpy.agent.events import Ring
+from flannelpy.agent.sync.repairs import Repairs
+from flannelpy.core.objects import Key, Route
+from flannelpy.core.plan import Step
+from flannelpy.explain.events import REPAIRED
 from flannelpy.registry.memory import MemoryStore
 
 from .agents import PREFIX, VXLAN, HostInMemory, until, vxlan_value
@@ -59,6 +64,16 @@ async def test_a_peer_whose_lease_has_ended_says_so(host: HostInMemory) -> None:
         await until(lambda: host.holds(ROUTE))
         host.store.expire(f"{PREFIX}/subnets/10.5.9.0-24")
         await until(lambda: "peer 10.5.9.0/24 at 192.0.2.9 left: its lease has ended" in noted(host))
+
+
+@pytest.mark.parametrize(("count", "more"), [(3, ""), (4, "1 more kernel object was"), (9, "6 more kernel objects were")])
+async def test_of_many_repairs_of_one_round_the_rest_is_counted(count: int, more: str) -> None:
+    ring, repairs = Ring(lambda: 0.0), Repairs()
+    repairs.listener = lambda subject, text: ring.keep(REPAIRED, subject, text)
+    repairs.note([Step("add", Route(IPNetwork(f"10.5.{number}.0/24"), dev="flannel.1")) for number in range(count)])
+    told = [event.text for event in ring.read().events]
+    assert told[:3] == [f"route add 10.5.{number}.0/24 dev flannel.1" for number in range(3)]
+    assert told[3:] == ([f"{more} changed by somebody else, and repaired"] if more else [])
 
 
 async def test_repairs_conditions_and_config_changes_are_noted(host: HostInMemory) -> None:

@@ -7,13 +7,14 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 from netaddr import IPNetwork
 
 from flannelpy.commands import docker
-from flannelpy.commands.docker import leased, write_options
+from flannelpy.commands.docker import leased, merge_options, write_options
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.explain.status import SOCKET, EtcdStatus, LeaseStatus, Status, SubnetFileStatus, to_json
 
@@ -113,3 +114,18 @@ def test_a_foreign_subnet_is_refused_before_anything_is_written(
             with pytest.raises(FlannelpyError, match=told):
                 write_options(str(path), str(output), key=None, individual=True, with_ip_masq=True)
             assert not output.exists()
+
+
+@pytest.mark.parametrize("where", ["nosuch/docker_opts.env", "nosuch/deep/down.env", "subnet.env/docker_opts.env"])
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, merged: bool) -> None:
+    monkeypatch.setenv("FLANNELPY_RUN_DIR", str(tmp_path))
+    path, output = tmp_path / "subnet.env", tmp_path / where
+    path.write_text("FLANNEL_SUBNET=198.18.77.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n")
+    merge = partial(merge_options, with_ip_masq=True, dry_run=False)
+    write = partial(write_options, key=None, individual=True, with_ip_masq=True)
+    with pytest.raises(FlannelpyError) as caught:
+        (merge if merged else write)(str(path), str(output))
+    said = f"{output}: there is no folder {output.parent}; expected one that is there; nothing was written"
+    assert str(caught.value) == said
+    assert sorted(tmp_path.iterdir()) == [path]

@@ -1,4 +1,4 @@
-"""What has somebody else changed, and what was put right? Said in the log, the first few of a round one by one."""
+"""What has somebody else changed, and what was put right? Said in the log and as events, the first few of a round one by one."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Repairs:
         self.count = 0
         self.last: tuple[float, Step] | None = None
         self.damping = Damping()
-        self.listener: Callable[[Step], None] = lambda _step: None
-        """Who is handed the first few of each round."""
+        self.listener: Callable[[str, str], None] = lambda _subject, _text: None
+        """Who is told the first few of each round, by object and step, and how many more there were."""
         self._late: set[Key] = set()
 
     def suppress(self, keys: Iterable[Key], now: float) -> set[Key]:
@@ -50,7 +50,9 @@ class Repairs:
         if steps:
             self.last = asyncio.get_running_loop().time(), steps[-1]
         for step in steps[:LOGGED]:
-            self.listener(step)
+            self.listener(str(step.key), str(step))
             log.warning("%s was changed by somebody else; repairing: %s", step.key, step)
-        if len(steps) > LOGGED:
-            log.warning("%d more kernel objects were changed by somebody else; repairing them, too", len(steps) - LOGGED)
+        if (more := len(steps) - LOGGED) > 0:
+            objects = "kernel object was" if more == 1 else "kernel objects were"
+            self.listener("", f"{more:,} more {objects} changed by somebody else, and repaired")
+            log.warning("%d more %s changed by somebody else; repairing them, too", more, objects)
