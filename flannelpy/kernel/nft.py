@@ -59,6 +59,9 @@ WORDS = 300
 
 MISSING = "neither libnftables.so.1 nor the nft command is there; install the package nftables"
 TOO_MANY = f"nftables: about {FD_SETSIZE} files are open, more than libnftables can do with, and the nft command is not there"
+NEEDED = "CAP_NET_ADMIN in this network namespace is needed"
+NET_ADMIN = 12
+"""CAP_NET_ADMIN, linux/capability.h."""
 
 _CODES = (errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EEXIST, errno.EBUSY, errno.EINVAL)
 _ERROR = re.compile(r"Error: (.*)")
@@ -195,6 +198,7 @@ class Nft:
         few = _few_descriptors()
         if few and self._nft is None and self._library is not None:
             _demand_netfilter()
+            _demand_right()
             try:
                 self._nft = _Library(self._library)
             except OSError:
@@ -218,6 +222,17 @@ def _demand_netfilter() -> None:
         socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER).close()
     except OSError as error:
         raise KernelError(f"nftables: {error.strerror}; the kernel needs the module nf_tables", error.errno or 0) from None
+
+
+def _demand_right() -> None:
+    """Raise KernelError where the kernel would refuse any request (netlink_net_capable): libnftables writes that to stderr, too."""
+    try:
+        lines = Path("/proc/thread-self/status").read_text().splitlines()
+        held = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
+    except (OSError, StopIteration, ValueError):
+        return  # nobody knows: asked, it says
+    if not held >> NET_ADMIN & 1:
+        raise KernelError(f"nftables: {os.strerror(errno.EPERM)}: {NEEDED}", errno.EPERM)
 
 
 def _few_descriptors() -> bool:
@@ -362,5 +377,5 @@ def _error(words: str) -> KernelError:
     text = "".join(letter if letter.isprintable() else "?" for letter in text[:WORDS])
     code = next((code for code in _CODES if os.strerror(code) in words), 0)
     if code == errno.EPERM:
-        text += ": CAP_NET_ADMIN in this network namespace is needed"
+        text += f": {NEEDED}"
     return KernelError(text, code)

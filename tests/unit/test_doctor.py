@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -529,6 +530,46 @@ async def test_directories_are_ours_to_write(about: About, mode: int, state: str
     about.settings.state_dir.chmod(mode)
     finding = (await found(about, files.directories))[0]
     assert (finding.name, finding.state) == ("file: --state-dir", state)
+
+
+@pytest.mark.parametrize(("asks", "state"), [("root", FAILED), ("its owner", FAILED), ("nobody", SKIPPED)])
+async def test_what_only_the_caller_cannot_write_is_not_judged(
+    about: About, monkeypatch: pytest.MonkeyPatch, asks: str, state: str
+) -> None:
+    owner = about.settings.state_dir.stat().st_uid
+    monkeypatch.setattr("os.access", lambda *_args, **_more: False)
+    monkeypatch.setattr("os.geteuid", lambda: {"root": 0, "its owner": owner, "nobody": owner + 65534}[asks])
+    findings = [finding for finding in await found(about, files.directories) if finding.name != "file: --subnet-file"]
+    assert [finding.state for finding in findings] == [state, state]
+    assert all(("only root can judge that" in finding.said) == (state == SKIPPED) for finding in findings)
+    assert all(bool(finding.remedy) == (state == FAILED) for finding in findings)
+
+
+@pytest.mark.parametrize(("user", "state"), [(0, FAILED), (1000, SKIPPED)])
+async def test_what_is_hidden_from_the_caller_is_not_judged(
+    about: About, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, user: int, state: str
+) -> None:
+    def hidden(_path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    endpoint = replace(about.settings.endpoint, username="u", password_file=str(tmp_path / "password"))
+    about.settings = replace(about.settings, endpoint=endpoint)
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    monkeypatch.setattr(Path, "stat", hidden)
+    monkeypatch.setattr(Path, "exists", lambda _path: False)
+    findings = [*files.directories(about), *files.secrets(about)]
+    assert [finding.state for finding in findings] == [state] * 3
+
+
+@pytest.mark.parametrize(("user", "state"), [(0, WARNING), (1000, SKIPPED)])
+async def test_a_callers_own_capabilities_are_not_the_agents(
+    about: About, monkeypatch: pytest.MonkeyPatch, user: int, state: str
+) -> None:
+    about.status = None
+    monkeypatch.setattr(kernel, "geteuid", lambda: user)
+    monkeypatch.setattr(Path, "read_text", lambda _path: "CapEff:\t0000000000000000\n")
+    (finding,) = kernel.capabilities(about)
+    assert finding.state == state
 
 
 async def test_a_directory_that_is_a_file(about: About) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -175,3 +178,31 @@ async def test_a_tool_that_cannot_be_run_is_one_line(store: Path, mode: int, sai
     with pytest.raises(KernelError, match=said) as caught:
         await Nft(library=None, command=str(store / "nft")).replace(TABLE)
     assert len(str(caught.value).splitlines()) == 1
+
+
+UNPRIVILEGED = """
+import asyncio, sys
+from flannelpy.core.errors import KernelError
+from flannelpy.kernel.nft import Nft
+async def ask():
+    nft = Nft(command=None)
+    for question in (nft.everything, lambda: nft.list("flannelpy"), lambda: nft.remove("nosuch")):
+        try:
+            await question()
+        except KernelError as error:
+            print(error)
+asyncio.run(ask())
+"""
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is not there")
+@pytest.mark.parametrize("held", [False, True])
+def test_without_the_right_the_library_is_not_asked_which_would_write_to_stderr(held: bool) -> None:
+    bare = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-all"] if os.geteuid() == 0 and not held else []
+    if held and os.geteuid() != 0:
+        pytest.skip("needs root")
+    words = [*bare, sys.executable, "-c", UNPRIVILEGED]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    refused = "nftables: Operation not permitted: CAP_NET_ADMIN in this network namespace is needed\n"
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count(refused) == (0 if held else 3)

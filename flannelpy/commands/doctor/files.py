@@ -11,6 +11,7 @@ from flannelpy.commands.doctor.about import About
 from flannelpy.explain.doctor import FAILED, OK, SKIPPED, WARNING, Finding
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+ONLY_ROOT = "only root can judge that: sudo flannelpy doctor"
 _OPEN = stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH
 
 
@@ -20,9 +21,13 @@ def directories(about: About) -> Iterator[Finding]:
     for flag, path in (("--state-dir", settings.state_dir), ("--run-dir", settings.run_dir)):
         name = f"file: {flag}"
         try:
-            mode = path.stat().st_mode
+            there = path.stat()
+            mode = there.st_mode
         except FileNotFoundError:
             yield Finding(name, OK if about.status is None else WARNING, f"{path} is not there yet; the agent makes it")
+            continue
+        except PermissionError as error:
+            yield _hidden(name, path, error, f"choose another with {flag}")
             continue
         except OSError as error:
             yield Finding(name, FAILED, f"{path}: {error.strerror}", f"expected a directory; choose another with {flag}")
@@ -31,6 +36,8 @@ def directories(about: About) -> Iterator[Finding]:
             yield Finding(name, FAILED, f"{path} is no directory", f"remove it, or choose another with {flag}")
         elif mode & _WRITABLE_BY_OTHERS:
             yield Finding(name, WARNING, f"{path} can be written by others (mode {stat.S_IMODE(mode):o})", f"chmod go-w {path}")
+        elif not os.access(path, os.W_OK) and os.geteuid() not in (0, there.st_uid):
+            yield Finding(name, SKIPPED, f"{path} cannot be written by whoever asks; {ONLY_ROOT}")
         elif not os.access(path, os.W_OK):
             yield Finding(name, FAILED, f"{path} cannot be written", f"mount it writable, or choose another with {flag}")
         else:
@@ -48,6 +55,9 @@ def secrets(about: About) -> Iterator[Finding]:
             continue
         try:
             mode = stat.S_IMODE(Path(file).stat().st_mode)
+        except PermissionError as error:
+            yield _hidden(f"file: {flag}", Path(file), error, f"make it readable for the agent, or change {flag}")
+            continue
         except OSError as error:
             yield Finding(f"file: {flag}", FAILED, f"{file}: {error.strerror}", f"make it readable for the agent, or change {flag}")
             continue
@@ -55,6 +65,13 @@ def secrets(about: About) -> Iterator[Finding]:
             yield Finding(f"file: {flag}", WARNING, f"{file} is open to others (mode {mode:o})", f"chmod 600 {file}")
         else:
             yield Finding(f"file: {flag}", OK, f"{file}, mode {mode:o}")
+
+
+def _hidden(name: str, path: Path, error: OSError, remedy: str) -> Finding:
+    """What is refused to a person who is not root says nothing of the agent."""
+    if os.geteuid():
+        return Finding(name, SKIPPED, f"{path}: {error.strerror} for whoever asks; {ONLY_ROOT}")
+    return Finding(name, FAILED, f"{path}: {error.strerror}", remedy)
 
 
 def subnet_file(about: About) -> Iterator[Finding]:

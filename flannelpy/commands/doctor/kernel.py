@@ -12,6 +12,7 @@ from pathlib import Path
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.commands.doctor.about import About
+from flannelpy.commands.doctor.files import ONLY_ROOT
 from flannelpy.core.backend import Engines
 from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import HostState, Ipip, Link, NftTable, Object, Vxlan, XfrmPolicy
@@ -19,9 +20,8 @@ from flannelpy.core.plan import Step
 from flannelpy.core.secret import Secret
 from flannelpy.core.xfrm import IKE_EXTRA, IKE_LIBRARY, IKE_PACKAGES, IKE_PLACES, IKE_PROGRAM
 from flannelpy.explain.doctor import FAILED, OK, SKIPPED, WARNING, Finding
+from flannelpy.kernel.nft import NET_ADMIN
 
-NET_ADMIN = 12
-"""CAP_NET_ADMIN, linux/capability.h."""
 REFUSED = {"kernel-refused", "engine-refused", "datapath-failed"}
 """Conditions of an agent that has not got all of it from the kernel."""
 _CAN = "can be made"
@@ -45,6 +45,8 @@ def capabilities(about: About) -> Iterator[Finding]:
         return
     if held >> NET_ADMIN & 1:
         yield Finding("capabilities", OK, f"{who} has CAP_NET_ADMIN")
+    elif about.status is None and geteuid():
+        yield Finding("capabilities", SKIPPED, f"{who} has no CAP_NET_ADMIN; of the agent {ONLY_ROOT}")
     else:
         remedy = "run it as root, or give the service AmbientCapabilities=CAP_NET_ADMIN"
         yield Finding("capabilities", FAILED if about.status else WARNING, f"{who} has no CAP_NET_ADMIN", remedy)
@@ -57,7 +59,7 @@ async def features(about: About) -> AsyncIterator[Finding]:
         yield Finding("kernel", OK, f"the running agent has made what {backend.name} needs")
         return
     if geteuid():
-        yield Finding("kernel", SKIPPED, "only root can try: sudo flannelpy doctor")
+        yield Finding("kernel", SKIPPED, ONLY_ROOT)
         return
     kind = "vxlan" if about.backend is None else about.backend.name
     needs: dict[str, Iterable[Object]] = {"vxlan": [_VXLAN], "ipip": [_IPIP]}
