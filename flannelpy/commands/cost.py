@@ -101,14 +101,25 @@ def _other_subnets(lead: str, before: Pool, after: Pool) -> str:
 def _backends(old: Examined, new: Examined) -> Iterator[Cost]:
     before, after = old.backend.name, new.backend.name
     if before != after:
-        same = (old.config.v4, old.config.v6) == (new.config.v4, new.config.v6)
-        together = same and beside(old.backend, new.backend)
+        together = _side_by_side(old, new)
         yield Cost(f"Type {before} -> {after}: {_TYPE if together else _TYPE_AT_ONCE}", harmless=together)
         return
     ours, theirs = _folded(old.config.backend_options), _folded(new.config.backend_options)
     for name in {**ours, **theirs}:
         if ours.get(name) != theirs.get(name) and (words := _OPTIONS.get(name, _UNKNOWN)):
             yield Cost(f"Backend.{_spelt(name, old, new)} {_said(ours, name)} -> {_said(theirs, name)}: {words}")
+
+
+def _side_by_side(old: Examined, new: Examined) -> bool:
+    return (old.config.v4, old.config.v6) == (new.config.v4, new.config.v6) and beside(old.backend, new.backend)
+
+
+def meanwhile(old: Examined | None, new: Examined | None) -> list[str]:
+    """What lies between now and the end of a change, where steps that lead to the end do not tell it."""
+    if old is None or new is None or old.backend.name == new.backend.name or not _side_by_side(old, new):
+        return []
+    before, after = old.backend.name, new.backend.name
+    return [f"these steps lead to the end: {before} stays beside {after}, with all it has, until no host sends by it any more"]
 
 
 def _folded(options: Mapping[str, Any]) -> dict[str, Any]:

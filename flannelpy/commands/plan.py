@@ -73,7 +73,9 @@ def _forecast(settings: Settings, file: str | None) -> Planned:
     notes = [f"by what was kept of the cluster at revision {known.view.revision}"]
     if text is not None and file is not None:
         try:
-            warn(map(str, cost.of(netconfig.known(known.view.config), netconfig.examine(text))))
+            before, after = netconfig.known(known.view.config), netconfig.examine(text)
+            warn(map(str, cost.of(before, after)))
+            notes += cost.meanwhile(before, after)
         except ConfigError as error:
             raise FlannelpyError(f"{named(file)}: {error}") from None
 

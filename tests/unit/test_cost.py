@@ -161,6 +161,13 @@ def test_without_ip_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_type_that_stands_beside_the_old_one_costs_no_packet(before: str, after: str, loses: bool) -> None:
     told = [line for line in said_of(config(kind=before), config(kind=after)) if line.startswith("Type ")]
     assert [("packets are lost" in line, "loses no packet" in line) for line in told] == [(loses, not loses)]
+    between = cost.meanwhile(config(kind=before), config(kind=after))
+    assert [f"{before} stays beside {after}" in line for line in between] == [True] * (not loses)
+
+
+def test_where_nothing_stands_beside_anything_there_is_no_meanwhile() -> None:
+    for before, after in ((config(), config()), (None, config()), (config(), None), (config(), config("10.9.0.0/16", kind="udp"))):
+        assert cost.meanwhile(before, after) == []
 
 
 @pytest.mark.parametrize(
