@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from flannelpy.plugins import names as backends
+from netns_lab.able import demand
 from netns_lab.errors import LabError, TopologyError
 from netns_lab.etcd import EtcdFailedError, binary
 from netns_lab.interrupt import heed_interrupts
@@ -72,6 +73,8 @@ def up(topology: str | None, name: str, no_agents: bool, **changes: Any) -> None
         raise click.UsageError(f"backend {wanted.backend!r}: nobody provides it, expected one of {', '.join(provided)}")
     _need_root()
     _refuse_twice(name)
+    if not no_agents:
+        _guard(lambda: demand(wanted.backend))
     _run(_up(wanted, name, agents=not no_agents and wanted.etcd > 0))
 
 
@@ -97,6 +100,7 @@ def down(name: str, force: bool) -> None:
 def status(name: str) -> None:
     """Show the hosts, their agents and leases."""
     from netns_lab.lab import Lab
+    from netns_lab.listing import show as show_table
     from netns_lab.listing import status_table
 
     if not Ledger(name).exists:
@@ -111,7 +115,7 @@ def status(name: str) -> None:
         plan = topology.etcd_plan
         etcd = f"etcd {', '.join(here.etcd.urls)}" if plan else "no etcd"
         click.echo(f"lab {name}: {topology.backend}, overlay {topology.network}, {etcd}; files in {here.directory}")
-        _console().print(await status_table(here))
+        show_table(await status_table(here))
 
     _run(show())
 
@@ -141,10 +145,12 @@ def ping(name: str, source: str | None, target: str | None) -> None:
         result = _run(here.ping(source, target))
         click.echo(f"{source} to {target}: " + (f"{result.rtt_ms:.2f} ms" if result.rtt_ms is not None else "no answer"))
         sys.exit(0 if result.ok else 1)
-    from netns_lab.listing import matrix_summary, matrix_table
+    from netns_lab.listing import matrix_summary, matrix_table, show
 
+    if (there := len(here.containers)) < 2:
+        raise click.ClickException(f"lab {name} has {_count(there, 'container')}, of whom none has another; {LAB} ping h1 h2")
     results = _run(here.matrix())
-    _console().print(matrix_table(here, results))
+    show(matrix_table(here, results))
     click.echo(matrix_summary(results))
     sys.exit(0 if all(result.ok for result in results.values()) else 1)
 
@@ -157,12 +163,12 @@ def fault_(name: str, host: str, fault: str | None) -> None:
     """Put a fault into the lab that is up, to find it and to learn from it; without a name: show which there are."""
     from netns_lab import faults
     from netns_lab.lab import Lab
-    from netns_lab.listing import faults_table
+    from netns_lab.listing import faults_table, show
 
     _need_root()
     if fault is None:
         here = _guard(lambda: Lab.attach(name)) if Ledger(name).exists else None
-        _console().print(faults_table(here))
+        show(faults_table(here))
         return
     here = _guard(lambda: Lab.attach(name))
     made = _run(faults.inject(here, _guard(lambda: faults.fault(fault)), _guard(lambda: here.host(host))))
@@ -180,8 +186,11 @@ def heal(name: str, fault: str | None) -> None:
 
     _need_root()
     here = _guard(lambda: Lab.attach(name))
-    healed = _run(faults.heal(here, fault))
-    click.echo(f"healed: {', '.join(each.name for each in healed)}" if healed else "no fault is in this lab")
+    healed, waiting = _run(faults.heal(here, fault)), faults.injected(here) if fault is None else []
+    if healed or not waiting:
+        click.echo(f"healed: {', '.join(each.name for each in healed)}" if healed else "no fault is in this lab")
+    if waiting:
+        raise click.ClickException("; ".join(map(faults.missing, waiting)))
 
 
 @lab.command()
@@ -381,12 +390,6 @@ def _guard(action: Callable[[], Answer]) -> Answer:
 def _need_root() -> None:
     if os.geteuid() != 0:
         raise click.ClickException("network namespaces need root: start it with sudo")
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 140)
 
 
 def _short(argv: tuple[str, ...]) -> str:

@@ -17,11 +17,14 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from flannelpy.explain.places import SOCKET
 from netns_lab.errors import LabError
 from netns_lab.etcd import binary
 from netns_lab.host import Host
@@ -249,7 +252,10 @@ async def inject(lab: Lab, which: Fault, on: Host) -> Injected:
 
 
 async def heal(lab: Lab, name: str | None = None) -> list[Injected]:
-    """Take one fault or all of them out; returns those that were in. Raises LabError."""
+    """Take one fault or all of them out; returns those that were. What an agent puts right stays in while it does not run.
+
+    Raises LabError, also where the one that is named stays.
+    """
     found = injected(lab)
     chosen = [each for each in found if name in (None, each.name)]
     if name is not None and not chosen:
@@ -257,9 +263,24 @@ async def heal(lab: Lab, name: str | None = None) -> list[Injected]:
     for each in reversed(chosen):
         if each.heal:
             await lab.box(each.box).exec("sh", "-ec", each.heal)
-        found.remove(each)
-        _keep(lab, found)
-    return chosen
+    out = [each for each in chosen if each.heal or _runs(lab.host(each.host))]
+    _keep(lab, [each for each in found if each not in out])
+    if name is not None and not out:
+        raise LabError(missing(chosen[0]))
+    return out
+
+
+def _runs(host: Host) -> bool:
+    """Is an agent there, whoever started it?"""
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as asking:
+        asking.connect(str(host.run_dir / SOCKET))
+        return True
+    return False
+
+
+def missing(left: Injected) -> str:
+    """What is still to be done about a fault that stays."""
+    return f"{left.name} stays in {left.box} ({fault(left.name).says}): the agent of {left.host} puts that right, and does not run"
 
 
 def injected(lab: Lab) -> list[Injected]:

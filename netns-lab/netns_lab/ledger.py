@@ -26,6 +26,8 @@ from netns_lab.errors import LabError
 
 ROOT = Path("/run/netns-lab")
 NETNS = Path("/run/netns")
+CLAIMS = Path("/run/flannelpy-claims")
+"""Where agents say what they have, each in a file that begins with its namespace's inode (``flannelpy.agent.lock``)."""
 TERM_WITHIN_S = 3.0
 KILL_WITHIN_S = 5.0
 
@@ -64,8 +66,9 @@ class Removed:
 class Ledger:
     """The record of one lab."""
 
-    def __init__(self, name: str, root: Path = ROOT) -> None:
+    def __init__(self, name: str, root: Path = ROOT, claims: Path = CLAIMS) -> None:
         self.name = name
+        self._claims = claims
         self.directory = root / name
         self._journal = self.directory / "made.jsonl"
         self._children: list[subprocess.Popen[bytes]] = []
@@ -178,6 +181,7 @@ class Ledger:
         ended += _end(inside, politely=True)
         for child in self._children:
             child.poll()
+        self._remove_claims(namespaces)
         if namespaces:
             lines = "".join(f"netns del {name}\n" for name in namespaces)
             subprocess.run(["ip", "-force", "-batch", "-"], input=lines, text=True, capture_output=True, check=False)
@@ -188,6 +192,13 @@ class Ledger:
         self._remove_folders()
         shutil.rmtree(self.directory, ignore_errors=True)
         return Removed(len(namespaces), ended)
+
+    def _remove_claims(self, namespaces: Sequence[str]) -> None:
+        """What its agents, who were ended without a word, had claimed: by the namespaces' inodes, while no other can have them."""
+        leads = tuple(f"{(NETNS / name).stat().st_ino}-" for name in namespaces)
+        for path in self._claims.iterdir() if self._claims.is_dir() else ():
+            if path.name.startswith(leads):
+                path.unlink(missing_ok=True)
 
     def _remove_mounts(self) -> None:
         """Take off what was mounted, the last one first. What stays mounted is never emptied: it may show somebody's root."""

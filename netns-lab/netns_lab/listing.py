@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,9 @@ from netns_lab.pinging import Ping
 
 if TYPE_CHECKING:  # rich costs 60 ms; it is imported where something is shown
     from rich.table import Table
+
+
+WIDE = 140
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,16 @@ async def _lease(lab: Lab, pair: Mapping[str, Any]) -> ListedLease:
     return ListedLease(key, str(value.get("PublicIP", "")), value.get("BackendType", ""), data, ttl_s)
 
 
+def show(table: Table, wide: int = WIDE) -> None:
+    """Print it as wide as the terminal or COLUMNS is; a word that is wider than its column makes the lines run over."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else wide)
+    console.width = max(console.width, Measurement.get(console, console.options.update(width=1000), table).minimum)
+    console.print(table)
+
+
 def faults_table(lab: Lab | None) -> Table:
     """Every fault: what it is, what containers notice, and where it is in this lab."""
     from rich.table import Table
@@ -74,7 +89,8 @@ def lease_table(listed: list[ListedLease]) -> Table:
 
     table = Table()
     for column in ("subnet", "PublicIP", "BackendType", "BackendData", "TTL"):
-        table.add_column(column, justify="right" if column == "TTL" else "left", overflow="fold")
+        addresses = column in ("subnet", "PublicIP")
+        table.add_column(column, justify="right" if column == "TTL" else "left", overflow="fold", no_wrap=addresses)
     for lease in listed:
         ttl = "none" if lease.ttl_s is None else f"{lease.ttl_s} s"
         table.add_row(lease.subnet, lease.public_ip, lease.backend_type or "(udp)", lease.backend_data, ttl)
@@ -119,7 +135,7 @@ async def status_table(lab: Lab) -> Table:
     running = lab.running_agents()
     table = Table()
     for column in ("host", "eth1", "agent", "subnet", "TTL", "MTU", "containers"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column != "containers")
     for host in lab.hosts:
         env = host.subnet_env()
         pid = running.get(host.name)
