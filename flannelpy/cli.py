@@ -84,6 +84,15 @@ def _takes(*options: Option, hidden: bool = False) -> Callable[[Wrapped], Wrappe
     return add
 
 
+def _asks(command: Wrapped) -> Wrapped:
+    """The agent's options for a command that asks it: those that say whom stand in --help, the others are taken without a word."""
+    whom = [BY_NAME[name] for name in ("run-dir", "subnet-file", "etcd-endpoints", "etcd-prefix")]
+    return _takes(*whom)(_takes(*(option for option in (*ETCD, *KUBE, *AGENT) if option not in whom), hidden=True)(command))
+
+
+_MORE = "The agent's other options are taken, too: flannelpy --help lists them."
+
+
 def _given(values: dict[str, Any], before: Given | None = None) -> Given:
     """What was written, by flag name; options after a subcommand win over those before it."""
     written = {name.replace("_", "-") if name != "log_backtrace_at" else name: value for name, value in values.items() if value}
@@ -176,12 +185,12 @@ def doctor(context: click.Context, /, preflight: bool, as_json: bool, **values: 
     return examine(_own(context, values), preflight=preflight, as_json=as_json)
 
 
-@flannelpy.command()
+@flannelpy.command(epilog=_MORE)
 @click.argument("dst", metavar="DST")
 @click.option("--from", "source", metavar="SRC", help="a container's address on this host  [one that nobody has]")
 @click.option("--live", is_flag=True, help="send real packets, as a container's, and watch where they pass; needs root, and scapy")
 @click.option("--json", "as_json", is_flag=True, help="for programs: each hop with what becomes of the packet")
-@_takes(*ETCD, *KUBE, *AGENT)
+@_asks
 @click.pass_context
 def trace(context: click.Context, /, dst: str, source: str | None, live: bool, as_json: bool, **values: Any) -> int:
     """What becomes of a container's packet to DST (address, peer's name, PublicIP or subnet). Exit code 0: gets through; 3: not."""
@@ -190,10 +199,10 @@ def trace(context: click.Context, /, dst: str, source: str | None, live: bool, a
     return follow(_own(context, values), dst, source, live=live, as_json=as_json)
 
 
-@flannelpy.command()
+@flannelpy.command(epilog=_MORE)
 @click.argument("dst", metavar="DST")
 @click.option("--count", metavar="N", default=4, show_default=True, type=click.IntRange(1, 1_000_000), help="so many, one a second")
-@_takes(*ETCD, *KUBE, *AGENT)
+@_asks
 @click.pass_context
 def ping(context: click.Context, /, dst: str, count: int, **values: Any) -> int:
     """Ask DST (as for trace) from this host, with small and with full packets. Exit code 0: all came back; 3: some did not."""
@@ -202,9 +211,9 @@ def ping(context: click.Context, /, dst: str, count: int, **values: Any) -> int:
     return ask(_own(context, values), dst, count)
 
 
-@flannelpy.command()
+@flannelpy.command(epilog=_MORE)
 @click.option("--output", metavar="FILE", help="where to; it must not be there yet  [flannelpy-HOST-TIME.tar.gz]")
-@_takes(*ETCD, *KUBE, *AGENT)
+@_asks
 @click.pass_context
 def bugreport(context: click.Context, /, output: str | None, **values: Any) -> int:
     """Write one archive for whoever is to help: status, events, doctor, kernel, log; without passwords and keys."""

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -407,6 +408,7 @@ def test_an_etcd_that_is_not_there_is_one_line(person: Person) -> None:
 def test_docker_opts_writes_the_file(person: Person, tmp_path: Path, flags: tuple[str, ...], lines: tuple[str, ...]) -> None:
     (tmp_path / "subnet.env").write_text("FLANNEL_SUBNET=198.18.77.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n")
     output = tmp_path / "run" / "docker_opts.env"
+    output.parent.mkdir()
     assert person.types("docker-opts", "-f", str(tmp_path / "subnet.env"), "-d", str(output), *flags) == Outcome(0, "", "")
     assert tuple(line.partition("=")[0].rpartition("_")[2] for line in output.read_text().splitlines()) == lines
     assert output.stat().st_mode & 0o777 == 0o644
@@ -505,6 +507,17 @@ def test_help_is_a_command_too(person: Person, words: tuple[str, ...], begin: st
     said = person.types("help", *words)
     assert (said.code, said.err) == (0, "")
     assert said.out.startswith(begin)
+
+
+@pytest.mark.parametrize(
+    ("command", "own"), [("ping", ["--count"]), ("bugreport", ["--output"]), ("trace", ["--from", "--live", "--json"])]
+)
+def test_who_asks_the_agent_is_shown_how_and_may_say_the_rest_all_the_same(person: Person, command: str, own: list[str]) -> None:
+    said = person.types("help", command).out
+    whom = ["--run-dir", "--subnet-file", "--etcd-endpoints", "--etcd-prefix"]
+    assert re.findall(r"^  (--[a-z-]+)", said, re.MULTILINE) == [*own, *whom]
+    taken = {flag for parameter in cli.flannelpy.commands[command].params for flag in parameter.opts}
+    assert {option.flag for option in (*options.ETCD, *options.KUBE, *options.AGENT)} <= taken
 
 
 def test_help_of_nothing(person: Person) -> None:
