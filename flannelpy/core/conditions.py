@@ -314,7 +314,8 @@ _ALL = (
         "bridge-elsewhere",
         Severity.WARNING,
         "Docker's containers are not in the overlay: {detail}",
-        "tell Docker its subnet as packaging/systemd/docker-flannelpy.conf does; nothing, where only others use the overlay",
+        "tell Docker its subnet: flannelpy setup does, by the drop-in docker-flannelpy.conf (/usr/share/doc/flannelpy/examples, "
+        "in a checkout packaging/systemd); nothing, where only others use the overlay",
         after=5.0,
     ),
     Condition(

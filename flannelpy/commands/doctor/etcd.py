@@ -35,7 +35,8 @@ async def _endpoint(about: About, url: str) -> list[Finding]:
     reached = await examine.connect(url, CONNECT_S)
     if reached.wrong:
         remedy = (
-            f"named by {about.etcd_by}: is etcd up there, and is --etcd-endpoints right? etcdctl --endpoints {url} endpoint health"
+            f"named by {about.etcd_by}: is etcd up there, and is --etcd-endpoints right? "
+            f"ETCDCTL_ENDPOINTS={url} etcdctl endpoint health"
         )
         return [Finding(f"{name}: connection", FAILED, reached.wrong, remedy)]
     found = [Finding(f"{name}: connection", OK, f"answers in {reached.took_s * 1000:.1f} ms")]
