@@ -119,8 +119,9 @@ class Offers:
             same = before is not None and before.lease.key == lease.key
             self._own = _Own(lease, text, before.heard if before is not None and same else None)
             self._changed.set()
-            if before is not None and not same and before.heard is not None and self._has_room(before.heard):
-                self._hear(before.lease.key, before.heard)  # of whoever has that subnet now, or it counts for nobody
+            heard = None if before is None or same or before.heard in (None, (before.text or "").encode()) else before.heard
+            if before is not None and heard is not None and self._has_room(heard):
+                self._hear(before.lease.key, heard)  # of whoever has that subnet now, or it counts for nobody
 
     def _know(self) -> None:
         if not self.known:

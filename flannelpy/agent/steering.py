@@ -49,7 +49,7 @@ class Steering:
         self._kept = kept
         self._parts = parts
         self._ownership = Ownership(context, kept.state, parts.publisher.keep)
-        self._text: str | None = None  # the config that ``carriage`` follows from, or that cannot be used
+        self._text: tuple[str | None] | None = None  # the config that ``carriage`` follows from, or is no use; None: untried
         self._carried: tuple[Carriage, Lease] | None = None  # what the reconciler was handed
         self._copies = Copies(HostKeys(context), parts.cluster.cursor, self.changed.set)
         self._lock = asyncio.Lock()
@@ -103,9 +103,9 @@ class Steering:
         text, before, earlier = cluster.config_text, self.carriage, self.carriage
         if not cluster.listed.is_set() and self.phase is Phase.WAITING:
             return
-        if before is not None and text == self._text and not facts.stale:
+        if before is not None and (text,) == self._text and not facts.stale:
             return
-        self._text = text
+        self._text = (text,)
         where = self._context.settings.config_place
         try:
             wanted = parsed(self._context.settings, text)
@@ -168,8 +168,8 @@ class Steering:
             another = await facts.look(asked[0], self._devices)
             self._parts.surroundings.stale |= another
             if facts.uplink is not None and facts.uplink != before.uplink:
-                known, stays = self._ownership.state, (before, before)
-                self.carriage = await self._making.make(before.text, asked, before.prepared, known, self.lease, stays)
+                known, own = self._ownership.state, self.lease or self._kept.own
+                self.carriage = await self._making.make(before.text, asked, before.prepared, known, own, (before, before))
                 self._follow(before, self.carriage)
         await self._look_around()
         self._text = text

@@ -130,6 +130,7 @@ class _Walk:
         self._rules = rules
         self._packet = packet
         self.unsure: list[Rule] = []
+        self._known: dict[Place, list[_Fate]] = {}  # many rules may lead to one chain
 
     def chain(self, place: Place, depth: int) -> list[_Fate]:
         """All that may become of it in a chain: one fate where everything is known. The last is that of who comes to the end."""
@@ -143,8 +144,8 @@ class _Walk:
             if (truth is None or len(fates) > 1) and any(outcome not in (_NEXT, "drop") for outcome, _by in fates):
                 self.unsure.append(rule)
             if truth and all(outcome != _NEXT for outcome, _by in fates):
-                return found
-        return [*found, (_LEAVE, None)]
+                return _distinct(found)
+        return _distinct([*found, (_LEAVE, None)])
 
     def _fates(self, rule: Rule, depth: int) -> list[_Fate]:
         """All that may become of it where the rule holds."""
@@ -154,14 +155,16 @@ class _Walk:
             fates = [fate for word, target in verdicts for fate in self._follow(rule, word, target, depth)]
             found += (fate for fate in fates if fate[0] != _NEXT)
             if fates and all(outcome != _NEXT for outcome, _by in fates):
-                return found
+                return _distinct(found)
         if rule.parts and rule.parts[-1] == {"xt": None}:  # where old versions of nft have iptables' target, and say no more
             found.append(("drop", rule))
-        return [*found, (_NEXT, None)]
+        return _distinct([*found, (_NEXT, None)])
 
     def _follow(self, rule: Rule, word: str, target: str, depth: int) -> list[_Fate]:
         if word in ("jump", "goto"):
-            fates = self.chain((*rule.place[:2], target), depth + 1)
+            place = (*rule.place[:2], target)
+            if (fates := self._known.get(place)) is None:
+                fates = self._known[place] = self.chain(place, depth + 1)
             return [(_NEXT if outcome == _LEAVE and word == "jump" else outcome, by) for outcome, by in fates]
         return [(outcome, None if outcome == _LEAVE else rule) for outcome in _OUTCOMES.get(word, _OUTCOMES["queue"])]
 
@@ -220,6 +223,11 @@ class _Walk:
 
     def _sets(self, rule: Rule) -> Mapping[str, Sequence[Any]]:
         return self._rules.sets.get(rule.place[:2], {})
+
+
+def _distinct(fates: list[_Fate]) -> list[_Fate]:
+    """Each once, where it comes last: chains that many rules may lead to would else multiply theirs."""
+    return list({(outcome, id(by)): (outcome, by) for outcome, by in reversed(fates)}.values())[::-1]
 
 
 def _policy(base: Base) -> str:

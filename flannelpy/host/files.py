@@ -264,7 +264,10 @@ def is_stream(path: Path) -> bool:
 
 def same_file(one: str | Path, other: str | Path) -> bool:
     """True where both names lead to one place, there or not: ``/var/run`` is a link to ``/run``."""
-    return os.path.realpath(one) == os.path.realpath(other)
+    try:
+        return os.path.realpath(one) == os.path.realpath(other)
+    except ValueError:  # a NUL: no file has such a name
+        return False
 
 
 @contextmanager

@@ -195,7 +195,7 @@ class Ledger:
 
     def _remove_claims(self, namespaces: Sequence[str]) -> None:
         """What its agents, who were ended without a word, had claimed: by the namespaces' inodes, while no other can have them."""
-        leads = tuple(f"{(NETNS / name).stat().st_ino}-" for name in namespaces)
+        leads = tuple(f"{(NETNS / name).stat().st_ino}-" for name in namespaces if (NETNS / name).exists())
         for path in self._claims.iterdir() if self._claims.is_dir() else ():
             if path.name.startswith(leads):
                 path.unlink(missing_ok=True)

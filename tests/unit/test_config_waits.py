@@ -6,12 +6,15 @@ import asyncio
 from contextlib import AsyncExitStack
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import pytest
 from netaddr import IPAddress
 
+from flannelpy.agent.carriage import Carriage
 from flannelpy.agent.lock import Claimant, Claims
-from flannelpy.core.errors import RegistryRefusedError, RegistryUnavailableError
+from flannelpy.agent.making import Making
+from flannelpy.core.errors import KernelError, RegistryRefusedError, RegistryUnavailableError
 from flannelpy.core.objects import Key
 from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.registry.memory import MemoryStore
@@ -143,3 +146,31 @@ async def test_another_address_is_followed_while_another_agent_has_the_device_of
         host.kernel.set_interface(Interface("eth1", 2, 1500, True, (address,)))
         await until(lambda: "192.0.2.77" in host.published().values())
         other.close()
+
+
+@pytest.mark.parametrize("bad", ["{", None, '{"Network": "10.5.0.0/16", "Backend": {"Type": "gone"}}'])
+@pytest.mark.parametrize("failures", [1, 3])
+async def test_another_address_is_tried_again_where_the_first_try_failed(
+    tmp_path: Path, bad: str | None, failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = HostInMemory(MemoryStore(), tmp_path)
+    host.put_config(VXLAN)
+    async with host.run():
+        if bad is None:
+            host.store.delete(f"{PREFIX}/config")
+        else:
+            host.put_config(bad)
+        await until(lambda: "config-changed" in host.conditions())
+        make, failed = Making.make, list[int]()
+
+        async def failing(self: Making, *arguments: Any) -> Carriage:
+            if len(failed) < failures:
+                failed.append(1)
+                raise KernelError("no buffer space available", 105)
+            return await make(self, *arguments)
+
+        monkeypatch.setattr(Making, "make", failing)
+        address = InterfaceAddress(IPAddress("192.0.2.77"), 24)
+        host.kernel.set_interface(Interface("eth1", 2, 1500, True, (address,)))
+        await until(lambda: "192.0.2.77" in host.published().values())
+        assert len(failed) == failures

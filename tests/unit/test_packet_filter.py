@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from netaddr import IPAddress
 from flannelpy.core.envelope import Envelope
 from flannelpy.core.errors import MalformedError
 from flannelpy.core.filter_match import Packet
-from flannelpy.core.packet_filter import Ruleset, judge, read
+from flannelpy.core.packet_filter import Rule, Ruleset, _Walk, judge, read
 
 HERE, THERE = IPAddress("10.5.7.2"), IPAddress("10.5.9.2")
 OUT = Packet(HERE, THERE, "docker0", "flannel.1")
@@ -296,3 +297,26 @@ def test_what_is_no_list_of_rules_is_refused_in_a_line(text: str) -> None:
     with pytest.raises(MalformedError):
         read(text)
     assert read("") == Ruleset()
+
+
+@pytest.mark.parametrize(("chains", "each"), [(2, 5), (6, 30), (12, 8)])
+@pytest.mark.parametrize("word", ["jump", "goto"])
+def test_a_chain_that_many_rules_may_lead_to_is_gone_through_once(
+    monkeypatch: pytest.MonkeyPatch, chains: int, each: int, word: str
+) -> None:
+    """By unknown matches, into the next and the next: the ways through them are more than there is memory for."""
+    looked_at, truth = list[Rule](), _Walk._truth
+
+    def counted(walk: _Walk, rule: Rule) -> bool | None:
+        looked_at.append(rule)
+        return truth(walk, rule)
+
+    monkeypatch.setattr(_Walk, "_truth", counted)
+    unknown = {"xt": {"type": "match", "name": "foo"}}
+    names = [f"c{number}" for number in range(chains)]
+    others = {name: [[unknown, {word: {"target": then}}]] * each for name, then in pairwise(names)}
+    rules = table(*[[unknown, {word: {"target": names[0]}}]] * each, [DROP], **others, **{names[-1]: [[unknown, ACCEPT]] * each})
+    ruling = judge(rules, "forward", OUT)
+    assert ruling.dropped == ""
+    assert ruling.doubts
+    assert len(looked_at) <= (chains + 1) * each + 1
