@@ -694,6 +694,7 @@ def ranges(*nets: str) -> dict[str, Any]:
         ({"type": "flannel", "subnetFile": "HERE"}, OK),
         ({"type": "flannel"}, FAILED),
         ({"plugins": [{"type": "flannel", "subnetFile": "/elsewhere"}]}, FAILED),
+        ({"type": "flannel", "subnetFile": "/run/\0flannel"}, FAILED),
         ({"plugins": [{"type": "bridge", "ipam": {"subnet": "10.5.7.0/24"}}]}, OK),
         ({"plugins": [{"type": "bridge", "ipam": {"subnet": "10.5.8.0/24"}}]}, FAILED),
         ({"plugins": [{"type": "bridge", "ipam": {"subnet": "172.20.0.0/16"}}]}, OK),
