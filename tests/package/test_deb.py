@@ -176,7 +176,7 @@ def test_the_backends_are_found_by_their_entry_points(unpacked: Path) -> None:
     entries = "from importlib.metadata import entry_points as e; print(*sorted(p.name for p in e(group='flannelpy.backends')))"
     code = f"import sys; sys.path.insert(0, {str(unpacked / 'usr/lib/flannelpy')!r}); {entries}"
     asked = subprocess.run([sys.executable, "-I", "-S", "-B", "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert asked.stdout.split() == ["alloc", "extension", "host-gw", "ipip", "udp", "vxlan", "wireguard"]
+    assert asked.stdout.split() == ["alloc", "extension", "host-gw", "ipip", "ipsec", "udp", "vxlan", "wireguard"]
 
 
 def test_depends_is_complete(each: Path) -> None:
