@@ -22,6 +22,8 @@ from flannelpy.host.state import State
 from flannelpy.host.view_file import KeptView
 
 Asked = tuple[NetworkConfig, Backend]
+Carried = tuple[Carriage | None, Carriage | None]
+"""What is carried by now; and that of which something may have to stay beside: the same, or at a start what the last life had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +41,9 @@ class Making:
         return await self.parts.migration.recall(view, asked[0], (facts.uplink, facts.reasons), known.macs, self.keys)
 
     async def make(
-        self, text: str, asked: Asked, prepared: str | None, known: State, lease: Lease | None, carried: tuple[Carriage | None, ...]
+        self, text: str, asked: Asked, prepared: str | None, known: State, lease: Lease | None, carried: Carried
     ) -> Carriage:
-        """``asked``: what ``text`` asks for; ``known``: what is ours on this host; ``carried``: what is carried by, and what of may
-        have to stay beside, which at a start is of the last life. Raises ConfigError, KernelError.
-        """
+        """``asked``: what ``text`` asks for; ``known``: what is ours on this host. Raises ConfigError, KernelError."""
         facts, (before, earlier) = self.parts.facts, carried
         assert facts.uplink is not None
         carriage = await resolve(self.context, text, asked, (facts.uplink, facts.reasons), known.macs, self.keys, before)

@@ -153,7 +153,7 @@ class Publisher:
             return
         for left in list(self._left):
             if left == told.lease.subnet or not await self._uses(left):
-                del self._left[left]
+                self._left.pop(left, None)
         were = " and ".join(map(str, self._left))
         self._context.reporter.set("subnet-changed", {"": f"{told.lease.subnet}, it was {were}"} if were else {})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AsyncExitStack
 from math import inf
 from pathlib import Path
@@ -24,6 +23,25 @@ MOVED = {**VXLAN, "Network": "10.6.0.0/16", "SubnetMin": "10.6.200.0"}
 PEER = "route 10.5.9.0/24 via 10.5.9.0 dev flannel.1 onlink"
 V4 = {"Network": "10.5.0.0/16", "SubnetMin": "10.5.200.0", "Backend": {"Type": "vxlan"}}
 DUAL = {**V4, "EnableIPv6": True, "IPv6Network": "fd00:5::/48"}
+USELESS = ("{", None, '{"Network": "10.5.0.0/16", "Backend": {"Type": "gone"}}')
+
+
+async def spoil(host: HostInMemory, config: str | None) -> None:
+    """The network config is no use any more, or gone."""
+    if config is None:
+        host.store.delete(f"{PREFIX}/config")
+    else:
+        host.put_config(config)
+    await until(lambda: "config-changed" in host.conditions())
+
+
+async def rounds(host: HostInMemory) -> None:
+    """Everything was looked at several times: what would be done about it has been done."""
+    assert host.agent is not None
+    assert host.agent._network is not None
+    for _ in range(3):
+        host.agent._network.reconciler.resync()
+        await host.agent._network.reconciler.after_round()
 
 
 @pytest.mark.parametrize("error", [RegistryRefusedError("etcd takes no more writes"), RegistryUnavailableError("no answer")])
@@ -37,7 +55,7 @@ async def test_peers_stay_reached_until_there_is_a_lease_in_the_new_network(tmp_
         host.registry.fail("create", error, inf)
         host.put_config(MOVED)
         await until(lambda: "lease-lost" in host.conditions())
-        await asyncio.sleep(0.3)
+        await rounds(host)
         assert host.holds(PEER)
         assert host.state() == held
 
@@ -51,12 +69,7 @@ async def test_a_device_that_is_in_use_is_nobody_elses_while_the_next_one_waits_
         host.registry.fail("create", RegistryRefusedError("etcd takes no more writes"), inf)
         host.put_config({**MOVED, "Backend": {"Type": "vxlan", "VNI": 7}})
         await until(lambda: "lease-lost" in host.conditions())
-        assert host.agent is not None
-        assert host.agent._network is not None
-        for _ in range(3):
-            host.agent._network.reconciler.resync()
-            await host.agent._network.reconciler.after_round()
-            await asyncio.sleep(0.05)
+        await rounds(host)
         assert host.holds("addr " + host.lease.replace("-24", "/32") + " dev flannel.1")
         assert {"device flannel.1", "device flannel.7"} <= host.claims.names
         host.registry.mend()
@@ -104,7 +117,8 @@ async def test_hosts_without_ipv6_go_on_as_they_are_when_the_network_gets_it(tmp
         leases = one.lease, two.lease
         one.put_config(DUAL)
         await until(lambda: all({"config-changed", "uplink-missing"} & set(host.conditions()) for host in hosts))
-        await asyncio.sleep(0.5)
+        await rounds(one)
+        await rounds(two)
         assert (one.lease, two.lease) == leases
         assert sorted(one.published()) == sorted(leases)
         assert "flannel.1" in way(one, two)
@@ -116,16 +130,12 @@ async def test_hosts_without_ipv6_go_on_as_they_are_when_the_network_gets_it(tmp
         await until(lambda: all(host.conditions() == {} for host in hosts))
 
 
-@pytest.mark.parametrize("bad", ["{", None, '{"Network": "10.5.0.0/16", "Backend": {"Type": "gone"}}'])
+@pytest.mark.parametrize("bad", USELESS)
 async def test_another_address_is_followed_while_the_config_cannot_be_used(tmp_path: Path, bad: str | None) -> None:
     host = HostInMemory(MemoryStore(), tmp_path)
     host.put_config(VXLAN)
     async with host.run():
-        if bad is None:
-            host.store.delete(f"{PREFIX}/config")
-        else:
-            host.put_config(bad)
-        await until(lambda: "config-changed" in host.conditions())
+        await spoil(host, bad)
         address = InterfaceAddress(IPAddress("192.0.2.77"), 24)
         host.kernel.set_interface(Interface("eth1", 2, 1500, True, (address,)))
         await until(lambda: "192.0.2.77" in host.published().values())
@@ -148,7 +158,7 @@ async def test_another_address_is_followed_while_another_agent_has_the_device_of
         other.close()
 
 
-@pytest.mark.parametrize("bad", ["{", None, '{"Network": "10.5.0.0/16", "Backend": {"Type": "gone"}}'])
+@pytest.mark.parametrize("bad", USELESS)
 @pytest.mark.parametrize("failures", [1, 3])
 async def test_another_address_is_tried_again_where_the_first_try_failed(
     tmp_path: Path, bad: str | None, failures: int, monkeypatch: pytest.MonkeyPatch
@@ -156,11 +166,7 @@ async def test_another_address_is_tried_again_where_the_first_try_failed(
     host = HostInMemory(MemoryStore(), tmp_path)
     host.put_config(VXLAN)
     async with host.run():
-        if bad is None:
-            host.store.delete(f"{PREFIX}/config")
-        else:
-            host.put_config(bad)
-        await until(lambda: "config-changed" in host.conditions())
+        await spoil(host, bad)
         make, failed = Making.make, list[int]()
 
         async def failing(self: Making, *arguments: Any) -> Carriage:
