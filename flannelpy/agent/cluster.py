@@ -55,10 +55,10 @@ class Cluster:
         """Set once the registry has answered with its config and every lease."""
         self.revision = 0
         self.tell: Callable[[ev.Event], None] = lambda _event: None
-        self.departures = Departures(context.registry, context.timeouts, self._gone)
+        self._membership = known = Membership()
+        self.departures = Departures(context.registry, context.timeouts, self._gone, lambda: context.ask_after(len(known.leases)))
         self._context = context
         self._wake = wake
-        self._membership = Membership()
         self._config: NetworkConfig | None = None
         self._own: Lease | None = None
         self._last = _Listing()

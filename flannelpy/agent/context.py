@@ -26,7 +26,7 @@ class Timeouts:
     ``departure_s``: a peer whose key is gone; ``expired_s``: one whose etcd lease has ended with it; ``reset_s``: peers that are
     missing after etcd lost data; ``relist_s``: between full listings, the safety net under the watch, among up to a thousand hosts;
     ``offline_s``: for etcd at start, before what is kept on disk is used; ``spread_s``: over how long a thousand hosts spread what
-    all of them do at one event (list after a reconnect, publish after a config change).
+    all of them do at one event (list after a reconnect, publish after a config change); ``asked_s``: a question that all ask.
     """
 
     departure_s: float = 3.0
@@ -35,6 +35,7 @@ class Timeouts:
     relist_s: float = 300.0
     offline_s: float = 1.0
     spread_s: float = 6.0
+    asked_s: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,10 @@ class Context:
     def spread(self, peers: int) -> float:
         """A random wait in seconds, so that ``peers`` hosts do not all do now what one event asks of all of them."""
         return self.random.uniform(0.0, spread_s(peers, self.timeouts.spread_s))
+
+    def ask_after(self, peers: int) -> float:
+        """The same before a question whose answer takes the registry longer the more leases there are."""
+        return self.random.uniform(0.0, spread_s(peers, self.timeouts.asked_s))
 
     def relist_after(self, peers: int) -> float:
         """Seconds until the next listing that nothing asks for."""

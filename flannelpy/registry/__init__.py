@@ -6,7 +6,7 @@ raises; it does not return an empty answer. Both implementations pass the same t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -160,10 +160,11 @@ class Registry(Protocol):
         """Seconds until the lease expires, 0 when it is gone. Reservation: infinity."""
         ...
 
-    async def outlives_key(self, lease: Lease) -> bool:
-        """Asked of a lease whose key is gone: True where somebody deleted the key, False where the lease itself has ended.
+    async def outliving(self, leases: Sequence[Lease]) -> frozenset[str]:
+        """Asked of leases whose keys are gone: the keys that somebody deleted. The other leases have ended themselves.
 
-        A deletion leaves the etcd lease alive; one that has expired, was revoked or was lost with etcd's data is not there.
+        A deletion leaves the etcd lease alive; one that has expired, was revoked or was lost with etcd's data is not there. Every
+        host asks this of the same leases at one time: however many they are, that is to cost the registry little.
         """
         ...
 

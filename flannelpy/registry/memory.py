@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -32,7 +32,7 @@ from flannelpy.registry.memory_store import MemoryStore, Record
 __all__ = ["MemoryRegistry", "MemoryStore"]
 
 
-METHODS = ("config", "put_config", "snapshot", "watch", "create", "renew", "keep_alive", "remaining", "release", "outlives_key")
+METHODS = ("config", "put_config", "snapshot", "watch", "create", "renew", "keep_alive", "remaining", "release", "outliving")
 """What can fail of what leases need."""
 BESIDE = ("offer", "offers")
 """And what nothing depends on."""
@@ -243,9 +243,9 @@ class MemoryRegistry:
         self.store.delete(self.keys.lease(lease.key))
 
     @_call
-    async def outlives_key(self, lease: Lease) -> bool:
-        """Asked of a lease whose key is gone: True where somebody deleted the key, False where the lease itself has ended."""
-        return lease.reserved or lease.etcd_lease in self.store.grants
+    async def outliving(self, leases: Sequence[Lease]) -> frozenset[str]:
+        """Asked of leases whose keys are gone: the keys that somebody deleted. The other leases have ended themselves."""
+        return frozenset(lease.key for lease in leases if lease.reserved or lease.etcd_lease in self.store.grants)
 
     @_call
     async def offer(self, lease: Lease, text: str | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 
 from netaddr import IPAddress, IPNetwork
 
@@ -99,12 +99,12 @@ class Monitored:
         with _counted(self._health, Kind.READ):
             return await self._registry.remaining(lease)
 
-    async def outlives_key(self, lease: Lease) -> bool:
-        """Asked of a lease whose key is gone: True where somebody deleted the key, False where the lease itself has ended."""
-        if lease.reserved:
-            return await self._registry.outlives_key(lease)
+    async def outliving(self, leases: Sequence[Lease]) -> frozenset[str]:
+        """Asked of leases whose keys are gone: the keys that somebody deleted. The other leases have ended themselves."""
+        if all(lease.reserved for lease in leases):
+            return await self._registry.outliving(leases)  # etcd is not asked
         with _counted(self._health, Kind.READ):
-            return await self._registry.outlives_key(lease)
+            return await self._registry.outliving(leases)
 
     async def release(self, lease: Lease) -> None:
         """Delete the key if it is still at ``lease.mod_revision``. Raises ConflictError."""

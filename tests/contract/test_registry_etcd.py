@@ -12,12 +12,15 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flannelpy.core.errors import (
     ConflictError,
     RegistryAuthError,
+    RegistryError,
+    RegistryRefusedError,
     RegistryTlsError,
     RegistryUnavailableError,
     TakenError,
@@ -28,6 +31,7 @@ from flannelpy.core.secret import Secret
 from flannelpy.registry import Endpoint, Put, Snapshot
 from flannelpy.registry.etcd import channel as etcd_channel
 from flannelpy.registry.etcd import listing
+from flannelpy.registry.etcd.channel import Call, Link
 from flannelpy.registry.etcd.registry import EtcdRegistry
 from flannelpy.registry.etcd.stream import Pace
 from netns_lab.etcd import SIGCONT, SIGSTOP, Etcd, Tls, make_certificates
@@ -222,6 +226,31 @@ async def test_a_good_password_opens_everything(guarded_etcd: Etcd) -> None:
         assert await registry.remaining(renewed) > 0
         await registry.put_config("{}")
         await registry.release(renewed)
+
+
+@pytest.mark.parametrize(
+    "refusal", [None, RegistryAuthError("permission denied"), RegistryRefusedError("unknown method")], ids=repr
+)
+async def test_who_may_not_list_all_etcd_leases_asks_about_each(
+    guarded_etcd: Etcd, refusal: RegistryError | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """etcd 3.5 lists them for any user; another one, or what stands in front of it, may not."""
+    async with opened(guarded_etcd.endpoint("/t", username="flannel", password=Secret("sesame"))) as registry:
+        leases = [await registry.create(net(f"10.6.{number}.0/24"), attrs()) for number in range(5)]
+        for lease in leases:
+            await registry.release(lease)
+        gone = dataclasses.replace(leases[0], subnet=net("10.6.9.0/24"), etcd_lease=1)
+        ask, calls = Link.ask, list[Call]()
+
+        async def refusing(link: Link, call: Call) -> Any:
+            calls.append(call)
+            if refusal is not None and len(calls) == 1:
+                raise refusal
+            return await ask(link, call)
+
+        monkeypatch.setattr(Link, "ask", refusing)
+        assert await registry.outliving([*leases, gone]) == {lease.key for lease in leases}
+        assert len(calls) == (1 if refusal is None else 7)
 
 
 async def test_each_auth_fault_is_a_line_that_says_what_to_do(guarded_etcd: Etcd, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from flannelpy.core.errors import RegistryRefusedError, WatchGapError
 from flannelpy.registry import ConfigChanged, Deleted, Endpoint, Put
 from flannelpy.registry.etcd import channel
-from flannelpy.registry.etcd.registry import EtcdRegistry
+from flannelpy.registry.etcd.registry import FEW, EtcdRegistry
 from flannelpy.registry.etcd.stream import Pace
 from flannelpy.registry.etcd.wire import rpc
 
@@ -56,6 +56,19 @@ def url(request: pytest.FixtureRequest, version: str, etcd: str) -> Iterator[str
         yield through
 
 
+@pytest.mark.parametrize("number", [1, FEW, FEW + 1, 60])
+async def test_of_however_many_whose_keys_are_gone_it_is_told_how_they_went(url: str, number: int) -> None:
+    """Every other lease ended, and its key went with it; the other keys were deleted."""
+    async with opened(url) as registry, opened(url) as other:
+        leases = [await registry.create(net(f"10.6.{each}.0/24"), attrs()) for each in range(number)]
+        for lease in leases[::2]:
+            await registry.release(lease)
+        for lease in leases[1::2]:
+            revoked = rpc.LeaseRevokeRequest(ID=lease.etcd_lease)
+            await registry._link.ask(lambda wire, revoked=revoked, **how: wire.lease.LeaseRevoke(revoked, **how))
+        assert await other.outliving(leases) == {lease.key for lease in leases[::2]}
+
+
 async def test_a_lease_is_taken_followed_renewed_kept_and_released(url: str) -> None:
     async with opened(url) as registry, opened(url) as other:
         await registry.put_config("{}")
@@ -68,7 +81,7 @@ async def test_a_lease_is_taken_followed_renewed_kept_and_released(url: str) -> 
             assert (await other.snapshot()).leases == (renewed,)
             await registry.put_config('{"Network": "10.5.0.0/16"}')
             await registry.release(renewed)
-            assert await registry.outlives_key(renewed)
+            assert await registry.outliving([renewed]) == {renewed.key}
             await seen.count(4)
         # Between the two kinds there is no order; within each there is.
         assert [event for event in seen.events if isinstance(event, ConfigChanged)] == [ConfigChanged('{"Network": "10.5.0.0/16"}')]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -14,7 +15,7 @@ from netaddr import IPAddress, IPNetwork
 
 from backends.host_gw import HostGw
 from flannelpy.agent.cluster import Cluster
-from flannelpy.agent.departures import AT_ONCE, FATES, Departures
+from flannelpy.agent.departures import AT_ONCE, EARLY, FATES, Departures
 from flannelpy.core import lease_events as ev
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.leasing import Leasing
@@ -246,20 +247,20 @@ def test_our_subnet_of_before_is_taken_up_although_its_key_is_defaced_and_no_oth
 
 @pytest.mark.parametrize("seed", range(5))
 def test_however_many_depart_each_goes_at_its_time_and_once(seed: int) -> None:
-    """Keys that go, come back and go again, with etcd leases that have ended or not; and questions are few at a time."""
+    """Keys that go, come back and go again, with etcd leases that have ended or not; and one question at a time."""
     dice = Random(seed)
     keys = [Lease(IPNetwork((0x0A050000 + 16 * number, 28)), LeaseAttrs(NO_ADDRESS), etcd_lease=1) for number in range(500)]
     timeouts = replace(TIMEOUTS, departure_s=3.0, expired_s=10.0)
     most = asking = 0
 
     class Asked:
-        async def outlives_key(self, lease: Lease) -> bool:
+        async def outliving(self, leases: Sequence[Lease]) -> frozenset[str]:
             nonlocal most, asking
             asking += 1
             most = max(most, asking)
             await asyncio.sleep(0.01)
             asking -= 1
-            return lease.subnet.value % 32 == 0
+            return frozenset(lease.key for lease in leases if lease.subnet.value % 32 == 0)
 
     async def play() -> None:
         loop = asyncio.get_running_loop()
@@ -288,16 +289,72 @@ def test_however_many_depart_each_goes_at_its_time_and_once(seed: int) -> None:
         for lease in keys:
             if lease.key in left:
                 wait_s = 3.0 if lease.subnet.value % 32 == 0 else 13.0
-                assert wait_s <= went[lease.key] - left[lease.key] < wait_s + 0.2
+                early_s = 3.0 * EARLY * (1 if wait_s == 3.0 else 2)
+                assert wait_s - early_s <= went[lease.key] - left[lease.key] < wait_s + 0.2
 
     run_virtually(play())
-    assert 0 < most <= AT_ONCE
+    assert most == 1
+
+
+@pytest.mark.parametrize(("number", "within_s"), [(1, 0.0), (2, 0.1), (500, 0.4), (500, 2.0), (AT_ONCE + 1, 0.4)])
+@pytest.mark.parametrize("deleted", [False, True])
+def test_those_who_go_together_are_asked_about_together(number: int, within_s: float, deleted: bool) -> None:
+    """A rack that leaves: each of all hosts asks, and each question about one would be one more from each of them."""
+    questions: list[int] = []
+
+    class Asked:
+        async def outliving(self, leases: Sequence[Lease]) -> frozenset[str]:
+            questions.append(len(leases))
+            return frozenset(lease.key for lease in leases if deleted)
+
+    async def play() -> None:
+        departures = Departures(Asked(), replace(TIMEOUTS, departure_s=3.0), lambda _: None)  # type: ignore[arg-type]
+        task = asyncio.create_task(departures.run())
+        for each in range(number):
+            departures.depart(Lease(IPNetwork((each << 4, 28)), LeaseAttrs(NO_ADDRESS)))
+            await asyncio.sleep(within_s / number)
+        await asyncio.sleep(6.0)
+        task.cancel()
+
+    run_virtually(play())
+    assert sum(questions) == number
+    assert len(questions) <= 1 + within_s / (3.0 * EARLY) + number // AT_ONCE
+
+
+def test_hosts_do_not_all_ask_at_one_moment() -> None:
+    """Each waits by chance; and no longer for the second of a rack than for the first, or each would be a question of its own."""
+    asked: list[tuple[float, int]] = []
+
+    class Asked:
+        async def outliving(self, leases: Sequence[Lease]) -> frozenset[str]:
+            asked.append((asyncio.get_running_loop().time(), len(leases)))
+            return frozenset(lease.key for lease in leases)
+
+    async def play() -> None:
+        dice, began = Random(7), asyncio.get_running_loop().time()
+        for _ in range(100):
+            timeouts = replace(TIMEOUTS, departure_s=3.0)
+            departures = Departures(Asked(), timeouts, lambda _: None, lambda: dice.uniform(0.0, 5.0))  # type: ignore[arg-type]
+            for each in range(20):
+                departures.depart(Lease(IPNetwork((each << 4, 28)), LeaseAttrs(NO_ADDRESS)))
+            tasks.add(asyncio.create_task(departures.run()))
+        await asyncio.sleep(9.0)
+        for task in tasks:
+            task.cancel()
+        assert {number for _, number in asked} == {20}
+        times = sorted(when - began for when, _ in asked)
+        assert 3.0 <= times[0] < 3.5 < 7.5 < times[-1] <= 8.0
+        assert max(later - earlier for earlier, later in pairwise(times)) < 0.5
+
+    tasks: set[asyncio.Task[None]] = set()
+    run_virtually(play())
+    assert len(asked) == 100
 
 
 def test_fates_that_nobody_asks_for_are_forgotten() -> None:
     class Forgetful:
-        async def outlives_key(self, lease: Lease) -> bool:
-            return False
+        async def outliving(self, _leases: Sequence[Lease]) -> frozenset[str]:
+            return frozenset()
 
     async def play() -> int:
         timeouts = replace(TIMEOUTS, departure_s=0.001, reset_s=0.001)
@@ -323,10 +380,10 @@ def test_who_was_to_be_decided_on_when_something_failed_goes_all_the_same() -> N
             went.append(key)
 
         class Asked:
-            async def outlives_key(self, lease: Lease) -> bool:
+            async def outliving(self, leases: Sequence[Lease]) -> frozenset[str]:
                 if fails:
                     raise RuntimeError("a bug")
-                return True
+                return frozenset(lease.key for lease in leases)
 
         departures = Departures(Asked(), replace(TIMEOUTS, departure_s=1.0), gone)  # type: ignore[arg-type]
         for number in range(5):

@@ -298,7 +298,7 @@ async def test_a_kernel_that_fails_for_a_while_ends_nothing(host: HostInMemory, 
         assert not host.over
 
 
-REGISTRY_CALLS = ("config", "snapshot", "create", "renew", "keep_alive", "remaining", "outlives_key")
+REGISTRY_CALLS = ("config", "snapshot", "create", "renew", "keep_alive", "remaining", "outliving")
 
 
 class Flaky(MemoryRegistry):

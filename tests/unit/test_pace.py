@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 
 from flannelpy.agent.context import Timeouts
 from flannelpy.core.pace import between_listings_s, spread_s
+from flannelpy.registry.etcd.registry import FEW
 from flannelpy.registry.memory import MemoryStore
 from tests.unit.agents import HostInMemory
 
 SENT_US, CORES = 13.0, 8.0
 """What a change takes etcd for each host that watches, in microseconds, and what its members have for it."""
+ASKED_US, COUNTED_US = 150.0, 0.3
+"""What a question about an etcd lease takes its members, and what one takes in a list of all (measured: 100 and 0.25)."""
 LISTED_US = 2.0
 """What a lease in a listing takes it."""
 
@@ -30,6 +33,18 @@ def test_what_all_hosts_do_at_one_event_is_spread(hosts: int, seconds: float) ->
 @given(st.integers(1_000, 50_000))
 def test_etcd_keeps_up_with_what_all_hosts_write_at_one_event(hosts: int) -> None:
     assert hosts * hosts * SENT_US / 1e6 <= spread_s(hosts, 6.0) * CORES
+
+
+@given(st.integers(1, 50_000))
+def test_etcd_keeps_up_with_what_all_hosts_ask_when_some_leave(hosts: int) -> None:
+    """However many leave together: each host asks about a few, or has all counted."""
+    each_us = max(FEW * ASKED_US, COUNTED_US * hosts)
+    assert hosts * each_us / 1e6 <= spread_s(hosts, Timeouts().asked_s) * CORES
+
+
+@given(st.integers(1, 10_000))
+def test_that_somebody_left_is_known_soon(hosts: int) -> None:
+    assert Timeouts().departure_s + spread_s(hosts, Timeouts().asked_s) <= 8.0
 
 
 @given(st.integers(1, 50_000))

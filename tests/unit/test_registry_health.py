@@ -333,7 +333,7 @@ async def test_every_call_is_told_by_its_kind() -> None:
         ("config", lambda: monitored.config(), "read"),
         ("snapshot", lambda: monitored.snapshot(), "read"),
         ("remaining", lambda: monitored.remaining(lease), "read"),
-        ("outlives_key", lambda: monitored.outlives_key(lease), "read"),
+        ("outliving", lambda: monitored.outliving([lease]), "read"),
         ("put_config", lambda: monitored.put_config("{}"), "write"),
         ("create", lambda: monitored.create(net("10.5.2.0/24"), attrs()), "write"),
         ("renew", lambda: monitored.renew(lease, attrs()), "write"),

@@ -22,7 +22,7 @@ from flannelpy.registry.memory import MemoryRegistry, MemoryStore
 
 from .agents import VXLAN, HostInMemory, until
 
-CALLS = ("config", "snapshot", "create", "renew", "keep_alive", "remaining", "outlives_key")
+CALLS = ("config", "snapshot", "create", "renew", "keep_alive", "remaining", "outliving")
 
 
 class Refusing(MemoryRegistry):

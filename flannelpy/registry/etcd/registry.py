@@ -11,12 +11,12 @@ import contextlib
 import math
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.errors import ConflictError, RegistryError, RegistryUnavailableError, TakenError
+from flannelpy.core.errors import ConflictError, RegistryError, RegistryTlsError, RegistryUnavailableError, TakenError
 from flannelpy.core.model import LEASE_TTL_S, Lease, LeaseAttrs, subnet_key
 from flannelpy.registry import Batch, Endpoint, Offered, Snapshot, StoredConfig
 from flannelpy.registry.etcd.backoff import Backoff
@@ -32,6 +32,9 @@ from flannelpy.registry.etcd.words import LEASE_EXISTS, LEASE_UNKNOWN
 
 REVOKE_TIMEOUT_S = 1.0
 """Giving an etcd lease back is a courtesy: it would end by itself."""
+
+FEW, AT_ONCE = 2, 50
+"""Etcd leases of which each is asked about; and questions at a time, where more are."""
 
 OWED = 64
 """How many etcd leases are remembered that are to be given back, or may be."""
@@ -256,12 +259,34 @@ class EtcdRegistry:
         held = self._keys.lease(lease.key) in answer.keys
         return float(max(0, answer.TTL)) if held else 0.0
 
-    async def outlives_key(self, lease: Lease) -> bool:
-        """Asked of a lease whose key is gone: True where somebody deleted the key, False where the lease itself has ended."""
-        if lease.reserved:
-            return True
-        answer = await self._link.ask(_lease("LeaseTimeToLive", rpc.LeaseTimeToLiveRequest(ID=lease.etcd_lease)))
-        return bool(answer.TTL > 0)
+    async def outliving(self, leases: Sequence[Lease]) -> frozenset[str]:
+        """See ``Registry.outliving``. Of more than a few all etcd leases are listed: that takes a member 0.3 us for each that there
+        is, and a question about one takes the members 0.1 ms. A user who may not list them asks about each.
+        """
+        asked = list({lease.etcd_lease for lease in leases if not lease.reserved})
+        alive = await self._etcd_leases() if len(asked) > FEW else None
+        if alive is None:
+            alive = set[int]()
+            for first in range(0, len(asked), AT_ONCE):
+                requests = [rpc.LeaseTimeToLiveRequest(ID=number) for number in asked[first : first + AT_ONCE]]
+                answers = await asyncio.gather(*(self._link.ask(_lease("LeaseTimeToLive", request)) for request in requests))
+                alive |= {answer.ID for answer in answers if answer.TTL > 0}
+        return frozenset(lease.key for lease in leases if lease.reserved or lease.etcd_lease in alive)
+
+    async def _etcd_leases(self) -> set[int] | None:
+        """All that there are; None where they are not told. A member tells what it knows itself: so it has to catch up first."""
+
+        async def exchange(wire: Wire, **how: Any) -> Any:
+            await wire.kv.Range(rpc.RangeRequest(key=self._keys.config, count_only=True), **how)
+            return await wire.lease.LeaseLeases(rpc.LeaseLeasesRequest(), **how)
+
+        try:
+            answer = await self._link.ask(exchange)
+        except (RegistryUnavailableError, RegistryTlsError):
+            raise
+        except RegistryError:
+            return None
+        return {each.ID for each in answer.leases}
 
     # -------------------------------------------------------------------------------------------------- life
 

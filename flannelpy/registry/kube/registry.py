@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -257,10 +257,10 @@ class KubeRegistry:
         """A node has no end."""
         return inf
 
-    async def outlives_key(self, lease: Lease) -> bool:
-        """True: what is gone was deleted. Asked of the server all the same: who does not see it takes nobody away."""
+    async def outliving(self, leases: Sequence[Lease]) -> frozenset[str]:
+        """All: what is gone was deleted. The server is asked all the same: who does not see it takes nobody away."""
         await self._api.node(self._node or "none")
-        return True
+        return frozenset(lease.key for lease in leases)
 
     async def release(self, lease: Lease) -> None:
         """Refused: a node is given up by deleting it."""
