@@ -228,6 +228,23 @@ async def test_a_good_password_opens_everything(guarded_etcd: Etcd) -> None:
         await registry.release(renewed)
 
 
+async def test_hosts_that_all_come_with_a_password_at_one_moment_are_all_let_in(guarded_etcd: Etcd) -> None:
+    """It takes etcd 60 ms of a core for each, and more for all than any of them waits for an answer."""
+    hosts = 120
+    endpoint = guarded_etcd.endpoint("/t", username="flannel", password=Secret("sesame"))
+
+    async def come() -> None:
+        async with opened(endpoint) as registry:
+            while True:
+                with contextlib.suppress(RegistryUnavailableError):
+                    assert (await registry.config()).text is None
+                    return
+                await asyncio.sleep(1.0)
+
+    async with bounded(240.0):
+        await asyncio.gather(*(come() for _ in range(hosts)))
+
+
 @pytest.mark.parametrize(
     "refusal", [None, RegistryAuthError("permission denied"), RegistryRefusedError("unknown method")], ids=repr
 )

@@ -59,7 +59,7 @@ class Link:
 
     def __post_init__(self) -> None:
         self.addresses = tuple(parse_endpoint(url) for url in self.endpoint.urls)
-        self.token = Token(self.endpoint, self.heard)
+        self.token = Token(self.endpoint, self.heard, self._using)
 
     @property
     def address(self) -> Address:
@@ -229,6 +229,7 @@ class Link:
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.wait([self._connecting])
+        await self.token.close()
         wires, self._wires, self._wire = self._wires, set(), None
         await asyncio.gather(*(wire.close() for wire in wires), *self._closing)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.errors import ConflictError, RegistryError, RegistryTlsError, RegistryUnavailableError, TakenError
+from flannelpy.core.errors import ConflictError, RegistryError, RegistryUnavailableError, TakenError
 from flannelpy.core.model import LEASE_TTL_S, Lease, LeaseAttrs, subnet_key
 from flannelpy.registry import Batch, Endpoint, Offered, Snapshot, StoredConfig
 from flannelpy.registry.etcd.backoff import Backoff
@@ -282,8 +282,6 @@ class EtcdRegistry:
 
         try:
             answer = await self._link.ask(exchange)
-        except (RegistryUnavailableError, RegistryTlsError):
-            raise
         except RegistryError:
             return None
         return {each.ID for each in answer.leases}

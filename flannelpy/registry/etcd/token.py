@@ -1,60 +1,130 @@
-"""As whom do we speak to etcd? A token for a user name and a password, fetched when it is needed and again when etcd forgets it."""
+"""As whom do we speak to etcd? A token for a user name and a password, fetched when it is needed and again when etcd forgets it.
+
+A password takes etcd 60 ms of a core (bcrypt), and a restart forgets all tokens. Where all hosts come back at one moment that is
+more than it can do within anybody's deadline; who gives up then and asks again adds to it, and nobody is ever let in. So there is
+one question at a time, which outlives those who wait for it; and the next one comes after a pause, by chance and longer each time.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flannelpy.core.errors import RegistryAuthError
+from flannelpy.core.errors import RegistryAuthError, RegistryError, RegistryUnavailableError
 from flannelpy.host.files import read_given
 from flannelpy.registry import Endpoint
+from flannelpy.registry.cancelling import cancelled
+from flannelpy.registry.etcd.backoff import Backoff
 from flannelpy.registry.etcd.wire import CallError, Wire, rpc
-from flannelpy.registry.etcd.words import explain, is_heard, no_answer
+from flannelpy.registry.etcd.words import NotLetInError, explain, is_heard
 
 PASSWORD_BYTES = 4096
 """A file that has more is another file."""
+
+PATIENCE_S = 30.0
+"""For an answer, where no other endpoint is left to be tried."""
+LONGEST_PAUSE_S = 600.0
+"""After answers that did not come: of ten thousand hosts etcd lets in some twenty a second."""
+GRACE_S = 0.1
+"""By which gRPC's clock may differ from ours."""
+REFUSED_PAUSE_S = 60.0
+"""After a wrong password, which etcd takes as long to look at. One that was put right is sent at once."""
 
 Metadata = tuple[tuple[str, str], ...]
 
 
 @dataclass(slots=True)
 class Token:
-    """One for all endpoints: etcd's members share them. ``heard`` is called when etcd has answered."""
+    """One for all endpoints: etcd's members share them. ``heard`` is called when etcd has answered; ``using`` keeps a wire open."""
 
     endpoint: Endpoint
     heard: Callable[[], None]
+    using: Callable[[Wire], AbstractAsyncContextManager[Wire]]
     _value: str | None = None
-    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _asking: asyncio.Task[None] | None = None
+    _failed: RegistryError | None = None
+    _password: str | None = None
+    """The last that was sent."""
+    _rests_until: float = 0.0
+    _late: int = 0
+    """How many answers in a row did not come in time."""
+    _backoff: Backoff = field(default_factory=lambda: Backoff(longest_s=REFUSED_PAUSE_S))
 
     async def get(self, wire: Wire, timeout_s: float) -> str | None:
-        """What authenticates our calls: "" where etcd asks for nothing, None where no user name is set."""
+        """What authenticates our calls: "" where etcd asks for nothing, None where no user name is set. Raises RegistryError."""
         if not self.endpoint.username:
             return None
-        try:
-            async with asyncio.timeout(timeout_s), self._lock:  # others may wait for theirs, each as long as it has
-                if self._value is None:
-                    self._value = await self._authenticate(wire, timeout_s)
-                return self._value
-        except TimeoutError:
-            raise no_answer(wire.address, self.endpoint) from None
+        loop = asyncio.get_running_loop()
+        if self._value is None and self._asking is None:
+            password = read_password(self.endpoint)
+            if self._failed is not None and password == self._password and loop.time() < self._rests_until:
+                raise type(self._failed)(*self._failed.args)
+            self._password = password
+            self._asking = loop.create_task(self._ask(wire), name=f"log in at {wire.address}")
+        if self._asking is not None:
+            await asyncio.wait([self._asking], timeout=timeout_s)
+        if self._value is not None:
+            return self._value
+        if self._failed is not None and self._asking is None:
+            raise type(self._failed)(*self._failed.args)
+        raise NotLetInError(f"{wire.address}: etcd still looks at our password; expected an answer within {self._patience_s:g} s")
 
     def forget(self, value: str | None) -> None:
         """etcd no longer takes this one (it expired, or etcd was started anew): the next call authenticates."""
         if value is not None and self._value == value:
             self._value = None
 
-    async def _authenticate(self, wire: Wire, timeout_s: float) -> str:
-        request = rpc.AuthenticateRequest(name=self.endpoint.username, password=read_password(self.endpoint))
+    async def close(self) -> None:
+        """End what is under way."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
+
+    @property
+    def _patience_s(self) -> float:
+        return self.endpoint.timeout_s if self._late < len(self.endpoint.urls) - 1 else PATIENCE_S
+
+    async def _ask(self, wire: Wire) -> None:
+        """Ask once, and remember the answer."""
+        clock = asyncio.get_running_loop().time
+        self._failed, began = None, clock()
         try:
-            answer = await wire.auth.Authenticate(request, timeout=timeout_s)
+            async with self.using(wire):
+                self._value = await self._authenticate(wire)
+        except RegistryError as error:
+            self._failed = error.with_traceback(None)
+            self._rest(clock(), late=clock() - began >= self.endpoint.timeout_s - GRACE_S)
+        else:
+            self._late = 0
+            self._backoff.settled()
+        finally:
+            self._asking = None
+
+    def _rest(self, now: float, *, late: bool) -> None:
+        """A pause after a failure; none where the next endpoint may answer what this one did not."""
+        self._late = self._late + 1 if late else 0
+        over = self._late - len(self.endpoint.urls)
+        longest_s = min(LONGEST_PAUSE_S, PATIENCE_S * 2.0 ** min(over + 1, 30)) if over >= 0 else 0.0
+        self._rests_until = now + (random.uniform(0.0, longest_s) if late else self._backoff.pause())
+
+    async def _authenticate(self, wire: Wire) -> str:
+        request = rpc.AuthenticateRequest(name=self.endpoint.username, password=self._password)
+        try:
+            answer = await wire.auth.Authenticate(request, timeout=self._patience_s)
         except CallError as error:
             if is_heard(error):
                 self.heard()
             if "authentication is not enabled" in (error.details() or ""):
                 return ""
             raise await explain(error, wire.address, self.endpoint) from None
+        except asyncio.CancelledError:
+            if cancelled():
+                raise
+            raise RegistryUnavailableError(f"{wire.address}: the connection was closed by us") from None
         self.heard()
         return str(answer.token)
 

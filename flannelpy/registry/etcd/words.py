@@ -24,6 +24,10 @@ class TooLargeError(RegistryError):
     """The answer is larger than we take: ask for less at a time."""
 
 
+class NotLetInError(RegistryUnavailableError):
+    """etcd is there, and has not yet told whether our password is right: no other endpoint would be quicker."""
+
+
 _SILENT = (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED)
 """Codes that gRPC makes itself where etcd says nothing; etcd uses the first for having no leader."""
 
@@ -98,7 +102,9 @@ def is_stale_token(error: Any) -> bool:
 
 def costs_the_turn(error: RegistryError) -> bool:
     """True where another endpoint may do better."""
-    return isinstance(error, RegistryUnavailableError | RegistryTlsError | RefusedHereError)
+    return isinstance(error, RegistryUnavailableError | RegistryTlsError | RefusedHereError) and not isinstance(
+        error, NotLetInError
+    )
 
 
 def _is_auth(details: str) -> bool:
