@@ -76,6 +76,10 @@ QUIET_S = 600.0
 """Edits further apart than this have nothing to do with each other."""
 UNKNOWN_S = 60.0
 """How long a lease is believed in whose remaining time nobody has told us."""
+EARLIEST = 0.95
+"""Of the time until a value is written anew, by chance between this and all of it: a write is told to every host, and hosts that
+were switched on together would else write together for ever.
+"""
 MANY_EDITS = 3
 MANY_UNHEARD = 15
 """Values that we wrote without an answer, of which each may stand in etcd by now; older ones are forgotten."""
@@ -261,7 +265,7 @@ class Leasing:
         if held is None:
             self._acquired = lease.mod_revision
         self._memory.settled()
-        self._renew_at = self._asked_at + self._renew_every_s
+        self._renew_at = self._asked_at + self._renew_every_s * self._random.uniform(EARLIEST, 1.0)
         self._believe(lease, self._asked_at + self._ttl_s, self._asked_at + self._ttl_s / 3)
         if isinstance(asked, Create) and lease.subnet6 is not None and lease.subnet != EVERYTHING:
             # Both halves are in the key, so another key may have taken one half meanwhile: see before it is told.
