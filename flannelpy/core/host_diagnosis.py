@@ -77,11 +77,14 @@ class Overlay:
 
 
 def bridges_astray(bridges: Iterable[Interface], overlay: Overlay) -> tuple[dict[str, str], dict[str, str]]:
-    """Bridges with an address of the overlay that is another host's; and Docker's, where nothing here is in our subnet at all."""
+    """Bridges with an address of the overlay that is another host's; and Docker's, where nothing here is in our subnet at all.
+
+    Of interfaces by other names nothing is said: one with an address inside of the networks may be the host's own way out.
+    """
     wrong, elsewhere = dict[str, str](), dict[str, str]()
     bridges, ours = list(bridges), " and ".join(map(str, overlay.leased))
     served = any(overlay.serves(bridge) for bridge in bridges)
-    for bridge in bridges:
+    for bridge in (one for one in bridges if one.name in BRIDGES):
         held = [one for one in bridge.addresses if not one.address.is_link_local()]
         text = " and ".join(f"{one.address}/{one.prefixlen}" for one in held)
         astray = [one for one in held if _within(one.address, overlay.networks) and not _within(one.address, overlay.leased)]

@@ -96,6 +96,9 @@ def test_only_what_a_family_needs_is_asked_for() -> None:
         ([bridge("docker0", "10.5.8.1/24"), bridge("cni0", "10.5.7.1/24")], ["docker0"], []),
         ([bridge("docker0", "172.17.0.1/16"), bridge("flannel.1", "10.5.7.0/32")], [], ["docker0"]),
         ([bridge("docker0", "10.5.7.1/24", "fe80::1/64")], [], []),
+        ([bridge("eth0", "10.5.8.1/24")], [], []),
+        ([bridge("eth0", "10.5.8.1/24", "10.5.7.9/24"), bridge("br-1234", "10.5.9.1/24")], [], []),
+        ([bridge("eth0", "10.5.8.1/24"), bridge("docker0", "10.5.9.1/24")], ["docker0"], []),
     ],
 )
 def test_a_bridge_belongs_into_this_hosts_subnet(bridges: list[Interface], stale: list[str], elsewhere: list[str]) -> None:
