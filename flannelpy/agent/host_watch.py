@@ -35,6 +35,7 @@ from flannelpy.core.lookup import FILTERED, NO_WAY, Found, Lookup, detour, expec
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Link, Route, Vxlan
 from flannelpy.core.policy_rule import PolicyRule
+from flannelpy.core.tally import about
 from flannelpy.kernel import Kernel
 
 LOOK_S = 5.0
@@ -293,4 +294,5 @@ def _gathered(code: str, found: Iterable[Wrong]) -> dict[str, str]:
             if its == code:
                 more[subject] = more.get(subject, -1) + 1
                 first.setdefault(subject, words)
-    return {subject: words + (f" (and {more[subject]} more peers)" if more[subject] else "") for subject, words in first.items()}
+    also = {subject: f" (and {about(number)} more peers)" if number else "" for subject, number in more.items()}
+    return {subject: words + also[subject] for subject, words in first.items()}

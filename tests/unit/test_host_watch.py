@@ -16,6 +16,7 @@ from flannelpy.agent.sync import kernel_errors
 from flannelpy.core import conditions
 from flannelpy.core.lookup import Found
 from flannelpy.core.policy_rule import PolicyRule
+from flannelpy.core.tally import about
 from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.host import ports
 from flannelpy.registry.memory import MemoryStore
@@ -180,9 +181,34 @@ async def test_one_cause_is_one_condition_however_many_peers_it_concerns(host: H
     inject, mend = detour("10.5.0.0/17", other("10.5.0.0/16", 100))
     async with host.run():
         inject(host)
-        await until(lambda: f"(and {PEERS} more peers)" in told(host, "route-astray"))
+        await until(lambda: f"(and {about(PEERS)} more peers)" in told(host, "route-astray"))
         mend(host)
         await until(lambda: host.conditions() == {})
+
+
+async def test_however_many_peers_it_concerns_it_is_told_a_few_times(host: HostInMemory) -> None:
+    """They are looked at one after the other, and each look knows of more."""
+    for number in range(2, 252):
+        host.put_peer(f"10.5.{number}.0-24", vxlan_value(f"192.0.2.{number}", f"02:00:00:00:01:{number:02x}"))
+    texts: list[str] = []
+    async with host.run():
+        await until(lambda: host.holds("route 10.5.251.0/24 via 10.5.251.0 dev flannel.1 onlink"))
+        assert host.agent is not None
+        host.agent._context.reporter.listeners.append(
+            lambda news: texts.extend(each.active.detail for each in news if each.active.condition.code == "route-astray")
+        )
+        inject, _mend = detour("10.5.0.0/16", other("10.5.0.0/16", 100))
+        inject(host)
+        await until(lambda: "over 199 more peers" in told(host, "route-astray"))
+    assert 0 < len(texts) <= 12
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(9, "9"), (10, "over 9"), (19, "over 9"), (20, "over 19"), (99, "over 49"), (100, "over 99"), (9_999, "over 4,999")],
+)
+def test_a_number_that_grows_is_told_in_steps(number: int, text: str) -> None:
+    assert about(number) == text
 
 
 async def test_a_policy_rule_is_named_and_asked_for_a_few_times_only(host: HostInMemory) -> None:
@@ -194,7 +220,7 @@ async def test_a_policy_rule_is_named_and_asked_for_a_few_times_only(host: HostI
         host.kernel.policy_rules.append(rule)
         looks = host.kernel.calls["settings"]
         inject(host)
-        await until(lambda: f"ip rule del {rule} (and {PEERS} more peers)" in told(host, "route-astray"))
+        await until(lambda: f"ip rule del {rule} (and {about(PEERS)} more peers)" in told(host, "route-astray"))
         await until(lambda: host.kernel.calls["settings"] >= looks + 10)
         turns = host.kernel.calls["settings"] - looks + 1
         assert 0 < host.kernel.calls["policy_rule"] <= turns * host_watch.RULES
