@@ -124,7 +124,7 @@ class UserspaceDatapath:
         if (overlay := _overlay(local.config)) != self._overlay:
             orders.append(Order(OVERLAY, *overlay))
         if terms.guard != self._terms.guard:
-            orders.append(Order(GUARD, host=GUARDS.index(terms.guard)))
+            orders.append(_guard(terms))
         self._uplink, self._overlay, self._terms = local.uplink, overlay, terms
         self._order(orders)
         return True
@@ -180,7 +180,8 @@ class UserspaceDatapath:
         worker = await launch(partial(self._setting, pair), pair.counters.beat, name)
         self._note(name, worker.pid)
         self._workers.add(worker)
-        worker.begin(self._peers.orders())
+        # What has changed since its command line was made, too: a fork takes its time, several workers' so many times that.
+        worker.begin([Order(OVERLAY, *self._overlay), _guard(self._terms), *self._peers.orders()])
         announcing = asyncio.create_task(self._announce(worker, name))
         try:
             return await worker.wait()
@@ -225,6 +226,10 @@ def cores() -> int:
 
 def _block(lease: Lease) -> Block:
     return lease.subnet.first, lease.subnet.prefixlen
+
+
+def _guard(terms: Terms) -> Order:
+    return Order(GUARD, host=GUARDS.index(terms.guard))
 
 
 def _overlay(config: NetworkConfig) -> Block:

@@ -11,6 +11,7 @@ import sys
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -21,7 +22,7 @@ from netaddr import IPAddress, IPNetwork
 from backends.alloc import Alloc
 from backends.udp import Udp, launch, protocol, supervisor
 from backends.udp.counters import CELLS, COUNTERS, HEARTBEAT, make_counters
-from backends.udp.protocol import DELETE, DEVICE_GONE, GUARDS, SET, START, Offload, Order, Setting, pack, unpack
+from backends.udp.protocol import DELETE, DEVICE_GONE, GUARDS, SET, START, Guard, Offload, Order, Setting, pack, unpack
 from backends.udp.queues import QueuePair, Queues
 from backends.udp.supervisor import UserspaceDatapath
 from backends.udp.worker.forward import Forwarder
@@ -525,6 +526,66 @@ async def test_a_worker_gets_a_bare_environment(monkeypatch: pytest.MonkeyPatch)
     assert given["env"] == bare(os.environ, "PYTHONHOME", PYTHONPATH=given["env"]["PYTHONPATH"])  # tests/unit/test_udp_launch.py
     assert "hunter2" not in str(given)
     assert given["pass_fds"] == (7, 8, 9, 10)
+
+
+def obeying(setting: Setting, orders: Sequence[Order]) -> Forwarder:
+    """A worker that was started so, and then told these."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, Path(os.devnull).open("r+b") as tun:
+        made = Forwarder(setting._replace(tun=tun.fileno()), sock, [0] * CELLS)
+        for order in orders:
+            apply(made, order)
+    return made
+
+
+@pytest.mark.parametrize("moment", ["before", "at the fork", "after it", "begun"])
+@pytest.mark.parametrize("change", [*product(GUARDS, GUARDS)], ids="-".join)
+async def test_a_worker_works_by_the_terms_of_now_whenever_they_changed(
+    monkeypatch: pytest.MonkeyPatch, moment: str, change: tuple[Guard, Guard]
+) -> None:
+    """Also where they change between its command line and its first order: it would let in what nobody lets in any more."""
+    before, after = (Udp(guard=guard) for guard in change)
+    datapath = before.datapath(LOCAL)
+    assert datapath is not None
+    wider = replace(LOCAL, config=NetworkConfig.parse('{"Network": "10.0.0.0/8"}'))
+    settings, orders = list[Setting](), list[Order]()
+
+    def pass_to(now: str) -> None:
+        if now == moment:
+            assert datapath.adopt(wider, after)
+
+    class Process(Wire):
+        pid = 7
+
+        def begin(self, table: Sequence[Order]) -> None:
+            orders.extend(table)
+
+        async def ready(self) -> bool:
+            return True
+
+        async def wait(self) -> int:
+            pass_to("begun")
+            return 0
+
+        async def stop(self) -> None:
+            orders.extend(self.orders)
+
+    async def launched(setting: Callable[[int], Setting], _beat: object, _name: str) -> Process:
+        pass_to("before")
+        settings.append(setting(9))
+        pass_to("at the fork")
+        await asyncio.sleep(0)
+        pass_to("after it")
+        return Process()
+
+    monkeypatch.setattr(supervisor, "launch", launched)
+    monkeypatch.setattr(Held.counters, "beat", Beat(), raising=False)
+    nine = lease("10.5.9.0/24", "192.0.2.2")
+    datapath.update({nine.key: nine})
+    assert await datapath._live(PAIR, "udp worker") == 0
+    worker, wanted = obeying(settings[0], orders), obeying(datapath._setting(PAIR, 9), [])
+    for which in ("inner", "outer", "_strict", "_overlay", "_overlay_shift"):
+        assert getattr(worker.ingress, which) == getattr(wanted.ingress, which), which
+    assert worker.peers.find(0x0A050902) == ("192.0.2.2", 8285)
 
 
 @pytest.mark.parametrize("there", [True, False])
