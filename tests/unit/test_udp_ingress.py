@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 
 import pytest
@@ -96,6 +98,64 @@ def test_where_any_address_can_be_bound_to_the_route_tells(monkeypatch: pytest.M
     assert is_local(int(IPAddress("127.0.0.1")))
     assert not is_local(int(IPAddress("198.51.100.9")))
     assert not is_local(0xFFFFFFFF)
+
+
+class Refusing:
+    """Stands for a socket of a kernel that has no more of something: ``at`` a call, with this error."""
+
+    def __init__(self, at: str, code: int) -> None:
+        self.at, self.code = at, code
+
+    def __call__(self, *_: object) -> Refusing:
+        return self._do("socket")
+
+    def __enter__(self) -> Refusing:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def bind(self, _address: object) -> None:
+        self._do("bind")
+
+    def connect(self, _address: object) -> None:
+        self._do("connect")
+
+    def getsockname(self) -> tuple[str, int]:
+        return ("192.0.2.7", 7)  # nobody that was asked about
+
+    def _do(self, what: str) -> Refusing:
+        if what == self.at:
+            raise OSError(self.code, os.strerror(self.code))
+        return self
+
+
+NOTHING_LEFT = [
+    *(("socket", code) for code in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM)),
+    *(("bind", code) for code in (errno.EADDRINUSE, errno.ENOBUFS, errno.ENOMEM)),
+    *(("connect", code) for code in (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EPERM)),
+]
+
+
+@pytest.mark.parametrize(("at", "code"), NOTHING_LEFT, ids=lambda each: errno.errorcode.get(each, str(each)))
+@pytest.mark.parametrize("anywhere", [False, True])
+def test_what_the_kernel_cannot_be_asked_about_is_not_let_in(
+    at: str, code: int, anywhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All ports are taken, say: of an address that is not ours the kernel says so all the same, where it binds not to any."""
+    refusing = Refusing(at, code)
+    if not anywhere:  # nobody's address is known to be nobody's, without ip_nonlocal_bind
+        real = own_addresses._binds
+        monkeypatch.setattr(own_addresses, "_binds", lambda name: name != own_addresses._NOBODYS and real(name))
+    monkeypatch.setattr(own_addresses.socket, "socket", refusing)
+    assert is_local(int(IPAddress(OURS))) == (not anywhere or at != "bind")  # else the route still tells
+    refusing.at, refusing.code = "bind", errno.EADDRNOTAVAIL
+    assert not is_local(int(IPAddress(OURS)))
+
+
+@pytest.mark.parametrize("code", [errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL])
+def test_what_no_route_leads_to_is_not_ours(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_addresses.socket, "socket", Refusing("connect", code))
+    assert not is_local(int(IPAddress(OURS)))
 
 
 def test_nothing_is_left_open_by_asking() -> None:

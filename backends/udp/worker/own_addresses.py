@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 from socket import inet_ntoa
@@ -15,6 +16,8 @@ MOST = 1024
 _NOBODYS = "240.0.0.1"
 _DISCARD = 9
 """Any port: a UDP connect(2) sends nothing (udp(7))."""
+_NO_WAY = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL})
+"""No route, one that refuses, or a broadcast's: to one's own address there is one always."""
 
 
 def is_local(address: int) -> bool:
@@ -22,29 +25,29 @@ def is_local(address: int) -> bool:
 
     Then only what the kernel would send from is known to be ours: what goes to one's own address comes from it, but for a second
     one of a subnet. Multicast and broadcast addresses can be bound to as well; as sources they are martians (RFC 1812 5.3.7), and
-    must not be let in either.
+    must not be let in either. Nor must what the kernel cannot be asked about, where it has no port or no descriptor left.
     """
     name = inet_ntoa(address.to_bytes(4, "big"))
-    return _binds(name) and (not _binds(_NOBODYS) or _source_to(name) == name)
+    return _binds(name) and (not _binds(_NOBODYS) or _is_source_to(name))
 
 
 def _binds(name: str) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
+    """Not false because of something else: of a port the kernel thinks only once it knows the address to be ours."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.bind((name, 0))
-        except OSError:
-            return False
-        return True
+    except OSError as error:
+        return error.errno != errno.EADDRNOTAVAIL
+    return True
 
 
-def _source_to(name: str) -> str | None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
+def _is_source_to(name: str) -> bool:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((name, _DISCARD))
-        except OSError:  # no route, or nobody's address
-            return None
-        source: str = probe.getsockname()[0]
-        return source
+            return bool(probe.getsockname()[0] == name)
+    except OSError as error:
+        return error.errno not in _NO_WAY
 
 
 class OwnAddresses:
