@@ -28,6 +28,9 @@ OVERHEAD = 28
 DEVICE_GONE = 3
 """The worker's exit code when the TUN device was deleted: a new worker on the same descriptor would be of no use."""
 
+NO_BULK = 4
+"""The worker's exit code when it cannot load what it needs for offloads; ``Offload.NONE`` needs nothing."""
+
 READY = b"r"
 """What the worker sends once it moves packets."""
 

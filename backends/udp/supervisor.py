@@ -15,7 +15,20 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from backends.udp.counters import COUNTERS
 from backends.udp.launch import Launched, launch
-from backends.udp.protocol import DEVICE_GONE, GUARD, GUARDS, OVERLAY, PATHS, Block, Guard, Offload, Order, Setting, name_of
+from backends.udp.protocol import (
+    DEVICE_GONE,
+    GUARD,
+    GUARDS,
+    NO_BULK,
+    OVERLAY,
+    PATHS,
+    Block,
+    Guard,
+    Offload,
+    Order,
+    Setting,
+    name_of,
+)
 from backends.udp.queues import QueuePair, Queues
 from backends.udp.table import Table
 from flannelpy.core.backend import Backend, DatapathStatus, FdStore, Local, WorkerStatus
@@ -137,7 +150,10 @@ class UserspaceDatapath:
     # ----------------------------------------------------------------------------------------------------- worker
 
     async def run(self) -> None:
-        """Move packets until cancelled. Raises BackendError once the device was deleted; a worker that dies is replaced."""
+        """Move packets until cancelled. A worker that dies is replaced.
+
+        Raises BackendError once the device was deleted, or has to be one without offloads.
+        """
         pairs = self.queues.pairs
         if not pairs:
             raise BackendError("the udp datapath is not open")
@@ -167,6 +183,9 @@ class UserspaceDatapath:
                 code, fate = 0, f"cannot be started: {error.strerror}"
             if code == DEVICE_GONE:
                 raise BackendError(f"TUN device {self._device} was deleted")
+            if code == NO_BULK:
+                self.queues.offload = False  # a device without offloads is another device
+                raise BackendError("numpy is there and cannot be loaded; without it the workers move packets one by one")
             self._note(name, None, died=1)
             in_a_row = 0 if loop.time() - started >= STEADY_S else in_a_row
             delay = min(FIRST_BACKOFF_S * 2 ** (in_a_row - 1), LONGEST_BACKOFF_S) if in_a_row else 0.0

@@ -22,7 +22,7 @@ from netaddr import IPAddress, IPNetwork
 from backends.alloc import Alloc
 from backends.udp import Udp, launch, protocol, supervisor
 from backends.udp.counters import CELLS, COUNTERS, HEARTBEAT, make_counters
-from backends.udp.protocol import DELETE, DEVICE_GONE, GUARDS, SET, START, Guard, Offload, Order, Setting, pack, unpack
+from backends.udp.protocol import DELETE, DEVICE_GONE, GUARDS, NO_BULK, SET, START, Guard, Offload, Order, Setting, pack, unpack
 from backends.udp.queues import QueuePair, Queues
 from backends.udp.supervisor import UserspaceDatapath
 from backends.udp.worker.forward import Forwarder
@@ -598,6 +598,61 @@ def test_without_numpy_nothing_is_asked_of_the_kernel(
     assert made is not None
     assert made.queues.offload is there
     assert ("one by one" in caplog.text) is not there
+
+
+BUILT_FOR_OTHERS = "raise RuntimeError('NumPy was built with baseline optimizations: (X86_V2)\\nbut not this machine')"
+
+
+@pytest.mark.parametrize(
+    ("numpy", "said"),
+    [
+        (BUILT_FOR_OTHERS, "RuntimeError: NumPy was built with baseline optimizations: (X86_V2)"),
+        ("raise ImportError('libopenblas.so.0: cannot open shared object file')", "ImportError: libopenblas"),
+        ("", "ModuleNotFoundError: No module named 'numpy."),
+    ],
+)
+def test_a_worker_that_cannot_load_numpy_says_so_in_a_line(numpy: str, said: str, tmp_path: Path) -> None:
+    """A part of it was left when it was removed; or the machine's processor is older than those it was built for."""
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy/__init__.py").write_text(numpy)
+    ours, theirs = socket.socketpair()
+    counters = make_counters()
+    with ours, theirs, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, Path(os.devnull).open("r+b") as tun:
+        given = (tun.fileno(), sock.fileno(), theirs.fileno(), counters.fd)
+        offloads = (Offload.HEADER | Offload.TCP).value
+        setting = Setting(*given, os.getpid(), 8285, 0x0A054800, 24, 0x0A050000, 16, "default", offloads)
+        path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "backends.udp.worker.process", *setting.words()],
+            pass_fds=given,
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    counters.close()
+    assert done.returncode == NO_BULK
+    assert done.stderr.startswith(f"udp worker: numpy cannot be loaded: {said}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+async def test_where_numpy_cannot_be_loaded_it_is_opened_anew_without_offloads(
+    datapath: UserspaceDatapath, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    async def live(_pair: object, _name: str) -> int:
+        return NO_BULK
+
+    monkeypatch.setattr(datapath, "_live", live)
+    monkeypatch.setattr(datapath.queues, "pairs", tuple(range(workers)))
+    assert datapath.queues.offload
+    with pytest.raises(
+        BackendError, match=r"^numpy is there and cannot be loaded; without it the workers move packets one by one$"
+    ):
+        await datapath.run()
+    assert not datapath.queues.offload
+    monkeypatch.setattr(datapath.queues, "pairs", ())
 
 
 # ----------------------------------------------------------------------------------------------------- a worker's own edge

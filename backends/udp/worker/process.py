@@ -23,7 +23,7 @@ import uvloop
 
 from backends.udp import protocol
 from backends.udp.counters import HEARTBEAT, Counters, Counts
-from backends.udp.protocol import DEVICE_GONE, GUARDS, READY, Offload, Order, Setting, unpack
+from backends.udp.protocol import DEVICE_GONE, GUARDS, NO_BULK, READY, Offload, Order, Setting, unpack
 from backends.udp.worker.confine import close_all_but, die_with_parent, refuse_calls, shed_privileges
 from backends.udp.worker.forward import Forwarder
 from backends.udp.worker.ingress import IngressFilter
@@ -58,13 +58,19 @@ class Forwards(Protocol):
     def forward_in(self) -> None: ...
 
 
+class NoBulkError(Exception):
+    """What is needed for offloads cannot be loaded; says why."""
+
+
 def make_forwarder(setting: Setting, sock: socket.socket, counts: Counts) -> Forwards:
-    """The one for what the kernel offloads."""
+    """The one for what the kernel offloads. Raises NoBulkError."""
     if Offload.HEADER not in Offload(setting.offloads):
         return Forwarder(setting, sock, counts)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no threads for a library that is not used
-    from backends.udp.worker.fast_path import FastPath
-
+    try:
+        from backends.udp.worker.fast_path import FastPath
+    except Exception as error:  # a numpy of which a part is there, or that was built for other processors (RuntimeError)
+        raise NoBulkError(f"{type(error).__name__}: {error}") from error
     return FastPath(setting, sock, counts)
 
 
@@ -171,12 +177,16 @@ class Worker:
 
 
 def main() -> int:
-    """The process: 0 when told to end, DEVICE_GONE, or a traceback and 1."""
+    """The process: 0 when told to end, DEVICE_GONE, NO_BULK, or a traceback and 1."""
     setting = Setting.parse(sys.argv[1:])
     close_all_but({0, 1, 2, setting.tun, setting.socket, setting.control, setting.counters})
     for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and a hang-up go to the whole group: the agent decides what they mean
         signal.signal(number, signal.SIG_IGN)
-    worker = Worker(setting)  # with all that is imported: nobody may not be able to read where Python is installed
+    try:
+        worker = Worker(setting)  # with all that is imported: nobody may not be able to read where Python is installed
+    except NoBulkError as error:
+        print("udp worker: numpy cannot be loaded:", str(error).partition("\n")[0], file=sys.stderr)
+        return NO_BULK
     shed_privileges()
     die_with_parent(setting.parent)
     refuse_calls()
