@@ -13,7 +13,7 @@ import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from backends.udp.counters import Counters, make_counters
+from backends.udp.counters import Counters, are_counters, make_counters
 from backends.udp.offload import IFF_VNET_HDR, ask_tun
 from backends.udp.protocol import Offload
 from backends.udp.sockets import set_up
@@ -70,7 +70,7 @@ def adopt_counters(fd_store: FdStore, number: int) -> Counters:
     name = COUNTERS_OF.format(number)
     fd = fd_store.take(name)
     if fd is not None:
-        if os.fstat(fd).st_size == Counters.SIZE:
+        if are_counters(fd):
             return Counters(fd)
         os.close(fd)
     made = make_counters()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 from collections.abc import Iterator
@@ -150,8 +151,22 @@ class Refused:
         self._counts[place + 1] += count
 
 
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
 def make_counters() -> Counters:
-    """Zeroed counters in anonymous shared memory."""
-    fd = os.memfd_create("flannelpy-udp-counters")
+    """Zeroed counters in anonymous shared memory, which stays as long as it is: who reads beyond the end of a file that a worker
+    has cut off gets SIGBUS (mmap(2)).
+    """
+    fd = os.memfd_create("flannelpy-udp-counters", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.truncate(fd, Counters.SIZE)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     return Counters(fd)
+
+
+def are_counters(fd: int) -> bool:
+    """Whether these are as ``make_counters`` makes them in this version."""
+    try:
+        return os.fstat(fd).st_size == Counters.SIZE and fcntl.fcntl(fd, fcntl.F_GET_SEALS) == _SEALS
+    except OSError:  # no such file at all
+        return False

@@ -16,7 +16,7 @@ import pytest
 
 from backends.udp import adoption
 from backends.udp.adoption import Wanted, adopt, adopt_counters
-from backends.udp.counters import COUNTERS, HEARTBEAT, make_counters
+from backends.udp.counters import COUNTERS, HEARTBEAT, Counters, make_counters
 from backends.udp.protocol import Offload
 from backends.udp.queues import Queues
 from flannelpy.core.errors import BackendError
@@ -189,12 +189,27 @@ def test_what_does_not_fit_is_told_and_left_closed(
     assert open_descriptors() == before
 
 
-def test_counters_count_on_and_those_of_another_version_begin_anew(fd_store: FdStore) -> None:
+def unlike(how: str) -> int:
+    """What was kept as counters and is none of this version's."""
+    if how == "no file":
+        return os.dup(0)
+    size = Counters.SIZE + {"longer": 8, "shorter": -8}.get(how, 0)
+    fd = os.memfd_create("counters", os.MFD_ALLOW_SEALING)
+    os.truncate(fd, size)
+    if how != "not sealed":
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd
+
+
+@pytest.mark.parametrize("how", ["longer", "shorter", "not sealed", "no file"])
+def test_counters_count_on_and_those_of_another_version_begin_anew(fd_store: FdStore, how: str) -> None:
     fill(fd_store)
     counters = adopt_counters(fd_store, 0)
     assert counters.read() == [100] * len(COUNTERS)
     counters.close()
-    os.truncate(fd_store.kept["udp-counters-0"], 8)
+    kept_fd = unlike(how)
+    fd_store.keep("udp-counters-0", kept_fd)
+    os.close(kept_fd)
     counters = adopt_counters(fd_store, 0)
     assert counters.read() == [0] * len(COUNTERS)
     counters.live[:HEARTBEAT] = array("Q", [7] * len(COUNTERS))

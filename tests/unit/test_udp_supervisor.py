@@ -21,7 +21,7 @@ from netaddr import IPAddress, IPNetwork
 
 from backends.alloc import Alloc
 from backends.udp import Udp, launch, protocol, supervisor
-from backends.udp.counters import CELLS, COUNTERS, HEARTBEAT, make_counters
+from backends.udp.counters import CELLS, COUNTERS, HEARTBEAT, Counters, make_counters
 from backends.udp.protocol import DELETE, DEVICE_GONE, GUARDS, NO_BULK, SET, START, Guard, Offload, Order, Setting, pack, unpack
 from backends.udp.queues import QueuePair, Queues
 from backends.udp.supervisor import UserspaceDatapath
@@ -718,6 +718,18 @@ def test_counters_are_shared_by_descriptor() -> None:
     counters.live[HEARTBEAT] += 1
     assert counters.beat() != before
     counters.close()
+
+
+@pytest.mark.parametrize("size", [0, 8, Counters.SIZE - 1, Counters.SIZE + 1, 1 << 30])
+def test_no_worker_can_end_its_agent_by_its_counters(size: int) -> None:
+    """Reading beyond the end of a file that is mapped is SIGBUS."""
+    counters = make_counters()
+    try:
+        with pytest.raises(PermissionError):
+            os.ftruncate(counters.fd, size)
+        assert counters.read() == [0] * len(COUNTERS)
+    finally:
+        counters.close()
 
 
 def test_counters_of_all_pairs_are_summed_and_outlive_them() -> None:
