@@ -10,8 +10,10 @@ import logging
 import os
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from backends.udp.adoption import COUNTERS_OF, SOCKET_OF, TUN_OF, Wanted, adopt, adopt_counters
 from backends.udp.counters import COUNTERS, Counters, make_counters
@@ -75,7 +77,7 @@ class Queues:
             for sock in sockets:
                 sock.close()
             raise
-        self._equip(tuns, sockets, [make_counters() for _ in sockets], offloads)
+        self._equip(tuns, sockets, lambda _number: make_counters(), offloads)
 
     def _adopt(self, fd_store: FdStore, wanted: Wanted) -> bool:
         """Take over what is in the fd store; False where it is not what is wanted, with a word."""
@@ -85,14 +87,24 @@ class Queues:
             log.info("what was kept cannot be used: %s; device and port are opened anew", error)
             return False
         log.info("TUN device %s and UDP %s:%d were kept, with what waits in them", wanted.device, wanted.address, wanted.port)
-        self._equip(tuns, sockets, [adopt_counters(fd_store, number) for number in range(wanted.number)], offloads)
+        self._equip(tuns, sockets, partial(adopt_counters, fd_store), offloads)
         self._counted = [0] * len(COUNTERS)  # the pairs' counters hold what was counted before
         self._refused.clear()
         return True
 
     def _equip(
-        self, tuns: Sequence[int], sockets: Sequence[socket.socket], counters: Sequence[Counters], offloads: Offload
+        self, tuns: Sequence[int], sockets: Sequence[socket.socket], count: Callable[[int], Counters], offloads: Offload
     ) -> None:
+        """``count`` makes the counters of a worker. Raises OSError where it does; all is given back then, lest the device stay."""
+        with ExitStack() as undo:
+            for tun, sock in zip(tuns, sockets, strict=True):
+                undo.callback(os.close, tun)
+                undo.callback(sock.close)
+            counters = []
+            for number in range(len(tuns)):
+                counters.append(count(number))
+                undo.callback(counters[-1].close)
+            undo.pop_all()
         if Offload.HEADER in offloads:
             for sock in sockets:
                 offloads |= ask_socket(sock)

@@ -249,5 +249,36 @@ async def test_a_datapath_that_is_opened_again_counts_nothing_twice(fd_store: Fd
     assert sorted(fd_store.names) == ["udp-counters-0", "udp-socket-0", "udp-tun-0"]
 
 
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("fails_at", [0, 1, 2])
+async def test_where_no_counters_can_be_made_nothing_stays_open(
+    fd_store: FdStore, kept: bool, fails_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue that nobody holds keeps the device, and the next attempt would find it busy for ever."""
+    monkeypatch.setattr(fcntl, "ioctl", Tun(flags=PLAIN | HEADER | MULTI).ioctl)
+    wanted = fill(fd_store, 3)
+    if kept:
+        for number in range(3):
+            os.close(fd_store.kept.pop(f"udp-counters-{number}"))
+    else:
+        await fd_store.drop(*fd_store.names)
+        monkeypatch.setattr("backends.udp.queues.open_tun", lambda *_: (tuple(os.dup(0) for _ in range(3)), Offload.NONE))
+    before, shelved = open_descriptors(), len(fd_store.names)
+    left = [make_counters() for _ in range(fails_at)]
+
+    def make() -> Counters:
+        if not left:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return left.pop()
+
+    for module in ("queues", "adoption"):
+        monkeypatch.setattr(f"backends.udp.{module}.make_counters", make)
+    held = Queues(DEVICE, wanted.port, 3, offload=True)
+    with pytest.raises(OSError, match="Too many"):
+        await held.open("127.0.0.1", fd_store)
+    assert held.pairs == ()
+    assert open_descriptors() == before + len(fd_store.names) - shelved
+
+
 def test_names_on_the_shelf_may_stand_in_a_message_to_systemd() -> None:
     assert not any(":" in name for name in (adoption.TUN_OF, adoption.SOCKET_OF, adoption.COUNTERS_OF))
