@@ -17,14 +17,13 @@ from backends.udp.counters import Counters, are_counters, make_counters
 from backends.udp.offload import IFF_VNET_HDR, ask_tun
 from backends.udp.protocol import Offload
 from backends.udp.sockets import set_up
-from backends.udp.tun import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TUN, IFREQ, keep_to_ourselves, tun_flags
+from backends.udp.tun import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TUN, IFREQ, TUNGETIFF, keep_to_ourselves, tun_flags
 from flannelpy.core.backend import FdStore
 from flannelpy.core.errors import BackendError
 
 TUN_OF, SOCKET_OF, COUNTERS_OF = "udp-tun-{}", "udp-socket-{}", "udp-counters-{}"
 """Names in the fd store; workers count from 0."""
 
-_TUNGETIFF = 0x800454D2
 _IFF_TAP = 0x0002
 _IFF_DETACH_QUEUE = 0x0400
 _TELLING = IFF_TUN | _IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE | _IFF_DETACH_QUEUE
@@ -88,7 +87,7 @@ def _take(fd_store: FdStore, name: str) -> int:
 def _check_tun(tun: int, wanted: Wanted) -> None:
     """Raises BackendError where this is no queue of the wanted device, or the device is gone."""
     try:
-        octets, told = IFREQ.unpack(fcntl.ioctl(tun, _TUNGETIFF, IFREQ.pack(b"", 0)))
+        octets, told = IFREQ.unpack(fcntl.ioctl(tun, TUNGETIFF, IFREQ.pack(b"", 0)))
         name = octets.rstrip(b"\0").decode(errors="replace")
         socket.if_nametoindex(name)  # it may live on in another network namespace
     except OSError as error:

@@ -20,7 +20,7 @@ from backends.udp.counters import COUNTERS, Counters, make_counters
 from backends.udp.offload import ask_socket
 from backends.udp.protocol import Offload
 from backends.udp.sockets import open_sockets
-from backends.udp.tun import open_tun, possible_queues
+from backends.udp.tun import absence, open_tun, possible_queues
 from flannelpy.core.backend import FdStore
 from flannelpy.core.errors import BackendError
 
@@ -110,6 +110,10 @@ class Queues:
                 offloads |= ask_socket(sock)
         self.offloads = offloads
         self.pairs = tuple(QueuePair(*each) for each in zip(tuns, sockets, counters, strict=True))
+
+    def absence(self) -> str:
+        """Why the device is not there any more, in words; empty where it is, or is not open."""
+        return next((why for pair in self.pairs[:1] if (why := absence(pair.tun, self._device, pair.socket))), "")
 
     def close(self) -> None:
         """Give everything back; what is not in the fd store vanishes. May be called twice."""

@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 5.0
 """Before the second restart in a row, doubled until the longest; the first restart is at once."""
 
+LOOK_EVERY_S = 1.0
+"""Between two looks whether the device is still there, which a worker sees only where it was deleted."""
+
 STEADY_S = 10.0
 """A worker that lived this long clears the record of those that died before it."""
 
@@ -152,7 +155,7 @@ class UserspaceDatapath:
     async def run(self) -> None:
         """Move packets until cancelled. A worker that dies is replaced.
 
-        Raises BackendError once the device was deleted, or has to be one without offloads.
+        Raises BackendError once the device was deleted, renamed or moved away, or has to be one without offloads.
         """
         pairs = self.queues.pairs
         if not pairs:
@@ -160,8 +163,12 @@ class UserspaceDatapath:
         several = f" {{}} of {len(pairs)}" if len(pairs) > 1 else ""
         names = ["udp worker" + several.format(number) for number in range(1, len(pairs) + 1)]
         keeping = [asyncio.create_task(self._keep(pair, name), name=name) for pair, name in zip(pairs, names, strict=True)]
+        ended: set[asyncio.Task[None]] = set()
         try:  # no TaskGroup: where a worker fails as this is cancelled, it would tell of the failure only
-            ended, _ = await asyncio.wait(keeping, return_when=asyncio.FIRST_EXCEPTION)
+            while not ended:
+                ended, _ = await asyncio.wait(keeping, timeout=LOOK_EVERY_S, return_when=asyncio.FIRST_EXCEPTION)
+                if not ended and (why := self.queues.absence()):
+                    raise BackendError(f"TUN device {self._device} {why}")
         finally:
             for each in keeping:
                 each.cancel()

@@ -17,10 +17,12 @@ from struct import Struct
 from backends.udp.offload import IFF_VNET_HDR, ask_tun, tun_features
 from backends.udp.protocol import Offload
 from flannelpy.core.errors import BackendError
+from flannelpy.core.foreign import printable
 
 CLONE = "/dev/net/tun"
 
 _TUNSETIFF = 0x400454CA
+TUNGETIFF = 0x800454D2
 _TUNSETOWNER = 0x400454CC
 IFF_TUN = 0x0001
 IFF_MULTI_QUEUE = 0x0100
@@ -29,6 +31,7 @@ _IFF_TUN_EXCL = 0x8000
 IFREQ = Struct("16sH22x")
 
 _SIOCSIFTXQLEN = 0x8943
+_SIOCGIFINDEX = 0x8933
 _IFREQ_LENGTH = Struct("16si20x")
 
 WAITING = 4000
@@ -94,6 +97,22 @@ def _attach(tun: int, name: str, flags: int) -> None:
 def keep_to_ourselves(tun: int) -> None:
     """A device that belongs to nobody gives a queue, and packets, to whoever may open the clone device (tun_not_capable)."""
     fcntl.ioctl(tun, _TUNSETOWNER, os.geteuid())
+
+
+def absence(tun: int, name: str, sock: socket.socket) -> str:
+    """Why the device of this queue is not our ``name`` any more, in words, or nothing: the queue works wherever its device is.
+
+    Asked with what is open, for want of descriptors is no absence.
+    """
+    try:
+        octets, _ = IFREQ.unpack(fcntl.ioctl(tun, TUNGETIFF, IFREQ.pack(b"", 0)))
+        called = octets.rstrip(b"\0").decode(errors="replace")
+        if called != name:
+            return f"was renamed to {printable(called)}"
+        fcntl.ioctl(sock.fileno(), _SIOCGIFINDEX, _IFREQ_LENGTH.pack(name.encode(), 0))
+    except OSError as error:
+        return {errno.EBADFD: "was deleted", errno.ENODEV: "was moved to another network namespace"}.get(error.errno or 0, "")
+    return ""
 
 
 def _lengthen(name: str) -> None:

@@ -170,6 +170,23 @@ def test_a_deleted_device_ends_run_and_can_be_opened_again(hosts: tuple[Host, Ho
     until(lambda: pings(CA, "10.5.9.2"))
 
 
+@pytest.mark.parametrize(
+    ("done", "said"), [("name foo0", "renamed to foo0"), (f"netns {CA}", "moved to another network namespace")]
+)
+def test_a_device_that_is_not_in_its_place_any_more_is_made_anew(hosts: tuple[Host, Host], done: str, said: str) -> None:
+    """The worker's descriptor goes on as if nothing had happened."""
+    a, _ = hosts
+    ip(f"-n {HA} link set flannel0 {done}")
+    assert a.tell("outcome") == f"BackendError: TUN device flannel0 was {said}"
+    assert a.worker() is None
+    assert a.tell("open") is None
+    assert "foo0" not in inside(HA, "ip -br link")
+    assert "flannel0" not in inside(CA, "ip -br link")
+    a.configure()
+    a.tell("run")
+    until(lambda: pings(CA, "10.5.9.2"))
+
+
 def test_stop_and_close_leave_nothing(hosts: tuple[Host, Host]) -> None:
     a, _ = hosts
     worker = a.worker()

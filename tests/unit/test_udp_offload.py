@@ -109,6 +109,33 @@ def test_a_driver_with_a_single_queue_is_asked_for_one(monkeypatch: pytest.Monke
         assert tun.possible_queues(wanted) == possible
 
 
+@pytest.mark.parametrize(
+    ("called", "codes", "said"),
+    [
+        ("flannel0", {}, ""),
+        ("flannel1", {}, "was renamed to flannel1"),
+        ("a\n\x1b[2Jb", {}, r"was renamed to a\n\x1b[2Jb"),
+        ("flannel0", {tun.TUNGETIFF: errno.EBADFD}, "was deleted"),
+        ("flannel0", {tun._SIOCGIFINDEX: errno.ENODEV}, "was moved to another network namespace"),
+        *(("flannel0", {call: code}, "") for call in (tun.TUNGETIFF, tun._SIOCGIFINDEX) for code in (errno.ENOMEM, errno.EPERM)),
+    ],
+)
+def test_a_device_that_is_not_in_its_place_is_known_by_what_is_open(
+    called: str, codes: dict[int, int], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else the kernel says is no absence: packets go on."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+
+        def ioctl(descriptor: int, request: int, _argument: bytes) -> bytes:
+            assert descriptor == {tun.TUNGETIFF: 77, tun._SIOCGIFINDEX: sock.fileno()}[request]
+            if request in codes:
+                raise OSError(codes[request], "no")
+            return tun.IFREQ.pack(called.encode(), 0x1001)
+
+        monkeypatch.setattr(fcntl, "ioctl", ioctl)
+        assert tun.absence(77, "flannel0", sock) == said
+
+
 def test_a_driver_too_old_to_be_asked_has_no_headers(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> bytes:
         raise OSError(errno.EINVAL, "Invalid argument")

@@ -261,6 +261,29 @@ async def test_cancelled_as_its_device_goes_it_is_cancelled(
         monkeypatch.setattr(datapath.queues, "pairs", ())
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+async def test_a_device_that_goes_unseen_by_its_workers_ends_it(
+    datapath: UserspaceDatapath, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    ended: list[object] = []
+    absences = iter(["", "", "was renamed to foo0"])
+
+    async def live(pair: object, _name: str) -> int:
+        try:
+            return await asyncio.get_running_loop().create_future()
+        finally:
+            ended.append(pair)
+
+    monkeypatch.setattr(supervisor, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(datapath, "_live", live)
+    monkeypatch.setattr(datapath.queues, "pairs", tuple(range(workers)))
+    monkeypatch.setattr(datapath.queues, "absence", lambda: next(absences))
+    with pytest.raises(BackendError, match=r"^TUN device flannel0 was renamed to foo0$"):
+        await datapath.run()
+    assert sorted(map(str, ended)) == [str(number) for number in range(workers)]
+    monkeypatch.setattr(datapath.queues, "pairs", ())
+
+
 async def test_where_no_process_can_be_made_the_datapath_stays_open(
     datapath: UserspaceDatapath, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
