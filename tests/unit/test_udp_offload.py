@@ -251,6 +251,41 @@ def test_what_may_not_go_together_goes_alone(refusal: int) -> None:
     assert (counts[OUT_PACKETS], counts[OUT_SEND_FAILED]) == (3, 0)
 
 
+@pytest.mark.parametrize("refused", [{1}, {1, 3}, {1, 2, 3}])
+def test_a_peer_whose_path_cuts_nothing_slows_nobody_else_and_not_for_ever(refused: set[int]) -> None:
+    """EIO is said of a path: where it goes by IPsec, say. Of others, and of another underlay, nothing is known by it."""
+    peers = {number: (f"192.0.2.{number}", 8285) for number in (1, 2, 3)}
+    no_more, calls = {peers[number] for number in refused}, list[tuple[int, int]]()
+
+    class Paths(Post):
+        def sendto(self, octets: memoryview, peer: object) -> None:
+            calls.append((next(number for number, each in peers.items() if each == peer), 1))
+
+        def sendmsg(self, views: list[memoryview], notes: Any, flags: int, peer: object) -> None:
+            if peer in no_more:
+                raise OSError(errno.EIO, "")
+            calls.append((next(number for number, each in peers.items() if each == peer), 3))
+
+    counts = [0] * len(COUNTERS)
+    path = PathMtu(Paths(), counts, None, time.monotonic)  # type: ignore[arg-type]
+    box = TxBatch(Paths(), counts, True, path)  # type: ignore[arg-type]
+
+    def sent() -> list[tuple[int, int]]:
+        calls.clear()
+        for peer in peers.values():
+            box.add(memoryview(bytes(300)), 100, 3, peer)
+            box.flush()
+        return calls
+
+    expected = [each for number in peers for each in ([(number, 1)] * 3 if number in refused else [(number, 3)])]
+    assert [list(sent()) for _ in range(3)] == [expected] * 3
+    no_more.clear()
+    assert sent() == expected  # not asked again for each packet
+    path.forget()
+    assert sent() == [(number, 3) for number in peers]
+    assert counts[OUT_PACKETS] == 9 * 5
+
+
 def test_what_is_not_sent_is_counted_by_packet() -> None:
     assert posted(Post(together=errno.EAGAIN), (100, 3))[OUT_SEND_FAILED] == 3
     assert posted(Post(together=errno.EIO, alone=errno.EPERM), (100, 3))[OUT_SEND_FAILED] == 3

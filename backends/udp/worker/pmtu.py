@@ -56,12 +56,15 @@ class PathMtu:
         self._icmp_errors = icmp_errors
         self._clock = clock
         self._ask = ask
+        self.apart: set[Peer] = set()
+        """To whom the kernel cuts no buffer (EIO): by a device that makes no checksums, or through IPsec."""
         self._known: dict[Peer, int] = {}
         self._fresh_until = 0.0
 
     def forget(self) -> None:
         """Ask the kernel anew about every path: the underlay is another one."""
         self._known.clear()
+        self.apart.clear()
 
     def send(self, views: Sequence[memoryview], size: int, peer: Peer) -> None:
         """Packets of ``size`` bytes, of which the last of each view may be shorter."""

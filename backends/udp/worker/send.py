@@ -48,7 +48,8 @@ class TxBatch:
             self.flush()
         self._size, self._peer = size, peer
         length = len(view)
-        most = max(1, min(MOST, MOST_BYTES // size)) if self._together else 1  # the kernel says no to one too long for IPv4
+        together = self._together and peer not in self._path_mtu.apart
+        most = max(1, min(MOST, MOST_BYTES // size)) if together else 1  # the kernel says no to one too long for IPv4
         start = 0
         while self._count + count > most:
             take = most - self._count
@@ -92,7 +93,8 @@ class TxBatch:
             counts[OUT_BYTES] += self._bytes
         except OSError as error:  # buffer full, no route, a firewall: lost, as on any wire
             if error.errno in (NOT_TOGETHER if count > 1 else _TOO_LONG):
-                self._together = self._together and error.errno != errno.EIO
+                if error.errno == errno.EIO:
+                    self._path_mtu.apart.add(self._peer)
                 self._path_mtu.send(views, self._size, self._peer)
             else:
                 counts[OUT_SEND_FAILED] += count
