@@ -25,10 +25,12 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _SECCOMP_MODE_FILTER = 2
 
 # linux/filter.h, linux/seccomp.h, linux/audit.h
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_LOAD, _EQUAL, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
 _INSTRUCTION = Struct("=HBBI")
+_KIND = 0xF
+"""Of a socket's type; above are SOCK_NONBLOCK and SOCK_CLOEXEC (SOCK_TYPE_MASK in linux/net.h)."""
 _X32 = 0x40000000
 """From this number on x86-64 has the same calls once more, for a 32-bit ABI."""
 
@@ -44,7 +46,7 @@ REFUSED = (
     *("rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat", "mkdir", "mkdirat", "mknod", "mknodat"),
     *("chmod", "fchmodat", "chown", "lchown", "fchownat"),
 )
-"""System calls that end with EPERM. ``socket`` does, too, for any family but IPv4's, in which own addresses are asked for."""
+"""System calls that end with EPERM. ``socket`` does, too, for all but UDP over IPv4, in which own addresses are asked for."""
 
 MACHINES = {
     "x86_64": (
@@ -198,13 +200,16 @@ def program(architecture: int, numbers: dict[str, int]) -> bytes:
     rest = len(refused)
     lines = [
         (_LOAD, 0, 0, _ARCHITECTURE),
-        (_EQUAL, 0, rest + 6, architecture),  # else refuse
+        (_EQUAL, 0, rest + 9, architecture),  # else refuse
         (_LOAD, 0, 0, _NUMBER),
-        (_AT_LEAST, rest + 4, 0, _X32),
-        *((_EQUAL, rest + 3 - place, 0, number) for place, number in enumerate(refused)),
-        (_EQUAL, 0, 2, numbers["socket"]),  # else allow
+        (_AT_LEAST, rest + 7, 0, _X32),
+        *((_EQUAL, rest + 6 - place, 0, number) for place, number in enumerate(refused)),
+        (_EQUAL, 0, 5, numbers["socket"]),  # else allow
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
-        (_EQUAL, 0, 1, socket.AF_INET),  # else refuse
+        (_EQUAL, 0, 4, socket.AF_INET),  # else refuse
+        (_LOAD, 0, 0, _SECOND_ARGUMENT),
+        (_AND, 0, 0, _KIND),
+        (_EQUAL, 0, 1, socket.SOCK_DGRAM),  # else refuse
         (_RETURN, 0, 0, _ALLOW),
         (_RETURN, 0, 0, _REFUSE),
     ]
