@@ -29,13 +29,13 @@ from flannelpy.core.uplink import HostFacts
 from flannelpy.explain.doctor import FAILED, Finding
 from flannelpy.explain.status import SOCKET, from_json
 from flannelpy.host import defaults, service
+from flannelpy.host.defaults import variables
 from flannelpy.host.docker import clash
 from flannelpy.host.docker_unit import FOLDERS
 from flannelpy.host.docker_unit import UNIT as DOCKER
 from flannelpy.host.files import write_file
 from flannelpy.host.service import TextFile
 from flannelpy.host.shipped import DOCKER_DROP_IN, shipped
-from flannelpy.host.subnet_env import variables
 from flannelpy.options import BY_NAME, Given
 from flannelpy.settings import load, load_run_dir
 
@@ -172,11 +172,7 @@ def chosen(given: Given, environ: Mapping[str, str], text: str, facts: HostFacts
     if "iface" in given or not names & {"eth1"}:
         text = text.replace(f"\n{service.EXAMPLE}\n", "\n")
     environ = {name: value for name, value in environ.items() if name != "FLANNELPY_OPTIONS"}
-    return {**told_by_defaults(_variables(text)), **told_by_defaults(environ), **given}
-
-
-def _variables(text: str) -> Mapping[str, str]:
-    return variables("\n".join(line for line in text.splitlines() if not line.lstrip().startswith((";", "#"))))
+    return {**told_by_defaults(variables(text)), **told_by_defaults(environ), **given}
 
 
 def candidates(facts: HostFacts) -> Iterator[str]:
@@ -231,8 +227,8 @@ def config_step(options: Given, wish: Wish) -> Iterator[Step]:
 def file_steps(host: Host, options: Given) -> Iterator[Step]:
     """The service's options, and Docker's drop-in where Docker is there. Raises FlannelpyError, UsageError."""
     old = TextFile.read(host.defaults)
-    example = told_by_defaults(_variables(service.above(old.text or ""))).get("iface") == ["eth1"] == list(options.get("iface", ()))
-    others = told_by_defaults(_variables(service.above(old.text or "").replace("" if example else service.EXAMPLE, "")))
+    example = told_by_defaults(variables(service.above(old.text or ""))).get("iface") == ["eth1"] == list(options.get("iface", ()))
+    others = told_by_defaults(variables(service.above(old.text or "").replace("" if example else service.EXAMPLE, "")))
     for name, said in others.items():
         if list(options.get(name, said)) != list(said):
             raise UsageError(f"{old.path}: --{name} {said[-1]}; expected the same, or no such option there; nothing was written")

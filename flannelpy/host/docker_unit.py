@@ -9,8 +9,8 @@ from glob import glob
 from pathlib import Path
 
 from flannelpy.core.errors import FlannelpyError
+from flannelpy.host.defaults import variables
 from flannelpy.host.files import read_given
-from flannelpy.host.subnet_env import variables
 
 UNIT = "docker.service"
 FOLDERS = (
