@@ -12,7 +12,9 @@ from flannelpy.core.backend_options import in_force
 from flannelpy.core.config import NetworkConfig, differences
 from flannelpy.core.errors import ConfigError
 from flannelpy.core.foreign import printable
-from flannelpy.core.secret import shown
+from flannelpy.core.json_text import decode
+from flannelpy.core.secret import Secret, hide, shown
+from flannelpy.explain.redact import redact
 from flannelpy.plugins import PREFER, parse, tables
 
 if TYPE_CHECKING:
@@ -71,10 +73,28 @@ def changes(before: str | None, after: str) -> list[str]:
     if before is None:
         return ["the config is new"]
     try:
-        old, new = NetworkConfig.parse(before), NetworkConfig.parse(after)
+        old, new = _parsed(before), _parsed(after)
     except ConfigError:
-        return [f"replaced: {printable(before.strip(), 200)}"]
+        return [f"replaced: {printable(without_secrets(before), 200)}"]
     return differences(old, new) or ["only the text: it means the same as before"]
+
+
+def _parsed(text: str) -> NetworkConfig:
+    """With what its backend marks as secret hidden, where it can be asked. Raises ConfigError."""
+    examined = known(text)
+    return NetworkConfig.parse(text) if examined is None else examined.config
+
+
+def without_secrets(text: str) -> str:
+    """A config's text for somebody to read, whether it can be used or not: on one line, without its secrets."""
+    try:
+        value = decode(text)
+    except ValueError:
+        return redact(text.strip())
+    examined = known(text)
+    options = {} if examined is None else examined.config.backend_options
+    marked = {name.lower() for name, held in options.items() if isinstance(held, Secret)}
+    return json.dumps(shown(hide({"": value}, marked))[""])
 
 
 def _rows(examined: Examined) -> Iterator[tuple[str, str]]:

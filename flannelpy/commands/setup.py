@@ -221,7 +221,7 @@ def config_step(options: Given, wish: Wish) -> Iterator[Step]:
         except ConflictError:
             say(f"{where}: another host has written one meanwhile, which counts")
 
-    yield Step(f"write {where} in etcd: {text.strip()}", put)
+    yield Step(f"write {where} in etcd: {netconfig.without_secrets(text)}", put)
 
 
 def file_steps(host: Host, options: Given) -> Iterator[Step]:

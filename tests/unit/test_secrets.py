@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flannelpy import plugins
-from flannelpy.commands import cost, netconfig
+from flannelpy.commands import cost, netconfig, setup
 from flannelpy.core.config import NetworkConfig, differences
 from flannelpy.core.environment import bare
 from flannelpy.core.errors import ConfigError, RegistryAuthError, RegistryTlsError
@@ -25,7 +25,7 @@ from flannelpy.core.json_members import Members
 from flannelpy.core.secret import HIDDEN, Secret, hide, is_secret, reveal, shown
 from flannelpy.host.files import read_given
 from flannelpy.kernel import modules, nft
-from flannelpy.registry import Endpoint
+from flannelpy.registry import Endpoint, StoredConfig
 from flannelpy.registry.etcd.endpoints import Address
 from flannelpy.registry.etcd.tls import greet, read_credentials
 from flannelpy.registry.etcd.token import read_password
@@ -138,6 +138,37 @@ def test_an_operator_who_changes_the_config_does_not_see_it_either() -> None:
     for told in (list(map(str, cost.of(old, new))), netconfig.changes(*texts), list(netconfig._rows(old))):
         assert "PSK" in str(told)
         assert "hunter" not in str(told)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param({"Network": "10.5.0.0/16", "SubnetLen": 99, "Backend": {"Type": "ipsec", "PSK": HUNTER}}, id="cannot be used"),
+        pytest.param({"Network": "10.5.0.0/16", "Backend": [{"x-secret": HUNTER}]}, id="of another form"),
+        pytest.param([{"PSK": HUNTER}], id="no object"),
+    ],
+)
+@pytest.mark.parametrize("end", ["", ","])
+def test_a_config_that_cannot_be_used_is_replaced_without_its_secret(before: object, end: str) -> None:
+    [told] = netconfig.changes(json.dumps(before) + end, json.dumps({"Network": "10.5.0.0/16"}))
+    assert told.startswith("replaced: ")
+    assert HIDDEN in told
+    assert "hunter" not in told
+
+
+def test_what_a_backend_marks_is_not_shown_where_a_config_is_written(marking: None) -> None:
+    texts = [config(Riddle=HUNTER + end, Plain=1) for end in "ab"]
+    assert netconfig.changes(*texts) == [f"Backend.Riddle: {HIDDEN} -> {HIDDEN}"]
+    assert json.loads(netconfig.without_secrets(texts[0]))["Backend"] == {"Type": "marking", "Riddle": HIDDEN, "Plain": 1}
+
+
+def test_setup_names_the_config_that_it_writes_without_its_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "net.json"
+    psk = HUNTER.replace("τ", "t") * 20
+    file.write_text(json.dumps({"Network": "10.5.0.0/16", "Backend": {"Type": "ipsec", "PSK": psk}}, indent=2))
+    monkeypatch.setattr(setup, "with_registry", lambda options, ask: StoredConfig(None, 0, 1))
+    [step] = setup.config_step({}, setup.Wish(config=os.fspath(file)))
+    assert step.text.endswith(f'in etcd: {{"Network": "10.5.0.0/16", "Backend": {{"Type": "ipsec", "PSK": "{HIDDEN}"}}}}')
 
 
 values = st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
