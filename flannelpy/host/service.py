@@ -17,7 +17,8 @@ from flannelpy.host.files import read_file
 MARK = "# From here on by flannelpy setup: it writes this anew, and flannelpy cleanup --all takes it away."
 EXAMPLE = 'FLANNELPY_OPTIONS="--iface eth1"'
 """The package's file has it, whatever interfaces the host has."""
-_OFF = f"#{EXAMPLE}"
+_OFF = f"#{EXAMPLE} # flannelpy setup"
+"""Another than what a person has switched off, which stays so."""
 _PLAIN = re.compile(r"[\w./:,@%+=-]*", re.ASCII)
 
 
@@ -57,6 +58,8 @@ def _quoted(name: str, values: Sequence[str]) -> str:
     if len(values) != 1:
         raise UsageError(f"{name} holds one value, {len(values)} were given: write the others into FLANNELPY_OPTIONS by hand")
     text = values[0]
+    if not text:
+        raise UsageError(f"{name}: an empty variable is one that is not set: write the empty option into FLANNELPY_OPTIONS by hand")
     if not text.isprintable():
         raise UsageError(f"{name}: {text!r:.60}, expected text on one line")
     return text if _PLAIN.fullmatch(text) else '"' + re.sub(r'([\\"$`])', r"\\\1", text) + '"'

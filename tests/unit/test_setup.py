@@ -19,6 +19,7 @@ from flannelpy.host import service
 from flannelpy.host.shipped import DOCKER_DROP_IN, shipped
 
 SAMPLE = (Path(__file__).parents[2] / "packaging/systemd/flannelpy.default").read_text()
+OFF = SAMPLE.replace("\nFLANNELPY_OPTIONS", "\n#FLANNELPY_OPTIONS")
 OPTIONS = {"etcd-endpoints": ["http://192.0.2.9:2379"], "ip-masq": ["true"]}
 
 
@@ -116,7 +117,7 @@ def test_an_agent_that_is_older_than_its_options_is_started_anew(host: Host) -> 
     assert done(host, {**OPTIONS, "iface": ["eth7"]}) == [FIRST[0], f"systemctl restart {UNIT}"]
 
 
-@pytest.mark.parametrize("before", [SAMPLE, SAMPLE + "\n", "A=1\n", "# mine\n\nFLANNELPY_LOG_LEVEL=debug\n"])
+@pytest.mark.parametrize("before", [SAMPLE, SAMPLE + "\n", "A=1\n", "# mine\n\nFLANNELPY_LOG_LEVEL=debug\n", OFF, OFF + OFF])
 def test_what_stood_there_stands_there_again(host: Host, before: str) -> None:
     drop_in = with_docker(host)
     host.defaults.write_text(before)
@@ -188,11 +189,26 @@ def test_a_value_is_read_back_as_it_was_meant(value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"), [(["a\nB=1"], "expected text on one line"), (["a", "b"], "holds one value, 2 were given")]
+    ("values", "said"),
+    [
+        (["a\nB=1"], "expected text on one line"),
+        (["a", "b"], "holds one value, 2 were given"),
+        ([""], "an empty variable is one that is not set"),
+    ],
 )
 def test_what_a_variable_cannot_say_is_refused(values: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         service.with_block("", {"FLANNELPY_IFACE": values}, example=True)
+
+
+def test_that_a_host_has_no_name_is_not_lost(host: Host) -> None:
+    with pytest.raises(UsageError, match="FLANNELPY_HOSTNAME: an empty variable"):
+        done(host, {**OPTIONS, "hostname": [""]})
+    assert not host.defaults.exists()
+    by_hand = 'FLANNELPY_OPTIONS="--hostname="\n'
+    host.defaults.write_text(by_hand)
+    done(host, dict(setup.chosen(OPTIONS, {}, by_hand, FACTS)))  # type: ignore[arg-type]
+    assert setup.chosen({}, {}, host.defaults.read_text(), FACTS)["hostname"] == [""]
 
 
 def test_candidates_are_cards_with_an_address() -> None:
