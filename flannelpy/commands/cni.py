@@ -13,6 +13,7 @@ from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.foreign import printable
 from flannelpy.host.cni.place import Whose, before, missing, network, plugin, waiting
 from flannelpy.host.docker_unit import FOLDERS
+from flannelpy.host.files import same_file
 
 UNIT = "flannelpy-cni.service"
 CONF_DIR = "/etc/cni/net.d"
@@ -35,13 +36,15 @@ def install(wish: Wish, host: Host | None = None) -> None:
     host = host or Host()
     bin_dir, conf_dir = Path(wish.bin_dir), Path(wish.conf_dir)
     there, away = network(conf_dir), waiting(conf_dir)
-    known = wish.conf_dir == CONF_DIR and _unit_there(host)
+    known = same_file(wish.conf_dir, CONF_DIR) and _unit_there(host)
     follows = known and not wish.static
     # With the unit it begins as one that waits: a runtime would use it at once.
     files = plugin(bin_dir), away if follows and there.whose() is Whose.NOBODY else there
     others = [each.path for each in (files[0], there, away) if each.whose() is Whose.ANOTHERS]
     if others and not wish.force:
         raise FlannelpyError(f"{_listed(others)}: not flannelpy's, nothing is written; --force replaces it")
+    if known and not follows:  # before: what is written would be renamed, and then go as one that waits
+        _switch(host, "disable", wish)
     for each in files:
         if wish.dry_run:
             _say(f"would {'replace' if each.path in others else 'write'} {each.path} (mode {each.mode:04o})")
@@ -49,8 +52,12 @@ def install(wish: Wish, host: Host | None = None) -> None:
             _say(f"{'replaced' if each.path in others else 'wrote'} {each.path} (mode {each.mode:04o})")
         else:
             _say(f"{each.path} is up to date")
-    if known:
-        _switch(host, "enable" if follows else "disable", wish)
+    if away not in files and away.path in others:
+        _say(f"{'would remove' if wish.dry_run else 'removed'} {away.path}")
+        if not wish.dry_run:
+            away.remove()
+    if follows:
+        _switch(host, "enable", wish)
     if follows and not wish.dry_run:
         _say(f"{there.path} is {'' if os.path.lexists(there.path) else 'not '}there: it is while the agent is ready")
     elif not wish.dry_run and away.whose() is Whose.OURS:
@@ -65,7 +72,7 @@ def uninstall(wish: Wish, host: Host | None = None) -> None:
     """Remove what is ours; the network first, so that no runtime asks for a plugin that is gone. Raises FlannelpyError."""
     host = host or Host()
     conf_dir = Path(wish.conf_dir)
-    if wish.conf_dir == CONF_DIR and _unit_there(host):
+    if same_file(wish.conf_dir, CONF_DIR) and _unit_there(host):
         _switch(host, "disable", wish)
     away = waiting(conf_dir)
     files = (*([away] if away.whose() is not Whose.NOBODY else []), network(conf_dir), plugin(Path(wish.bin_dir)))

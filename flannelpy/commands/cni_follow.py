@@ -34,9 +34,15 @@ def follow(conf_dir: str, run_dir: Path, grace_s: float, *, once: bool) -> None:
 
 
 def _tell_systemd() -> None:
-    """READY=1, where somebody listens (sd_notify(3)): what comes after it finds the network by the name that it should have."""
+    """READY=1, where somebody listens (sd_notify(3)): what comes after it finds the network by the name that it should have.
+
+    That nobody does is said, and no more: the network is as it should be.
+    """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to_systemd:
-            to_systemd.connect("\0" + address[1:] if address.startswith("@") else address)
-            to_systemd.send(b"READY=1")
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to_systemd:
+                to_systemd.connect("\0" + address[1:] if address.startswith("@") else address)
+                to_systemd.send(b"READY=1")
+        except OSError as error:
+            click.echo(printable(f"flannelpy: systemd does not take READY=1 at {address}: {error.strerror or error}"), err=True)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,16 @@ def test_the_command_tells_systemd_follows_and_ends(conf_dir: Path, tmp_path: Pa
     assert names(conf_dir) == {WAITING}
 
 
+@pytest.mark.parametrize("address", ["/nowhere/notify", "@flannelpy-nobody", "relative", "/" + "x" * 200])
+def test_a_systemd_that_does_not_listen_is_said(conf_dir: Path, tmp_path: Path, address: str) -> None:
+    words = ["cni", "follow", "--once", "--conf-dir", str(conf_dir), "--run-dir", str(tmp_path)]
+    environ = {**os.environ, "NOTIFY_SOCKET": address}
+    done = subprocess.run([sys.executable, "-m", "flannelpy", *words], capture_output=True, text=True, check=False, env=environ)
+    assert (done.returncode, names(conf_dir)) == (0, {WAITING})
+    assert done.stderr.startswith(f"flannelpy: systemd does not take READY=1 at {address}: ")
+    assert done.stderr.count("\n") == 1
+
+
 class Systemd:
     """systemctl, and a host whose systemd has the unit; what it was told is in ``said``."""
 
@@ -229,6 +240,56 @@ def test_with_the_unit_it_is_installed_as_one_that_waits(
     waiting(conf_dir).write()
     cni.uninstall(cni.Wish(str(bin_dir), str(conf_dir), dry_run=False), systemd.host)
     assert (names(conf_dir), names(bin_dir), systemd.said[-1]) == (set(), set(), f"disable --now {cni.UNIT}")
+
+
+@pytest.mark.parametrize("way", ["/", "/.", "/../net.d"])
+def test_the_units_folder_is_known_by_any_way_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    conf_dir = tmp_path / "net.d"
+    conf_dir.mkdir()
+    monkeypatch.setattr(cni, "CONF_DIR", str(conf_dir))
+    systemd, wish = Systemd(tmp_path), cni.Wish(str(tmp_path / "bin"), f"{conf_dir}{way}", dry_run=False)
+    cni.install(wish, systemd.host)
+    assert (names(conf_dir), systemd.said) == ({WAITING}, [f"enable --now {cni.UNIT}"])
+    cni.uninstall(wish, systemd.host)
+    assert (names(conf_dir), systemd.said[1:]) == (set(), [f"disable --now {cni.UNIT}"])
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_follower_that_still_runs_takes_no_static_network_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    """No agent is ready: until its unit is switched off, the follower has the network wait."""
+    conf_dir = tmp_path / "net.d"
+    monkeypatch.setattr(cni, "CONF_DIR", str(conf_dir))
+    (network if is_there else waiting)(conf_dir).write()
+    systemd = Systemd(tmp_path)
+    follower = Follower(conf_dir, tmp_path / "ready", 0.0, 0.0)
+
+    def systemctl(*words: str) -> tuple[int, str]:
+        follower.look(1.0)
+        return systemd(*words)
+
+    cni.install(cni.Wish(str(tmp_path / "bin"), str(conf_dir), dry_run=False, static=True), Host(tmp_path, systemctl))
+    assert (names(conf_dir), systemd.said) == ({CONFLIST}, [f"disable --now {cni.UNIT}"])
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_what_is_forced_is_done_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], static: bool
+) -> None:
+    conf_dir = tmp_path / "net.d"
+    monkeypatch.setattr(cni, "CONF_DIR", str(conf_dir))
+    network(conf_dir).write()
+    (conf_dir / WAITING).write_text(FOREIGN)
+    systemd = Systemd(tmp_path)
+    wish = cni.Wish(str(tmp_path / "bin"), str(conf_dir), dry_run=False, force=True, static=static)
+    cni.install(replace(wish, dry_run=True), systemd.host)
+    assert f"would remove {conf_dir / WAITING}\n" in capsys.readouterr().out
+    assert (conf_dir / WAITING).read_text() == FOREIGN
+    cni.install(wish, systemd.host)
+    assert f"removed {conf_dir / WAITING}\n" in capsys.readouterr().out
+    cni.install(replace(wish, force=False), systemd.host)
+    assert names(conf_dir) == {CONFLIST}
 
 
 @pytest.mark.parametrize("which", [CONFLIST, WAITING])
