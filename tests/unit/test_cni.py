@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -100,6 +101,19 @@ def test_a_container_is_connected_and_disconnected_by_a_process(place: Path) -> 
         assert (deleted.returncode, deleted.stdout) == (0, b"")
         assert list(kept.parent.iterdir()) == []
     assert json.loads((place / "given.DEL").read_bytes()) == HANDED
+
+
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_a_delegate_ends_where_nobody_reads_on(place: Path, command: str) -> None:
+    """As a process that a runtime starts: a script in it would write errors for ever otherwise."""
+    path = install_delegate(place / "bin") / "bridge"
+    env = {"CNI_PATH": str(path.parent), "RECORD": f"{place}/given", "PATH": "/usr/bin:/bin"}
+    assert start("ADD", conf(place), **env, SAYS="{}").returncode == 0
+    path.write_text('#!/bin/sh\ngrep SigIgn /proc/self/status >"$RECORD"\nyes | head -n 1 >&2\necho {}\n')
+    told = start(command, conf(place), **env)
+    assert (told.returncode, told.stderr) == (0, b"y\n")
+    ignored = int((place / "given").read_text().split()[1], 16)
+    assert not any(ignored >> number - 1 & 1 for number in (signal.SIGPIPE, signal.SIGXFSZ))
 
 
 def test_what_a_delegate_says_is_handed_on(place: Path) -> None:

@@ -19,6 +19,7 @@ import time
 
 # `json`, `re` and `socket` would cost 11 ms of CPU at every start, more than everything else; what is C in them costs nothing.
 from _json import encode_basestring_ascii, make_scanner
+from _signal import SIGPIPE, SIGXFSZ  # type: ignore[import-not-found]
 from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -482,10 +483,13 @@ def delegate(command: str, plugin: str, conf: bytes, env: dict[str, str]) -> byt
 
 
 def spawn(path: str, actions: list[tuple[int, int, int]], env: dict[str, str], prefix: str) -> int:
-    """The delegate's process. A plugin that is just being installed over is waited for (ETXTBSY), a second at a time."""
+    """The delegate's process. A plugin that is just being installed over is waited for (ETXTBSY), a second at a time.
+
+    Python ignores two signals, and a shell script that inherits that could not even trap them (signal(7)).
+    """
     for tries in range(6):
         try:
-            return os.posix_spawn(path, [path], env, file_actions=actions)
+            return os.posix_spawn(path, [path], env, file_actions=actions, setsigdef=(SIGPIPE, SIGXFSZ))
         except OSError as error:
             if error.errno != errno.ETXTBSY or tries == 5:
                 raise CniError(INTERNAL, f"{prefix}{words(error, 'fork/exec')}") from None
