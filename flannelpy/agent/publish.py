@@ -160,7 +160,7 @@ class Publisher:
     async def _write_state(self) -> None:
         """What is still to be written stays so until it was, also where this is cancelled."""
         state = self._state
-        if state is None or not await self._try(lambda: state_file.write(self._context.settings.state_dir, state)):
+        if state is None or not await self._try(lambda: state_file.write(self._context.settings.state_dir, state), ""):
             return
         if self._state is state:
             self._state = None
@@ -168,7 +168,7 @@ class Publisher:
     async def promise(self, lease: Lease) -> None:
         """Keep what our lease is about to say, before it is written: a life that ends in between knows it for its own by that."""
         view = KeptView(self._context.settings.endpoint.prefix, "", lease.key, (lease,), lease.mod_revision)
-        await self._try(lambda: view_file.write(self._context.settings.state_dir, view, view_file.PROMISED))
+        await self._try(lambda: view_file.write(self._context.settings.state_dir, view, view_file.PROMISED), view_file.FILE)
 
     async def _write_view(self) -> None:
         """Likewise."""
@@ -182,18 +182,19 @@ class Publisher:
                 if view != kept or not view_file.is_there(place):  # of thousands of leases writing takes its time
                     view_file.write(place, view)
 
-            if not await self._try(keep):
+            if not await self._try(keep, view_file.FILE):
                 return
             self._view_kept = view
         if self._view is make:
             self._view = None
 
-    async def _try(self, write: Callable[[], object]) -> bool:
+    async def _try(self, write: Callable[[], object], file: str) -> bool:
+        """``file``: which one, empty for the state: what ends its trouble ends no other's. A view has what was promised, too."""
         try:
             await self._disk.do(write, self._context.settings.state_dir)
         except FlannelpyError as error:
             if not self._context.reporter.health.holds("state-dir"):  # that it cannot be read was said, and is the same trouble
-                self._context.reporter.begin("state-dir", str(error))
+                self._context.reporter.begin("state-dir", str(error), file)
             return False
-        self._context.reporter.end("state-dir")
+        self._context.reporter.end("state-dir", file)
         return True
