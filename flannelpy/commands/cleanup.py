@@ -131,7 +131,9 @@ async def _work(kernel: Kernel, places: Places, wish: Wish, *, change: bool) -> 
     if not change:
         _refuse(places, known)
     steps, notes = await leftovers.find(kernel, places, known)
-    subnets = leftovers.own_subnets(places, known) if wish.release else None
+    subnets = leftovers.own_subnets(places, known) if wish.release and not known.flanneld else None
+    if wish.release and known.flanneld:
+        notes = (*notes, "the lease stays: flanneld, which runs here, holds it")
     own = None if subnets is None else Own(reservations.Subnets(*subnets), known.prefix, known.state.address)
     files = litter.litter(places, known, with_state=wish.state, released=own is not None)
     found = Work(steps, own, files, (*known.notes, *notes))

@@ -21,14 +21,16 @@ from flannelpy.core.marks import DEFAULT_PREFIX, OURS, table_name
 from flannelpy.core.model import parse_subnet_key
 from flannelpy.core.objects import ROUTE_PROTOCOL, HostState, Link, NftTable, Object, Route, Scope
 from flannelpy.core.plan import MADE, Plan, plan
+from flannelpy.host import processes, subnet_env, view_file
 from flannelpy.host import state as state_file
-from flannelpy.host import subnet_env, view_file
 from flannelpy.host.files import read_file
 from flannelpy.host.state import State
 from flannelpy.kernel import Kernel
 from flannelpy.kernel.forward_text import networks_in
 
 _ALL = (IPNetwork("0.0.0.0/0"), IPNetwork("::/0"))
+_FIREWALL = frozenset({"set", "element", "nft", "forward"})
+"""Kinds of what no flanneld takes over: everything else may carry its packets by now."""
 _LOOKS = 3
 """How often an observation is made anew that is incomplete, because the tables moved."""
 
@@ -42,16 +44,21 @@ class Places:
     subnet_file: Path
     prefix: str | None = None
     claims: Path = field(default_factory=holders.claims_directory)
+    proc: Path = processes.PROC
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of our last run: ``left`` are claims of those who were killed, ``notes`` what a person should know."""
+    """What is known of our last run: ``left`` are claims of those who were killed, ``notes`` what a person should know.
+
+    ``flanneld``: processes that run here. One that came after us has taken over what it found, under our MAC and subnet.
+    """
 
     prefix: str
     state: State
     left: tuple[tuple[str, Path], ...] = ()
     notes: tuple[str, ...] = ()
+    flanneld: tuple[int, ...] = ()
 
     @property
     def devices(self) -> frozenset[str]:
@@ -89,7 +96,7 @@ def recall(places: Places) -> Known:
             f"{path} is of the network {state.prefix}, not {places.prefix}: expected the --state-dir of {places.prefix}"
         )
     prefix = places.prefix or state.prefix or DEFAULT_PREFIX
-    return Known(prefix, state, holders.left(places.claims, prefix), tuple(notes))
+    return Known(prefix, state, holders.left(places.claims, prefix), tuple(notes), processes.flanneld(places.proc))
 
 
 def in_use(places: Places, known: Known) -> str:
@@ -115,6 +122,8 @@ async def find(kernel: Kernel, places: Places, known: Known) -> tuple[Plan, tupl
     if through := _through(places, observed) - scope.links:
         scope = replace(scope, links=scope.links | through)
         observed = await _observe(kernel, scope)
+    if known.flanneld:
+        return _beside_flanneld(known, observed, scope)
     strangers = tuple(_strangers(known, observed))
     observed = _without(observed, {link.name for link, _why in strangers})
     marked = await _observe(kernel, Scope(networks=_ALL, table=table))
@@ -125,6 +134,15 @@ async def find(kernel: Kernel, places: Places, known: Known) -> tuple[Plan, tupl
         more = f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         notes.append(f"route {unknown[0]}{more}: marked like ours, but in no network known here; ip route flush proto 102 takes it")
     return plan(HostState(), observed, scope), tuple(notes)
+
+
+def _beside_flanneld(known: Known, observed: HostState, scope: Scope) -> tuple[Plan, tuple[str, ...]]:
+    """Our firewall goes. What it found of the rest a flanneld takes as it is, and does not make anew."""
+    firewall = HostState.from_iterable(item for item in observed if item.key.kind in _FIREWALL)
+    names = ", ".join(item.name for item in observed if isinstance(item, Link)) or "routes"
+    said = f"flanneld runs here (process {', '.join(map(str, known.flanneld))}) and may have taken over what carries packets"
+    notes = [f"{said}: {names} and all that belongs to it stay"] if len(list(observed)) > len(list(firewall)) else []
+    return plan(HostState(), firewall, scope), tuple(notes)
 
 
 def _through(places: Places, observed: HostState) -> frozenset[str]:

@@ -46,7 +46,7 @@ def litter(places: Places, known: Known, *, with_state: bool, released: bool = F
 
 
 def _pieces(places: Places, known: Known, with_state: bool, released: bool) -> Iterator[Piece]:
-    if is_ours(places, known):
+    if is_ours(places, known) and not known.flanneld:  # a flanneld writes it once, when it starts
         if _made_from(places.subnet_file):
             yield _file(DOCKER_OPTS)
         yield _file(places.subnet_file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -319,6 +320,63 @@ def test_a_subnet_file_of_another_subnet_stays(written: Places) -> None:
     written.subnet_file.write_text("FLANNEL_SUBNET=10.5.73.1/24\n")
     assert not any("subnet.env" in line for line in removed(written, with_state=True))
     assert written.subnet_file.exists()
+
+
+def with_process(places: Places, name: str, namespace: str) -> Places:
+    """A /proc with us in one network namespace, and somebody else."""
+    proc = places.run_dir.parent / "proc"
+    for process, where in (("self", "net:[1]"), ("12", namespace)):
+        (proc / process / "ns").mkdir(parents=True)
+        (proc / process / "ns/net").symlink_to(where)
+    (proc / "12/comm").write_text(f"{name}\n")
+    (proc / "12/cmdline").write_text(f"/opt/bin/{name}\0--iface=eth1\0")
+    return replace(places, proc=proc)
+
+
+@pytest.mark.parametrize("device", [vxlan("flannel.1", MAC, 1), vxlan("flannel.1", THEIR_MAC, 1), None])
+def test_what_a_flanneld_has_taken_over_stays(written: Places, device: Link | None) -> None:
+    """Back to flanneld (docs/running.md), then the package is removed: it would not make its device anew."""
+    taken = Route(IPNetwork("10.5.100.0/24"), IPAddress("10.5.100.0"), "flannel.1", onlink=True, proto=BOOT_PROTOCOL)
+    left = Route(IPNetwork("10.5.9.0/24"), IPAddress("192.0.2.9"), "eth1")  # host-gw: it finds it there, and is content
+    theirs: list[Object] = [left] if device is None else [device, Address(IPNetwork("10.5.72.0/32"), "flannel.1"), taken, left]
+    firewall = [item for item in ours(0) if isinstance(item, NftTable | ForwardAccept)]
+    places = with_process(written, "flanneld", "net:[1]")
+    kernel = host(*theirs, *firewall)
+
+    async def twice() -> list[tuple[list[str], tuple[str, ...]]]:
+        told = []
+        for _ in range(2):
+            steps, notes = await leftovers.find(kernel, places, leftovers.recall(places))
+            await cleanup.take_away(kernel, steps)
+            told.append((lines(steps), notes))
+        return told
+
+    (first, notes), (second, _) = asyncio.run(twice())
+    assert (len(first), second) == (2, [])
+    assert there(kernel, theirs) == [str(item) for item in theirs]
+    assert [kernel.get(item.key) for item in firewall] == [None, None]
+    which = "routes" if device is None else "flannel.1"
+    assert notes == (
+        f"flanneld runs here (process 12) and may have taken over what carries packets: {which} and all that belongs to it stay",
+    )
+    assert not any("flannel/" in line or "flannel\n" in line for line in removed(places, with_state=True))
+    assert places.subnet_file.exists()
+
+
+@pytest.mark.parametrize(("name", "namespace"), [("flanneld", "net:[2]"), ("flannelpy", "net:[1]"), ("flanneld2", "net:[1]")])
+def test_a_flanneld_of_another_namespace_has_nothing_of_this_one(written: Places, name: str, namespace: str) -> None:
+    places = with_process(written, name, namespace)
+    kernel = host(*ours(1))
+    steps, notes = asyncio.run(leftovers.find(kernel, places, leftovers.recall(places)))
+    assert ("ip link del flannel.1 type vxlan" in lines(steps), notes) == (True, ())
+    assert f"rm {places.subnet_file}" in removed(places, with_state=False)
+
+
+@pytest.mark.parametrize("runs", [True, False])
+async def test_the_lease_of_a_flanneld_that_runs_is_not_given_back(written: Places, runs: bool) -> None:
+    places = with_process(written, "flanneld", "net:[1]") if runs else written
+    found = await cleanup._work(FakeKernel([]), places, cleanup.Wish(release=True), change=False)
+    assert (found.lease is None, any("the lease stays" in note for note in found.notes)) == (runs, runs)
 
 
 def test_what_the_kernel_refuses_is_named_and_the_rest_is_done() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from flannelpy.host.daemon_json import OURS, flags_of
 from flannelpy.host.docker import clash
 from flannelpy.host.docker_unit import command_line
 from flannelpy.host.files import same_file
+from flannelpy.host.processes import here
 from flannelpy.options import spell_out
 
 DAEMON_JSON, CNI = Path("etc/docker/daemon.json"), Path("etc/cni/net.d")
@@ -103,7 +103,7 @@ def cni(about: About) -> Iterator[Finding]:
 
 def agents(about: About) -> Iterator[Finding]:
     """A flanneld that runs beside us works on the same devices and the same file."""
-    processes = list(_processes(about.root / "proc"))
+    processes = list(here(about.root / "proc"))
     flanneld = [pid for pid, name, _words in processes if name == "flanneld"]
     known = None if about.status is None else about.status.pid
     if flanneld:
@@ -136,21 +136,6 @@ def _is_agent(words: list[str]) -> bool:
         return all(word.startswith("-") for word in spell_out(words[at + 1 :]))
     except UsageError:
         return False
-
-
-def _processes(proc: Path) -> Iterator[tuple[int, str, list[str]]]:
-    """Those in our network namespace: an agent elsewhere (a container, a lab) has devices of its own."""
-    ours = _namespace(proc / "self")
-    for each in proc.glob("[0-9]*"):
-        with suppress(OSError):
-            if _namespace(each) != ours:
-                continue
-            words = (each / "cmdline").read_bytes().decode(errors="replace").removesuffix("\0").split("\0")
-            yield int(each.name), (each / "comm").read_text(errors="replace").strip(), words
-
-
-def _namespace(process: Path) -> str:
-    return str((process / "ns/net").readlink())
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:
