@@ -404,7 +404,7 @@ def _hostname(text: str) -> str:
 def _one_of(words: tuple[str, ...]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in words:
-            raise _Unexpected(f"expected {', '.join(words[:-1])} or {words[-1]}")
+            raise _Unexpected(f"expected {' or '.join(filter(None, (', '.join(words[:-1]), words[-1])))}")
         return text.lower()
 
     return parse

@@ -240,6 +240,7 @@ def test_user_and_password_come_together_and_the_password_is_never_shown(tmp_pat
         ("--etcd-prefix=", "--etcd-prefix '': expected a path like /coreos.com/network"),
         ("--log-level=loud", "--log-level 'loud': expected debug, info, warning or error"),
         ("--udp-engine=fou", "--udp-engine 'fou': expected auto, kernel, userspace or pump"),
+        ("--prefer=wireguard", "--prefer 'wireguard': expected none"),
         ("--udp-workers=0", "--udp-workers '0': expected a whole number from 1 to 64 (worker processes)"),
         ("--udp-workers=65", "--udp-workers '65': expected a whole number from 1 to 64 (worker processes)"),
         ("--udp-workers=all", "--udp-workers 'all': expected a whole number from 1 to 64 (worker processes)"),
