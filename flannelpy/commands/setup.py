@@ -172,7 +172,17 @@ def chosen(given: Given, environ: Mapping[str, str], text: str, facts: HostFacts
     if "iface" in given or not names & {"eth1"}:
         text = text.replace(f"\n{service.EXAMPLE}\n", "\n")
     environ = {name: value for name, value in environ.items() if name != "FLANNELPY_OPTIONS"}
-    return {**told_by_defaults(variables(text)), **told_by_defaults(environ), **given}
+    return {**told_by_defaults(variables(text)), **_from_here({**told_by_defaults(environ), **given})}
+
+
+def _from_here(options: Given) -> Given:
+    """With whole paths: the service is started in another directory than we are."""
+    return {
+        name: [os.path.abspath(value) if value else value for value in values]  # noqa: PTH100 - a link stays one
+        if BY_NAME[name].metavar in ("FILE", "DIR")
+        else values
+        for name, values in options.items()
+    }
 
 
 def candidates(facts: HostFacts) -> Iterator[str]:

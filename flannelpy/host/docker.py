@@ -139,6 +139,8 @@ def docker_opts(
 def checked(environ: Mapping[str, str], env_file: Path, around: Surroundings, *, with_ip_masq: bool) -> dict[str, str]:
     """As ``daemon_options``, of a subnet that may be Docker's on this host. Raises FlannelpyError."""
     told = _told(env_file)
+    if not told.get("FLANNEL_SUBNET") and told.get("FLANNEL_IPV6_SUBNET"):
+        raise FlannelpyError(f"{env_file}: only an IPv6 subnet, and Docker's bip is an IPv4 one; nothing was written")
     if not told.get("FLANNEL_SUBNET"):
         raise FlannelpyError(f"{env_file}: no FLANNEL_SUBNET to be had: is the agent running? Nothing was written")
     made = daemon_options(environ, told, with_ip_masq=with_ip_masq)

@@ -116,6 +116,8 @@ def test_only_the_very_prefix_is_a_conflict() -> None:
     ("env", "said"),
     [
         ("", "no FLANNEL_SUBNET to be had: is the agent running?"),
+        ("FLANNEL_MTU=1400\n", "no FLANNEL_SUBNET to be had: is the agent running?"),
+        ("FLANNEL_IPV6_SUBNET=fd00:7::1/64\nFLANNEL_MTU=1400\n", "only an IPv6 subnet, and Docker's bip is an IPv4 one"),
         ("FLANNEL_SUBNET=10.1.74.1/24\nFLANNEL_IPMASQ=yes\n", "FLANNEL_IPMASQ 'yes': expected true or false"),
         ("FLANNEL_SUBNET=ours\nFLANNEL_IPMASQ=true\n", "FLANNEL_SUBNET 'ours': expected a form like 10.5.72.1/24"),
         ("FLANNEL_SUBNET=10.1.74.1/33\n", "FLANNEL_SUBNET '10.1.74.1/33': expected a form like"),

@@ -175,6 +175,25 @@ def test_what_a_person_gives_now_wins_over_the_environment_and_that_over_the_fil
     assert setup.chosen({"iface": ["c"]}, environ, text, FACTS) == {"iface": ["c"], "etcd-prefix": ["/b"], "log-level": ["info"]}
 
 
+def test_files_are_named_by_whole_paths(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service is started in /; what stands in its file is from there."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    given = {"etcd-cafile": ["ca.pem"], "state-dir": ["../state"], "etcd-prefix": ["net"], "kubeconfig-file": [""]}
+    environ = {"FLANNELPY_SUBNET_FILE": "./subnet.env"}
+    found = setup.chosen(given, environ, "FLANNELPY_RUN_DIR=run\n", FACTS)
+    assert found == {
+        "run-dir": ["run"],
+        "subnet-file": [f"{tmp_path}/here/subnet.env"],
+        "etcd-cafile": [f"{tmp_path}/here/ca.pem"],
+        "state-dir": [f"{tmp_path}/state"],
+        "etcd-prefix": ["net"],
+        "kubeconfig-file": [""],
+    }
+    done(host, {"etcd-cafile": found["etcd-cafile"]})  # type: ignore[dict-item]
+    assert f"FLANNELPY_ETCD_CAFILE={tmp_path}/here/ca.pem\n" in host.defaults.read_text()
+
+
 def test_an_option_that_the_file_says_otherwise_by_hand_is_named(host: Host) -> None:
     host.defaults.write_text('FLANNELPY_OPTIONS="--iface eth2 --ip-masq"\n')
     with pytest.raises(UsageError, match=r"--iface eth2; expected the same, or no such option there; nothing was written"):
