@@ -6,6 +6,7 @@ Source: flannel-compat 1 and 2.
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 import socket
@@ -313,6 +314,15 @@ def _mode(file: str) -> int:
         return 0
 
 
+def _closed(file: str) -> str:
+    """The mode that shuts others out, and not us."""
+    try:
+        ours = os.geteuid() in (0, Path(file).stat().st_uid)
+    except OSError:
+        ours = True
+    return "600" if ours else "640, and a group of ours"
+
+
 # ------------------------------------------------------------------------------------------------------------ Kubernetes
 
 
@@ -425,7 +435,7 @@ def _notes(source: _Source) -> tuple[str, ...]:
     if source.given.get("etcd-password"):
         notes.append("--etcd-password can be read by everybody on this host; --etcd-password-file cannot")
     notes += [
-        f"{source.where(name)} {file!r} is open to others (mode {mode:o}); expected 600"
+        f"{source.where(name)} {file!r} is open to others (mode {mode:o}); expected {_closed(file)}"
         for name in ("etcd-password-file", "etcd-keyfile")
         if (file := source.text(name)) and (mode := _mode(file)) & _OTHERS
     ]

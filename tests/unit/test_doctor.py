@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
+import pwd
+import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -587,6 +591,42 @@ async def test_secrets_are_not_open_to_others_and_never_told(about: About, tmp_p
     finding = await only(about, files.secrets)
     assert finding.state == state
     assert "SEEDED-SECRET" not in f"{finding}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to ask as another user needs root")
+@pytest.mark.parametrize("first_start", [True, False])
+@pytest.mark.parametrize(
+    ("owner", "mode", "folder", "state", "remedy"),
+    [
+        pytest.param("root", 0o600, 0o755, FAILED, "chgrp {0} {1} && chmod 640 {1}", id="root's alone"),
+        pytest.param("root", 0o644, 0o755, WARNING, "chgrp {0} {1} && chmod 640 {1}", id="everybody's: 600 would end the agent"),
+        pytest.param("root", 0o644, 0o700, FAILED, "chgrp {0} {1} && chmod 640 {1}", id="in a folder of root's"),
+        pytest.param("group", 0o640, 0o755, OK, "", id="as it is advised"),
+        pytest.param("agent", 0o600, 0o755, OK, "", id="the agent's"),
+        pytest.param("agent", 0o644, 0o755, WARNING, "chmod 600 {1}", id="the agent's, open"),
+    ],
+)
+def test_advice_on_a_secret_does_not_shut_the_agent_out(
+    about: About, monkeypatch: pytest.MonkeyPatch, owner: str, mode: int, folder: int, state: str, remedy: str, first_start: bool
+) -> None:
+    agent = pwd.getpwnam("daemon")
+    monkeypatch.setattr(files, "AGENT", agent.pw_name)
+    if first_start:
+        about.settings.state_dir.rmdir()
+    else:
+        os.chown(about.settings.state_dir, agent.pw_uid, agent.pw_gid)
+    with TemporaryDirectory() as place:  # not below a directory of root's alone
+        Path(place).chmod(folder)
+        path = Path(place, "password")
+        path.write_text("SEEDED-SECRET")
+        os.chown(path, agent.pw_uid if owner == "agent" else 0, agent.pw_gid if owner == "group" else 0)
+        path.chmod(mode)
+        about.settings = replace(about.settings, endpoint=replace(about.settings.endpoint, username="u", password_file=str(path)))
+        (finding,) = files.secrets(about)
+        assert (finding.state, finding.remedy) == (state, remedy.format(agent.pw_name, path))
+        if remedy:
+            subprocess.run(["sh", "-c", f"chmod 755 {place}; {finding.remedy}"], check=True)
+            assert [each.state for each in files.secrets(about)] == [OK]
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,16 @@ async def test_nft_and_modprobe_know_no_secret(tmp_path: Path, monkeypatch: pyte
 # -------------------------------------------------------------------------------------------------- files with secrets
 
 
+def test_a_mode_that_would_shut_us_out_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "secret"
+    file.write_text("x")
+    file.chmod(0o644)
+    for user, expected in ((0, "600"), (file.stat().st_uid, "600"), (file.stat().st_uid + 1, "640, and a group of ours")):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        [told] = load({"etcd-username": ["u"], "etcd-password-file": [str(file)]}, {}).notes
+        assert told.endswith(f"is open to others (mode 644); expected {expected}")
+
+
 MODES = {0o600: False, 0o640: False, 0o400: False, 0o644: True, 0o602: True, 0o660: True}
 
 

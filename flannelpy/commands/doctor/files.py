@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import pwd
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 from flannelpy.commands.doctor.about import About
 from flannelpy.explain.doctor import FAILED, OK, SKIPPED, WARNING, Finding
+from flannelpy.host.files import AGENT
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 ONLY_ROOT = "only root can judge that: sudo flannelpy doctor"
@@ -45,7 +48,8 @@ def directories(about: About) -> Iterator[Finding]:
 
 
 def secrets(about: About) -> Iterator[Finding]:
-    """Files that others must not read."""
+    """Files that others must not read, and the agent must."""
+    service = _service(about)
     endpoint, settings = about.settings.endpoint, about.settings
     given = {"--etcd-password-file": endpoint.password_file, "--etcd-keyfile": endpoint.keyfile}
     given["--wireguard-key-file"] = str(settings.wireguard_key_file or "")
@@ -54,17 +58,47 @@ def secrets(about: About) -> Iterator[Finding]:
         if not file or (flag == "the agent's own key" and not Path(file).exists()):
             continue
         try:
-            mode = stat.S_IMODE(Path(file).stat().st_mode)
+            there = Path(file).stat()
         except PermissionError as error:
             yield _hidden(f"file: {flag}", Path(file), error, f"make it readable for the agent, or change {flag}")
             continue
         except OSError as error:
             yield Finding(f"file: {flag}", FAILED, f"{file}: {error.strerror}", f"make it readable for the agent, or change {flag}")
             continue
-        if mode & _OPEN:
-            yield Finding(f"file: {flag}", WARNING, f"{file} is open to others (mode {mode:o})", f"chmod 600 {file}")
+        mode = stat.S_IMODE(there.st_mode)
+        # One that is root's, closed to all but root, ends the service: wrong options, exit code 2.
+        others = service is not None and there.st_uid != service.pw_uid
+        remedy = f"chgrp {AGENT} {file} && chmod 640 {file}" if others else f"chmod 600 {file}"
+        if service is not None and _shut_out(service, file):
+            yield Finding(f"file: {flag}", FAILED, f"{file}, mode {mode:o}: {AGENT}, the service's user, cannot read it", remedy)
+        elif mode & _OPEN:
+            yield Finding(f"file: {flag}", WARNING, f"{file} is open to others (mode {mode:o})", remedy)
         else:
             yield Finding(f"file: {flag}", OK, f"{file}, mode {mode:o}")
+
+
+def _service(about: About) -> pwd.struct_passwd | None:
+    """The user of packaging's unit, where the agent here is, or will be, his."""
+    try:
+        user = pwd.getpwnam(AGENT)
+    except KeyError:
+        return None
+    try:
+        return user if about.settings.state_dir.stat().st_uid == user.pw_uid else None
+    except OSError:  # not there yet
+        return user
+
+
+def _shut_out(user: pwd.struct_passwd, file: str) -> bool:
+    """Whether he may not read it, by whatever mode, list (acl(5)) or directory on the way; only root can find out."""
+    if os.geteuid() != 0:
+        return False
+    whose = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": os.getgrouplist(user.pw_name, user.pw_gid)}
+    try:
+        tried = subprocess.run(["/usr/bin/test", "-r", file], **whose, env={}, check=False, timeout=2.0)  # type: ignore[call-overload]
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return bool(tried.returncode == 1)
 
 
 def _hidden(name: str, path: Path, error: OSError, remedy: str) -> Finding:
