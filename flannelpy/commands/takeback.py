@@ -28,10 +28,11 @@ MARK = "flannelpy_docker"
 def take_back(given: Given, wish: cleanup.Wish) -> int:
     """Stop and disable the service, take the files back, then clean up, identity included. As ``cleanup.cleanup``.
 
-    Raises FlannelpyError.
+    Raises UsageError, FlannelpyError.
     """
     if os.geteuid() != 0:
         raise FlannelpyError("cleanup needs root: start it with sudo")
+    cleanup.find_places(given, os.environ)  # raises for wrong options before the service is stopped
     host = Host()
     first, last = list(service_steps(host)), list(file_steps(host))
     for step in (*first, *last):

@@ -159,7 +159,10 @@ class SubnetFile:
             if not self._path.is_dir() or self._path.is_symlink():
                 raise
             return f"was a directory, {set_aside(self._path)}"
-        mode = self._path.stat(follow_symlinks=False).st_mode & 0o777
+        there = _stat(self._path)
+        if there is None:  # gone since
+            return same(None, wanted)
+        mode = there.st_mode & 0o777
         return same(text, wanted) or (None if mode == 0o644 else f"had mode {mode:o}")
 
 

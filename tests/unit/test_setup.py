@@ -10,12 +10,13 @@ import pytest
 from netaddr import IPAddress
 
 from flannelpy.commands import setup, takeback
+from flannelpy.commands.cleanup import Wish
 from flannelpy.commands.setup import DROP_IN, UNIT, Host
 from flannelpy.commands.takeback import file_steps as taken_back
 from flannelpy.core.errors import FlannelpyError, UsageError
 from flannelpy.core.uplink import DefaultRoute, HostFacts, Interface, InterfaceAddress
 from flannelpy.explain.doctor import FAILED, OK, WARNING, Finding
-from flannelpy.host import service
+from flannelpy.host import defaults, service
 from flannelpy.host.shipped import DOCKER_DROP_IN, shipped
 
 SAMPLE = (Path(__file__).parents[2] / "packaging/systemd/flannelpy.default").read_text()
@@ -292,3 +293,18 @@ def test_the_service_is_disabled_where_it_is_on(host: Host) -> None:
     (step,) = takeback.service_steps(host)
     step.do()
     assert host.systemctl.said == [f"disable --now {UNIT}"]
+
+
+@pytest.mark.parametrize("options", ['FLANNELPY_OPTIONS="--iface \'eth1"', "FLANNELPY_OPTIONS=--ip-masq false"])
+def test_wrong_options_are_said_before_the_service_is_stopped(host: Host, monkeypatch: pytest.MonkeyPatch, options: str) -> None:
+    assert isinstance(host.systemctl, Systemctl)
+    (host.root / "etc/systemd/system").mkdir(parents=True)
+    (host.root / "etc/systemd/system" / UNIT).write_text("[Service]\n")
+    host.systemctl.state = "active"
+    host.defaults.write_text(f"{options}\n")
+    monkeypatch.setattr(takeback, "Host", lambda: host)
+    monkeypatch.setattr(defaults, "DEFAULTS", host.defaults)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(UsageError, match="FLANNELPY_OPTIONS"):
+        takeback.take_back({}, Wish(yes=True))
+    assert host.systemctl.said == []

@@ -14,6 +14,7 @@ from netaddr import IPNetwork
 
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.host import subnet_env
+from flannelpy.host.files import read_file
 from flannelpy.host.subnet_env import Previous, SubnetEnv, SubnetFile, parse, read, write
 
 V4 = SubnetEnv((IPNetwork("10.42.0.0/16"),), (IPNetwork("10.42.3.0/24"),), 1450, True)
@@ -125,6 +126,22 @@ def test_what_is_written_over_it_while_it_is_looked_at_is_seen_at_the_next_look(
     assert path.read_text() == V4.render()
     path.write_text("")
     assert file.put(V4) == "is empty"
+
+
+def test_one_that_goes_while_it_is_looked_at_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "subnet.env"
+    file = SubnetFile(path)
+    file.put(V4)
+
+    def read_and_remove(path: Path, limit: int) -> bytes:
+        data = read_file(path, limit)
+        path.unlink()
+        return data
+
+    with monkeypatch.context() as patched:
+        patched.setattr(subnet_env, "read_file", read_and_remove)
+        assert file.put(V4) == "is gone"
+    assert path.read_text() == V4.render()
 
 
 def test_a_file_at_rest_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
