@@ -26,7 +26,7 @@ LARGEST = 1 << 16
 _LEAD: Mapping[int, str] = {4: "FLANNEL_", 6: "FLANNEL_IPV6_"}
 _LINE = re.compile(
     r"""\s* (?:export\s+)? (?P<key>[A-Za-z_][A-Za-z0-9_.]*) \s*[=:]\s*
-        (?: "(?P<double>(?:[^"\\]|\\.)*)" | '(?P<single>[^']*)' | (?P<bare>[^#\n]*?) ) \s* (?:\#.*)?""",
+        (?: "(?P<double>(?:[^"\\]|\\.)*)" | '(?P<single>[^']*)' | (?P<bare>[^#\n]*) ) \s* (?:\#.*)?""",
     re.VERBOSE,
 )
 
@@ -176,7 +176,7 @@ def variables(text: str) -> dict[str, str]:
         if match["double"] is not None:
             found[match["key"]] = re.sub(r"\\(.)", r"\1", match["double"])
         else:
-            found[match["key"]] = match["single"] if match["single"] is not None else match["bare"]
+            found[match["key"]] = match["single"] if match["single"] is not None else match["bare"].rstrip()
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,16 @@ def test_conformance_two_valid_elements_are_nothing() -> None:
 )
 def test_dotenv_syntax(line: str) -> None:
     assert parse(f"# a comment\n\n{line}\n").subnet == IPNetwork("10.5.3.0/24")
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", "\u00a0", '"', "'", "\\", "#", "=", "export "])
+@pytest.mark.parametrize("lead", ["A=a", "A=", 'A="x"', "", "export A"])
+@pytest.mark.parametrize("end", ["", "b", "!", '"'])
+def test_a_line_without_end_is_read_at_once(blank: str, lead: str, end: str) -> None:
+    """The agent's loop stands still meanwhile."""
+    began = time.process_time()
+    parse(lead + blank * (subnet_env.LARGEST // len(blank)) + end)
+    assert time.process_time() - began < 1.0
 
 
 @given(st.text(max_size=200))
