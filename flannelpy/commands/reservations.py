@@ -84,6 +84,7 @@ async def reserve(registry: Registry, wanted: Subnets, host: LeaseAttrs | None, 
     """
     config = await _config(registry, where)
     _check_fit(wanted, config)
+    host = None if host is None else _as_published(host, config)
     snapshot = await registry.snapshot()
     for bad in snapshot.malformed:
         if bad.key == wanted.lease.key:
@@ -133,6 +134,17 @@ def _misfit(net: IPNetwork, pool: Pool) -> str:
     if why := pool.misfit(net):
         return why.removeprefix(f"{net} ")
     return "" if pool.fits(net) else f"expected one from {pool.first} to {pool.last} (SubnetMin to SubnetMax)"
+
+
+def _as_published(host: LeaseAttrs, config: NetworkConfig) -> LeaseAttrs:
+    """The host as its agent names itself in this network, or it would not know what is kept for it. Raises UsageError."""
+    if config.v4 is not None and host.public_ip == NO_ADDRESS:
+        raise UsageError(
+            f"--public-ip: expected the host's IPv4 address: in a network of IPv4 that of IPv6, {_name(host)}, is no name"
+        )
+    if config.v4 is None and host.public_ipv6 is None:
+        raise UsageError("--public-ipv6: expected the host's IPv6 address, by which agents of this network know it")
+    return host if config.v4 is not None else replace(host, public_ip=NO_ADDRESS)
 
 
 async def _pin(registry: Registry, there: Lease, host: LeaseAttrs | None, snapshot: Snapshot, config: NetworkConfig) -> list[str]:

@@ -14,7 +14,7 @@ from flannelpy.commands import leases, leases_text
 from flannelpy.commands.reservations import Subnets, release, reserve
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConflictError, FlannelpyError, UsageError
-from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.core.model import NO_ADDRESS, Lease, LeaseAttrs
 from flannelpy.host.state import State
 from flannelpy.host.state import write as write_state
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
@@ -390,6 +390,36 @@ async def test_both_families_are_one_key() -> None:
         await reserve(registry, Subnets.parse("10.5.10.0/24"), host, "config")
     assert (await release(registry, Subnets.parse("fd00:5:0:9::/64"), None, "config"))[0].startswith("released 10.5.9.0/24,fd00:5")
     assert (await registry.snapshot()).leases == ()
+
+
+V6_ALONE = '{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48","Backend":{"Type":"vxlan"}}'
+SIX, NINE = IPAddress("2001:db8::9"), IPAddress("192.0.2.9")
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted", "host", "kept"),
+    [
+        (NETWORK, "10.5.9.0/24", LeaseAttrs(NO_ADDRESS, SIX), "--public-ip: expected the host's IPv4 address"),
+        (DUAL, "10.5.9.0/24,fd00:5:0:9::/64", LeaseAttrs(NO_ADDRESS, SIX), "--public-ip: expected the host's IPv4 address"),
+        (DUAL, "10.5.9.0/24,fd00:5:0:9::/64", LeaseAttrs(NINE, SIX), LeaseAttrs(NINE, SIX)),
+        (V6_ALONE, "fd00:5:0:9::/64", LeaseAttrs(NINE), "--public-ipv6: expected the host's IPv6 address"),
+        (V6_ALONE, "fd00:5:0:9::/64", LeaseAttrs(NINE, SIX), LeaseAttrs(NO_ADDRESS, SIX)),
+    ],
+)
+async def test_a_reservation_is_one_that_the_hosts_agent_knows(
+    config: str, wanted: str, host: LeaseAttrs, kept: LeaseAttrs | str
+) -> None:
+    registry = MemoryRegistry(MemoryStore())
+    await registry.put_config(config)
+    if isinstance(kept, str):
+        with pytest.raises(UsageError, match=kept):
+            await reserve(registry, Subnets.parse(wanted), host, "config")
+        assert (await registry.snapshot()).leases == ()
+        return
+    await reserve(registry, Subnets.parse(wanted), host, "config")
+    assert [lease.attrs for lease in (await registry.snapshot()).leases] == [kept]
+    again = await reserve(registry, Subnets.parse(wanted), host, "config")
+    assert again[0].endswith("already")
 
 
 @pytest.mark.parametrize("text", ["", ",", "x/24", "10.5.9.0/-1", "10.5.9/24", "10.5.9.0/24/24", "10.5.9.0/ 24", "::1"])
