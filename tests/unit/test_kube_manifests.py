@@ -12,6 +12,7 @@ import yaml
 from lightkube import codecs
 
 from flannelpy import plugins
+from flannelpy.kernel.forward import XTABLES_LOCK
 from flannelpy.options import BY_NAME
 from flannelpy.settings import load
 
@@ -72,6 +73,16 @@ def test_the_agents_command_is_one() -> None:
     assert ports == {int(BY_KIND["DaemonSet"]["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"])}
     for where in (settings.subnet_file.parent, settings.run_dir, settings.state_dir):
         assert str(where) in {mount["mountPath"] for mount in AGENT["volumeMounts"]}
+
+
+@pytest.mark.parametrize("where", ["/run/xtables.lock", "/run/flannel", "/lib/modules"])
+def test_what_is_the_hosts_is_the_hosts(where: str) -> None:
+    """The image has iptables-legacy, which changes a table of the host's by reading and replacing it, under this lock."""
+    (mount,) = (mount for mount in AGENT["volumeMounts"] if mount["mountPath"] == where)
+    (volume,) = (volume for volume in POD["volumes"] if volume["name"] == mount["name"])
+    assert volume["hostPath"]["path"] == where
+    assert volume["hostPath"].get("type") == {"/run/xtables.lock": "FileOrCreate", "/run/flannel": "DirectoryOrCreate"}.get(where)
+    assert str(XTABLES_LOCK) in {mount["mountPath"] for mount in AGENT["volumeMounts"] if not mount.get("readOnly")}
 
 
 def test_every_mount_has_a_volume_and_every_volume_a_mount() -> None:
