@@ -10,25 +10,34 @@ from pathlib import Path
 
 import click
 
+from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.foreign import printable
 from flannelpy.explain.places import READY
 from flannelpy.host.cni.follow import Follower
 
 LOOK_S = 1.0
+SHUT_OUT_LOOKS = 10
+"""So often systemd's unit finds its folder read-only before it ends: started anew, it has the folder that is there by then."""
 
 
 def follow(conf_dir: str, run_dir: Path, grace_s: float, *, once: bool) -> None:
-    """Keep the network as the agent is, until SIGTERM or SIGINT; then it stays as it is. ``once``: look, and end."""
+    """Keep the network as the agent is, until SIGTERM or SIGINT; then it stays as it is. ``once``: look, and end.
+
+    Raises FlannelpyError where systemd has to start it anew.
+    """
     ending = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ending)  # they wait until they are asked for: no rename is cut short
     follower = Follower(Path(conf_dir), run_dir / READY, time.monotonic(), 0.0 if once else grace_s)
-    told = False
+    told, shut_out = False, 0
     while True:
         if said := follower.look(time.monotonic()):
             click.echo(printable(said, 2000))
         if not told:
             told = True
             _tell_systemd()
+        shut_out = shut_out + 1 if follower.shut_out else 0
+        if shut_out >= SHUT_OUT_LOOKS and os.environ.get("NOTIFY_SOCKET"):
+            raise FlannelpyError(f"{conf_dir} is read-only: ending, so that systemd shows the one that is there now")
         if once or signal.sigtimedwait(ending, LOOK_S) is not None:
             return
 

@@ -19,8 +19,9 @@ import pytest
 
 from flannelpy.agent.flag import show
 from flannelpy.agent.lock import WHOLE, hold_lock
-from flannelpy.commands import cni
+from flannelpy.commands import cni, cni_follow
 from flannelpy.commands.setup import Host
+from flannelpy.core.errors import FlannelpyError
 from flannelpy.host.cni.follow import Follower, is_locked
 from flannelpy.host.cni.place import CONFLIST, WAITING, network, waiting
 
@@ -202,6 +203,48 @@ def test_a_systemd_that_does_not_listen_is_said(conf_dir: Path, tmp_path: Path, 
     assert (done.returncode, names(conf_dir)) == (0, {WAITING})
     assert done.stderr.startswith(f"flannelpy: systemd does not take READY=1 at {address}: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def no_signals_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@pytest.mark.parametrize(("number", "under_systemd"), [(errno.EROFS, True), (errno.EROFS, False), (errno.EACCES, True)])
+def test_a_unit_whose_folder_was_made_anew_is_started_anew(
+    conf_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    no_signals_blocked: None,
+    number: int,
+    under_systemd: bool,
+) -> None:
+    """rm -rf /etc/cni/net.d, as kubeadm reset advises: the unit's view of it is of what was there (mount_namespaces(7))."""
+
+    def refused(*_given: object, **_named: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    looks: list[float] = []
+
+    def look_again(_signals: object, within_s: float) -> object:
+        looks.append(within_s)
+        return None if len(looks) < 30 else "an end"
+
+    monkeypatch.setattr(os, "rename", refused)
+    monkeypatch.setattr(signal, "sigtimedwait", look_again)
+    monkeypatch.setattr(cni_follow, "_tell_systemd", lambda: None)
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify" if under_systemd else "")
+    if number == errno.EROFS and under_systemd:
+        with pytest.raises(FlannelpyError, match="is read-only: ending, so that systemd shows the one that is there now"):
+            cni_follow.follow(str(conf_dir), tmp_path, 0.0, once=False)
+        assert len(looks) == cni_follow.SHUT_OUT_LOOKS - 1
+    else:
+        cni_follow.follow(str(conf_dir), tmp_path, 0.0, once=False)
+        assert len(looks) == 30
+    assert capsys.readouterr().out.count("cannot be renamed") == 1
 
 
 class Systemd:

@@ -7,6 +7,7 @@ rename within the folder is what containerd and CRI-O notice. Containers that ru
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -50,6 +51,10 @@ class Follower:
         self._grace_s = grace_s
         self._seen = now if os.path.lexists(flag) else now - grace_s
         self._said = ""
+        self.shut_out = False
+        """Whether the folder could not be written at the last look. Where it was removed and made anew, a unit that may write there
+        alone (ReadWritePaths=) has still the one before.
+        """
 
     def look(self, now: float) -> str | None:
         """Give the file the name that it should have; what is new, in a line."""
@@ -66,6 +71,7 @@ class Follower:
         return said
 
     def _look(self, now: float) -> str | None:
+        self.shut_out = False
         ready = is_locked(self._flag)
         if ready:
             self._seen = now
@@ -84,6 +90,7 @@ class Follower:
         except FileNotFoundError:
             return None  # an uninstall was quicker
         except OSError as error:
+            self.shut_out = error.errno == errno.EROFS
             raise FlannelpyError(f"{source.path} cannot be renamed: {error.strerror}") from None
         if ready:
             return f"the agent is ready: {target.path} is there"
