@@ -335,14 +335,14 @@ _ALL = (
         "subnet-file",
         Severity.ERROR,
         "the subnet file cannot be written: {detail}; trying again",
-        "make the directory writable, or choose another with --subnet-file",
+        "make the directory writable, or choose another with --subnet-file; where it was removed, systemctl restart flannelpy",
         unready=True,
     ),
     Condition(
         "state-dir",
         Severity.WARNING,
         "the state directory cannot be used: {detail}; going on without it",
-        "make the directory writable, or choose another with --state-dir",
+        "make the directory writable, or choose another with --state-dir; where it was removed, systemctl restart flannelpy",
     ),
     Condition(
         "healthz-unavailable",

@@ -149,6 +149,12 @@ def test_the_table_is_whole() -> None:
         assert set(condition.hides) <= CONDITIONS.keys()
 
 
+@pytest.mark.parametrize("code", ["subnet-file", "state-dir"])
+def test_a_folder_that_the_service_sees_no_more_has_a_remedy_that_helps(code: str) -> None:
+    """A unit sees of what is writable what was there at its start (ProtectSystem=): a new folder is read-only to it."""
+    assert "where it was removed, systemctl restart flannelpy" in CONDITIONS[code].remedy
+
+
 def test_in_kubernetes_nothing_speaks_of_an_etcd_of_ours() -> None:
     assert IN_KUBERNETES.keys() == CONDITIONS.keys()
     for condition in IN_KUBERNETES.values():
