@@ -594,6 +594,7 @@ async def test_secrets_are_not_open_to_others_and_never_told(about: About, tmp_p
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="to ask as another user needs root")
+@pytest.mark.parametrize("flag", ["etcd-password-file", "wireguard-key-file"])
 @pytest.mark.parametrize("first_start", [True, False])
 @pytest.mark.parametrize(
     ("owner", "mode", "folder", "state", "remedy"),
@@ -607,7 +608,15 @@ async def test_secrets_are_not_open_to_others_and_never_told(about: About, tmp_p
     ],
 )
 def test_advice_on_a_secret_does_not_shut_the_agent_out(
-    about: About, monkeypatch: pytest.MonkeyPatch, owner: str, mode: int, folder: int, state: str, remedy: str, first_start: bool
+    about: About,
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str,
+    owner: str,
+    mode: int,
+    folder: int,
+    state: str,
+    remedy: str,
+    first_start: bool,
 ) -> None:
     agent = pwd.getpwnam("daemon")
     monkeypatch.setattr(files, "AGENT", agent.pw_name)
@@ -621,7 +630,12 @@ def test_advice_on_a_secret_does_not_shut_the_agent_out(
         path.write_text("SEEDED-SECRET")
         os.chown(path, agent.pw_uid if owner == "agent" else 0, agent.pw_gid if owner == "group" else 0)
         path.chmod(mode)
-        about.settings = replace(about.settings, endpoint=replace(about.settings.endpoint, username="u", password_file=str(path)))
+        if flag == "etcd-password-file":
+            endpoint = replace(about.settings.endpoint, username="u", password_file=str(path))
+            about.settings = replace(about.settings, endpoint=endpoint)
+        else:
+            about.settings = replace(about.settings, wireguard_key_file=path)
+            remedy = remedy.replace("chgrp", "chown").replace("640", "600")
         (finding,) = files.secrets(about)
         assert (finding.state, finding.remedy) == (state, remedy.format(agent.pw_name, path))
         if remedy:

@@ -69,6 +69,8 @@ def secrets(about: About) -> Iterator[Finding]:
         # One that is root's, closed to all but root, ends the service: wrong options, exit code 2.
         others = service is not None and there.st_uid != service.pw_uid
         remedy = f"chgrp {AGENT} {file} && chmod 640 {file}" if others else f"chmod 600 {file}"
+        if others and flag not in ("--etcd-password-file", "--etcd-keyfile"):  # the agent makes a new one of another mode
+            remedy = f"chown {AGENT} {file} && chmod 600 {file}"
         if service is not None and _shut_out(service, file):
             yield Finding(f"file: {flag}", FAILED, f"{file}, mode {mode:o}: {AGENT}, the service's user, cannot read it", remedy)
         elif mode & _OPEN:
