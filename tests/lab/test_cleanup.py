@@ -6,7 +6,10 @@ h1 (a vxlan device, routes, tables and rules of others; FORWARD drops) ==== vxla
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import shutil
+import signal
 import subprocess
 from difflib import unified_diff
 from functools import partial
@@ -232,6 +235,39 @@ async def test_a_device_of_our_name_that_somebody_else_has_made_stays(lab: Lab) 
     assert "somebody else made it; it stays" in err
     assert not any("ip link del" in line for line in out)
     assert await one.exec("ip", "-d", "link", "show", "flannel.1") == there
+
+
+@pytest.mark.topology(hosts=2)
+async def test_what_a_flanneld_that_runs_has_taken_over_stays(lab: Lab) -> None:
+    """Back to flanneld: it goes on with our device, subnet file and lease. In another namespace it has none of these."""
+    one, two = lab.host(1), lab.host(2)
+    await lab.start_agents()
+    await programmed(lab)
+    for host in (one, two):
+        await host.agent.stop()
+    before, file, key = await look(one), one.subnet_file.read_text(), one.lease_key
+    program = one.directory / "flanneld"
+    shutil.copy("/bin/sleep", program)
+    process = int((await one.exec("sh", "-c", f"{program} 100 >/dev/null 2>&1 & echo $!")).strip())
+    try:
+        assert one.settings is not None
+        told: list[str] = []
+        for _ in range(2):
+            words = ("--yes", "--state", "--release-lease", f"--etcd-endpoints={one.settings.endpoints}")
+            code, _out, err = await clean(one, *words)
+            assert code == 0, err
+            told.append(err)
+        assert f"flanneld runs here (process {process}) and may have taken over what carries packets: flannel.1" in told[0]
+        after = await look(one)
+        for name in ("link", "addr", "route", "neigh", "fdb"):
+            assert after[name] == before[name]
+        assert "table inet flannelpy" not in after["nft"]
+        assert (one.subnet_file.read_text(), lab.etcd.get(key) is None) == (file, False)
+        code, out, err = await clean(two, "--yes")
+        assert code == 0, err
+        assert "ip link del flannel.1 type vxlan" in out
+    finally:
+        os.kill(process, signal.SIGKILL)
 
 
 @pytest.mark.topology(hosts=2, backend="host-gw")
