@@ -45,8 +45,8 @@ FLANNEL_KEY_FILE = "WIREGUARD_KEY_FILE"
 FLANNEL_KEY = Path("/run/flannel/wgkey")
 """Where flannel keeps its WireGuard key: the variable, which no flag of its own goes with, and the default (flannel-compat 9.5)."""
 
-_NOT_OPTIONS = frozenset({OUR_ENV + "OPTIONS"})
-"""Variables of ours that are no option's twin: the systemd unit's line of flags."""
+_NOT_OPTIONS = frozenset({OUR_ENV + "OPTIONS", OUR_ENV + "CLAIMS_DIR"})
+"""Variables of ours that are no option's twin: the systemd unit's line of flags, and where agents of one machine meet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from netaddr import IPAddress
 
+from flannelpy.agent.lock import CLAIMS_VARIABLE
 from flannelpy.core.errors import UsageError
 from flannelpy.options import ALL, BY_NAME, spell_out
 from flannelpy.registry.kube.access import Access, find_node
@@ -351,3 +352,8 @@ def test_the_hosts_word_about_a_backend() -> None:
     assert settings(FLANNELPY_UDP_ENGINE="kernel").host_options == {"udp": {"Engine": "kernel"}}
     assert settings(FLANNELPY_UDP_WORKERS="4").host_options == {"udp": {"Workers": 4}}
     assert settings("--udp-engine=pump", "--udp-workers=2").host_options == {"udp": {"Engine": "pump", "Workers": 2}}
+
+
+@pytest.mark.parametrize(("name", "noted"), [(CLAIMS_VARIABLE, False), ("FLANNELPY_OPTIONS", False), ("FLANNELPY_CLAIM_DIR", True)])
+def test_a_variable_that_counts_is_not_called_ignored(name: str, noted: bool) -> None:
+    assert load({}, {name: "/run/x"}).notes == ((f"{name}: no such option, ignored",) if noted else ())
