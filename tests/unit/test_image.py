@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +24,7 @@ import yaml
 
 from flannelpy.cli import flannelpy
 from flannelpy.kernel.forward import XTABLES_LOCK
-from flannelpy.options import spell_out
+from flannelpy.options import ALL, spell_out
 
 FOLDER = Path(__file__).parents[2] / "packaging/image"
 EPOCH = 1_700_000_000
@@ -199,6 +200,13 @@ def test_podman_and_docker_let_it_do_the_same() -> None:
     assert given("network") == [SERVICE["network_mode"]] == ["host"]
     assert "--read-only" in WORDS
     assert SERVICE["read_only"] is True
+
+
+def test_podman_hands_on_every_variable_that_is_an_option() -> None:
+    """They are read from the file that the package's service reads; those of flanneld count there, too."""
+    handed = [word.removeprefix("--env=") for word in WORDS if word.startswith("--env=")]
+    for option in ALL:
+        assert all(any(fnmatch(variable, pattern) for pattern in handed) for variable in option.variables), option.name
 
 
 def test_what_compose_tells_it_are_options() -> None:
