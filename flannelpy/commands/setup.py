@@ -100,6 +100,13 @@ class Step:
     options: bool = False
     """It changes what the agent is started with."""
 
+    def carry_out(self) -> None:
+        """Raises FlannelpyError."""
+        try:
+            self.do()
+        except OSError as error:
+            raise FlannelpyError(f"{self.text}: {error.strerror}") from None
+
 
 def setup(given: Given, wish: Wish) -> int:
     """0: the agent is ready; 1: it is not, or the answer was no; 3: a check has failed and nothing was written.
@@ -141,7 +148,7 @@ def setup(given: Given, wish: Wish) -> int:
     if steps and not wish.yes and not agreed("Do all of this?"):
         return 1
     for step in steps:
-        step.do()
+        step.carry_out()
     return wait(host, load_run_dir(options, {}), wish.wait_s)
 
 

@@ -45,12 +45,12 @@ def take_back(given: Given, wish: cleanup.Wish) -> int:
     if wish.dry_run:
         return cleanup.cleanup(given, replace(wish, state=True))
     for step in first:
-        step.do()
+        step.carry_out()
     # The options say where the agent's files are: they go after it.
     code = cleanup.cleanup(given, replace(wish, state=True, yes=wish.yes or bool(first or last)))
     if code == 0:
         for step in last:
-            step.do()
+            step.carry_out()
     return code
 
 

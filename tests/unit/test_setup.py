@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -308,3 +309,19 @@ def test_wrong_options_are_said_before_the_service_is_stopped(host: Host, monkey
     with pytest.raises(UsageError, match="FLANNELPY_OPTIONS"):
         takeback.take_back({}, Wish(yes=True))
     assert host.systemctl.said == []
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EPERM, errno.EIO])
+def test_a_file_that_cannot_be_taken_away_is_one_line(host: Host, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """/etc is read-only, or the file immutable (chattr +i)."""
+    done(host)
+
+    def refused(*_given: object, **_named: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(takeback, "Host", lambda: host)
+    monkeypatch.setattr(takeback.cleanup, "cleanup", lambda _given, _wish: 0)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "unlink", refused)
+    with pytest.raises(FlannelpyError, match=rf"^rm {host.defaults}: {os.strerror(number)}$"):
+        takeback.take_back({}, Wish(yes=True))
