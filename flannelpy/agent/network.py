@@ -38,7 +38,7 @@ from flannelpy.agent.probes import Probes
 from flannelpy.agent.publish import Publisher
 from flannelpy.agent.steering import Steering
 from flannelpy.agent.surroundings import Surroundings
-from flannelpy.agent.sync.audit import audit
+from flannelpy.agent.sync.audit import audit, look_anew
 from flannelpy.agent.sync.reconcile import Reconciler
 from flannelpy.core.errors import RegistryError
 from flannelpy.core.model import Lease
@@ -78,7 +78,7 @@ class Network:
             nexthops=context.settings.nexthop_objects,
         )
         feed = self.cluster.cursor(lambda: self.datapath.feed())
-        self.datapath = DatapathSupervisor(context.reporter, context.fd_store, feed, self.reconciler.resync)
+        self.datapath = DatapathSupervisor(context.reporter, context.fd_store, feed, partial(look_anew, self.reconciler))
         self.publisher = Publisher(context, self._uses, next(iter(kept.previous), None))
         self._came_and_went = asyncio.Event()
         self._peers = self.cluster.cursor(self._came_and_went.set)

@@ -16,6 +16,12 @@ SETTLES_S = 3.0
 """So long after a full look what it took for a moment is free: answers of libraries in other threads, too."""
 
 
+def look_anew(reconciler: Reconciler) -> None:
+    """Have it look at everything, and try at once what waits: what that waited for has come."""
+    reconciler.hasten()
+    reconciler.resync()
+
+
 async def audit(reconciler: Reconciler) -> None:
     """Have the reconciler look, for ever; and some seconds after each full look, give back the memory that it took."""
     loop = asyncio.get_running_loop()
