@@ -16,6 +16,7 @@ from flannelpy.agent.identity import stable_macs
 from flannelpy.agent.keys import HostKeys
 from flannelpy.core.backend import Backend, Chosen, Datapath, Engines, Keyed, Local, Uplink
 from flannelpy.core.config import NetworkConfig
+from flannelpy.core.errors import KernelError, LackingError
 from flannelpy.core.json_members import Members
 from flannelpy.core.model import Lease, LeaseAttrs
 from flannelpy.core.objects import Fou, HostState, Key, Scope
@@ -121,7 +122,7 @@ async def resolve(
 ) -> Carriage:
     """What this host makes of a config, its backend as ``asked`` for, and an uplink; ``before``: what it carries by now.
 
-    Raises ConfigError where it cannot run it, and KernelError.
+    Raises ConfigError where it cannot run it, of these LackingError where it may be able to yet; and KernelError.
     """
     config, backend = asked
     if isinstance(backend, Engines):
@@ -144,13 +145,22 @@ async def resolve(
         context.reporter.set("engine-refused", {})
     backend = backend if engine is None else engine.backend
     macs = await _macs(context.kernel, backend, config, {**kept_macs, **(before.macs if before else {})})
-    keys = await host_keys.pair() if isinstance(backend, Keyed) else None
+    keys = await _pair(host_keys) if isinstance(backend, Keyed) else None
     carriage = Carriage(
         text, config, backend, uplink[0], 0, macs, uplink[1], engine, keys=keys, run_dir=str(context.settings.run_dir)
     )
     carriage = replace(carriage, mtu=backend.mtu(carriage.local()))
     _ = carriage.attrs  # refuses what the host cannot do
     return carriage
+
+
+async def _pair(host_keys: HostKeys) -> KeyPair:
+    try:
+        return await host_keys.pair()
+    except KernelError as error:
+        if error.code != errno.EOPNOTSUPP:
+            raise
+        raise LackingError(str(error)) from None  # a module may be loaded at any time
 
 
 def introduce(carriage: Carriage, where: str) -> None:

@@ -23,7 +23,7 @@ from flannelpy.agent.parts import Parts
 from flannelpy.agent.phase import Phase
 from flannelpy.agent.sync.firewall import Firewall
 from flannelpy.agent.sync.fragments import Target
-from flannelpy.core.errors import ConfigError
+from flannelpy.core.errors import ConfigError, LackingError
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Scope
 from flannelpy.host.machine import machine
@@ -101,12 +101,10 @@ class Steering:
         """Bring ``carriage`` up to config and host."""
         cluster, facts, reporter = self._parts.cluster, self._parts.facts, self._context.reporter
         text, before, earlier = cluster.config_text, self.carriage, self.carriage
-        if not cluster.listed.is_set() and self.phase is Phase.WAITING:
+        followed = before is not None and (text,) == self._text and not facts.stale
+        if followed or (not cluster.listed.is_set() and self.phase is Phase.WAITING):
             return
-        if before is not None and (text,) == self._text and not facts.stale:
-            return
-        self._text = (text,)
-        where = self._context.settings.config_place
+        self._text, where = (text,), self._context.settings.config_place
         try:
             wanted = parsed(self._context.settings, text)
             another = await facts.look(wanted[0], self._devices)
@@ -128,6 +126,8 @@ class Steering:
             carriage = await self._making.make(text or "", wanted, prepared.text, known, own, (before, earlier))
             words = ""
         except ConfigError as error:
+            if isinstance(error, LackingError):
+                self._ownership.ask_again(self.again)
             words = f"at {where} {error}" if text is None else f"at {where}: {error}"
             if earlier is not None:
                 self._parts.offers.follow()  # the other hosts may follow it, and offer what was before

@@ -16,6 +16,10 @@ class ConfigError(FlannelpyError):
     """The network config cannot be used; waited for until it is mended."""
 
 
+class LackingError(ConfigError):
+    """The config is right, and this host lacks what it takes, for now: it is tried again."""
+
+
 class MalformedError(FlannelpyError):
     """A key or value written by somebody (another node, a person) cannot be read; it is skipped and reported once."""
 

@@ -14,15 +14,17 @@ from random import Random
 import pytest
 from netaddr import IPAddress, IPNetwork
 
+from flannelpy.agent import ownership
 from flannelpy.agent.sync import audit
 from flannelpy.core.objects import BOOT_PROTOCOL, Key, Link, Route, Wireguard, WireguardDevice, WireguardPeer
 from flannelpy.core.secret import Secret
+from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.core.wireguard import clamped, key_text
 from flannelpy.host import wireguard_key
 from flannelpy.kernel.fake_wireguard import public_key
 from flannelpy.registry.memory import MemoryStore
 
-from .agents import HostInMemory, until
+from .agents import HostInMemory, until, vxlan_value
 
 PSK = base64.b64encode(bytes(range(1, 33))).decode()
 CONFIG = {"Network": "10.5.0.0/16", "SubnetMin": "10.5.200.0", "Backend": {"Type": "wireguard", "PSK": PSK}}
@@ -45,6 +47,7 @@ def line(at: str = "192.0.2.9:51820", public: str | None = None, subnet: str = "
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostInMemory:
     monkeypatch.setattr(audit, "SILENT_S", 0.001)
+    monkeypatch.setattr(ownership, "CLAIM_AGAIN_S", 0.1)
     made = HostInMemory(MemoryStore(), tmp_path, flannel_key_file=tmp_path / "run" / "wgkey")
     made.put_config(CONFIG)
     made.put_peer("10.5.9.0-24", value())
@@ -266,6 +269,7 @@ async def test_a_kernel_without_wireguard_is_told_and_gets_no_lease_until_it_has
     async with host.run(ready=False):
         await until(lambda: any("load the module wireguard" in text for text in host.conditions().values()))
         assert sorted(host.published()) == ["10.5.9.0-24"]
+        assert "config-unusable" in host.conditions()
         host.kernel.unknown.clear()
         await until(lambda: host.ready)
         await until(lambda: host.holds(line()))
@@ -285,6 +289,51 @@ async def test_a_config_that_the_kernel_cannot_follow_yet_leaves_everything_as_i
         await until(lambda: host.holds(line()))
         await until(lambda: host.kernel.get(Key("link", "flannel.1")) is None)
         assert host.lease == lease
+
+
+@pytest.mark.parametrize("restarts", [0, 1, 2])
+async def test_a_host_that_cannot_follow_yet_follows_its_own_address_also_after_restarts(host: HostInMemory, restarts: int) -> None:
+    host.put_config({**CONFIG, "Backend": {"Type": "vxlan"}})
+    host.put_peer("10.5.9.0-24", vxlan_value("192.0.2.9", "02:00:00:00:00:09"))
+    host.kernel.unknown.add("wireguard")
+    route = Key("route", "10.5.9.0/24")
+    async with host.run():
+        lease = host.lease
+        await until(lambda: host.kernel.get(route))
+        host.put_config(CONFIG)
+        await until(lambda: "config-changed" in host.conditions())
+        move(host, restarts)
+        await until(lambda: host.published()[lease] == f"192.0.2.{50 + restarts}")
+    for life in range(restarts):
+        async with host.run():
+            move(host, life)
+            await until(lambda here=f"192.0.2.{50 + life}": host.published()[lease] == here and host.settled)  # type: ignore[misc]
+            assert "flannel.1" in str(host.kernel.get(route))
+            assert list(host.conditions()) == ["config-changed"]
+            if life == restarts - 1:
+                host.kernel.unknown.clear()
+                await until(lambda: json.loads(host.value(lease))["BackendType"] == "wireguard")
+                assert "config-changed" not in host.conditions()
+
+
+def move(host: HostInMemory, life: int) -> None:
+    """The uplink of the host has another address."""
+    held = (InterfaceAddress(IPAddress(f"192.0.2.{50 + life}"), 24),)
+    host.kernel.set_interface(Interface("eth1", 2, 1500, True, held))
+
+
+@pytest.mark.parametrize("after", ["vxlan", "host-gw", "ipip"])
+async def test_a_kernel_that_has_lost_wireguard_is_no_hindrance_to_another_type(host: HostInMemory, after: str) -> None:
+    """The network moves on while the host is down, and it comes up with a kernel that cannot have what it had."""
+    async with host.run():
+        await until(lambda: host.settled)
+        lease = host.lease
+    host.kernel.unknown.add("wireguard")
+    host.kernel.take(Key("link", "flannel-wg"))
+    host.put_config({**CONFIG, "Backend": {"Type": after}})
+    async with host.run():
+        await until(lambda: json.loads(host.value(lease))["BackendType"] == after)
+        assert "task-failed" not in " ".join(host.conditions())
 
 
 async def test_a_port_that_is_free_again_is_taken_soon(host: HostInMemory) -> None:
