@@ -99,7 +99,7 @@ def obstacle(before: tuple[NetworkConfig, Backend], after: tuple[NetworkConfig, 
     needs.
     """
     (old, outgoing), (new, backend) = before, after
-    if (old.v4, old.v6) != (new.v4, new.v6):
+    if _cut(old) != _cut(new):
         return "the subnets are others, too"
     for each in (outgoing, backend):
         if not isinstance(each, Enclosed):
@@ -107,11 +107,17 @@ def obstacle(before: tuple[NetworkConfig, Backend], after: tuple[NetworkConfig, 
     try:
         theirs, ours = Outgoing(outgoing, "").host(local), backend.host(local)
         _ = theirs | ours
+        _ = outgoing.attrs(local)  # host-gw: no more, where NAT has come
     except (FlannelpyError, ValueError) as error:
         return str(error)
     if shared := _tunnels(theirs) & _tunnels(ours):
         return f"the kernel has one ipip device for each local address, and both want {shared.pop()}"
     return ""
+
+
+def _cut(config: NetworkConfig) -> list[tuple[IPNetwork, int]]:
+    """What is cut into subnets, and how long these are; whichever of them are handed out, none of them is another for it."""
+    return [(pool.network, pool.length) for pool in (config.v4, config.v6) if pool is not None]
 
 
 def _tunnels(state: HostState) -> set[IPAddress]:

@@ -29,6 +29,7 @@ from flannelpy.core.objects import Key, Route
 from flannelpy.core.offer import Offer
 from flannelpy.core.plan import Step
 from flannelpy.core.select import Preferring
+from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.plugins import Published
 from flannelpy.registry.memory import MemoryStore
 
@@ -280,6 +281,64 @@ async def test_a_stopped_agent_has_nothing_to_do_in_the_middle_of_a_move_but_wha
     assert sorted(line.split()[:4] for line in steps if " link " in f" {line} ") == [
         ["ip", "link", "add", name] for name in ("flannel.1", "flannel.ipip")
     ]
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [{"SubnetMax": "10.5.250.0"}, {"SubnetMin": "10.5.100.0"}, {"SubnetMin": "10.5.100.0", "SubnetMax": "10.5.120.0"}],
+    ids=["ours fits", "ours fits, too", "another one is leased"],
+)
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_other_bounds_of_what_is_handed_out_leave_the_old_one_to_who_needs_it(
+    hosts: tuple[HostInMemory, HostInMemory], bounds: dict[str, str], at_once: bool
+) -> None:
+    one, two = hosts
+    one.put_config({**VXLAN, "SubnetMax": "10.5.240.0"})
+    one.put_peer("10.5.9.0-24", vxlan_value("192.0.2.9", MAC))  # a flanneld
+    async with running(one, two):
+        await until(lambda: reached("vxlan", one, two) and "flannel.1" in way(one, "10.5.9.0-24"))
+        watched = [Watched(host) for host in hosts]
+        if not at_once:
+            one.put_config({**IPIP, "SubnetMax": "10.5.240.0"})
+            await until(lambda: reached("ipip", one, two) and offered(one, one.lease) == ["ipip", "vxlan"])
+        leases = one.lease, two.lease
+        one.put_config({**IPIP, **bounds})
+        await until(lambda: all(carried(host) == {**IPIP, **bounds} for host in hosts))
+        await until(lambda: len(bounds) == 1 or (one.lease not in leases and two.lease not in leases))
+        await until(lambda: reached("ipip", one, two) and all(host.settled for host in hosts))
+        await until(lambda: offered(one, one.lease) == ["ipip", "vxlan"])
+        assert ["flannel.1" in way(host, "10.5.9.0-24") for host in hosts] == [True, True]
+        assert [line for each in watched for line in each.lost if not any(net.partition("-")[0] in line for net in leases)] == []
+        assert len(bounds) > 1 or [each.lost for each in watched] == [[], []]
+
+
+@pytest.mark.parametrize("after", ["vxlan", "ipip"])
+async def test_nat_that_comes_while_host_gw_is_left_ends_it_here_and_nothing_else(
+    hosts: tuple[HostInMemory, HostInMemory], after: str
+) -> None:
+    one, two = hosts
+    one.settings = replace(one.settings, public_ip=IPAddress("192.0.2.1"))
+    one.put_config(HOST_GW)
+    one.put_peer("10.5.9.0-24", host_gw_value("192.0.2.9"))  # a flanneld
+    async with running(one, two):
+        await until(lambda: reached("host-gw", one, two) and "eth1" in way(one, "10.5.9.0-24"))
+        one.put_config({"vxlan": VXLAN, "ipip": IPIP}[after])
+        await until(lambda: reached(after, one, two) and offered(one, one.lease) == sorted(["host-gw", after]))
+        watched = Watched(one)
+        address = InterfaceAddress(IPAddress("192.0.2.77"), 24)
+        one.kernel.set_interface(Interface("eth1", 2, 1500, True, (address,)))
+        await until(lambda: "local 192.0.2.77" in str(one.kernel.get(Key("link", DEVICES[after]))))
+        await until(lambda: one.settled and reached(after, one, two) and not offered(one, one.lease))
+        assert "task-failed" not in " ".join(one.conditions())
+        assert [line for line in watched.lost if "10.5.9.0" not in line] == []
+
+
+def carried(host: HostInMemory) -> dict[str, object]:
+    """The config that the kernel's side has."""
+    assert host.agent is not None
+    assert host.agent._network is not None
+    found = host.agent._network.steering.carried
+    return {} if found is None else dict(json.loads(found[0].text))
 
 
 def former(host: HostInMemory) -> int:
