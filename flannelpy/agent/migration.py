@@ -155,7 +155,8 @@ class Migration:
                 self._again()
             self._context.reporter.set(UNFINISHED, {"": f"{name} is not set up on this host; it keeps {preference.leaving[0]}"})
             return
-        reached = {key: path.carrier for key, path in self._reconciler.fragments.paths.items()}
+        paths = self._reconciler.fragments.paths
+        reached = {key: path.carrier for key, path in paths.items() if not path.preferred}  # what is preferred stays in any case
         needed = frozenset(reached.values()) & frozenset(preference.leaving)
         self._tell(name, reached, needed)
         if needed != self._needed and self._reconciler.settled:
@@ -164,7 +165,8 @@ class Migration:
             return
         for each in preference.leaving:
             told = held is None or type_of(held.attrs) == each
-            if each in needed or told or any(announces(peer, each) for peer in self._cluster.view.peers.values()):
+            peers = () if each in preference.carriers else self._cluster.view.peers.values()  # by it they take packets for good
+            if each in needed or told or any(announces(peer, each) for peer in peers):
                 self._idle.pop(each, None)
             elif now - self._idle.setdefault(each, now) >= beside.LINGER_S:
                 self._gone.add(each)

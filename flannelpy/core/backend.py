@@ -71,17 +71,16 @@ class Local:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """How a peer is reached. ``setup`` is what carries packets to it and takes in its own, ``routes`` send them there: so a peer
-    can be sent to by another way with the first untouched.
-    """
+    """How a peer is reached: ``setup`` carries packets to it and takes in its own; ``routes`` send them there, and change alone."""
 
     setup: HostState = field(default_factory=HostState)
     routes: HostState = field(default_factory=HostState)
     mtu: int = 0
     """Bytes of a packet that goes this way whole; 0 where no packet does."""
     carrier: str = ""
-    """Whose routes these are, where there is a choice (``core.select``), and the reason."""
+    """Whose routes these are, where there is a choice (``core.select``), and the reason; ``preferred``: as one of ``Prefer``."""
     reason: str = ""
+    preferred: bool = False
 
     @classmethod
     def of(cls, *objects: Object, mtu: int = 0) -> Path:

@@ -153,7 +153,7 @@ class Preferring:
         chosen, reason = self._select(lease, facts)
         if chosen in ways:  # else it is the Type
             base = replace(base, routes=ways[chosen].routes, mtu=ways[chosen].mtu)
-        return replace(base, setup=setup, carrier=chosen, reason=reason)
+        return replace(base, setup=setup, carrier=chosen, reason=reason, preferred=chosen != self.base.name)
 
     def _leave(self, lease: Lease, local: Local, left: Sequence[str]) -> Path:
         """While the network moves to the Type: by what both ends have."""
@@ -164,13 +164,14 @@ class Preferring:
         lease = lease if told is not None or left else replace(lease, attrs=replace(lease.attrs, backend_type=base.name))
         ways, facts, setup = self._ways(carriers, lease, local, HostState())
         chosen, reason = self._select(lease, facts)
+        preferred = chosen != base.name and told is not None  # else there is nothing that it is preferred to
         if chosen == base.name:
             usable = [name for name in left if name in ways]
             needs = self._needs.get(base.name, Needs())
             chosen, reason = leave(base.name, needs, facts.get(base.name), usable, ready=self.ready)
         if chosen not in ways:
             raise MalformedError(facts[chosen].obstacle if chosen in facts else f"it has neither {base.name} nor a Type before it")
-        return Path(setup, ways[chosen].routes, ways[chosen].mtu, chosen, reason)
+        return Path(setup, ways[chosen].routes, ways[chosen].mtu, chosen, reason, preferred)
 
     def _ways(
         self, carriers: Mapping[str, Backend | Beside], lease: Lease, local: Local, setup: HostState

@@ -75,6 +75,10 @@ def host_gw_value(at: str) -> str:
     return json.dumps({"PublicIP": at, "PublicIPv6": None, "BackendType": "host-gw"})
 
 
+def ipip_value(at: str) -> str:
+    return json.dumps({"PublicIP": at, "PublicIPv6": None, "BackendType": "ipip"})
+
+
 class Watched:
     """The routes of a host's kernel to its peers, seen after each write: one that is away is a packet that is lost."""
 
@@ -331,6 +335,43 @@ async def test_nat_that_comes_while_host_gw_is_left_ends_it_here_and_nothing_els
         await until(lambda: one.settled and reached(after, one, two) and not offered(one, one.lease))
         assert "task-failed" not in " ".join(one.conditions())
         assert [line for line in watched.lost if "10.5.9.0" not in line] == []
+
+
+@pytest.mark.parametrize(("before", "after"), [("host-gw", "vxlan"), ("host-gw", "ipip")])
+@pytest.mark.parametrize("flannels", [0, 1])
+async def test_what_the_network_goes_on_preferring_is_left_as_its_type(
+    hosts: tuple[HostInMemory, HostInMemory], before: str, after: str, flannels: int
+) -> None:
+    one, two = hosts
+    one.put_config({**NETWORK, "Backend": {"Type": before}})
+    for number in range(flannels):
+        one.put_peer(f"10.5.{9 - number}.0-24", host_gw_value(f"192.0.2.{9 - number}"))
+    async with running(one, two):
+        await until(lambda: reached(before, one, two))
+        watched = [Watched(host) for host in hosts]
+        one.put_config({**NETWORK, "Backend": {"Type": after, "Prefer": [before]}})
+        await until(lambda: [backend_type(one, host.lease) for host in hosts] == [after, after])
+        for number in range(flannels):  # kept for who has nothing else
+            await until(lambda: "type-unfinished host-gw" in one.conditions())
+            assert "eth1" in way(one, "10.5.9.0-24")
+            value = vxlan_value("192.0.2.9", MAC) if after == "vxlan" else ipip_value("192.0.2.9")
+            one.put_peer(f"10.5.{9 - number}.0-24", value)
+        await until(lambda: [offered(one, host.lease) for host in hosts] == [[before], [before]])
+        await until(lambda: all(former(host) == 0 and host.settled and not host.conditions() for host in hosts))
+        assert reached(before, one, two)
+        assert [each.lost for each in watched] == [[], []]
+
+
+@pytest.mark.parametrize("offers", [None, {"host-gw"}, {"host-gw", "other"}])
+def test_a_peer_that_has_nothing_but_what_is_preferred_needs_the_type_before(offers: set[str] | None) -> None:
+    carriers, local = moving("host-gw", "vxlan")
+    carriers = replace(carriers, prefer=("host-gw",), offered=frozenset({"host-gw"}))
+    said = None if offers is None else Offer(IPAddress("192.0.2.9"), None, dict.fromkeys(offers, (None, None)))
+    path = carriers.path(lease("host-gw", offer=said), local)
+    assert (path.carrier, path.preferred) == ("host-gw", False)
+    both = Offer(IPAddress("192.0.2.9"), None, {"host-gw": (None, None)})
+    path = carriers.path(lease("vxlan", {"VtepMAC": MAC}, both), local)
+    assert (path.carrier, path.preferred) == ("host-gw", True)
 
 
 def carried(host: HostInMemory) -> dict[str, object]:
