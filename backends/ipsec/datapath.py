@@ -92,11 +92,15 @@ class CharonDatapath:
 
     def update(self, peers: Mapping[str, Lease | None]) -> None:
         """Peers by lease key that came or changed; None for one that went."""
-        for key, lease in peers.items():
-            new = None if lease is None or lease.public_ip == NO_ADDRESS or not lease.subnet.prefixlen else lease
+        wanted = {
+            key: None if lease is None or lease.public_ip == NO_ADDRESS or not lease.subnet.prefixlen else lease
+            for key, lease in peers.items()
+        }
+        for key, new in wanted.items():  # first, whatever came first: a host may have the same subnet under another key now
             known = self._names.get(key)
             if known is not None and (new is None or name(new) != known):
                 del self._peers[self._names.pop(key)]
+        for key, new in wanted.items():
             if new is not None and key not in self._names:
                 self._names[key] = name(new)
                 self._peers[name(new)] = _Peer(key, new)

@@ -331,6 +331,23 @@ async def test_charon_is_told_of_each_peer_and_of_what_changes(place: Place) -> 
     assert place.pid is None
 
 
+@pytest.mark.parametrize("order", [("new", "9"), ("9", "new")])
+async def test_a_subnet_under_another_key_keeps_its_tunnel(place: Place, order: tuple[str, str]) -> None:
+    """The network gets IPv6, and the peer another key for the subnet that it has."""
+    found = made(place)
+    place.say("up", "*")
+    async with running(found, 9):
+        await until_told(place, "load-conn", 1)
+        found.update({key: peer(9) if key == "new" else None for key in order})
+        found.update({"10": peer(10)})
+        await until_told(place, "load-conn", 2)
+        assert place.names == [name(peer(9)), name(peer(10))]
+        assert not place.told("unload-conn")
+        found.update({"new": None})
+        await until_told(place, "unload-conn", 1)
+        assert place.told("unload-conn") == [{"name": name(peer(9))}]
+
+
 async def test_its_directory_is_ours_alone_and_its_environment_bare(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLANNELPY_ETCD_PASSWORD", "secret")
     async with running(made(place), 9):
