@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 from netaddr import IPAddress, IPNetwork
 
 from backends.extension.command import Command, Commands
-from flannelpy.core.backend import Backend, FdStore, Local
+from flannelpy.core.backend import Backend, Datapath, FdStore, Local
 from flannelpy.core.errors import BackendError, MalformedError
 from flannelpy.core.foreign import printable
 from flannelpy.core.model import NO_ADDRESS, Lease
@@ -44,13 +44,19 @@ class HasCommands(Protocol):
 
 @dataclass(slots=True)
 class _Peer:
-    """``wanted``: as it is, None when it is gone. ``told``: as the last SubnetAddCommand was told; ``done``: that went well."""
+    """``wanted``: as it is, None when it is gone. ``told``: as the last SubnetAddCommand was told; ``done``: that went well.
+
+    ``nets``: its subnets, once a command was told of them; ``behind``: who has one of them now, by another lease key, and waits
+    until this one is removed.
+    """
 
     wanted: Lease | None = None
     told: Lease | None = None
     done: bool = False
     failures: int = 0
     busy: bool = False
+    nets: tuple[IPNetwork, ...] = ()
+    behind: set[str] = field(default_factory=set)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -71,6 +77,7 @@ class CommandDatapath:
         self._commands = commands
         self._peers: dict[str, _Peer] = {}
         self._due: dict[str, None] = {}  # in the order in which they came
+        self._told: dict[IPNetwork, str] = {}  # of whom a command was told last that has this subnet
         self._wake = asyncio.Event()
         self._refused: dict[str, str] = {}
         self._listener: Callable[[Mapping[str, str]], None] = lambda _refused: None
@@ -101,6 +108,13 @@ class CommandDatapath:
             return False
         return _host(local) == self._own
 
+    def succeed(self, before: Datapath) -> None:
+        """See ``flannelpy.core.moving.Succeeds``: of whom its commands were told is added anew, or removed where it is gone."""
+        if isinstance(before, CommandDatapath):
+            told = {key: peer for key, peer in before._peers.items() if peer.told is not None}
+            self._peers = {key: _Peer(told=peer.told, nets=peer.nets) for key, peer in told.items()}
+            self._told = {net: key for net, key in before._told.items() if key in told}
+
     async def run(self) -> None:
         """Run what is due until cancelled; what runs then is killed."""
         for each in self._peers.values():
@@ -127,11 +141,14 @@ class CommandDatapath:
         while not peer.settled:
             peer.changed.clear()
             wanted = peer.wanted
+            if wanted is not None and (leaving := self._leaving(key, wanted)) is not None:
+                leaving.behind.add(key)  # or what is removed last would be what was just added
+                break
             try:
                 async with self._repeated if peer.failures else self._first:
                     if peer.wanted is not wanted:
                         continue  # it was another when its turn came
-                    await (self._remove(peer) if wanted is None else self._add(peer, wanted))
+                    await (self._remove(peer) if wanted is None else self._add(key, peer, wanted))
                 peer.failures = 0
                 self._refuse(key, None)
             except MalformedError:
@@ -142,10 +159,25 @@ class CommandDatapath:
         if peer.wanted is None and peer.told is None:
             del self._peers[key]
             self._refuse(key, None)
+            for net in [net for net in peer.nets if self._told.get(net) == key]:
+                del self._told[net]
+        if peer.behind:
+            self._due |= dict.fromkeys(sorted(peer.behind))
+            peer.behind.clear()
+            self._wake.set()
 
-    async def _add(self, peer: _Peer, lease: Lease) -> None:
+    def _leaving(self, key: str, lease: Lease) -> _Peer | None:
+        """Who had a subnet of this lease by another key, and is to be removed."""
+        for net in _nets(lease):
+            holder = self._told.get(net, key)
+            if holder != key and (other := self._peers.get(holder)) is not None and other.wanted is None:
+                return other
+        return None
+
+    async def _add(self, key: str, peer: _Peer, lease: Lease) -> None:
         data = backend_data(lease)
-        peer.told, peer.done = lease, False
+        peer.told, peer.done, peer.nets = lease, False, _nets(lease)
+        self._told.update(dict.fromkeys(peer.nets, key))
         if self._commands.add is not None:
             await _run(self._commands.add, _variables(lease), data)
         peer.done = True
@@ -202,6 +234,10 @@ def _variables(lease: Lease) -> dict[str, str]:
 
 def _subnets(lease: Lease) -> dict[str, IPNetwork | None]:
     return {"SUBNET": lease.subnet if lease.subnet.prefixlen else None, "IPV6SUBNET": lease.subnet6}
+
+
+def _nets(lease: Lease) -> tuple[IPNetwork, ...]:
+    return tuple(net for net in _subnets(lease).values() if net is not None)
 
 
 def _there(named: Mapping[str, IPNetwork | IPAddress | None]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from flannelpy.agent.report import Reporter
 from flannelpy.agent.view import Cursor
 from flannelpy.core.backend import Backend, Datapath, DatapathStatus, FdStore, HasStatus, LeavesBehind, Local, RefusesPeers
 from flannelpy.core.errors import FlannelpyError
-from flannelpy.core.moving import Begins, Retires
+from flannelpy.core.moving import Begins, Retires, Succeeds
 from flannelpy.core.objects import Fou, HostState, Key, Link, Scope
 from flannelpy.core.plan import Step
 from flannelpy.kernel import Kernel
@@ -134,7 +134,9 @@ class DatapathSupervisor:
                 if self._wanted is wanted:  # else another one is wanted since, which has not been tried
                     self.tried.set()
                 continue
-            self._datapath = wanted.datapath
+            before, self._datapath = self._datapath, wanted.datapath
+            if before is not None and before is not self._datapath and isinstance(self._datapath, Succeeds):
+                self._datapath.succeed(before)
             leaving = asyncio.Event()
             serving = asyncio.create_task(self._serve(wanted.datapath, wanted, leaving), name="datapath")
             changed = asyncio.create_task(self._changed.wait(), name="datapath changed")

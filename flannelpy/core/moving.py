@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from netaddr import IPAddress, IPNetwork
 
-from flannelpy.core.backend import Backend, Enclosed, Local, Path, StandsBeside
+from flannelpy.core.backend import Backend, Datapath, Enclosed, Local, Path, StandsBeside
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.model import Lease, LeaseAttrs
@@ -37,6 +37,15 @@ class Retires(Protocol):
 
     def retire(self) -> None:
         """Another one takes its place: the next ``close`` is to leave nothing."""
+        ...
+
+
+@runtime_checkable
+class Succeeds(Protocol):
+    """What a datapath has besides where what another one of its kind has done is left for it to undo."""
+
+    def succeed(self, before: Datapath) -> None:
+        """It takes the place of this one, which is closed; called before ``open``."""
         ...
 
 

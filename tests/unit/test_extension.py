@@ -425,6 +425,67 @@ async def test_a_removal_that_always_fails_is_given_up(programs: Programs, quick
     assert "given up after" in caplog.text
 
 
+def both(number: int, number6: int = 0) -> Lease:
+    """The same host's lease with IPv6."""
+    lease = peer(number)
+    attrs = LeaseAttrs(lease.public_ip, IPAddress(f"2001:db8::{number}"), "extension")
+    return Lease(lease.subnet, attrs, IPNetwork(f"fd00:0:0:{number6 or number}::/64"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(peer(9), both(9)), (both(9), peer(9)), (both(9), both(9, 8))], ids=["with IPv6", "without", "another"]
+)
+@pytest.mark.parametrize("order", [False, True])
+@pytest.mark.parametrize("fails", [0, 1])
+async def test_a_subnet_under_another_key_is_added_after_the_old_one_is_removed(
+    programs: Programs, quick: None, before: Lease, after: Lease, order: bool, fails: int
+) -> None:
+    """The network gets IPv6, and the host another key for the subnet that it has: what runs last is what counts."""
+    slow = f"sleep 0.1; note remove $SUBNET; [ $(grep -c remove {programs.notes}) -gt {fails} ]"
+    options = {"SubnetAddCommand": programs.make("add", "note add $SUBNET"), "SubnetRemoveCommand": programs.make("rm", slow)}
+    async with running(options) as (made, _refused):
+        made.update({before.key: before})
+        await until(lambda: programs.noted == ["add 10.5.9.0/24"])
+        made.update({after.key: after, before.key: None} if order else {before.key: None, after.key: after})
+        await until(lambda: not made._due and all(each.settled and not each.busy for each in made._peers.values()))
+        assert list(made._peers) == [after.key]
+        made.update({after.key: None})
+        await until(lambda: not made._peers)
+        assert not made._told
+    assert programs.noted[1:] == [*["remove 10.5.9.0/24"] * (fails + 1), "add 10.5.9.0/24", "remove 10.5.9.0/24"]
+
+
+@pytest.mark.parametrize("failures", [0, 2])
+async def test_who_goes_while_other_commands_take_over_is_removed_by_them(
+    programs: Programs, tmp_path: Path, failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = HostInMemory(MemoryStore(), tmp_path)
+    value = '{"PublicIP":"192.0.2.%d","BackendType":"extension"}'
+    go = programs.folder / "go"
+    fails = f"[ $(grep -c post {programs.notes} || true) -le {failures} ] && note post && exit 1"
+    post = f"{fails}; while [ ! -e {go} ]; do sleep 0.01; done"
+
+    def config(network: str, **more: object) -> dict[str, object]:
+        add, remove = (programs.make(name, f"note {name} $SUBNET") for name in ("add", "rm"))
+        backend = {"Type": "extension", "SubnetAddCommand": add, "SubnetRemoveCommand": remove, **more}
+        return {"Network": network, "SubnetMin": network.replace("0.0/16", "200.0"), "Backend": backend}
+
+    host.put_config(config("10.5.0.0/16"))
+    for number in (8, 9):
+        host.put_peer(f"10.5.{number}.0-24", value % number)
+    async with host.run():
+        await until(lambda: sorted(programs.noted) == ["add 10.5.8.0/24", "add 10.5.9.0/24"])
+        host.put_config(config("10.5.0.0/16", PostStartupCommand=programs.make("post", post)))
+        await until(lambda: "post" in programs.noted)
+        host.delete("10.5.9.0-24")
+        await until(lambda: host.agent is not None and "10.5.9.0-24" not in host.agent._network.cluster.view.peers)  # type: ignore[union-attr]
+        go.touch()
+        await until(lambda: "rm 10.5.9.0/24" in programs.noted and programs.noted.count("add 10.5.8.0/24") == 2)
+        host.put_config(config("10.6.0.0/16"))  # and so it is with all of another network
+        await until(lambda: "rm 10.5.8.0/24" in programs.noted)
+    assert programs.noted.count("rm 10.5.9.0/24") == 1
+
+
 class Recorded:
     """A command that takes some turns of the loop and may fail; ``runs``: who is at work on which subnet."""
 
