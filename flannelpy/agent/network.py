@@ -255,7 +255,7 @@ class Network:
             carriage, lease = steering.carried
             if steering.phase.may_publish and self.datapath.may_publish and not reconciler.standing.host_failed:
                 self.publisher.publish(lease, carriage, reconciler.fragments.peer_count)
-            if steering.phase.may_sweep:
+            if steering.phase.may_sweep and not reconciler.standing.left_over:
                 steering.swept()
             if self._notices is not None and steering.scope != self._scope:
                 self._notices.close()  # and listen for what is ours now

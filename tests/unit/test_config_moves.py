@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from collections.abc import Mapping
 from itertools import product
@@ -15,6 +16,7 @@ from netaddr import IPAddress
 
 from flannelpy.agent.cluster import Cluster
 from flannelpy.core.errors import RegistryRefusedError, RegistryUnavailableError
+from flannelpy.core.objects import Key
 from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.registry import StoredConfig
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
@@ -106,6 +108,24 @@ async def test_a_config_that_was_read_before_the_watch_told_of_another_is_not_go
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("backend", [{"Type": "vxlan", "VNI": 5}, {"Type": "alloc"}, {"Type": "vxlan", "Port": 4789, "VNI": 7}])
+@pytest.mark.parametrize("failures", [1, 3])
+async def test_a_device_that_the_kernel_does_not_let_go_at_once_is_still_ours(
+    tmp_path: Path, backend: dict[str, object], failures: int
+) -> None:
+    host = HostInMemory(MemoryStore(), tmp_path)
+    host.put_config(VXLAN)
+    old = Key("link", "flannel.1")
+    async with host.run():
+        await until(lambda: host.settled and host.kernel.get(old))
+        host.kernel.fail(old, errno.EBUSY, times=failures)
+        host.put_config({**VXLAN, "Backend": backend})
+        await until(lambda: "kernel-refused link 16" in host.conditions())
+        assert "device flannel.1" in host.claims.names
+        await until(lambda: host.kernel.get(old) is None)
+        await until(lambda: "device flannel.1" not in host.claims.names and host.conditions() == {})
 
 
 async def test_on_exit_the_lease_is_given_back_though_what_peers_offer_was_still_waited_for(tmp_path: Path) -> None:

@@ -40,6 +40,11 @@ class Standing:
         return {key: refusal for key, refusal in self.refusals.items() if not self.in_sync(key)}
 
     @property
+    def left_over(self) -> bool:
+        """True while the kernel refuses to let go of something that nobody wants any more: it is still ours."""
+        return any(refusal.step.op == "remove" for refusal in self.failing.values())
+
+    @property
     def host_failed(self) -> bool:
         """True while something of the host's own (device, address, network route, firewall) could not be applied.
 
