@@ -7,10 +7,12 @@ c1 10.1.1.2 - h1 ==== routes or a vxlan device, made by packaging/extension's sc
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from netns_lab.host import Host
 from netns_lab.lab import Lab
 from tests.lab.agent_support import (  # noqa: F401
     SUBNETS,
@@ -84,15 +86,42 @@ async def test_vxlan_by_a_script(overlay: Lab) -> None:
     assert await shell(host, "ls / | grep -c pwned || true") == ["0"]
     assert (await overlay.ping("c1", "c3")).ok
 
+    async def entries() -> list[str]:
+        return await shell(host, "bridge fdb show dev flannel-ext | sed -n 's/ self permanent//p'")
+
     put_leased(overlay, f"{SUBNETS}/10.1.9.0-24", peer_value("192.168.50.90", "02:00:00:00:00:09"))
     await until_said(log, "resolved", "10.1.9.0/24")
+    # It moves to another subnet, whose first one is then another host's, and then nobody's.
+    put_leased(overlay, f"{SUBNETS}/10.1.8.0-24", peer_value("192.168.50.90", "02:00:00:00:00:09"))
+    put_leased(overlay, f"{SUBNETS}/10.1.9.0-24", peer_value("192.168.50.91", "02:00:00:00:00:0a"))
+    both = {"02:00:00:00:00:09 dst 192.168.50.90", "02:00:00:00:00:0a dst 192.168.50.91"}
+
+    async def apart() -> bool:
+        return both <= {*await entries()} and "10.1.8.0/24 via 10.1.8.0 dev flannel-ext onlink" in await routes(host)
+
+    await until(apart, 30, "both have their entry")
+    overlay.etcd.ctl("del", f"{SUBNETS}/10.1.9.0-24")
+    await until(lambda: _lacks(entries, "02:00:00:00:00:0a"), 30, "nothing is left of the one that went")
+    put_leased(overlay, f"{SUBNETS}/10.1.9.0-24", peer_value("192.168.50.90", "02:00:00:00:00:09"))
+    await until(lambda: _routed(host, "10.1.9.0/24"), 30, "one that has both")
+    overlay.etcd.ctl("del", f"{SUBNETS}/10.1.8.0-24")
+    await until(lambda: _routed(host, "10.1.8.0/24", there=False), 30, "has only the first")
+    assert "02:00:00:00:00:09 dst 192.168.50.90" in await entries()
     overlay.etcd.ctl("del", f"{SUBNETS}/10.1.9.0-24")
 
     async def clean() -> bool:
-        entries = "ip route show dev flannel-ext; ip neighbour show dev flannel-ext; bridge fdb show dev flannel-ext"
-        return not [line for line in await shell(host, entries) if "10.1.9.0" in line or "02:00:00:00:00:09" in line]
+        left = "ip route show dev flannel-ext; ip neighbour show dev flannel-ext; bridge fdb show dev flannel-ext"
+        return not [line for line in await shell(host, left) if "10.1.9.0" in line or "02:00:00:00:00:09" in line]
 
     await until(clean, 30, "nothing is left of the peer that went")
+
+
+async def _lacks(entries: Callable[[], Awaitable[list[str]]], mac: str) -> bool:
+    return not any(mac in line for line in await entries())
+
+
+async def _routed(host: Host, subnet: str, *, there: bool = True) -> bool:
+    return bool(await routes(host, f"exact {subnet}")) is there
 
 
 ROUGH = """#!/bin/sh
