@@ -13,7 +13,7 @@ from pathlib import Path
 from flannelpy.core.errors import FlannelpyError
 from flannelpy.core.secret import Secret
 from flannelpy.core.wireguard import KEY_BYTES, clamped, key_bytes, key_text
-from flannelpy.host.files import RefusedError, read_file, set_aside, write_file
+from flannelpy.host.files import read_file, set_aside, write_file
 from flannelpy.host.state import MODE
 
 FILE = "wireguard.key"
@@ -34,20 +34,18 @@ def draw() -> Secret[bytes]:
 def read_or_make(path: Path, flannels: Path, say: Say) -> Secret[bytes]:
     """The key in ``path``; where none is, the one that a flannel left, or a new one, which is kept there.
 
-    A file that is no key is set aside; one that cannot be written is done without. Neither is an error: both are said.
+    A file that is no key, or cannot be read, is set aside; one that cannot be written is done without. None of these is an error:
+    all are said.
     """
     try:
         key = _read(path)
     except FileNotFoundError:
         key = _adopt(flannels, path, say) or draw()
-    except RefusedError as error:
-        say(f"{error}; {set_aside(path)}, and a new key is made")
-        key = draw()
     except ValueError as error:
         say(f"{path}: {error}; {set_aside(path)}, and a new key is made")
         key = draw()
-    except FlannelpyError as error:
-        say(f"{error}; a new key is made")
+    except FlannelpyError as error:  # also of one that cannot be read now, and may be the only copy
+        say(f"{error}; {set_aside(path)}, and a new key is made")
         key = draw()
     keep(path, key, say)
     return key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -49,6 +50,28 @@ def test_what_is_no_key_is_set_aside_whole_and_said_in_a_line(tmp_path: Path, da
     assert said[0].isprintable()
     assert said[0].startswith(str(path))
     assert said[0].endswith(f"set aside as {FILE}.corrupt, and a new key is made")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EMFILE])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=10)
+@given(keys)
+def test_a_key_that_cannot_be_read_is_not_lost(tmp_path: Path, code: int, key: bytes) -> None:
+    path, said, opened = tmp_path / FILE, list[str](), os.open
+    for left in tmp_path.iterdir():
+        left.unlink()
+    path.write_text(key_text(key))
+
+    def refusing(name: str, flags: int, *rest: int, **where: int) -> int:
+        if name == FILE and not flags & os.O_CREAT:
+            raise OSError(code, os.strerror(code))
+        return opened(name, flags, *rest, **where)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", refusing)
+        made = read_or_make(path, NOWHERE, said.append).reveal()
+    assert content(path) == f"{key_text(made)}\n".encode()
+    assert content(tmp_path / f"{FILE}.corrupt") == key_text(key).encode()
+    assert said == [f"{path}: cannot be read: {os.strerror(code)}; set aside as {FILE}.corrupt, and a new key is made"]
 
 
 @pytest.mark.parametrize("kind", ["directory", "link", "fifo"])
