@@ -46,6 +46,7 @@ class Preparation:
                 self._wanted = name, backend
                 self._changed.set()
             return None
+        self._done = None  # what it has made may be gone when it is wanted again
         if self._wanted is not None:
             self._wanted = None
             self._changed.set()

@@ -6,6 +6,7 @@ The commands are real programs in a folder of the test's own.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import stat
@@ -672,3 +673,22 @@ async def test_what_was_extension_may_become_something_else(programs: Programs, 
         host.put_config({**extension(), "Backend": {"Type": "host-gw"}})
         await until(lambda: '"BackendType":"host-gw"' in host.value(host.lease))
         assert "BackendData" not in host.value(host.lease)
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+async def test_what_becomes_extension_again_is_prepared_again(programs: Programs, tmp_path: Path, rounds: int) -> None:
+    """What it made before, a device, may have been taken away when nobody needed it."""
+    host = HostInMemory(MemoryStore(), tmp_path)
+    pre = programs.make("pre", f"note pre; grep -c pre {programs.notes}")
+    extension = {"Network": "10.5.0.0/16", "Backend": {"Type": "extension", "PreStartupCommand": pre}}
+    host.put_config(extension)
+    async with host.run():
+        for number in range(1, rounds + 1):
+            host.put_config({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}})
+            await until(lambda: json.loads(host.value(host.lease))["BackendType"] == "vxlan" and host.settled)
+            host.put_config(extension)
+            await until(lambda: json.loads(host.value(host.lease))["BackendType"] == "extension" and host.settled)
+            assert json.loads(host.value(host.lease))["BackendData"] == str(number + 1)
+        host.agent.audit()  # type: ignore[union-attr]
+        await until(lambda: host.settled)
+        assert programs.noted == ["pre"] * (rounds + 1)
