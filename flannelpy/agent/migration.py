@@ -165,7 +165,9 @@ class Migration:
             return
         for each in preference.leaving:
             told = held is None or type_of(held.attrs) == each
-            peers = () if each in preference.carriers else self._cluster.view.peers.values()  # by it they take packets for good
+            # Of what is preferred, too, only who has nothing else: who has the Type takes packets by it for good.
+            lasting = each in preference.carriers
+            peers = [peer for peer in self._cluster.view.peers.values() if not (lasting and announces(peer, name))]
             if each in needed or told or any(announces(peer, each) for peer in peers):
                 self._idle.pop(each, None)
             elif now - self._idle.setdefault(each, now) >= beside.LINGER_S:

@@ -30,6 +30,7 @@ from flannelpy.core.offer import Offer
 from flannelpy.core.plan import Step
 from flannelpy.core.select import Preferring
 from flannelpy.core.uplink import Interface, InterfaceAddress
+from flannelpy.core.wireguard import clamped, key_text
 from flannelpy.plugins import Published
 from flannelpy.registry.memory import MemoryStore
 
@@ -372,6 +373,29 @@ def test_a_peer_that_has_nothing_but_what_is_preferred_needs_the_type_before(off
     both = Offer(IPAddress("192.0.2.9"), None, {"host-gw": (None, None)})
     path = carriers.path(lease("vxlan", {"VtepMAC": MAC}, both), local)
     assert (path.carrier, path.preferred) == ("host-gw", True)
+
+
+@pytest.mark.parametrize("prefer", [["host-gw", "wireguard"], ["wireguard", "host-gw"], ["wireguard"]])
+async def test_a_peer_that_is_slow_to_have_the_new_type_stays_reached_by_what_is_preferred(
+    hosts: tuple[HostInMemory, HostInMemory], prefer: list[str]
+) -> None:
+    one, _ = hosts
+    data = {"PublicKey": key_text(clamped(bytes(range(32)))), "Port": 51820}
+    told = {"PublicIP": "192.0.2.9", "BackendType": "wireguard", "BackendData": data}
+    one.put_config({**NETWORK, "Backend": {"Type": "wireguard"}})
+    one.put_peer("10.5.9.0-24", json.dumps(told))
+    offering(one, "10.5.9.0-24", "192.0.2.9", {"host-gw": (None, None)})
+    async with one.run():
+        await until(lambda: one.settled)
+        watched = Watched(one)
+        one.put_config({**NETWORK, "Backend": {"Type": "vxlan", "Prefer": prefer}})
+        await until(lambda: backend_type(one, one.lease) == "vxlan" and way(one, "10.5.9.0-24") != "None")
+        for _ in range(5):
+            await asyncio.sleep(beside.LINGER_S)
+            assert way(one, "10.5.9.0-24").endswith("dev eth1" if "host-gw" in prefer else "dev flannel-wg")
+        one.put_peer("10.5.9.0-24", vxlan_value("192.0.2.9", MAC))
+        await until(lambda: offered(one, one.lease) == sorted(prefer))
+        assert watched.lost == []
 
 
 def carried(host: HostInMemory) -> dict[str, object]:
