@@ -165,9 +165,9 @@ class Migration:
             return
         for each in preference.leaving:
             told = held is None or type_of(held.attrs) == each
-            # Of what is preferred, too, only who has nothing else: who has the Type takes packets by it for good.
+            # Of what is preferred, too, only who does not have the Type for sure: the others take packets by it for good.
             lasting = each in preference.carriers
-            peers = [peer for peer in self._cluster.view.peers.values() if not (lasting and announces(peer, name))]
+            peers = [peer for peer in self._cluster.view.peers.values() if not (lasting and type_of(peer.attrs) == name)]
             if each in needed or told or any(announces(peer, each) for peer in peers):
                 self._idle.pop(each, None)
             elif now - self._idle.setdefault(each, now) >= beside.LINGER_S:

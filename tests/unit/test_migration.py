@@ -375,10 +375,12 @@ def test_a_peer_that_has_nothing_but_what_is_preferred_needs_the_type_before(off
     assert (path.carrier, path.preferred) == ("host-gw", True)
 
 
+@pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("prefer", [["host-gw", "wireguard"], ["wireguard", "host-gw"], ["wireguard"]])
 async def test_a_peer_that_is_slow_to_have_the_new_type_stays_reached_by_what_is_preferred(
-    hosts: tuple[HostInMemory, HostInMemory], prefer: list[str]
+    hosts: tuple[HostInMemory, HostInMemory], prefer: list[str], begun: bool
 ) -> None:
+    """``begun``: it has set it up, and is started anew before its lease says so: then it begins with what the lease says."""
     one, _ = hosts
     data = {"PublicKey": key_text(clamped(bytes(range(32)))), "Port": 51820}
     told = {"PublicIP": "192.0.2.9", "BackendType": "wireguard", "BackendData": data}
@@ -390,6 +392,11 @@ async def test_a_peer_that_is_slow_to_have_the_new_type_stays_reached_by_what_is
         watched = Watched(one)
         one.put_config({**NETWORK, "Backend": {"Type": "vxlan", "Prefer": prefer}})
         await until(lambda: backend_type(one, one.lease) == "vxlan" and way(one, "10.5.9.0-24") != "None")
+        if begun:
+            vxlan = ({"VNI": 1, "VtepMAC": MAC}, None)
+            offering(one, "10.5.9.0-24", "192.0.2.9", {"host-gw": (None, None), "vxlan": vxlan})
+            await asyncio.sleep(5 * beside.LINGER_S)
+            offering(one, "10.5.9.0-24", "192.0.2.9", {"host-gw": (None, None)})
         for _ in range(5):
             await asyncio.sleep(beside.LINGER_S)
             assert way(one, "10.5.9.0-24").endswith("dev eth1" if "host-gw" in prefer else "dev flannel-wg")
