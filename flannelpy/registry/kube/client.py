@@ -1,15 +1,16 @@
-"""How is the API server asked? Calls with a deadline, a watch that cannot hang, errors of ours; the one importer of lightkube.
+"""How is the API server asked? Calls with a deadline, a watch that cannot hang, errors of ours (``client_errors``).
 
 What lightkube leaves open: its watch waits for ever, so one in which nothing happens is ended, and begun when the server answers.
-It reads a service account's token anew when that is refused, but its certificates never, so after a failed handshake the next call
-has a client of its own. A node is decoded as far as we need it: a thousand in a fifth of a second.
+It reads a service account's token anew when that is refused, but its certificates and a kubeconfig never: the API server refuses
+an expired certificate not in the handshake but by 401, as any other user. So after a failed handshake, and after any failure where
+these files are others by now, the next call has a client of its own. A node is decoded as far as we need it: a thousand in a fifth
+of a second.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
@@ -19,11 +20,9 @@ from typing import Any
 
 import httpx2
 import msgspec
-import yaml
-from lightkube import AsyncClient, KubeConfig
-from lightkube.config.models import User
+from lightkube import AsyncClient
 from lightkube.core import resource
-from lightkube.core.exceptions import ApiError, ConfigError
+from lightkube.core.exceptions import ConfigError
 from lightkube.models.authorization_v1 import ResourceAttributes, SelfSubjectAccessReviewSpec
 from lightkube.resources.authorization_v1 import SelfSubjectAccessReview
 from lightkube.resources.core_v1 import Pod
@@ -38,10 +37,11 @@ from flannelpy.core.errors import (
     RegistryTlsError,
     RegistryUnavailableError,
     UsageError,
-    WatchGapError,
 )
 from flannelpy.core.foreign import printable
 from flannelpy.registry.kube.access import Access
+from flannelpy.registry.kube.client_config import configured, written
+from flannelpy.registry.kube.client_errors import FAILURES, MissingError, as_ours
 from flannelpy.registry.kube.names import Names
 from flannelpy.registry.kube.nodes import Node, ours_only
 
@@ -60,6 +60,8 @@ usual."""
 QUIET_S = 45.0
 """A watch in which nothing happened for so long is ended, and begun anew once the server has answered: nothing else shows that a
 server is gone without a word. kubelets are heard every five minutes or more often, each."""
+AGAIN_S = 1.0
+"""Between the beginnings of watches that end in order: lightkube begins them anew at once, even where a gateway ends each so."""
 SERVER_ENDS_S = 300
 """When the server is to end a watch that we have forgotten."""
 PAGE = 500
@@ -79,7 +81,7 @@ class NodeSpec(msgspec.Struct):
 class NodeMeta(msgspec.Struct):
     """What of its metadata does."""
 
-    name: str = ""
+    name: str
     resourceVersion: str = "0"  # noqa: N815
     creationTimestamp: str | None = None  # noqa: N815
     annotations: dict[str, str] | None = None
@@ -102,7 +104,7 @@ class SlimNode(resource.GlobalResource, msgspec.Struct):
     """A node without its images, addresses, capacities."""
 
     _api_info = resource.ApiInfo(resource=resource.ResourceDef("", "v1", "Node"), plural="nodes", verbs=["get", "list", "watch"])
-    metadata: NodeMeta = msgspec.field(default_factory=NodeMeta)
+    metadata: NodeMeta
     spec: NodeSpec = msgspec.field(default_factory=NodeSpec)
     status: NodeConditions = msgspec.field(default_factory=NodeConditions)
 
@@ -117,7 +119,7 @@ class SlimNodeStatus(resource.GlobalSubResource, msgspec.Struct):
         verbs=["patch"],
         action="status",
     )
-    metadata: NodeMeta = msgspec.field(default_factory=NodeMeta)
+    metadata: NodeMeta
     spec: NodeSpec = msgspec.field(default_factory=NodeSpec)
     status: NodeConditions = msgspec.field(default_factory=NodeConditions)
 
@@ -128,13 +130,16 @@ class ApiServer:
     def __init__(self, access: Access, names: Names) -> None:
         self._access = access
         self._names = names
-        self._config = _configured(access)
+        self._config = configured(access)
+        self._written: tuple[bytes | None, ...] = ()
         self._client: AsyncClient | None = None
         self._open: dict[object, float] = {}
         self._closing = set[asyncio.Future[None]]()
         self._back_at = -inf
         """When a server that was away has refused us first; infinity while it is away."""
         self._let_in: Callable[[], None] = _ignore
+        self._begun_at = -inf
+        """When the watch was let in last."""
         self.answered_at = time.monotonic()
         """When the server was last heard, by time.monotonic."""
 
@@ -149,26 +154,28 @@ class ApiServer:
         return time.monotonic() - min(self._open.values()) if self._open else 0.0
 
     async def nodes(self) -> tuple[list[Node], int]:
-        """Every node, and the version of the whole."""
-        async with self._call() as client:
-            listed = client.list(SlimNode, chunk_size=PAGE)
-            nodes = [self._node(item) async for item in listed]
+        """Every node, and the version of the whole. Each page has the time of a call: of a large cluster there are many."""
+        async with self._call() as (client, go_on):
+            listed, nodes = client.list(SlimNode, chunk_size=PAGE), list[Node]()
+            async for item in listed:
+                go_on()
+                nodes.append(self._node(item))
             return nodes, _version(listed.resourceVersion)
 
     async def node(self, name: str) -> Node | None:
         """One node, None where there is none."""
         try:
-            async with self._call() as client:
+            async with self._call() as (client, _):
                 return self._node(await client.get(SlimNode, name))
-        except _MissingError:
+        except MissingError:
             return None
 
     async def node_of_pod(self, namespace: str, name: str) -> str:
         """The name of the node that a pod is on; empty where it is on none yet."""
         try:
-            async with self._call() as client:
+            async with self._call() as (client, _):
                 pod = await client.get(Pod, name, namespace=namespace)
-        except _MissingError:
+        except MissingError:
             raise RegistryRefusedError(f"{self.url}: no pod {namespace}/{name}; expected ours, or NODE_NAME") from None
         return (pod.spec.nodeName if pod.spec is not None else None) or ""
 
@@ -181,15 +188,15 @@ class ApiServer:
         if status is not None:
             body["status"] = dict(status)
         try:
-            async with self._call() as client:
+            async with self._call() as (client, _):
                 return self._node(await client.patch(SlimNodeStatus, name, body, patch_type=PatchType.STRATEGIC))
-        except _MissingError:
+        except MissingError:
             raise ConflictError(f"node {name} is gone; nothing was written") from None
 
     async def may(self, verb: str, part: str = "") -> bool:
         """Whether we have the right to do this with nodes, or with this part of them; nothing is done."""
         wanted = ResourceAttributes(resource="nodes", verb=verb, subresource=part or None)
-        async with self._call() as client:
+        async with self._call() as (client, _):
             review = await client.create(SelfSubjectAccessReview(SelfSubjectAccessReviewSpec(resourceAttributes=wanted)))
         return bool(review.status and review.status.allowed)
 
@@ -203,14 +210,14 @@ class ApiServer:
 
         def heard() -> None:
             nonlocal begun
-            begun = True
+            begun, self._begun_at = True, time.monotonic()
             limit.reschedule(asyncio.get_running_loop().time() + QUIET_S)
             self._heard()
             let_in()
 
         with self._told():
             client = self._made()
-            self._let_in = heard
+            self._let_in, self._begun_at = heard, -inf
             stream: Any = client.watch(SlimNode, resource_version=str(version), server_timeout=SERVER_ENDS_S)
             async with aclosing(stream) as events:
                 while True:
@@ -228,6 +235,11 @@ class ApiServer:
 
     def renew(self) -> None:
         """Have new connections, and read certificates and tokens anew."""
+        self._leave()
+        with suppress(UsageError):  # half written, it may be: what was in it before still counts
+            self._config = configured(self._access)
+
+    def _leave(self) -> None:
         client, self._client = self._client, None
         if client is not None:
             closing = asyncio.ensure_future(client.close())
@@ -236,24 +248,29 @@ class ApiServer:
 
     async def close(self) -> None:
         """End all connections. May be called twice."""
-        self.renew()
+        self._leave()
         await asyncio.gather(*self._closing, return_exceptions=True)
 
     def _made(self) -> AsyncClient:
         if self._client is None:
+            self._written = written(self._access, self._config)
             try:
                 made = AsyncClient(self._config, timeout=httpx2.Timeout(CALL_S), trust_env=False, field_manager=MANAGER)
             except (OSError, ConfigError) as error:  # a file of the configuration
                 raise RegistryTlsError(f"{self.url}: {error}; expected readable certificates") from None
             http = made._client._client  # lightkube has no way of its own to either
             http.headers["User-Agent"] = USER_AGENT
-            http.event_hooks = {"response": [self._look_at]}
+            http.event_hooks = {"request": [self._pace], "response": [self._look_at]}
             self._client = made
         return self._client
 
+    async def _pace(self, request: httpx2.Request) -> None:
+        if _watches(request):
+            await asyncio.sleep(max(0.0, self._begun_at + AGAIN_S - time.monotonic()))
+
     async def _look_at(self, response: httpx2.Response) -> None:
         """The head of an answer is there; that of a watch comes at once, and its first line with the first change."""
-        if response.request.url.params.get("watch") == "true":
+        if _watches(response.request):
             if response.is_success:
                 self._let_in()
             else:
@@ -263,14 +280,19 @@ class ApiServer:
         self.answered_at, self._back_at = time.monotonic(), -inf
 
     @asynccontextmanager
-    async def _call(self) -> AsyncIterator[AsyncClient]:
-        """A call: within its time, counted while it is open, and told in our errors."""
+    async def _call(self) -> AsyncIterator[tuple[AsyncClient, Callable[[], None]]]:
+        """A call: within its time, counted while it is open, and told in our errors. The second: its time begins anew."""
         token = object()
+
+        def go_on() -> None:
+            self._open[token] = time.monotonic()
+            limit.reschedule(asyncio.get_running_loop().time() + CALL_S)
+
         self._open[token] = time.monotonic()
         try:
             with self._told():
-                async with asyncio.timeout(CALL_S):
-                    yield self._made()
+                async with asyncio.timeout(CALL_S) as limit:
+                    yield self._made(), go_on
             self._heard()
         finally:
             del self._open[token]
@@ -279,11 +301,11 @@ class ApiServer:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except (httpx2.HTTPError, TimeoutError, msgspec.MsgspecError, ConfigError, OSError, httpx2.StreamError) as error:
-            told = self._patient(_as_ours(error, self.url))
-            if isinstance(told, RegistryTlsError):
+        except FAILURES as error:
+            told = self._patient(as_ours(error, self.url))
+            if isinstance(told, RegistryTlsError) or self._written != written(self._access, self._config):
                 self.renew()
-            elif not isinstance(told, RegistryUnavailableError):
+            if not isinstance(told, RegistryTlsError | RegistryUnavailableError):
                 self.answered_at = time.monotonic()
             raise told from error
 
@@ -311,51 +333,8 @@ def _ignore() -> None:
     pass
 
 
-class _MissingError(RegistryError):
-    """There is no such object."""
-
-
-def _as_ours(error: Exception, url: str) -> RegistryError:
-    """An error of the client's libraries as one of ours."""
-    if isinstance(error, ApiError | httpx2.HTTPStatusError):
-        return _refusal(error, url)
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLError):
-            reason = getattr(cause, "verify_message", "") or cause.reason or str(cause)
-            return RegistryTlsError(f"{url}: TLS: {printable(str(reason))}")
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(error, msgspec.MsgspecError):
-        return RegistryRefusedError(f"{url}: its answer is no node: {printable(str(error))}; expected Kubernetes' API")
-    if isinstance(error, TimeoutError | httpx2.TimeoutException):
-        return RegistryUnavailableError(f"{url}: no answer")
-    if isinstance(error, ConfigError):
-        return RegistryAuthError(f"{url}: {printable(str(error))}")
-    return RegistryUnavailableError(f"{url}: {printable(str(error) or type(error).__name__)}")
-
-
-def _refusal(error: ApiError | httpx2.HTTPStatusError, url: str) -> RegistryError:
-    response = getattr(error, "response", None)
-    code = response.status_code if response is not None else getattr(getattr(error, "status", None), "code", None) or 0
-    said = str(error) if isinstance(error, ApiError) else _message(error.response)
-    text = f"{url}: {printable(said.splitlines()[0] if said else 'no reason given')}"
-    ahead = code == 504 and response is not None and "watch=true" in str(response.request.url)  # "Too large resource version"
-    if code == 410 or ahead:
-        return WatchGapError(text)
-    if code == 404:
-        return _MissingError(text)
-    if code in (401, 403):
-        return RegistryAuthError(text)
-    if code == 409:
-        return ConflictError(text)
-    return RegistryUnavailableError(text) if code == 429 or code >= 500 else RegistryRefusedError(text)
-
-
-def _message(response: httpx2.Response) -> str:
-    """Why the server refuses, in its own words where it says it as Kubernetes does."""
-    with suppress(ValueError, TypeError, KeyError, httpx2.StreamError):
-        return str(response.json()["message"])
-    return f"HTTP {response.status_code}"
+def _watches(request: httpx2.Request) -> bool:
+    return bool(request.url.params.get("watch") == "true")
 
 
 def _version(text: str) -> int:
@@ -371,23 +350,3 @@ def _seconds(timestamp: str | None) -> int:
         return int(datetime.fromisoformat(timestamp or "").timestamp())
     except ValueError:
         return 0
-
-
-def _configured(access: Access) -> Any:
-    """The configuration that access leads to, with a user, whom lightkube expects. Raises UsageError."""
-    try:
-        if access.kubeconfig:
-            found = KubeConfig.from_file(access.kubeconfig).get()
-        elif access.api_url:
-            found = KubeConfig.from_server(access.api_url).get()
-        else:
-            found = KubeConfig.from_service_account().get()
-    except (ConfigError, KeyError, TypeError, AttributeError, OSError, ValueError, msgspec.MsgspecError, yaml.YAMLError) as error:
-        where = f"--kubeconfig-file {access.kubeconfig!r}" if access.kubeconfig else "--kube-subnet-mgr without --kubeconfig-file"
-        said = f"{error} is not there" if isinstance(error, KeyError) else str(error).splitlines()[0]
-        raise UsageError(f"{where}: {printable(said)}; expected a kubeconfig, or a pod's service account") from None
-    if found is None:
-        raise UsageError(f"--kubeconfig-file {access.kubeconfig!r}: no current context; expected one")
-    if access.api_url:
-        found.cluster.server = access.api_url
-    return found._replace(user=found.user or User())

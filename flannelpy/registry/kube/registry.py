@@ -42,6 +42,8 @@ from flannelpy.registry.kube.nodes import Node, advertised, annotations_for, bar
 FILE_S = 1.0
 """How often the file with the network config is looked at. kubelet takes a minute to change it."""
 FIRST_RETRY_S, LAST_RETRY_S = 0.2, 2.0
+STEADY_S = 5.0
+"""A watch that stood for so long was well; one that is taken and cut at once, over and over, is tried as one that is refused."""
 RESOLVE_S = 1.0
 
 
@@ -92,13 +94,20 @@ class KubeRegistry:
         """Every change from ``from_revision`` on; the first batch after every (re)connect is empty. Raises WatchGapError."""
         if not self._listed or from_revision > self._book.version + 1:
             raise WatchGapError(f"revision {from_revision}: not the one that was listed")
-        news: asyncio.Queue[Batch | RegistryError] = asyncio.Queue()
+        news: asyncio.Queue[Batch | Exception] = asyncio.Queue()
+
+        def pass_on(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and isinstance(error := task.exception(), Exception):
+                news.put_nowait(error)  # or nobody would ever hear of anything again, nor why
+
         work = [self._follow_nodes(news.put_nowait), self._follow_config(news.put_nowait)]
         tasks = [asyncio.create_task(each, name="kubernetes watch") for each in work]
+        for task in tasks:
+            task.add_done_callback(pass_on)
         try:
             while not self._closed:
                 said = await news.get()
-                if isinstance(said, RegistryError):
+                if isinstance(said, Exception):
                     raise said
                 yield said
         finally:
@@ -111,12 +120,13 @@ class KubeRegistry:
         delay, failed = FIRST_RETRY_S, True
 
         def let_in() -> None:
-            nonlocal delay, failed
+            nonlocal failed
             if failed:
                 tell(Batch((), self._book.version, connected=True))
-            failed, self._trouble, delay = False, None, FIRST_RETRY_S
+            failed, self._trouble = False, None
 
         while True:
+            began = time.monotonic()
             try:
                 async with aclosing(cast(Any, self._api.watch(self._book.version, let_in))) as changes:
                     async for kind, node in changes:
@@ -125,6 +135,7 @@ class KubeRegistry:
                 return tell(gap)
             except RegistryError as error:
                 failed, self._trouble = True, error
+                delay = FIRST_RETRY_S if time.monotonic() - began > STEADY_S else delay
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, LAST_RETRY_S)
 
