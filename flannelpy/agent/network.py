@@ -142,7 +142,7 @@ class Network:
         watched = (self.context.kernel, self.context.reporter, self._parts, self.steering, self.context.clock)
         yield "firewall watch", FirewallWatch(*watched).run
         if self.context.assigned is not None:
-            yield "announcement", partial(announce, self.context, self.context.assigned, self._carries_pods)
+            yield "announcement", partial(announce, self.context, self.context.assigned, self._carried)
         yield "flag", partial(show, self.context.settings.run_dir, self.carries)
         yield "publish", self._publish
         yield "files", self.publisher.run
@@ -205,10 +205,11 @@ class Network:
         self.reconciler.fragments.change_firewall()
         self.reconciler.dirty.poke()
 
-    def _carries_pods(self) -> bool:
-        """Whether what our node was given is carried, and the subnet file says so."""
+    def _carried(self) -> Lease | None:
+        """What our node was given, if it is carried, and the subnet file says so."""
         keeper = self.steering.keeper
-        return keeper is not None and keeper.held is not None and not keeper.lost and self.publisher.says(keeper.held.key)
+        held = None if keeper is None or keeper.lost else keeper.held
+        return held if held is not None and self.publisher.says(held.key) else None
 
     def _standing(self) -> tuple[Carriage | None, Lease | None, Lease | None]:
         keeper = self.steering.keeper

@@ -126,7 +126,7 @@ class NodeKeeper:
     async def _look(self) -> bool:
         """See what our node is, and make it say what we publish; False where it has no lease for us. Raises RegistryError."""
         try:
-            own = await self._assigned.own()
+            own = await self._assigned.own(self._config.families)
         except ConflictError as error:
             return self._miss(str(error))
         if own is None:
@@ -167,14 +167,17 @@ class NodeKeeper:
         self._wake()
 
 
-async def announce(context: Context, assigned: Assigned, ready: Callable[[], bool]) -> None:
-    """Say of our node that its network is there, once it is; at once where somebody says otherwise, or makes it anew; for ever."""
+async def announce(context: Context, assigned: Assigned, carried: Callable[[], Lease | None]) -> None:
+    """Say of our node that its network is there, once it is; at once where somebody says otherwise, or makes it anew; for ever.
+
+    Only of a node that still has the lease that is ``carried``: one that was made anew this moment may have no podCIDR.
+    """
     delay = FIRST_RETRY_S
     while True:
         since, pause = assigned.changes, READY_S
         try:
-            if ready():
-                await assigned.announce()
+            if (lease := carried()) is not None:
+                await assigned.announce(lease)
                 delay, pause = FIRST_RETRY_S, ANNOUNCE_S
         except RegistryError as error:
             log.debug("that our node's network is there could not be said: %s", error)

@@ -14,7 +14,7 @@ from typing import Protocol
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import MalformedError, RegistryError
-from flannelpy.core.model import LEASE_TTL_S, NO_ADDRESS, Lease, LeaseAttrs, parse_subnet_key
+from flannelpy.core.model import LEASE_TTL_S, NO_ADDRESS, Family, Lease, LeaseAttrs, parse_subnet_key
 from flannelpy.core.secret import Secret
 
 
@@ -228,16 +228,19 @@ class Assigned(Protocol):
     Such a lease has no end but its deletion: it stands as a reservation. ``Registry.renew`` writes what we publish into it.
     """
 
-    async def own(self) -> Lease | None:
-        """What we were given, with what is published of it; None where that is nothing yet. ConflictError: nobody knows us."""
+    async def own(self, families: tuple[Family, ...] = ()) -> Lease | None:
+        """What we were given, with what is published of it; None where that is nothing yet. ConflictError: nobody knows us.
+
+        Of these ``families``, as all leases are from then on; none: of those that the network's config has, followed or not.
+        """
         ...
 
     async def advertise(self, attrs: LeaseAttrs) -> LeaseAttrs:
         """What is to be published for ``attrs``: a person may have written other addresses beside them."""
         ...
 
-    async def announce(self) -> None:
-        """Say that this host's network is there; nothing where that is said."""
+    async def announce(self, lease: Lease) -> None:
+        """Say that this host's network is there, if we were given ``lease`` (ConflictError); nothing where that is said."""
         ...
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.errors import ConflictError, RegistryError, TakenError, WatchGapError
-from flannelpy.core.model import LEASE_TTL_S, Lease, LeaseAttrs
+from flannelpy.core.model import LEASE_TTL_S, Family, Lease, LeaseAttrs
 from flannelpy.registry import Assigned, Batch, Offered, Registry, Snapshot, StoredConfig
 from flannelpy.registry.health import Kind, RegistryHealth
 
@@ -159,20 +159,20 @@ class MonitoredNode:
         self._assigned = assigned
         self._health = health
 
-    async def own(self) -> Lease | None:
+    async def own(self, families: tuple[Family, ...] = ()) -> Lease | None:
         """What we were given. Raises ConflictError."""
         with _counted(self._health, Kind.NODE):
-            return await self._assigned.own()
+            return await self._assigned.own(families)
 
     async def advertise(self, attrs: LeaseAttrs) -> LeaseAttrs:
         """What is to be published for ``attrs``."""
         with _counted(self._health, Kind.NODE):
             return await self._assigned.advertise(attrs)
 
-    async def announce(self) -> None:
-        """Say that this host's network is there."""
+    async def announce(self, lease: Lease) -> None:
+        """Say that this host's network is there. Raises ConflictError."""
         with _counted(self._health, Kind.WRITE):
-            await self._assigned.announce()
+            await self._assigned.announce(lease)
 
     @property
     def changes(self) -> int:

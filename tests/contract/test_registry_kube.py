@@ -169,12 +169,27 @@ async def test_a_lease_that_our_node_no_longer_is_cannot_be_written(registry: Ku
 
 
 async def test_the_network_is_said_to_be_there_once(registry: KubeRegistry, server: ApiServer) -> None:
+    own = await registry.own()
+    assert own is not None
     server.change("n1", status={"conditions": [{"type": "NetworkUnavailable", "status": "True"}]})
-    await registry.announce()
+    await registry.announce(own)
     assert server.conditions("n1") == {"NetworkUnavailable": "False"}
     version = server.version
-    await registry.announce()
+    await registry.announce(own)
     assert server.version == version
+
+
+@pytest.mark.parametrize("cidrs", [(), ("10.244.7.0/24",)])
+async def test_nothing_is_said_of_a_node_that_was_made_anew_with_another_subnet(
+    registry: KubeRegistry, server: ApiServer, cidrs: tuple[str, ...]
+) -> None:
+    own = await registry.own()
+    assert own is not None
+    server.remove("n1")
+    server.add("n1", *cidrs)
+    with pytest.raises(ConflictError, match="nothing was written"):
+        await registry.announce(own)
+    assert server.conditions("n1") == {}
 
 
 async def test_a_watch_tells_what_concerns_leases_alone(registry: KubeRegistry, server: ApiServer) -> None:
@@ -275,7 +290,58 @@ async def test_another_family_is_a_gap(registry: KubeRegistry, tmp_path: Path) -
             '{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:244::/48", "Backend": {"Type": "vxlan"}}'
         )
         await until(lambda: following.error)
-    assert (await registry.snapshot()).leases == ()
+    assert [lease.key for lease in (await registry.snapshot()).leases] == ["10.244.2.0-24"], "it has that family, and goes on"
+
+
+DUAL = '{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:244::/48", "Backend": {"Type": "vxlan"}}'
+
+
+@pytest.mark.parametrize("overtaken", [True, False])
+async def test_another_family_is_read_also_where_the_watch_overtakes_the_listing(
+    registry: KubeRegistry, server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overtaken: bool
+) -> None:
+    """In a cluster of thousands each listing is overtaken by some heartbeat."""
+    server.add("n3", "10.244.3.0/24", "fd00:244:0:3::/64", annotations={**published("192.0.2.3"), f"{P}public-ipv6": "fd00::3"})
+    async with Following(registry):
+        listing = server._list
+
+        def slow(limit: int, after: str) -> str:
+            text = listing(limit, after)
+            if overtaken:
+                server.beat("n2")
+            return text
+
+        nodes = registry._api.nodes
+
+        async def late() -> Any:
+            answer = await nodes()
+            await until(lambda: registry._book.version == server.version)
+            return answer
+
+        monkeypatch.setattr(server, "_list", slow)
+        monkeypatch.setattr(registry._api, "nodes", late)
+        (tmp_path / "net-conf.json").write_text(DUAL)
+        keys = [lease.key for lease in (await registry.snapshot()).leases]
+        assert keys == ["10.244.2.0-24", "10.244.3.0-24&fd00:244:0:3::-64"]
+
+
+async def test_leases_are_of_the_families_that_are_followed(registry: KubeRegistry, server: ApiServer, tmp_path: Path) -> None:
+    """The file may ask for a family that this host cannot have: it goes on with the config before, and so do its peers."""
+    both = {**published("192.0.2.3"), f"{P}public-ipv6": "fd00::3"}
+    server.add("n3", "10.244.3.0/24", "fd00:244:0:3::/64", annotations=both)
+    server.change("n1", spec={"podCIDRs": ["10.244.1.0/24", "fd00:244:0:1::/64"]})
+    own = await registry.own((4,))
+    assert own is not None
+    (tmp_path / "net-conf.json").write_text(DUAL)
+    assert [lease.key for lease in (await registry.snapshot()).leases] == ["10.244.2.0-24", "10.244.3.0-24"]
+    assert (await registry.renew(own, ATTRS)).key == "10.244.1.0-24"
+    async with Following(registry) as following:
+        own = await registry.own((4, 6))
+        assert own is not None
+        assert own.key == "10.244.1.0-24&fd00:244:0:1::-64"
+        await until(lambda: following.error)
+    keys = [lease.key for lease in (await registry.snapshot()).leases]
+    assert keys == ["10.244.1.0-24", "10.244.2.0-24", "10.244.3.0-24&fd00:244:0:3::-64"]
 
 
 async def test_a_token_that_changes_is_read_anew(server: ApiServer, tmp_path: Path) -> None:
@@ -384,7 +450,7 @@ async def test_whatever_is_asked_says_by_whom(registry: KubeRegistry, server: Ap
         assert own is not None
         await registry.renew(own, ATTRS)
         await registry.offer(own, '{"a":1}')
-        await registry.announce()
+        await registry.announce(own)
     assert server.agents == {f"flannelpy/{__version__}"}
     assert server.managers == ["flannelpy"] * 3
 
@@ -396,7 +462,7 @@ async def test_our_node_is_news_where_others_change_it_and_not_where_we_do(regis
         assert own is not None
         before = registry.changes
         await registry.renew(own, ATTRS)
-        await registry.announce()
+        await registry.announce(own)
         server.beat("n1")
         server.beat("n2")
         server.change("n2", metadata={"annotations": {f"{P}public-ip": "192.0.2.22"}})

@@ -127,6 +127,33 @@ def test_an_annotation_that_cannot_be_read_is_named(changes: dict[str, str], sai
         lease_of(node(**changes), NAMES, (4,))
 
 
+V6 = {f"{P}public-ipv6": "fd00::1", f"{P}backend-v6-data": "null"}
+
+
+@pytest.mark.parametrize(
+    ("cidrs", "annotations", "key"),
+    [
+        (("10.244.1.0/24", "fd00:1::/64"), {**VXLAN, **V6}, "10.244.1.0-24&fd00:1::-64"),
+        (("10.244.1.0/24",), VXLAN, "10.244.1.0-24"),
+        (("10.244.1.0/24",), {**VXLAN, **V6}, "10.244.1.0-24"),
+        (("10.244.1.0/24", "fd00:1::/64"), VXLAN, "10.244.1.0-24"),
+        (("fd00:1::/64",), {**VXLAN, **V6}, "0.0.0.0-0&fd00:1::-64"),
+        (("10.244.1.0/24", "fd00:1::/64"), {**VXLAN, **V6, f"{P}public-ip": ""}, "0.0.0.0-0&fd00:1::-64"),
+    ],
+)
+def test_of_a_networks_families_a_node_is_of_those_that_it_has_and_publishes(
+    cidrs: tuple[str, ...], annotations: dict[str, str], key: str
+) -> None:
+    lease = lease_of(Node("n1", annotations, cidrs), NAMES, (4, 6))
+    assert lease is not None
+    assert (lease.key, lease.attrs.public_ipv6 is None) == (key, lease.subnet6 is None)
+
+
+def test_a_node_that_publishes_no_address_at_all_is_malformed_in_any_network() -> None:
+    with pytest.raises(MalformedError, match="public-ip is missing"):
+        lease_of(node(public_ip="", cidrs=("10.244.1.0/24", "fd00:1::/64")), NAMES, (4, 6))
+
+
 @pytest.mark.parametrize("cidrs", [("junk",), ("10.244.1.0",), ("10.244.1.0/99",), ("10.0.0.0/24", "10.1.0.0/24", "fd00::/64")])
 def test_a_pod_cidr_that_cannot_be_is_named(cidrs: tuple[str, ...]) -> None:
     with pytest.raises(MalformedError, match="podCIDR"):
@@ -137,6 +164,8 @@ def test_an_overwrite_wins_over_the_hosts_own_address() -> None:
     said = node(public_ip_overwrite="198.51.100.9")
     assert advertised(ATTRS, said, NAMES) == replace(ATTRS, public_ip=IPAddress("198.51.100.9"))
     assert advertised(ATTRS, node(), NAMES) == ATTRS
+    only6 = LeaseAttrs(IPAddress("0.0.0.0"), IPAddress("fd00::1"), "host-gw")
+    assert advertised(only6, said, NAMES) == only6, "of a family that the network has not"
     with pytest.raises(MalformedError, match="public-ip-overwrite 'x': expected an IPv4 address"):
         advertised(ATTRS, node(public_ip_overwrite="x"), NAMES)
 
@@ -232,6 +261,5 @@ def test_a_node_that_cannot_be_read_any_more_keeps_its_lease_in_a_listing_too(li
     book.replace([node(version=20)], 20)
     assert (len(book.snapshot.leases), book.snapshot.malformed) == (1, ())
     book.replace([bad], 21)
-    book.families = (4, 6)
-    book.replace([bad], 22)
+    book.replace([bad], 22, (4, 6))
     assert book.snapshot.leases == (), "what it was in a network of other families is no lease of this one"

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from netaddr import IPAddress
 
+from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.registry.kube.access import Access
 from flannelpy.registry.kube.registry import KubeRegistry
-from tests.unit.test_kube_agent import Scene, scene, server, until  # noqa: F401 - fixtures
+from netns_lab.api_server import ApiServer
+from tests.unit.test_kube_agent import MAC3, PEER, P, Scene, scene, server, until  # noqa: F401 - fixtures
 
 
 async def test_of_a_name_that_nobody_resolves_now_the_addresses_are_what_they_were(
@@ -42,3 +44,102 @@ async def test_a_network_that_no_podcidr_is_in_cuts_nobody_off(scene: Scene) -> 
         await until(lambda: scene.holds("node-unassigned"), 10.0)
         await asyncio.sleep(0.5)
         assert "10.244.2.0/24" in str(scene.routes)
+
+
+DUAL = '{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:244::/48", "Backend": {"Type": "vxlan"}}'
+V6 = {f"{P}public-ipv6": "2001:db8::2", f"{P}backend-v6-data": '{"VNI":1,"VtepMAC":"aa:bb:cc:dd:ee:62"}'}
+
+
+class Route:
+    """Whether a route was ever missing, looked at all the time."""
+
+    def __init__(self, scene: Scene, subnet: str) -> None:  # noqa: F811
+        self.missing = False
+        self._scene, self._subnet = scene, subnet
+        self._task = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
+        while True:
+            self.missing |= self._subnet not in str(self._scene.routes)
+            await asyncio.sleep(0.002)
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("cidrs", [("10.244.2.0/24",), ("10.244.2.0/24", "fd00:244:0:2::/64")])
+async def test_a_second_family_takes_nobody_the_first(scene: Scene, server: ApiServer, cidrs: tuple[str, ...]) -> None:  # noqa: F811
+    """Hosts hear of it one by one, and a node that was made before may never have a podCIDR of it."""
+    addresses = InterfaceAddress(IPAddress("192.0.2.1"), 24), InterfaceAddress(IPAddress("2001:db8::1"), 64)
+    scene.host.kernel.set_interface(Interface("eth1", 2, 1500, True, addresses))
+    server.add("n1", "10.244.1.0/24", "fd00:244:0:1::/64")
+    server.change("n2", spec={"podCIDRs": list(cidrs)})
+    async with scene.running():
+        await until(lambda: scene.agent.ready and "10.244.2.0/24" in str(scene.routes))
+        route = Route(scene, "10.244.2.0/24")
+        scene.config.write_text(DUAL)
+        await until(lambda: server.annotations("n1").get(f"{P}public-ipv6") == "2001:db8::1")
+        await asyncio.sleep(0.5)
+        server.change("n2", metadata={"annotations": V6})
+        if len(cidrs) > 1:
+            await until(lambda: "fd00:244:0:2::/64" in str(scene.routes))
+        await asyncio.sleep(0.5)
+        await route.stop()
+        assert not route.missing
+
+
+async def test_a_second_family_that_this_host_cannot_have_takes_it_nobody(scene: Scene, server: ApiServer) -> None:  # noqa: F811
+    server.add("n1", "10.244.1.0/24", "fd00:244:0:1::/64")
+    server.change("n2", spec={"podCIDRs": ["10.244.2.0/24", "fd00:244:0:2::/64"]})
+    async with scene.running():
+        await until(lambda: scene.agent.ready and "10.244.2.0/24" in str(scene.routes))
+        route = Route(scene, "10.244.2.0/24")
+        scene.config.write_text(DUAL)
+        await until(lambda: scene.holds("config-changed"))
+        server.change("n2", metadata={"annotations": V6})
+        server.change("n1", metadata={"annotations": {f"{P}public-ip": "198.51.100.1"}})
+        await until(lambda: server.annotations("n1")[f"{P}public-ip"] == "192.0.2.1")
+        await asyncio.sleep(0.5)
+        await route.stop()
+        assert not route.missing
+        assert not scene.holds("node-unassigned")
+
+
+async def test_nothing_is_said_of_a_node_that_is_made_anew_at_once(scene: Scene, server: ApiServer) -> None:  # noqa: F811
+    """It has no podCIDR yet: with the condition it would be given pods."""
+    server.add("n1", "10.244.1.0/24")
+    async with scene.running():
+        await until(lambda: server.conditions("n1").get("NetworkUnavailable") == "False")
+        for _ in range(3):
+            server.remove("n1")
+            server.add("n1")
+            await until(lambda: scene.holds("node-unassigned"))
+            await asyncio.sleep(0.3)
+            assert server.conditions("n1") == {}
+            server.change("n1", spec={"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"]})
+            await until(lambda: server.conditions("n1").get("NetworkUnavailable") == "False")
+
+
+@pytest.mark.parametrize("heartbeats", [0, 100])
+async def test_a_server_that_was_restored_has_lost_data_whatever_the_heartbeats(
+    scene: Scene,  # noqa: F811
+    server: ApiServer,  # noqa: F811
+    heartbeats: int,
+) -> None:
+    """By them its version is far ahead of the last change of a lease. A node that is missing then is not one that was deleted."""
+    server.add("n1", "10.244.1.0/24")
+    server.add("n3", "10.244.3.0/24", annotations={**PEER, f"{P}public-ip": "192.0.2.3", f"{P}backend-data": MAC3})
+    async with scene.running():
+        await until(lambda: scene.agent.ready and "10.244.3.0/24" in str(scene.routes))
+        await until(lambda: server.conditions("n1").get("NetworkUnavailable") == "False")
+        for _ in range(heartbeats):
+            server.beat("n2")
+        await until(lambda: scene.registry._book.version == server.version)
+        await server.stop()
+        del server.nodes["n3"], server._texts["n3"]
+        server.version -= max(1, heartbeats // 2)
+        server.compact()
+        await server.start()
+        await until(lambda: scene.holds("registry-reset"))
+        assert "10.244.3.0/24" in str(scene.routes)

@@ -29,7 +29,6 @@ class Book:
     _claims: dict[str, set[str]] = field(default_factory=dict)
     """The names of the nodes that have a key."""
     _bad: dict[str, str] = field(default_factory=dict)
-    _read_as: tuple[Family, ...] = ()
 
     def holder(self, key: str) -> str | None:
         """The name of the node whose lease this is."""
@@ -52,16 +51,16 @@ class Book:
                 found[key] = text.encode(errors="replace")
         return found
 
-    def replace(self, nodes: Iterable[Node], version: int) -> None:
+    def replace(self, nodes: Iterable[Node], version: int, families: tuple[Family, ...] | None = None) -> None:
         """These are all the nodes there are. Of one that cannot be read what it was before stays, as when it is put."""
         there = {node.name: node for node in nodes}
         self.version = version
         for name in self.nodes.keys() - there.keys():
             self._set(name, None)
-        if self.families != self._read_as:  # what was read for others is no lease of this network
+        if families is not None and families != self.families:  # what was read for others is no lease of this network
             self._leases.clear()
             self._claims.clear()
-            self._read_as = self.families
+            self.families = families
         for name, node in there.items():
             self._set(name, node)
 

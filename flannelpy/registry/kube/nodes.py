@@ -44,7 +44,14 @@ def subnets_of(node: Node, families: tuple[Family, ...]) -> tuple[IPNetwork, IPN
 
     Raises MalformedError.
     """
-    found: dict[int, IPNetwork] = {}
+    found = _pod_cidrs(node)
+    if any(family not in found for family in families):
+        return None
+    return found[4] if 4 in families else NO_SUBNET, found[6] if 6 in families else None
+
+
+def _pod_cidrs(node: Node) -> Mapping[Family, IPNetwork]:
+    found: dict[Family, IPNetwork] = {}
     if len(node.pod_cidrs) > 2:
         raise MalformedError(f"podCIDRs {printable(','.join(node.pod_cidrs), 100)}: expected one of each family at most")
     for text in node.pod_cidrs:
@@ -57,25 +64,32 @@ def subnets_of(node: Node, families: tuple[Family, ...]) -> tuple[IPNetwork, IPN
         except (AddrFormatError, ValueError):
             raise MalformedError(f"podCIDR {printable(text)!r}: expected a network like 10.244.1.0/24") from None
         found.setdefault(net.version, net)
-    if any(family not in found for family in families):
-        return None
-    return found[4] if 4 in families else NO_SUBNET, found[6] if 6 in families else None
+    return found
+
+
+def families_of(lease: Lease) -> tuple[Family, ...]:
+    """Of which families it has a subnet."""
+    return tuple(family for family, there in ((BOTH[0], lease.subnet.prefixlen), (BOTH[1], lease.subnet6)) if there)
 
 
 def lease_of(node: Node, names: Names, families: tuple[Family, ...]) -> Lease | None:
     """The lease that a node is; None where flannel has not served it, or Kubernetes has given it no subnet yet.
 
+    Of a network's two families it may have one: a node keeps the podCIDRs that it has, and hosts hear of the second one by one.
     Raises MalformedError: which annotation, what it holds, what was expected.
     """
     if node.annotations.get(names.managed) != "true":
         return None
-    subnets = subnets_of(node, families)
-    if subnets is None:
+    found = _pod_cidrs(node)
+    given = [family for family in families if family in found]
+    if not given:
         return None
-    v4, v6 = (_published(node, names, family) if family in families else None for family in BOTH)
-    data, data6 = (_data(node, names.data[at]) if family in families else None for at, family in enumerate(BOTH))
+    told = [family for family in given if node.annotations.get(names.public[BOTH.index(family)])] or given
+    v4, v6 = (_published(node, names, family) if family in told else None for family in BOTH)
+    data, data6 = (_data(node, names.data[at]) if family in told else None for at, family in enumerate(BOTH))
     attrs = LeaseAttrs(v4 or NO_ADDRESS, v6, node.annotations.get(names.backend_type, ""), data, data6)
-    return Lease(subnets[0], attrs, subnets[1], create_revision=max(node.created, 1), mod_revision=node.version, holder=node.name)
+    subnet, subnet6 = found[4] if 4 in told else NO_SUBNET, found[6] if 6 in told else None
+    return Lease(subnet, attrs, subnet6, create_revision=max(node.created, 1), mod_revision=node.version, holder=node.name)
 
 
 def bare_lease(node: Node, families: tuple[Family, ...]) -> Lease | None:
@@ -95,7 +109,7 @@ def advertised(attrs: LeaseAttrs, node: Node, names: Names) -> LeaseAttrs:
     v4, v6 = (
         _address(node.annotations.get(names.overwrite[at], ""), family, names.overwrite[at]) for at, family in enumerate(BOTH)
     )
-    if v4 is not None:
+    if v4 is not None and attrs.public_ip != NO_ADDRESS:
         attrs = replace(attrs, public_ip=v4)
     if v6 is not None and attrs.public_ipv6 is not None:
         attrs = replace(attrs, public_ipv6=v6)

@@ -30,14 +30,14 @@ from flannelpy.core.errors import (
     RegistryUnavailableError,
     WatchGapError,
 )
-from flannelpy.core.model import LEASE_TTL_S, Lease, LeaseAttrs
+from flannelpy.core.model import LEASE_TTL_S, Family, Lease, LeaseAttrs
 from flannelpy.host.files import read_given
 from flannelpy.registry import Batch, ConfigChanged, Offered, Snapshot, StoredConfig
 from flannelpy.registry.kube.access import Access
 from flannelpy.registry.kube.book import Book
 from flannelpy.registry.kube.client import CALL_S, NETWORK_UNAVAILABLE, QUIET_S, ApiServer
 from flannelpy.registry.kube.names import Names
-from flannelpy.registry.kube.nodes import Node, advertised, annotations_for, bare_lease, lease_of
+from flannelpy.registry.kube.nodes import Node, advertised, annotations_for, bare_lease, families_of, lease_of
 
 FILE_S = 1.0
 """How often the file with the network config is looked at. kubelet takes a minute to change it."""
@@ -56,6 +56,9 @@ class KubeRegistry:
         self._api = api or ApiServer(access, self.names)
         self._book = Book(self.names)
         self._node = access.node
+        self._followed: tuple[Family, ...] = ()
+        """The families that the agent has, once it has told."""
+        self._interrupt: Callable[[WatchGapError], None] = _ignore
         self._listed = False
         self._trouble: RegistryError | None = None
         self._closed = False
@@ -80,11 +83,14 @@ class KubeRegistry:
 
     async def snapshot(self) -> Snapshot:
         """Every lease now."""
-        await self._learn_families()
-        before = self._book.version
+        text, before = await asyncio.to_thread(self._read_config), self._book.version
         nodes, version = await self._api.nodes()
-        if not self._listed or version >= self._book.version or version < before:
-            self._book.replace(nodes, version)
+        families = self._followed or _families(text, self._book.families)
+        fresh = not self._listed or version >= self._book.version or version < before
+        if not fresh:  # the watch has overtaken it, and knows better
+            nodes, version = list(self._book.nodes.values()), self._book.version
+        if fresh or families != self._book.families:
+            self._book.replace(nodes, version, families)
             self._listed = True
             self._move()
             self._see_own()
@@ -95,6 +101,7 @@ class KubeRegistry:
         if not self._listed or from_revision > self._book.version + 1:
             raise WatchGapError(f"revision {from_revision}: not the one that was listed")
         news: asyncio.Queue[Batch | Exception] = asyncio.Queue()
+        self._interrupt = news.put_nowait
 
         def pass_on(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and isinstance(error := task.exception(), Exception):
@@ -132,6 +139,7 @@ class KubeRegistry:
                     async for kind, node in changes:
                         self._take(None if kind == "DELETED" else node, node, tell)
             except WatchGapError as gap:
+                tell(Batch((), self._book.version))  # what is listed next may be older: revisions have started over then
                 return tell(gap)
             except RegistryError as error:
                 failed, self._trouble = True, error
@@ -153,11 +161,11 @@ class KubeRegistry:
             tell(Batch(tuple(events), self._book.version))
 
     async def _follow_config(self, tell: Callable[[Batch | RegistryError], None]) -> None:
-        """Tell what the file says whenever that is something else. With other families every lease is another one."""
+        """Tell what the file says whenever that is something else. With other families every lease is another one: see ``own``."""
         while True:
             text = await asyncio.to_thread(self._read_config)
             before, self._config_said = self._config_said, (text,)
-            if _families(text, self._book.families) != self._book.families:
+            if not self._followed and _families(text, self._book.families) != self._book.families:
                 self._config_said = before  # whoever lists anew asks for it
                 return tell(WatchGapError("the network has other families now"))
             if before is not None and before != (text,):
@@ -170,9 +178,6 @@ class KubeRegistry:
         except (OSError, ValueError, FlannelpyError):
             return None
 
-    async def _learn_families(self) -> None:
-        self._book.families = _families(await asyncio.to_thread(self._read_config), self._book.families)
-
     # ------------------------------------------------------------------------------------------------------ our own
 
     @property
@@ -180,9 +185,21 @@ class KubeRegistry:
         """Our node's name; empty until it is found out."""
         return self._node
 
-    async def own(self) -> Lease | None:
-        """What our node is as a lease now, published or not; None where it has no subnet yet. ConflictError: it is gone."""
-        return self._lease(await self._own_node())
+    async def own(self, families: tuple[Family, ...] = ()) -> Lease | None:
+        """What our node is as a lease now, published or not; None where it has no subnet yet. ConflictError: it is gone.
+
+        Of these ``families``, as all leases are from then on: the file may say others, and be no config that our host can follow.
+        """
+        if families:
+            self._follow(families)
+        return self._lease(await self._own_node(), families or self._book.families)
+
+    def _follow(self, families: tuple[Family, ...]) -> None:
+        self._followed = families
+        if self._listed and families != self._book.families:
+            self._book.replace(list(self._book.nodes.values()), self._book.version, families)
+            self._move()
+            self._interrupt(WatchGapError("the network has other families now"))
 
     async def advertise(self, attrs: LeaseAttrs) -> LeaseAttrs:
         """What is to be published for ``attrs``: with the addresses that a person has written into our node."""
@@ -193,16 +210,13 @@ class KubeRegistry:
 
     async def renew(self, lease: Lease, attrs: LeaseAttrs, *, ttl_s: int = LEASE_TTL_S) -> Lease:
         """Write ``attrs`` into our node, if it still has the lease's subnets. Raises ConflictError."""
-        before = await self._own_node()
-        there = self._lease(before)
-        if there is None or there.key != lease.key:
-            raise ConflictError(f"{lease.key}: node {self._node} has {there.key if there else 'no podCIDR'}; nothing was written")
-        node = await self._write(before, annotations_for(attrs, self.names, self._book.families))
+        before, there = await self._own_as(lease)
+        node = await self._write(before, annotations_for(attrs, self.names, families_of(lease)))
         return replace(lease, attrs=attrs, create_revision=there.create_revision, mod_revision=node.version)
 
-    async def announce(self) -> None:
-        """Say of our node that its network is there, where it is not said: pods are kept off it until then."""
-        node = await self._own_node()
+    async def announce(self, lease: Lease) -> None:
+        """Say of our node that its network is there, where it is not said: it has no pods until then. Raises ConflictError."""
+        node, _ = await self._own_as(lease)
         if node.available or not self._access.network_available:
             return
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -233,11 +247,19 @@ class KubeRegistry:
             self._own_seen, self.changes = seen, self.changes + 1
             self._move()
 
-    def _lease(self, node: Node) -> Lease | None:
-        try:
-            return lease_of(node, self.names, self._book.families) or bare_lease(node, self._book.families)
-        except MalformedError:
-            return bare_lease(node, self._book.families)
+    def _lease(self, node: Node, families: tuple[Family, ...]) -> Lease | None:
+        bare, published = bare_lease(node, families), None
+        with suppress(MalformedError):
+            published = lease_of(node, self.names, families)
+        return bare if published is None or bare is None or published.key != bare.key else published
+
+    async def _own_as(self, lease: Lease) -> tuple[Node, Lease]:
+        """Our node, and the lease that it is, if it still has the subnets of this one. Raises ConflictError."""
+        node = await self._own_node()
+        there = self._lease(node, families_of(lease))
+        if there is None or there.key != lease.key:
+            raise ConflictError(f"{lease.key}: node {self._node} has {there.key if there else 'no podCIDR'}; nothing was written")
+        return node, there
 
     async def _own_node(self) -> Node:
         await self._find_node()
@@ -281,10 +303,7 @@ class KubeRegistry:
 
     async def offer(self, lease: Lease, text: str | None) -> None:
         """Write this into our node, beside its lease; None takes it away. Raises ConflictError."""
-        node = await self._own_node()
-        there = self._lease(node)
-        if there is None or there.key != lease.key:
-            raise ConflictError(f"{lease.key}: node {self._node} has another subnet; nothing was written")
+        node, _ = await self._own_as(lease)
         await self._write(node, {self.names.offer: text})
 
     async def offers(self) -> AsyncIterator[Offered]:
@@ -347,6 +366,10 @@ class KubeRegistry:
     def _move(self) -> None:
         self._moved.set()
         self._moved = asyncio.Event()
+
+
+def _ignore(_gap: WatchGapError) -> None:
+    pass
 
 
 def _seen(node: Node | None) -> tuple[object, ...]:
