@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
 
 from netaddr import IPNetwork
@@ -33,6 +33,38 @@ LOOK_S = 300.0
 """How often our node is looked at where nothing was heard of it."""
 ANNOUNCE_S = 300.0
 READY_S = 0.2
+
+EDIT_S, LAST_EDIT_S = 1.0, 30.0
+"""What somebody else has written over is put back at once, the next time after a pause, and after longer ones from then on: another
+host that takes our node for its own does the same."""
+MANY_EDITS = 3
+QUIET_S = 120.0
+"""So long without an edit, and the next one is the first."""
+
+
+@dataclass(slots=True)
+class _Edits:
+    """What others have written over what we publish: ``ours`` was written last, ``due`` is when it is put back, if it has to be."""
+
+    ours: LeaseAttrs | None = None
+    count: int = 0
+    at: float = -inf
+    due: float | None = None
+
+    def wait(self, wanted: LeaseAttrs, now: float) -> float:
+        """Our node does not say what is ``wanted``: how many seconds it stays so."""
+        if wanted != self.ours:
+            return 0.0  # it is we who have changed
+        if self.due is None:
+            self.count, self.at = (1 if now - self.at > QUIET_S else self.count + 1), now
+            self.due = now if self.count == 1 else now + min(LAST_EDIT_S, EDIT_S * 2.0 ** min(self.count - 2, 10))
+        return max(0.0, self.due - now)
+
+    def settle(self, ours: LeaseAttrs | None, now: float) -> None:
+        """Our node says this now; None: nobody knows."""
+        self.ours, self.due = ours, None
+        if now - self.at > QUIET_S:
+            self.count = 0
 
 
 class NodeKeeper:
@@ -61,6 +93,7 @@ class NodeKeeper:
         self._promise = promise
         self._changed = asyncio.Event()
         self._publishing: asyncio.TimerHandle | None = None
+        self._edits = _Edits()
 
     @property
     def sure_until(self) -> float:
@@ -103,12 +136,12 @@ class NodeKeeper:
             while True:
                 self._changed.clear()
                 try:
-                    settled = await self._look()
+                    pause = await self._look()
                 except RegistryError as error:
                     log.debug("our node: %s", error)
-                    settled = False
-                delay = FIRST_RETRY_S if settled else min(2 * delay, LAST_RETRY_S)
-                pause = LOOK_S if settled else delay
+                    pause = None
+                delay = min(2 * delay, LAST_RETRY_S) if pause is None else FIRST_RETRY_S
+                pause = delay if pause is None else pause
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._context.random.uniform(pause / 2, pause)):
                         await self._changed.wait()
@@ -123,31 +156,50 @@ class NodeKeeper:
             since = self._assigned.changes
             self._changed.set()
 
-    async def _look(self) -> bool:
-        """See what our node is, and make it say what we publish; False where it has no lease for us. Raises RegistryError."""
+    async def _look(self) -> float | None:
+        """See what our node is, and make it say what we publish: in how many seconds to look again. None: it has no lease for us.
+
+        Raises RegistryError.
+        """
+        why = "our node has no podCIDR of the network's families yet"
         try:
             own = await self._assigned.own(self._config.families)
         except ConflictError as error:
-            return self._miss(str(error))
+            own, why = None, str(error)
+        if own is not None and (unfit := unusable(own, (), self._config)):
+            why, own = f"our node's podCIDR is {' and '.join(_subnets(own))}: {unfit}", None
         if own is None:
-            return self._miss("our node has no podCIDR of the network's families yet")
-        if why := unusable(own, (), self._config):
-            return self._miss(f"our node's podCIDR is {' and '.join(_subnets(own))}: {why}")
+            self._miss(why)
+            return None
         wanted = await self._assigned.advertise(self._attrs)
+        now, edits = self._context.clock(), self._edits
+        pause = edits.wait(wanted, now) if own.attrs != wanted else 0.0
+        if edits.count >= MANY_EDITS and pause:
+            says = own.attrs.host or "nothing"  # a node without annotations has no address
+            self._tell_conflict(f"node {own.holder} is written over and over; it says {says}, we say {wanted.host}")
+        if pause:
+            self._hold(replace(own, attrs=wanted))
+            return pause
         if own.attrs != wanted:
             await self._promise(replace(own, attrs=wanted))
             own = await self._context.registry.renew(own, wanted)
         self._hold(own)
-        return True
+        edits.settle(wanted, now)
+        if not edits.count:
+            self._tell_conflict("")
+        return QUIET_S if edits.count else LOOK_S
 
-    def _miss(self, why: str) -> bool:
+    def _tell_conflict(self, words: str) -> None:
+        self._context.reporter.set("subnet-conflict", {"": words} if words else {})
+
+    def _miss(self, why: str) -> None:
+        self._edits.settle(None, self._context.clock())
         self._context.reporter.set(UNASSIGNED, {"": why})
         if self.held is not None and not self.lost:
             self.lost = True
             text = f"lost our lease {self.held}: {why}; what is programmed stays until we have one again"
             self._context.events.note(LEASE, self.held.key, text, logging.WARNING)
             self._wake()
-        return False
 
     def _hold(self, lease: Lease) -> None:
         self._context.reporter.set(UNASSIGNED, {})

@@ -14,6 +14,7 @@ REMEDIES = {
     "no-free-subnet": "kubectl get node NAME -o yaml; the controller-manager gives podCIDRs inside its --cluster-cidr",
     "lease-lost": "kubectl get node NAME -o yaml; it is published anew when the node is there again",
     "lease-unconfirmed": _READYZ,
+    "subnet-conflict": "give every host a node of its own, by NODE_NAME or its name, and let one agent run on each",
     "lease-malformed": "kubectl get node NAME -o yaml; restart the agent of that node, which writes its annotations anew",
     "peer-unusable": "flannelpy lease list shows it; mend its options, or kubectl delete node where it is gone",
     "peer-unreadable": "flannelpy lease list shows the lease and its node; restart the agent there",

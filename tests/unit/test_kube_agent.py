@@ -42,9 +42,10 @@ async def until(fact: Callable[[], object], bound_s: float = 60.0) -> None:
 class Scene:
     """One host in memory with its agent, and the API server."""
 
-    def __init__(self, folder: Path, server: ApiServer) -> None:
+    def __init__(self, folder: Path, server: ApiServer, number: int = 1) -> None:
+        folder.mkdir(exist_ok=True)
         self.server = server
-        self.host = HostInMemory(MemoryStore(), folder)
+        self.host = HostInMemory(MemoryStore(), folder, number)
         self.config = folder / "net-conf.json"
         self.config.write_text(CONFIG)
         access = Access(api_url=server.url, net_config=self.config, node="n1")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from netaddr import IPAddress
 
+from flannelpy.agent import node
 from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.registry.kube.access import Access
 from flannelpy.registry.kube.registry import KubeRegistry
@@ -143,3 +144,56 @@ async def test_a_server_that_was_restored_has_lost_data_whatever_the_heartbeats(
         await server.start()
         await until(lambda: scene.holds("registry-reset"))
         assert "10.244.3.0/24" in str(scene.routes)
+
+
+async def test_two_hosts_that_take_one_node_for_theirs_are_told_and_do_not_race(
+    tmp_path: Path,
+    scene: Scene,  # noqa: F811
+    server: ApiServer,  # noqa: F811
+) -> None:
+    """NODE_NAME was copied: each puts its address back where the other has written its own."""
+    server.add("n1", "10.244.1.0/24")
+    other = Scene(tmp_path / "other", server, number=7)
+    async with scene.running(), other.running():
+        await until(lambda: scene.agent.ready and other.agent.ready)
+        await until(lambda: scene.holds("subnet-conflict") and other.holds("subnet-conflict"), 90.0)
+        said = str([active.text for active in scene.agent.health])
+        assert "node n1 is written over and over; it says 192.0.2.7, we say 192.0.2.1" in said
+        patched = server.requests.count("PATCH /api/v1/nodes/n1/status")
+        await asyncio.sleep(3.0)
+        assert server.requests.count("PATCH /api/v1/nodes/n1/status") - patched < 10
+
+
+@pytest.mark.parametrize("edit", [{f"{P}public-ip": "198.51.100.1"}, {f"{P}kube-subnet-manager": None}])
+async def test_an_edit_is_put_right_at_once_and_the_next_ones_later_and_later(
+    scene: Scene,  # noqa: F811
+    server: ApiServer,  # noqa: F811
+    edit: dict[str, str | None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server.add("n1", "10.244.1.0/24")
+    loop = asyncio.get_running_loop()
+
+    async def put_right() -> float:
+        server.change("n1", metadata={"annotations": edit})
+        began, name = loop.time(), next(iter(edit))
+        ours = {f"{P}public-ip": "192.0.2.1", f"{P}kube-subnet-manager": "true"}[name]
+        await until(lambda: server.annotations("n1").get(name) == ours)
+        return loop.time() - began
+
+    async with scene.running():
+        await until(lambda: server.conditions("n1").get("NetworkUnavailable") == "False")
+        assert await put_right() < node.EDIT_S
+        assert not scene.holds("subnet-conflict")
+        assert await put_right() >= node.EDIT_S
+        assert await put_right() >= 2 * node.EDIT_S
+        assert scene.holds("subnet-conflict")
+        server.change("n1", metadata={"annotations": edit})
+        await until(lambda: scene.registry._book.version == server.version)
+        server.change("n1", metadata={"annotations": {f"{P}public-ip-overwrite": "198.51.100.9"}})
+        began = loop.time()
+        await until(lambda: server.annotations("n1").get(f"{P}public-ip") == "198.51.100.9")
+        assert loop.time() - began < node.EDIT_S, "what we want to say anew waits for nobody"
+        monkeypatch.setattr(node, "QUIET_S", 0.5)
+        scene.agent._network.steering.keeper._changed.set()  # type: ignore[union-attr]
+        await until(lambda: not scene.holds("subnet-conflict"))
