@@ -102,18 +102,16 @@ class Offers:
             self._plain = offer is None
             if name:
                 offer = replace(offer or Offer.of(carriage.attrs, ()), hostname=name)
-            self.tell(held, offer, wanted=bool(named or preference.order or preference.outgoing))
+            self.tell(held, offer)
         if preference.standing:
             self.follow()
         elif named and len(self._cluster.view.leases) <= NAMED:
             self._following.set()
         return self.known or not self._awaited
 
-    def tell(self, lease: Lease, offer: Offer | None, *, wanted: bool) -> None:
-        """Beside our lease is to stand this; None: nothing. Where it is not ``wanted`` in this network, nobody reads it."""
+    def tell(self, lease: Lease, offer: Offer | None) -> None:
+        """Beside our lease is to stand this; None: nothing, also where a life before this one has left something there."""
         before = self._own
-        if before is None and not wanted:
-            return
         text = None if offer is None else offer.to_json()
         if before is None or (before.lease, before.text) != (lease, text):
             same = before is not None and before.lease.key == lease.key

@@ -520,6 +520,16 @@ async def test_what_is_offered_stands_beside_the_lease(registry: KubeRegistry, s
     assert f"{P}flannelpy-offer" not in server.annotations("n1")
 
 
+@pytest.mark.parametrize("text", [None, '{"a":1}'])
+async def test_what_is_offered_already_is_not_written(registry: KubeRegistry, server: ApiServer, text: str | None) -> None:
+    own = await registry.own()
+    assert own is not None
+    await registry.offer(own, text)
+    version, server.forbidden = server.version, {"patch"}
+    await registry.offer(own, text)
+    assert server.version == version
+
+
 async def test_what_kubernetes_does_itself_is_refused(registry: KubeRegistry) -> None:
     own = await registry.own()
     assert own is not None

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,14 +43,14 @@ async def until(fact: Callable[[], object], bound_s: float = 60.0) -> None:
 class Scene:
     """One host in memory with its agent, and the API server."""
 
-    def __init__(self, folder: Path, server: ApiServer, number: int = 1) -> None:
+    def __init__(self, folder: Path, server: ApiServer, number: int = 1, **more: Any) -> None:
         folder.mkdir(exist_ok=True)
         self.server = server
         self.host = HostInMemory(MemoryStore(), folder, number)
         self.config = folder / "net-conf.json"
         self.config.write_text(CONFIG)
         access = Access(api_url=server.url, net_config=self.config, node="n1")
-        settings = replace(self.host.settings, kube=access, endpoint=Endpoint((server.url,), access.prefix), hostname="h1")
+        settings = replace(self.host.settings, kube=access, endpoint=Endpoint((server.url,), access.prefix), hostname="h1", **more)
         self.registry = KubeRegistry(access)
         parts = (settings, self.registry, self.host.kernel, Notes(), self.host.fd_store, TIMEOUTS, self.host.claims)
         self.agent = self.host.agent = Agent(*parts, self.registry)

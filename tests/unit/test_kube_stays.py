@@ -197,3 +197,16 @@ async def test_an_edit_is_put_right_at_once_and_the_next_ones_later_and_later(
         monkeypatch.setattr(node, "QUIET_S", 0.5)
         scene.agent._network.steering.keeper._changed.set()  # type: ignore[union-attr]
         await until(lambda: not scene.holds("subnet-conflict"))
+
+
+@pytest.mark.parametrize("prefer", ["none", "config"])
+async def test_what_a_life_before_has_offered_is_taken_away(scene: Scene, server: ApiServer, prefer: str) -> None:  # noqa: F811
+    """The agent was started anew with --prefer none, or the network prefers nothing by now: peers would go on sending by it."""
+    offer = f"{P}flannelpy-offer"
+    server.add("n1", "10.244.1.0/24", annotations={offer: '{"PublicIP":"192.0.2.1","Carriers":{"host-gw":{}}}'})
+    if prefer == "none":
+        scene = Scene(scene.config.parent, server, prefer="none")
+        scene.config.write_text('{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan", "Prefer": ["host-gw"]}}')
+    async with scene.running():
+        await until(lambda: scene.agent.ready)
+        await until(lambda: offer not in server.annotations("n1"), 10.0)

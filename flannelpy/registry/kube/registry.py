@@ -304,7 +304,8 @@ class KubeRegistry:
     async def offer(self, lease: Lease, text: str | None) -> None:
         """Write this into our node, beside its lease; None takes it away. Raises ConflictError."""
         node, _ = await self._own_as(lease)
-        await self._write(node, {self.names.offer: text})
+        if node.annotations.get(self.names.offer) != text:
+            await self._write(node, {self.names.offer: text})
 
     async def offers(self) -> AsyncIterator[Offered]:
         """What stands beside leases: first all of it, then whatever changes."""
