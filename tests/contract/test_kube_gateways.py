@@ -103,6 +103,21 @@ async def test_a_watch_that_is_cut_at_once_is_tried_less_and_less_often(
         assert server.requests.count("GET /api/v1/nodes watch") <= 6
 
 
+async def test_a_bookmark_is_no_node(
+    registry: KubeRegistry,  # noqa: F811
+    server: ApiServer,  # noqa: F811
+) -> None:
+    async with Following(registry) as following:
+        await until(lambda: "GET /api/v1/nodes watch" in server.requests)
+        server.version += 1
+        meta = f'{{"resourceVersion": "{server.version}", "creationTimestamp": null}}'
+        server._history.append((server.version, f'{{"type": "BOOKMARK", "object": {{"kind": "Node", "metadata": {meta}}}}}'))
+        server.add("n3", "10.244.3.0/24", annotations=published("192.0.2.3"))
+        await until(lambda: following.events)
+        assert "" not in registry._book.nodes
+        assert registry.trouble is None
+
+
 @pytest.mark.parametrize("part", ["flannelpy.registry.kube.registry._families", "flannelpy.registry.kube.book.Book.put"])
 async def test_whatever_ends_a_watch_is_told(
     registry: KubeRegistry,  # noqa: F811

@@ -81,7 +81,7 @@ class NodeSpec(msgspec.Struct):
 class NodeMeta(msgspec.Struct):
     """What of its metadata does."""
 
-    name: str
+    name: str = ""
     resourceVersion: str = "0"  # noqa: N815
     creationTimestamp: str | None = None  # noqa: N815
     annotations: dict[str, str] | None = None
@@ -231,7 +231,8 @@ class ApiServer:
                             return
                         raise
                     self._heard()
-                    yield kind, self._node(item)
+                    if item.metadata.name:  # a bookmark is of no node; nobody asked for one, and a proxy's cache may send them
+                        yield kind, self._node(item)
 
     def renew(self) -> None:
         """Have new connections, and read certificates and tokens anew."""
