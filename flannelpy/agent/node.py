@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
@@ -17,10 +17,10 @@ from netaddr import IPNetwork
 
 from flannelpy.agent.context import Context
 from flannelpy.core import lease_events as ev
-from flannelpy.core.claims import unusable
+from flannelpy.core.claims import same_host, unusable
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import ConflictError, RegistryError
-from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.core.model import Lease, LeaseAttrs, subnet_key
 from flannelpy.explain.events import LEASE
 from flannelpy.registry import Assigned
 
@@ -50,6 +50,8 @@ class _Edits:
     count: int = 0
     at: float = -inf
     due: float | None = None
+    said: str = ""
+    """What is told of it."""
 
     def wait(self, wanted: LeaseAttrs, now: float) -> float:
         """Our node does not say what is ``wanted``: how many seconds it stays so."""
@@ -94,6 +96,7 @@ class NodeKeeper:
         self._changed = asyncio.Event()
         self._publishing: asyncio.TimerHandle | None = None
         self._edits = _Edits()
+        self._rivals: dict[str, tuple[str, str]] = {}  # by lease: the condition that another node is for us, and its words
 
     @property
     def sure_until(self) -> float:
@@ -103,12 +106,35 @@ class NodeKeeper:
     def tell(self, event: ev.Event) -> None:
         """Something happened to a lease: our node is looked at where it may be ours."""
         match event:
-            case ev.OwnPut(lease) if self.held is not None and lease.key != self.held.key:
+            case ev.OwnPut(lease):
+                self._weigh(lease)
+                if self.held is None or lease.key == self.held.key:
+                    self._changed.set()
+            case ev.SubnetFreed(subnet, subnet6):
+                if self._rivals.pop(subnet_key(subnet, subnet6), None):
+                    self._tell_conflicts()
+            case ev.OwnDefaced():
                 pass
-            case ev.SubnetFreed() | ev.OwnDefaced():
-                pass
+            case ev.Overheard(leases):
+                before, self._rivals = self._rivals, {}
+                for lease in leases:
+                    self._weigh(lease, heard=lease.key in before)
+                self._tell_conflicts()
+                self._changed.set()
             case _:
                 self._changed.set()
+
+    def _weigh(self, lease: Lease, *, heard: bool = True) -> None:
+        """Is another node's lease a condition of ours? With our address only one that was heard to be written: else a leftover."""
+        held, before = self.held, self._rivals.pop(lease.key, None)
+        if held is not None and lease.holder != held.holder:
+            if lease.key == held.key:
+                words = f"node {lease.holder} at {lease.attrs.host} has our podCIDR, too, and is older: peers send there"
+                self._rivals[lease.key] = "subnet-conflict", words
+            elif heard and same_host(lease.attrs, held.attrs):
+                self._rivals[lease.key] = "duplicate-public-ip", f"node {lease.holder}, {lease}"
+        if self._rivals.get(lease.key) != before:
+            self._tell_conflicts()
 
     def move(self, config: NetworkConfig) -> None:
         """The network is this now; our subnet is what it is, and fits or not."""
@@ -176,7 +202,8 @@ class NodeKeeper:
         pause = edits.wait(wanted, now) if own.attrs != wanted else 0.0
         if edits.count >= MANY_EDITS and pause:
             says = own.attrs.host or "nothing"  # a node without annotations has no address
-            self._tell_conflict(f"node {own.holder} is written over and over; it says {says}, we say {wanted.host}")
+            edits.said = f"node {own.holder} is written over and over; it says {says}, we say {wanted.host}"
+            self._tell_conflicts()
         if pause:
             self._hold(replace(own, attrs=wanted))
             return pause
@@ -185,12 +212,18 @@ class NodeKeeper:
             own = await self._context.registry.renew(own, wanted)
         self._hold(own)
         edits.settle(wanted, now)
-        if not edits.count:
-            self._tell_conflict("")
+        if not edits.count and edits.said:
+            edits.said = ""
+            self._tell_conflicts()
         return QUIET_S if edits.count else LOOK_S
 
-    def _tell_conflict(self, words: str) -> None:
-        self._context.reporter.set("subnet-conflict", {"": words} if words else {})
+    def _tell_conflicts(self) -> None:
+        for code in ("subnet-conflict", "duplicate-public-ip"):
+            self._context.reporter.set(code, {key: words for key, (each, words) in self._told.items() if each == code})
+
+    @property
+    def _told(self) -> Mapping[str, tuple[str, str]]:
+        return {"": ("subnet-conflict", self._edits.said), **self._rivals} if self._edits.said else self._rivals
 
     def _miss(self, why: str) -> None:
         self._edits.settle(None, self._context.clock())
@@ -207,6 +240,9 @@ class NodeKeeper:
         if before == lease and not was_lost:
             return
         self.held, self.lost = lease, False
+        if before is not None and (before.key, before.attrs.host) != (lease.key, lease.attrs.host):
+            self._rivals.clear()  # who was one has another subnet and address than we have now
+            self._tell_conflicts()
         note = self._context.events.note
         if before is None:
             note(LEASE, lease.key, f"lease {lease}, from our node")
