@@ -32,7 +32,7 @@ class Node:
         self.lease = Lease(IPNetwork("10.244.1.0/24"), attrs(""), create_revision=1)
         self.written: list[tuple[float, str]] = []
 
-    async def own(self) -> Lease:
+    async def own(self, families: tuple[int, ...] = ()) -> Lease:
         return self.lease
 
     async def advertise(self, what: LeaseAttrs) -> LeaseAttrs:
