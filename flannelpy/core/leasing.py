@@ -483,7 +483,7 @@ class Leasing:
             if not lease.reserved:
                 return self._ask(Release(lease))
         for lease in self._defaced:
-            if self._memory.was_ours(lease.subnet):
+            if self._memory.were_ours(halves(lease)):
                 self._listing, self._defaced = None, ()
                 return self._ask(Release(lease))  # and take it anew
         taken = [*self.avoid, *(net for lease in (*leases, *self._defaced) for net in halves(lease))]

@@ -89,9 +89,9 @@ class Memory:
         """These were ours: the first to ask for."""
         self._ours = (*nets, *self._ours)[:OURS_KEPT]
 
-    def was_ours(self, net: IPNetwork) -> bool:
-        """True for what we held before."""
-        return net in self._ours
+    def were_ours(self, nets: Sequence[IPNetwork]) -> bool:
+        """True for a lease's subnets, all of which we held before."""
+        return bool(nets) and all(net in self._ours for net in nets)
 
     def settled(self) -> None:
         """We hold a lease."""

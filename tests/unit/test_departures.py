@@ -19,7 +19,7 @@ from flannelpy.agent.departures import AT_ONCE, EARLY, FATES, Departures
 from flannelpy.core import lease_events as ev
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.leasing import Leasing
-from flannelpy.core.model import LEASE_TTL_S, NO_ADDRESS, Lease, LeaseAttrs
+from flannelpy.core.model import LEASE_TTL_S, NO_ADDRESS, Lease, LeaseAttrs, parse_subnet_key
 from flannelpy.core.underlay import Underlay
 from flannelpy.registry import Batch
 from flannelpy.registry.memory import MemoryRegistry, MemoryStore
@@ -243,6 +243,22 @@ def test_our_subnet_of_before_is_taken_up_although_its_key_is_defaced_and_no_oth
         (create,) = stranger.step(0.1, ev.Listed((), 9, defaced))
         assert isinstance(create, ev.Create)
         assert create.subnet not in (before, other)
+
+
+@pytest.mark.parametrize(
+    "theirs", ["0.0.0.0-0&fd05:0:0:7::-64", "0.0.0.0-0", "10.5.1.0-24&fd05:0:0:7::-64", "10.5.2.0-24&fd05:0:0:1::-64"]
+)
+@pytest.mark.parametrize("v4", [False, True], ids=["6", "46"])
+def test_anothers_defaced_key_is_not_ours_because_it_says_nothing_of_ipv4_or_shares_a_half(theirs: str, v4: bool) -> None:
+    """An IPv6-only host has the IPv4 half of all others in its own key, and so in what it remembers of it."""
+    text = {"EnableIPv4": v4, "EnableIPv6": True, "Network": "10.5.0.0/16", "IPv6Network": "fd05::/48"}
+    ours = "10.5.1.0-24" if v4 else "0.0.0.0-0"
+    previous = [net for net in parse_subnet_key(f"{ours}&fd05:0:0:1::-64") if net is not None]
+    subnet, subnet6 = parse_subnet_key(theirs)
+    rules = Leasing(NetworkConfig.parse(json.dumps(text)), OURS, Random(1), previous=previous)
+    rules.step(0.0, ev.Started())
+    (create,) = rules.step(0.1, ev.Listed((), 9, (Lease(subnet, LeaseAttrs(NO_ADDRESS), subnet6, mod_revision=9),)))
+    assert isinstance(create, ev.Create)
 
 
 @pytest.mark.parametrize("seed", range(5))
