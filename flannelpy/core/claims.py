@@ -58,11 +58,19 @@ def older(one: Lease, other: Lease) -> bool:
 
 
 def possible(lease: Lease, config: NetworkConfig) -> bool:
-    """False for a key that no node of this network can have written: it takes nothing from anybody (host bits do no harm here)."""
+    """False for a key that takes nothing from anybody: none of its subnets is one that a node of this network can have.
+
+    A family that the network lacks, or has elsewhere, says nothing of the other half: a host that has not followed a change of the
+    config yet still uses it. Host bits do no harm here. What covers more than a node can have is nobody's, with both halves.
+    """
+    found = False
     for net, pool in ((lease.subnet, config.v4), (lease.subnet6, config.v6)):
-        if net is not None and net != EVERYTHING and (pool is None or pool.misfit(net.cidr)):
+        if net is None or net == EVERYTHING or pool is None or not overlap(net, pool.network):
+            continue
+        if pool.misfit(net.cidr):
             return False
-    return True
+        found = True
+    return found
 
 
 def unusable(lease: Lease, leases: Iterable[Lease], config: NetworkConfig) -> str | None:

@@ -9,10 +9,11 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core import lease_events as ev
+from flannelpy.core.claims import overlapping
 from flannelpy.core.conditions import CONDITIONS
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.leasing import Leasing
-from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.core.model import Lease, LeaseAttrs, parse_subnet_key
 
 from .simulated_cluster import MARGIN_S, TTL_S, Host, Store, settle
 
@@ -147,6 +148,43 @@ def test_a_previous_subnet_that_anybody_overlaps_is_not_taken() -> None:
     store = Store()
     store.put(net("10.5.72.128/25"), None, THEIRS, TTL_S)
     assert str(held(holding(store, "10.5.72.0/24")).subnet) != "10.5.72.0/24"
+
+
+V4_NOW = '"Network": "10.5.0.0/24", "SubnetLen": 26, "SubnetMin": "10.5.0.0"'
+V6_NOW = '"EnableIPv6": true, "IPv6Network": "fd00:5::/62", "IPv6SubnetLen": 64, "IPv6SubnetMin": "fd00:5::"'
+
+
+@pytest.mark.parametrize(
+    ("now", "before"),
+    [
+        (f"{{{V4_NOW}}}", ("10.5.0.{low}/26", "fd00:5:0:{high}::/64")),  # was dual-stack
+        (f"{{{V4_NOW}}}", ("10.5.0.{low}/26", "fd00:9:0:{high}::/64")),
+        (f'{{"EnableIPv4": false, {V6_NOW}}}', ("10.5.0.{low}/26", "fd00:5:0:{high}::/64")),
+        (f"{{{V4_NOW}, {V6_NOW}}}", ("10.5.0.{low}/26", "fd00:9:0:{high}::/64")),  # had its IPv6 network elsewhere
+        (f"{{{V4_NOW}, {V6_NOW}}}", ("10.9.0.{low}/26", "fd00:5:0:{high}::/64")),
+        (f"{{{V4_NOW}, {V6_NOW}}}", ("10.5.0.{low}/26",)),
+    ],
+)
+@pytest.mark.parametrize("mine", range(4))
+def test_a_half_that_a_host_still_has_by_an_earlier_config_is_not_given_away(now: str, before: tuple[str, ...], mine: int) -> None:
+    """A flanneld follows no change of the config: its lease of before stands for a day, and its containers are there."""
+    config, store = NetworkConfig.parse(now), Store()
+    for number in {0, 1, 2, 3} - {mine}:
+        subnet, *subnet6 = (net(half.format(low=64 * number, high=number)) for half in before)
+        store.put(subnet, subnet6[0] if subnet6 else None, LeaseAttrs(OTHER + number), TTL_S)
+    theirs = list(store.leases.values())
+    us = holding(store, config=config)
+    assert not any(overlapping(held(us), lease) for lease in theirs)
+    assert len(store.leases) == 4
+
+
+@pytest.mark.parametrize("junk", ["10.0.0.0-8", "10.0.0.0-8&fd00:5:0:1::-64", "10.5.1.0-24&fd00::-16", "10.9.1.0-24&fd00:9::-64"])
+def test_what_no_node_can_have_takes_nothing(junk: str) -> None:
+    store = Store()
+    subnet, subnet6 = parse_subnet_key(junk)
+    store.put(subnet, subnet6, THEIRS, TTL_S)
+    us = holding(store, "10.5.1.0/24", "fd00:5:0:1::/64", config=DUAL)
+    assert (str(held(us).subnet), str(held(us).subnet6)) == ("10.5.1.0/24", "fd00:5:0:1::/64")
 
 
 def test_both_halves_are_kept_or_chosen_by_themselves() -> None:
