@@ -13,14 +13,18 @@ class Proxy:
     """TCP between a registry and etcd on this host.
 
     While ``deaf``, what etcd answers on those connections, counted from 1, is swallowed. ``round_trip_s``: so long is the way there
-    and back, the first time for TCP's own handshake.
+    and back, the first time for TCP's own handshake. ``answer_s``: so long etcd thinks before it says something, but for its
+    greeting.
     """
 
-    def __init__(self, port: int, host: str = "127.0.0.1", *, listen: int = 0, round_trip_s: float = 0.0) -> None:
+    def __init__(
+        self, port: int, host: str = "127.0.0.1", *, listen: int = 0, round_trip_s: float = 0.0, answer_s: float = 0.0
+    ) -> None:
         self._etcd_port = port
         self._host = host
         self._listen = listen
         self._round_trip_s = round_trip_s
+        self.answer_s = answer_s
         self.deaf: set[int] = set()
         self.connections = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -68,11 +72,13 @@ class Proxy:
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers_of: int | None) -> None:
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         delivering = asyncio.create_task(self._deliver(queue, writer, answers_of))
+        thinks_s = 0.0
         try:
             data = b"there was no end yet"
             while data:
                 data = await reader.read(65536)
-                queue.put_nowait((time.monotonic() + self._round_trip_s / 2, data))
+                queue.put_nowait((time.monotonic() + self._round_trip_s / 2 + thinks_s, data))
+                thinks_s = 0.0 if answers_of is None else self.answer_s
             await delivering
         finally:
             delivering.cancel()
@@ -82,13 +88,13 @@ class Proxy:
     ) -> None:
         while True:
             due, data = await queue.get()
-            if self._round_trip_s:
-                await asyncio.sleep(max(0.0, due - time.monotonic()))
+            if due > time.monotonic():
+                await asyncio.sleep(due - time.monotonic())
             if not data:
                 writer.close()
                 return
             if answers_of not in self.deaf:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, RuntimeError):  # the latter is uvloop's, of one that is closed
                     writer.write(data)
                     await writer.drain()
 

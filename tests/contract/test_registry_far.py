@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
 import pytest
@@ -123,3 +123,67 @@ async def test_a_connection_that_was_closed_between_two_calls_costs_none_of_them
             way.cut()
             await patiently(lambda wire=wire: not wire.stands)
         await registry.close()
+
+
+# ------------------------------------------------------------------------------------------------- an etcd that takes its time
+
+
+Slow = tuple[EtcdRegistry, list[Proxy]]
+
+
+@contextlib.asynccontextmanager
+async def slow(etcd: Etcd, prefix: str, endpoints: int, thinks_s: float, pace: Pace | None = None) -> AsyncIterator[Slow]:
+    """A registry at so many endpoints, of which each answers ``thinks_s`` late; connections are made at once."""
+    async with contextlib.AsyncExitStack() as stack:
+        ways = [await stack.enter_async_context(Proxy(etcd.ports[0], answer_s=thinks_s)) for _ in range(endpoints)]
+        urls = tuple(f"http://127.0.0.1:{way.port}" for way in ways)
+        registry = EtcdRegistry(etcd.endpoint(prefix, urls=urls, timeout_s=0.6), pace)
+        stack.push_async_callback(registry.close)
+        yield registry, ways
+
+
+@pytest.mark.parametrize(("endpoints", "thinks_s"), [(1, 0.4), (2, 0.5), (3, 0.3), (3, 0.5)])
+async def test_an_etcd_that_is_slow_at_every_endpoint_is_waited_for_longer(
+    shared_etcd: Etcd, prefix: str, endpoints: int, thinks_s: float
+) -> None:
+    """Each endpoint has its share of the deadline, a compare-and-swap twice at one. What none of them does in its share is asked
+    for longer the next time, or an etcd with slow disks would answer nobody, ever.
+    """
+    async with slow(shared_etcd, prefix, endpoints, thinks_s) as (registry, ways):
+        for call in (registry.config, lambda: registry.create(A, attrs())):
+            for turns in range(1, 6):
+                if not await gives_up(call()):
+                    break
+                assert turns < 5
+        for way in ways:
+            way.answer_s = 0.0
+        for number in range(2, 5):  # what etcd is thinking about still comes late
+            await registry.config()
+            await registry.create(net(f"10.5.{number}.0/24"), attrs())
+        assert not any(registry._link.late.values())
+
+
+@pytest.mark.parametrize("endpoints", [1, 2])
+async def test_a_watch_whose_etcd_is_slow_stands_all_the_same(shared_etcd: Etcd, prefix: str, endpoints: int) -> None:
+    """What is not answered in time is deaf, and the next stream is more patient: else each would be given up as the one before."""
+    pace = Pace(silence_s=0.1, answer_s=0.2, backoff_s=0.05, backoff_max_s=0.1)
+    direct = EtcdRegistry(shared_etcd.endpoint(prefix))
+    start = (await direct.snapshot()).revision
+    async with (
+        slow(shared_etcd, prefix, endpoints, 0.5, pace) as (registry, ways),
+        bounded(20),
+        watching(registry, start + 1) as seen,
+    ):
+        await patiently(lambda: registry._link.late["watch"] // endpoints == 2)
+        lease = await direct.create(A, attrs())
+        assert await seen.count(1) == [Put(lease)]
+        made = sum(way.connections for way in ways)
+        await asyncio.sleep(2.0)
+        assert sum(way.connections for way in ways) == made
+        for way in ways:
+            way.answer_s = 0.0
+        await patiently(lambda: registry._link.late["watch"] == 0)
+        for way in ways:
+            way.go_deaf()
+        await patiently(lambda: sum(way.connections for way in ways) > made)
+    await direct.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,9 @@ __all__ = ["Call", "Link", "rpc"]
 
 GRACE_S = 0.1
 """How much later than gRPC's deadline ours is."""
+
+PATIENCE = 4
+"""So many times as long as usual is waited at the most, for an etcd that is slow: see ``Link.patient``."""
 
 LIVENESS_S = 5.0
 """A question open for longer means that the registry is not alive."""
@@ -48,6 +52,10 @@ class Link:
     """Of the watch: one that begins anew after a gap goes on with the pauses of the one before."""
     gaps: int = 0
     """How often a watch has found a gap since etcd's last sign of life."""
+    late: Counter[str] = field(default_factory=Counter)
+    """How often in a row no endpoint has answered in time, by what was asked for. What stands may be deaf, and is given up; but
+    where others are no better, all of etcd is slow (its disks are), and to give up each time would leave it unheard for ever.
+    """
     token: Token = field(init=False)
     _turn: int = 0
     _wire: Wire | None = None
@@ -73,7 +81,7 @@ class Link:
 
         Raises RegistryUnavailableError, RegistryTlsError, RegistryAuthError, RegistryRefusedError, or TooLargeError.
         """
-        answer, _ = await self._ask(call, len(self.addresses))
+        answer, _ = await self._ask(call, len(self.addresses), "ask")
         return answer
 
     async def settle(self, call: Call) -> tuple[Any, bool]:
@@ -82,13 +90,14 @@ class Link:
         One that timed out may have been applied, so it is sent a second time; its losing branch then reads what is there. Where
         that fails too, the error is ``undecided``.
         """
-        return await self._ask(call, max(2, len(self.addresses)))
+        return await self._ask(call, max(2, len(self.addresses)), "settle")
 
-    async def _ask(self, call: Call, tries: int) -> tuple[Any, bool]:
+    async def _ask(self, call: Call, tries: int, kind: str) -> tuple[Any, bool]:
         """Each try has its share of the deadline. The time that connecting took is not taken from the first question's share."""
-        until = time.monotonic() + self.endpoint.timeout_s
+        whole_s = self.patient(kind, self.endpoint.timeout_s)
+        until = time.monotonic() + whole_s
         failures: dict[Address, RegistryError] = {}
-        unheard = False
+        unheard, late = False, list[bool]()
         for left in range(tries, 0, -1):
             stood = await self._stand(until)
             if not isinstance(stood, Wire):
@@ -96,9 +105,14 @@ class Link:
                 break
             try:
                 async with self._using(stood) as wire:
-                    share = max(self.endpoint.timeout_s / tries, (until - time.monotonic()) / left)
-                    return await self._ask_once(call, wire, time.monotonic() + share), unheard
+                    asked_at = time.monotonic()
+                    deadline = asked_at + max(whole_s / tries, (until - asked_at) / left)
+                    answer = await self._ask_once(call, wire, deadline)
+                    if time.monotonic() - asked_at < self.endpoint.timeout_s / tries:
+                        self.late[kind] = 0
+                    return answer, unheard
             except RegistryError as error:
+                late.append(time.monotonic() >= deadline - GRACE_S)
                 unheard = unheard or error.undecided
                 if not costs_the_turn(error):
                     error.undecided = unheard
@@ -106,9 +120,14 @@ class Link:
                 failures[stood.address] = error
             if time.monotonic() >= until:
                 break
+        self.late[kind] = self.late[kind] + 1 if late and all(late) else 0
         summed = sum_up(failures, self.addresses)
         summed.undecided = unheard
         raise summed
+
+    def patient(self, kind: str, usual_s: float, endpoints: int = 1) -> float:
+        """How long to wait for what is ``usual_s`` else: twice as long after each time that it was late, ``endpoints`` times."""
+        return float(usual_s * min(PATIENCE, 1 << min(self.late[kind] // endpoints, 8)))
 
     async def _ask_once(self, call: Call, wire: Wire, deadline: float) -> Any:
         for first in (True, False):

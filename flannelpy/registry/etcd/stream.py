@@ -20,7 +20,7 @@ from typing import Any
 
 from flannelpy.core.errors import RegistryError, RegistryUnavailableError
 from flannelpy.registry.cancelling import cancelled
-from flannelpy.registry.etcd.channel import Link
+from flannelpy.registry.etcd.channel import GRACE_S, Link
 from flannelpy.registry.etcd.token import metadata, watch_metadata
 from flannelpy.registry.etcd.wire import END, CallError, Wire, rpc
 from flannelpy.registry.etcd.words import is_heard, is_stale_token
@@ -28,10 +28,15 @@ from flannelpy.registry.etcd.words import is_heard, is_stale_token
 FIRST_S = 1.0
 """The first question of a stream comes earlier: its answer ends what was said of the one before."""
 
+WATCH = "watch"
+"""What is late (``Link.late``): one stream after the other."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How patient a watch is, in seconds: silence before a question is asked, wait for its answer, first and longest backoff."""
+    """How patient a watch is, in seconds: silence before a question is asked, wait for its answer (longer, where streams to all
+    endpoints were given up for it: ``Link.patient``), first and longest backoff.
+    """
 
     silence_s: float = 3.0
     answer_s: float = 2.0
@@ -52,6 +57,7 @@ class Stream:
     token: str | None
     question: bytes
     answered: Callable[[Any, str], None]
+    answer_s: float
     _heard_at: float = field(default_factory=time.monotonic)
     _cut: RegistryError | None = None
 
@@ -63,7 +69,7 @@ class Stream:
         """A stream on which ``requests`` were sent; cancelled when it is left."""
         token = await link.token.get(wire, link.endpoint.timeout_s)
         call = wire.watch.Watch(metadata=watch_metadata(token))
-        self = cls(link, wire, pace, call, token, question, answered)
+        self = cls(link, wire, pace, call, token, question, answered, link.patient(WATCH, pace.answer_s, len(link.addresses)))
         guard = asyncio.get_running_loop().create_task(self._guard(), name=f"guard of the watch at {wire.address}")
         guard.add_done_callback(self._guard_has_ended)
         try:
@@ -82,7 +88,7 @@ class Stream:
     async def _send(self, requests: list[Any]) -> None:
         """Ask for the watches. A write waits without end, even for a cancelled call, where the connection is lost."""
         try:
-            async with asyncio.timeout(self.pace.answer_s):
+            async with asyncio.timeout(self.answer_s):
                 for request in requests:
                     await self._io(self.call.write(request))
         except TimeoutError:
@@ -118,7 +124,7 @@ class Stream:
 
     def _deaf(self) -> RegistryError:
         return RegistryUnavailableError(
-            f"{self.where}: no sign of life on the watch for {self.pace.answer_s:g} s; expected etcd to answer"
+            f"{self.where}: no sign of life on the watch for {self.answer_s:g} s; expected etcd to answer"
         )
 
     # -------------------------------------------------------------------------------------------------- guard
@@ -134,7 +140,12 @@ class Stream:
                 continue
             asked_at = time.monotonic()
             self.link.asked()
-            if not await self._ask() and self._heard_at <= asked_at:
+            answered = await self._ask()
+            took_s = time.monotonic() - asked_at
+            if answered and took_s < self.pace.answer_s:
+                self.link.late[WATCH] = 0
+            if not answered and self._heard_at <= asked_at:
+                self.link.late[WATCH] += took_s >= self.answer_s - GRACE_S  # else the connection broke
                 raise self._deaf()
             self._heard_at = max(self._heard_at, asked_at)
             patience_s = self.pace.silence_s
@@ -143,7 +154,7 @@ class Stream:
         """One question; False where no answer came. gRPC's deadline counts, which no busy loop of ours delays."""
         request = rpc.RangeRequest(key=self.question, count_only=True)
         try:
-            answer = await self.wire.kv.Range(request, timeout=self.pace.answer_s, metadata=metadata(self.token))
+            answer = await self.wire.kv.Range(request, timeout=self.answer_s, metadata=metadata(self.token))
         except CallError as error:
             if not is_heard(error):
                 return False
