@@ -266,7 +266,7 @@ class Cluster:
             self.tell(ev.OwnDeleted(revision))
         else:
             with suppress(MalformedError):  # then it never was a lease
-                self.tell(ev.SubnetFreed(*parse_subnet_key(key)))
+                self.tell(ev.SubnetFreed(*parse_subnet_key(key), revision))
 
     def _set_config(self, text: str | None) -> None:
         if text != self.config_text or not self.listed.is_set():

@@ -149,10 +149,11 @@ class Reconnected:
 
 @dataclass(frozen=True, slots=True)
 class SubnetFreed:
-    """The watch: a key is gone; of our own it means what OwnDeleted means."""
+    """The watch: a key is gone; of our own it means what OwnDeleted means. ``revision`` as there."""
 
     subnet: IPNetwork
     subnet6: IPNetwork | None = None
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,7 @@ class Leasing:
         self._listing: tuple[Lease, ...] | None = None  # what to choose from; None: list first
         self._defaced: tuple[Lease, ...] = ()  # in that listing: subnets whose value nobody can read
         self._doubt = False  # the held lease may be ours no longer: list before writing
+        self._doubt_at = 0.0  # what casts it happened at this revision: no listing from before settles it
         self._rivals: dict[str, str] = {}  # keys that get in our way -> condition
         self._tried: set[str] = set()  # keys that we asked for without hearing what became of it
         self._unheard: list[LeaseAttrs] = []  # what we wrote under the held key without hearing what became of it
@@ -172,7 +173,8 @@ class Leasing:
                 if self._answered(List):
                     self._on_listing(leases, defaced)
             case Overheard(leases, revision, defaced):
-                if self._asked is None and (self._held is None or revision >= self._held.mod_revision):
+                known_at = self._doubt_at if self._held is None else max(self._doubt_at, self._held.mod_revision)
+                if self._asked is None and revision >= known_at:
                     self._doubt = False
                     self._on_listing(leases, defaced)
             case Created(lease) | Renewed(lease):
@@ -190,7 +192,7 @@ class Leasing:
             case OwnDeleted(revision):
                 # A deletion from before our creation is history that arrives late.
                 if self._held is not None and not 0 < revision < self._held.create_revision:
-                    self._doubt = True
+                    self._cast_doubt(revision or inf)
             case OwnDefaced(key, revision):
                 self._on_defaced(key, revision)
             case Reconnected():
@@ -198,8 +200,8 @@ class Leasing:
                     self._doubt = True
                 else:
                     self._keep_at = self._now  # the cheapest question that tells whether etcd still knows us
-            case SubnetFreed(subnet, subnet6):
-                self._on_freed(subnet, subnet6)
+            case SubnetFreed(subnet, subnet6, revision):
+                self._on_freed(subnet, subnet6, revision)
             case AttrsChanged(attrs):
                 self._attrs = _as_read(attrs)
             case ConfigChanged(config):
@@ -244,6 +246,7 @@ class Leasing:
         elif why := unusable(there, leases, self._config):
             self._lose(there, why)
         else:
+            self._acquired = min(self._acquired, there.mod_revision)  # more only where the registry was restored since
             if there != held:
                 self._adopt(held, there)
             self._stray = next((lease for lease in leases if lease.key != there.key and self._is_stray(lease)), None)
@@ -327,17 +330,21 @@ class Leasing:
                 self._adopt(held, lease)
                 self._hold(lease)
             else:
-                self._doubt = True
+                self._cast_doubt(lease.mod_revision)
         elif self._is_stray(lease):
             self._stray = lease
         elif code := self._concern(held, lease):
             self._rivals[lease.key] = code
             self._tell_rivals(held, {lease.key: lease})
-            self._doubt = self._doubt or (code == "subnet-conflict" and older(lease, held))
+            if code == "subnet-conflict" and older(lease, held):
+                self._cast_doubt(lease.mod_revision)
 
-    def _on_freed(self, subnet: IPNetwork, subnet6: IPNetwork | None) -> None:
+    def _cast_doubt(self, revision: float) -> None:
+        self._doubt, self._doubt_at = True, max(self._doubt_at, revision)
+
+    def _on_freed(self, subnet: IPNetwork, subnet6: IPNetwork | None, revision: int) -> None:
         if self._held is not None and self._held.key == subnet_key(subnet, subnet6):
-            self._doubt = True
+            self._cast_doubt(revision or inf)
         self._memory.freed(self._now, (net for net in (subnet, subnet6) if net and net != EVERYTHING))
         if self._rivals.pop(subnet_key(subnet, subnet6), None) and self._held is not None:
             self._tell_rivals(self._held, {})
@@ -461,7 +468,7 @@ class Leasing:
         elif held is not None and self._refused and self._now >= self._keep_at:
             self._ask(KeepAlive(held))  # in turn: an etcd that takes no writes, or does not let us read, extends leases
         elif self._doubt or (held is None and self._listing is None):
-            self._doubt = False  # a doubt that comes while the listing is under way asks for another
+            self._doubt, self._doubt_at = False, 0.0  # a doubt that comes while the listing is under way asks for another
             self._ask(List())
         elif held is None:
             self._acquire(self._listing or ())

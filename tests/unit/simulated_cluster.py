@@ -239,7 +239,7 @@ class Host:
         elif held is not None and change.key == held.key:
             self.tell(ev.OwnDeleted(change.revision))
         else:
-            self.tell(ev.SubnetFreed(*parse_subnet_key(change.key)))
+            self.tell(ev.SubnetFreed(*parse_subnet_key(change.key), change.revision))
 
     def wake(self) -> None:
         self.alarm = None

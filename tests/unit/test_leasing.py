@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -705,6 +706,32 @@ def test_an_overheard_listing_from_before_our_last_write_says_nothing() -> None:
     assert us.rules.held is not None
 
 
+@pytest.mark.parametrize("news", ["deleted", "freed", "not said when", "thief", "older"])
+def test_an_overheard_listing_from_before_what_the_watch_told_settles_nothing(news: str) -> None:
+    """It was read before our key went and arrives after, while we wait with our own question: a try failed just now."""
+    store = Store()
+    us = holding(store)
+    lease = held(us)
+    before = store.listing()
+    sleep_until_due(us)
+    us.lose_request()
+    assert us.ask is None
+    if news == "thief":
+        us.tell(ev.OwnPut(store.put(lease.subnet, None, THEIRS, TTL_S)))
+    elif news == "older":
+        older = replace(lease, subnet=net("10.5.0.0/18"), attrs=THEIRS, create_revision=1)
+        us.tell(ev.OwnPut(replace(older, mod_revision=before.revision + 1)))
+    else:
+        store.delete(lease.key)
+        if news == "freed":
+            us.tell(ev.SubnetFreed(lease.subnet, None, store.revision))
+        else:
+            us.tell(ev.OwnDeleted(0 if news == "not said when" else store.revision))
+    us.tell(ev.Overheard(before.leases, before.revision))
+    sleep_until_due(us)
+    assert us.ask == ev.List()
+
+
 def test_the_watch_may_be_faster_than_the_answer() -> None:
     """An edit that follows our put: the watch tells of both before the put is answered."""
     store = Store()
@@ -784,6 +811,25 @@ def test_another_live_host_with_our_address_is_told_until_it_goes() -> None:
     store.delete(twin.key)
     us.see()
     assert us.conditions == {}
+
+
+@pytest.mark.parametrize("back", [1, 500, 990])
+def test_another_live_host_with_our_address_is_told_after_the_registry_was_restored(back: int) -> None:
+    """Revisions start over, and with them what is from after our time."""
+    rules, lease = Leasing(CONFIG, OURS, Random(1)), Lease(net("10.5.7.0/24"), OURS, None, 7, 1000, 1000)
+    restored = replace(lease, create_revision=1000 - back, mod_revision=1000 - back)
+    twin = replace(lease, subnet=net("10.5.250.0/24"), create_revision=1001 - back, mod_revision=1001 - back)
+    told = list[ev.Action]()
+    for event in (
+        ev.Started(),
+        ev.Listed((), 999),
+        ev.Created(lease),
+        ev.OwnDeleted(),
+        ev.Listed((restored,), 1000 - back),
+        ev.OwnPut(twin),
+    ):
+        told += [action for action in rules.step(0.0, event) if isinstance(action, ev.Tell)]
+    assert [action.code for action in told] == ["duplicate-public-ip"]
 
 
 def test_a_leftover_of_our_own_is_nobody() -> None:

@@ -41,6 +41,7 @@ class Cluster(RuleBasedStateMachine):
     def begin(self, seed: int) -> None:
         self.store = Store()
         self.hosts = [Host(self.store, self.config, attrs_of(n), seed + n) for n in range(1, self.hosts_count + 1)]
+        self.listed = self.store.listing()
         self.odd = False  # a key of another length was written, so that overlaps may come to be
 
     def host(self, pick: int) -> Host:
@@ -65,6 +66,14 @@ class Cluster(RuleBasedStateMachine):
     @rule(pick=st.integers(0, 7))
     def unasked_snapshot(self, pick: int) -> None:
         self.host(pick).tell(ev.Overheard(self.store.listing().leases, self.store.revision))
+
+    @rule()
+    def somebody_lists(self) -> None:
+        self.listed = self.store.listing()
+
+    @rule(pick=st.integers(0, 7))
+    def unasked_snapshot_that_comes_late(self, pick: int) -> None:
+        self.host(pick).tell(ev.Overheard(self.listed.leases, self.listed.revision))
 
     @rule(seconds=st.sampled_from([0.05, 1.0, 10.0, TTL_S / 3, TTL_S / 2, TTL_S + 1.0]))
     def time_passes(self, seconds: float) -> None:
