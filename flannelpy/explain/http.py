@@ -60,10 +60,14 @@ _LAST = LAST.lower().encode()
 
 
 async def serve(host: str, port: int, pages: Pages) -> HttpServer:
-    """Listen and answer until closed. ``port`` 0 takes a free one. Raises FlannelpyError with one line where it cannot listen."""
+    """Listen and answer until closed. ``port`` 0 takes a free one. Raises FlannelpyError with one line where it cannot listen.
+
+    ``::`` is every address of both families, as flannel's (Go's) ``[::]`` is.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
     try:
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
         why = {
             errno.EADDRINUSE: "another program listens there; expected a free port",
@@ -216,6 +220,8 @@ def _source(address: object) -> str:
     if not isinstance(address, tuple):
         return ""
     host = IPAddress(str(address[0]).partition("%")[0])
+    if host.is_ipv4_mapped():
+        host = host.ipv4()
     return str(host if host.version == 4 else IPNetwork((int(host), 64), version=6).cidr)
 
 

@@ -303,6 +303,8 @@ async def test_no_descriptor_for_a_connection_is_waited_out(server: HttpServer, 
         (("192.0.2.1", 5), "192.0.2.1"),
         (("2001:db8::1:2:3:4", 5, 0, 0), "2001:db8::/64"),
         (("fe80::1%eth0", 5, 0, 2), "fe80::/64"),
+        (("::ffff:192.0.2.1", 5, 0, 0), "192.0.2.1"),
+        (("::1", 5, 0, 0), "::/64"),
         ("", ""),
     ],
 )
@@ -320,6 +322,31 @@ async def test_close_ends_what_is_open(server: HttpServer) -> None:
         await reader.read()
     writer.close()
     assert server.tasks == set()
+
+
+@pytest.mark.parametrize(
+    ("host", "answered"),
+    [
+        ("::", {"127.0.0.1", "127.0.0.2", "::1"}),
+        ("::1", {"::1"}),
+        ("0.0.0.0", {"127.0.0.1", "127.0.0.2"}),
+        ("127.0.0.2", {"127.0.0.2"}),
+    ],
+)
+async def test_every_address_of_ipv6_is_every_address_as_with_flannel(host: str, answered: set[str]) -> None:
+    running = await serve(host, 0, health_pages(lambda: True))
+    try:
+        for address in ("127.0.0.1", "127.0.0.2", "::1"):
+            try:
+                _, writer = await asyncio.open_connection(address, running.port)
+            except OSError:
+                assert address not in answered
+                continue
+            writer.close()
+            await writer.wait_closed()
+            assert address in answered
+    finally:
+        await running.close()
 
 
 async def test_a_port_that_is_taken_is_one_clear_line(server: HttpServer) -> None:
