@@ -187,6 +187,30 @@ def test_the_command_says_what_it_found_and_no_secret(etcd: Etcd, tmp_path: Path
     assert shown.stderr == ""
 
 
+@pytest.mark.parametrize("kept_as", [("ec", "-aes256"), ("pkcs8", "-topk8", "-v2", "aes256")])
+def test_a_key_with_a_pass_phrase_is_told_and_nobody_is_asked_for_it(tls: Tls, tmp_path: Path, kept_as: tuple[str, ...]) -> None:
+    """OpenSSL asks at the terminal, or where there is none at the standard input, and waits for as long as it takes."""
+    key = tmp_path / "locked.key"
+    subprocess.run(
+        ["openssl", *kept_as, "-in", tls.client_key, "-out", key, "-passout", "pass:secret"], check=True, capture_output=True
+    )
+    with Etcd(tls=tls) as running:
+        files = [f"--{name}={tmp_path / name}" for name in ("run-dir", "state-dir", "subnet-file")]
+        shown = (f"--etcd-cafile={tls.ca}", f"--etcd-certfile={tls.client_cert}", f"--etcd-keyfile={key}")
+        command = [sys.executable, "-m", "flannelpy", "doctor", "--json", *files, f"--etcd-endpoints={running.urls[0]}", *shown]
+        doctor = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True
+        )
+        with doctor:
+            try:
+                doctor.wait(30)
+            finally:
+                doctor.kill()
+            said = doctor.stdout.read() if doctor.stdout is not None else ""
+    (found,) = [check for check in json.loads(said)["checks"] if check["name"].endswith(": read")]
+    assert f"--etcd-keyfile {str(key)!r} cannot be used; expected" in str(found)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -141,7 +141,7 @@ def _load(context: ssl.SSLContext, endpoint: Endpoint) -> None:
     with os.fdopen(os.memfd_create("certificate", os.MFD_CLOEXEC), "wb") as both:
         both.write(chain + b"\n" + key)
         both.flush()
-        context.load_cert_chain(f"/proc/self/fd/{both.fileno()}")
+        context.load_cert_chain(f"/proc/self/fd/{both.fileno()}", password="")  # without it OpenSSL asks at the terminal
 
 
 def unchecked(endpoint: Endpoint | None = None) -> ssl.SSLContext:
