@@ -21,7 +21,12 @@ WITHIN_S = 2.0
 
 
 async def tell_first_end(registry: Registry, leases: Iterable[Lease]) -> str:
-    """``oldest expires in 3 h``, or ``none of them expires`` among reservations; empty where nobody answers in time."""
+    """``oldest expires in 3 h``, or ``none of them expires`` among reservations; empty where there are none, or nobody answers in
+    time.
+    """
+    leases = tuple(leases)
+    if not leases:
+        return ""
     ending = [lease for lease in leases if not lease.reserved]
     if not ending:
         return "none of them expires"

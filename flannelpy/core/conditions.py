@@ -99,7 +99,8 @@ _ALL = (
         "no-free-subnet",
         Severity.ERROR,
         "{detail}; waiting for one",
-        "flannelpy lease list shows who holds what; flannelpy lease release SUBNET for hosts that are gone, or a larger Network",
+        "flannelpy lease list shows who holds what; flannelpy lease release SUBNET for hosts that are gone, or a larger Network; "
+        "where this host itself needs part of it, another Network",
         unready=True,
     ),
     Condition(

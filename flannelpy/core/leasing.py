@@ -62,7 +62,7 @@ from flannelpy.core.lease_events import (
     Woke,
 )
 from flannelpy.core.model import LEASE_TTL_S, Lease, LeaseAttrs, subnet_key
-from flannelpy.core.pool import Memory, free_runs
+from flannelpy.core.pool import Memory, free_runs, fullness
 
 FAILURE_S = (0.1, 5.0)
 """After a failed call: the first and the longest wait, doubling between them."""
@@ -493,17 +493,18 @@ class Leasing:
             if self._memory.were_ours(halves(lease)):
                 self._listing, self._defaced = None, ()
                 return self._ask(Release(lease))  # and take it anew
-        taken = [*self.avoid, *(net for lease in (*leases, *self._defaced) for net in halves(lease))]
+        leased = [net for lease in (*leases, *self._defaced) for net in halves(lease)]
+        taken = [*self.avoid, *leased]
         chosen = [self._memory.choose(pool, taken, self._random) for pool in self._pools]
         if None in chosen:
-            return self._no_subnet(taken)
+            return self._no_subnet(leased)
         v4 = next((net for net in chosen if net and net.version == 4), EVERYTHING)
         v6 = next((net for net in chosen if net and net.version == 6), None)
         return self._ask(Create(v4, v6, self._attrs, self._ttl_s))
 
-    def _no_subnet(self, taken: list[IPNetwork]) -> None:
-        full = [f"{pool.count} of {pool.count} in {pool.network} leased" for pool in self._pools if not free_runs(pool, taken)]
-        self._tell("no-free-subnet", f"no free subnet: {', '.join(full)}")
+    def _no_subnet(self, leased: list[IPNetwork]) -> None:
+        full = [pool for pool in self._pools if not free_runs(pool, [*self.avoid, *leased])]
+        self._tell("no-free-subnet", f"no free subnet: {', '.join(fullness(pool, leased, self.avoid) for pool in full)}")
         self._listing = None
         self._no_room += 1
         self._wait(NO_ROOM_S, self._no_room)

@@ -19,6 +19,7 @@ from flannelpy.core.config import Pool
 FREED_KEPT, FREED_KEPT_S = 4096, 86_400.0
 """How many freed subnets are remembered, and for how long in seconds."""
 OURS_KEPT = 8
+OWN_SHOWN = 3
 
 Run = tuple[int, int]
 """Neighbouring block numbers: from the first to before the second."""
@@ -44,6 +45,15 @@ def free_runs(pool: Pool, taken: Iterable[IPNetwork]) -> list[Run]:
     if start < count:
         runs.append((start, count))
     return runs
+
+
+def fullness(pool: Pool, leased: Iterable[IPNetwork], avoided: Iterable[IPNetwork]) -> str:
+    """In words, why nothing in a pool is free: how much is leased, and what this host needs itself, where that is the rest."""
+    free = sum(end - start for start, end in free_runs(pool, leased))
+    text = f"{pool.count - free} of {pool.count} in {pool.network} leased"
+    own = [str(net) for net in avoided if overlap(net, pool.network)] if free else []
+    more = f" and {len(own) - OWN_SHOWN} more" if len(own) > OWN_SHOWN else ""
+    return f"this host itself needs {', '.join(own[:OWN_SHOWN])}{more}; {text}" if own else text
 
 
 def choose_block(pool: Pool, taken: Sequence[IPNetwork], recent: Mapping[IPNetwork, float], random: Random) -> IPNetwork | None:

@@ -167,6 +167,33 @@ def test_the_hosts_own_networks_are_not_leased() -> None:
     assert us.held.subnet == IPNetwork("192.168.2.0/24")
 
 
+@pytest.mark.parametrize(
+    ("own", "leased", "said"),
+    [
+        (["192.168.0.0/22"], [], "this host itself needs 192.168.0.0/22; 0 of 3 in 192.168.0.0/22 leased"),
+        (
+            ["172.16.0.0/12", "192.168.1.7/32", "192.168.2.0/25"],
+            ["192.168.3.0/24"],
+            "this host itself needs 192.168.1.7/32, 192.168.2.0/25; 1 of 3 in 192.168.0.0/22 leased",
+        ),
+        (
+            [f"192.168.{third}.{low}/26" for third in (1, 2, 3) for low in (0, 64)],
+            [],
+            "this host itself needs 192.168.1.0/26, 192.168.1.64/26, 192.168.2.0/26 and 3 more; 0 of 3 in 192.168.0.0/22 leased",
+        ),
+        (["192.168.1.0/24"], [f"192.168.{third}.0/24" for third in (1, 2, 3)], "3 of 3 in 192.168.0.0/22 leased"),
+        (["172.16.0.0/12"], ["192.168.1.0/24", "192.168.2.0/25", "192.168.3.128/25"], "3 of 3 in 192.168.0.0/22 leased"),
+    ],
+)
+def test_what_the_host_needs_itself_is_not_told_as_leased(own: list[str], leased: list[str], said: str) -> None:
+    """Who is told that all is leased looks for leases to release, and there may be none."""
+    us = Leasing(NetworkConfig.parse('{"Network": "192.168.0.0/22", "SubnetLen": 24}'), attrs(NEW), Random(1))
+    us.avoid = tuple(map(IPNetwork, own))
+    us.step(0.0, ev.Started())
+    told = us.step(0.1, ev.Listed(tuple(Lease(IPNetwork(each), attrs(OTHER), None, 7, 1, 1) for each in leased), 9))
+    assert [action for action in told if isinstance(action, ev.Tell)] == [ev.Tell("no-free-subnet", f"no free subnet: {said}")]
+
+
 NETWORKS = st.builds(lambda third, length: IPNetwork(f"10.5.{third}.0/{length}").cidr, st.integers(0, 255), st.integers(18, 30))
 
 

@@ -71,12 +71,15 @@ async def fill(registry: MemoryRegistry, *ttls: int) -> list[Lease]:
 
 
 @asynccontextmanager
-async def waiting(registry: MemoryRegistry, tmp_path: Path = Path("/nonexistent")) -> AsyncIterator[tuple[Keeper, Reporter]]:
+async def waiting(
+    registry: MemoryRegistry, tmp_path: Path = Path("/nonexistent"), avoid: tuple[str, ...] = ()
+) -> AsyncIterator[tuple[Keeper, Reporter]]:
     """A host that wants a subnet too."""
     machine = Leasing(CONFIG, LeaseAttrs(IPAddress("192.0.2.99")), Random(1))
     context = HostInMemory(registry.store, tmp_path).context(registry)
     reporter = context.reporter
     keeper = Keeper(context, registry.snapshot, machine, wake=lambda: None)
+    keeper.avoid(map(IPNetwork, avoid))
     task = asyncio.create_task(keeper.run())
     try:
         yield keeper, reporter
@@ -95,6 +98,13 @@ async def test_a_full_pool_is_told_with_the_time_that_the_oldest_has_left() -> N
     async with waiting(registry) as (_, reporter):
         await until(lambda: said(reporter))
         assert said(reporter) == "no free subnet: 3 of 3 in 10.5.0.0/22 leased, oldest expires in 3 h"
+
+
+async def test_where_nothing_is_leased_nothing_is_said_of_its_end() -> None:
+    """All of the network is this host's own."""
+    async with waiting(Asked(MemoryStore()), avoid=("10.5.0.0/16",)) as (_, reporter):
+        await until(lambda: said(reporter))
+        assert said(reporter) == "no free subnet: this host itself needs 10.5.0.0/16; 0 of 3 in 10.5.0.0/22 leased"
 
 
 async def test_reservations_end_never() -> None:
