@@ -30,7 +30,9 @@ GRACE_S = 0.1
 """How much later than gRPC's deadline ours is."""
 
 PATIENCE = 4
-"""So many times as long as usual is waited at the most, for an etcd that is slow: see ``Link.patient``."""
+"""So many times as long as usual is waited at the most for an etcd that is slow (``Link.patient``), until it answers in half of the
+usual time: one that is now slow and now a little less is not given up each time that it is slow again.
+"""
 
 LIVENESS_S = 5.0
 """A question open for longer means that the registry is not alive."""
@@ -108,8 +110,7 @@ class Link:
                     asked_at = time.monotonic()
                     deadline = asked_at + max(whole_s / tries, (until - asked_at) / left)
                     answer = await self._ask_once(call, wire, deadline)
-                    if time.monotonic() - asked_at < self.endpoint.timeout_s / tries:
-                        self.late[kind] = 0
+                    self.answered(kind, time.monotonic() - asked_at, self.endpoint.timeout_s / tries)
                     return answer, unheard
             except RegistryError as error:
                 late.append(time.monotonic() >= deadline - GRACE_S)
@@ -128,6 +129,11 @@ class Link:
     def patient(self, kind: str, usual_s: float, endpoints: int = 1) -> float:
         """How long to wait for what is ``usual_s`` else: twice as long after each time that it was late, ``endpoints`` times."""
         return float(usual_s * min(PATIENCE, 1 << min(self.late[kind] // endpoints, 8)))
+
+    def answered(self, kind: str, took_s: float, usual_s: float) -> None:
+        """It was not late this time."""
+        if took_s < usual_s / 2:
+            self.late[kind] = 0
 
     async def _ask_once(self, call: Call, wire: Wire, deadline: float) -> Any:
         for first in (True, False):

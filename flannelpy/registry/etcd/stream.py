@@ -142,9 +142,9 @@ class Stream:
             self.link.asked()
             answered = await self._ask()
             took_s = time.monotonic() - asked_at
-            if answered and took_s < self.pace.answer_s:
-                self.link.late[WATCH] = 0
-            if not answered and self._heard_at <= asked_at:
+            if answered:
+                self.link.answered(WATCH, took_s, self.pace.answer_s)
+            elif self._heard_at <= asked_at:
                 self.link.late[WATCH] += took_s >= self.answer_s - GRACE_S  # else the connection broke
                 raise self._deaf()
             self._heard_at = max(self._heard_at, asked_at)
