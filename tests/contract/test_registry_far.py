@@ -155,6 +155,12 @@ async def test_an_etcd_that_is_slow_at_every_endpoint_is_waited_for_longer(
                 if not await gives_up(call()):
                     break
                 assert turns < 5
+        late = registry._link.late["ask"]
+        for way in ways:
+            way.answer_s = 0.75 * 0.6 / endpoints  # in time, but hardly
+        for _ in range(3):
+            await registry.config()
+        assert registry._link.late["ask"] == late
         for way in ways:
             way.answer_s = 0.0
         for number in range(2, 5):  # what etcd is thinking about still comes late
