@@ -216,9 +216,9 @@ class Spectator:
         """As the kernel says."""
         return await self._kernel.route_to(address)
 
-    async def route_at(self, dst: IPNetwork) -> Route | None:
+    async def routes_at(self, routes: Iterable[Route]) -> Sequence[Route]:
         """As the kernel says."""
-        return await self._kernel.route_at(dst)
+        return await self._kernel.routes_at(routes)
 
     async def look_up(self, lookups: Sequence[Lookup]) -> Sequence[Found]:
         """As the kernel says."""

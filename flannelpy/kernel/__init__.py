@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from netaddr import IPAddress, IPNetwork
+from netaddr import IPAddress
 
 from flannelpy.core.errors import KernelError
 from flannelpy.core.forwarding import Hindrance
@@ -147,8 +147,11 @@ class Kernel(Protocol):
         """What these settings (sysctl(8), names with slashes) hold; one that is not there is left out."""
         ...
 
-    async def route_at(self, dst: IPNetwork) -> Route | None:
-        """The main table's route to exactly ``dst``, whoever's: to say who is in the way of ours."""
+    async def routes_at(self, routes: Iterable[Route]) -> Sequence[Route]:
+        """The main table's routes, whoever's, with a destination and metric of these, in its order: to say who is in their way.
+
+        A dump of each IP version among them, however many they are. Raises KernelError.
+        """
         ...
 
     async def nexthops(self) -> bool:

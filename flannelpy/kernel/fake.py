@@ -137,9 +137,9 @@ class FakeKernel:
         self._called("settings")
         return {name: self.sysctls[name] for name in names if name in self.sysctls}
 
-    async def route_at(self, dst: IPNetwork) -> Route | None:
-        self._called("route_at")
-        return self._routes.get(dst)
+    async def routes_at(self, routes: Iterable[Route]) -> Sequence[Route]:
+        self._called("routes_at")
+        return [self._routes[key] for route in routes if (key := route.dst) in self._routes]
 
     async def nexthops(self) -> bool:
         self._called("nexthops")

@@ -22,7 +22,7 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
-from netaddr import IPAddress, IPNetwork
+from netaddr import IPAddress
 
 from flannelpy.core.curve25519 import public_of
 from flannelpy.core.errors import KernelError
@@ -67,7 +67,7 @@ from flannelpy.kernel.facts import read_facts
 from flannelpy.kernel.forward import Forward
 from flannelpy.kernel.fou import FouPorts
 from flannelpy.kernel.lookup import look_up
-from flannelpy.kernel.messages import AF_INET, AF_INET6, CREATE, EXCL, REPLACE, REQUEST
+from flannelpy.kernel.messages import AF_INET, AF_INET6, CREATE, EXCL, FAMILY, REPLACE, REQUEST
 from flannelpy.kernel.modules import Modules
 from flannelpy.kernel.nft import Nft
 from flannelpy.kernel.notices import Notices
@@ -148,17 +148,19 @@ class NetlinkKernel:
         """See ``Kernel.settings``."""
         return read_settings(names)
 
-    async def route_at(self, dst: IPNetwork) -> Route | None:
-        """The main table's route to exactly ``dst``, whoever's; a dump of its family (33 ms for 5,000 routes)."""
+    async def routes_at(self, routes: Iterable[Route]) -> Sequence[Route]:
+        """See ``Kernel.routes_at``; a dump takes 33 ms for 5,000 routes."""
+        keys = {route.key: (route.dst.version, route.dst.first, route.dst.prefixlen) for route in routes}
+        places = set(keys.values())
 
         def read(data: bytes, body: int, end: int) -> Route | None:
             info = messages.read_route(data, body, end)
-            if info is None or (info.dst, info.prefixlen) != (dst.first, dst.prefixlen):
-                return None
-            return as_route(info, name_of(info.device) if info.device else None)
+            if info is None or (info.version, info.dst, info.prefixlen) not in places or data[body + 3]:
+                return None  # one for a type of service stands beside ours
+            found = as_route(info, name_of(info.device) if info.device else None)
+            return found if found.key in keys else None
 
-        found = await dump_routes(AF_INET if dst.version == 4 else AF_INET6, read)
-        return found[0] if found else None
+        return [route for version in sorted({place[0] for place in places}) for route in await dump_routes(FAMILY[version], read)]
 
     async def nexthops(self) -> bool:
         """See ``Kernel.nexthops``."""

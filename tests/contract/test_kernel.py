@@ -278,8 +278,10 @@ async def test_a_foreign_route_is_not_seen_not_overwritten_not_removed(host: Hos
 
 async def test_who_is_in_the_way_can_be_told(host: Host) -> None:
     host.add_route(FOREIGN)
-    assert await host.kernel.route_at(FOREIGN.dst) == FOREIGN
-    assert await host.kernel.route_at(IPNetwork("10.5.9.0/25")) is None
+    nobody = Route(IPNetwork("10.5.9.0/25"), dev="eth1")
+    assert await host.kernel.routes_at([nobody, replace(FOREIGN, via=None), nobody]) == [FOREIGN]
+    assert await host.kernel.routes_at([nobody]) == []
+    assert await host.kernel.routes_at([]) == []
 
 
 async def test_routes_outside_our_networks_are_not_ours_even_with_our_mark(host: Host) -> None:

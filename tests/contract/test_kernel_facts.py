@@ -12,7 +12,7 @@ import pytest
 from netaddr import IPAddress
 
 from flannelpy.core.errors import KernelError
-from flannelpy.core.objects import HostState
+from flannelpy.core.objects import HostState, Route
 from flannelpy.core.plan import Step
 from flannelpy.core.uplink import FactsQuery, HostFacts, InterfaceAddress
 from flannelpy.kernel import Notice
@@ -239,7 +239,7 @@ async def test_closing_ends_a_pause(real: RealHost, monkeypatch: pytest.MonkeyPa
         assert await waiting == []
 
 
-@pytest.mark.parametrize("method", ["facts", "route_to", "route_at", "observe", "apply", "rehearse", "notices", "next_notice"])
+@pytest.mark.parametrize("method", ["facts", "route_to", "routes_at", "observe", "apply", "rehearse", "notices", "next_notice"])
 async def test_every_call_of_the_one_in_memory_can_fail_for_a_while(method: str) -> None:
     from .kernel_support import FakeHost
 
@@ -252,8 +252,8 @@ async def test_every_call_of_the_one_in_memory_can_fail_for_a_while(method: str)
                 return await fake.facts()
             case "route_to":
                 return await fake.route_to(IPAddress("192.0.2.9"))
-            case "route_at":
-                return await fake.route_at(peer(9).objects.popitem()[1].dst)  # type: ignore[attr-defined,union-attr]
+            case "routes_at":
+                return await fake.routes_at([item for item in peer(9) if isinstance(item, Route)])
             case "observe":
                 return await fake.observe(SCOPE)
             case "apply":

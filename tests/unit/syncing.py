@@ -133,8 +133,8 @@ class FailingKernel:
     async def route_to(self, address: IPAddress) -> RouteAnswer | None:
         return await self._ask(self.kernel.route_to(address))
 
-    async def route_at(self, dst: IPNetwork) -> Route | None:
-        return await self._ask(self.kernel.route_at(dst))
+    async def routes_at(self, routes: Iterable[Route]) -> Sequence[Route]:
+        return await self._ask(self.kernel.routes_at(routes))
 
     async def observe(self, scope: Scope, keys: Iterable[Key] | None = None) -> HostState:
         return await self._ask(self.kernel.observe(scope, keys))

@@ -38,7 +38,7 @@ CALM_WITHIN_S = 900.0
 """The longest way back: a full listing comes every five minutes, a peer that expired is kept for ten."""
 LASTS_S = 120.0
 """A fault that lasts does so for at most as long."""
-KERNEL_CALLS = ("observe", "apply", "facts", "route_to", "route_at", "notices", "next_notice")
+KERNEL_CALLS = ("observe", "apply", "facts", "route_to", "routes_at", "notices", "next_notice")
 CODES = (errno.ENOBUFS, errno.EBUSY, errno.ENETUNREACH, errno.EMFILE, errno.EINTR)
 OF_REGISTRY = ("cut off", "stop", "drop", "compact", "full", "junk", "peer", "delete", "expire", "deface", "fail", "fail")
 OF_KERNEL = ("call fails", "call fails", "step fails", "overflow", "take", "down", "flush routes", "flush nft", "mtu")

@@ -280,7 +280,7 @@ async def test_a_config_that_means_the_same_writes_nothing(host: HostInMemory) -
 
 # ------------------------------------------------------------------------------------------ whatever fails, it lives
 
-KERNEL_CALLS = ("facts", "route_to", "route_at", "observe", "apply", "rehearse")
+KERNEL_CALLS = ("facts", "route_to", "routes_at", "observe", "apply", "rehearse")
 
 
 @pytest.mark.parametrize("method", KERNEL_CALLS)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.agent.sync.drift import AT_ONCE, EVERY_S, Damping
-from flannelpy.agent.sync.kernel_errors import Refusal, conditions, explain, links
+from flannelpy.agent.sync.kernel_errors import Refusal, conditions, explain, in_the_way, links
 from flannelpy.agent.sync.mirror import Mirror
 from flannelpy.agent.sync.retries import FIRST_RETRY_S, LAST_RETRY_S, Retries
 from flannelpy.core.desired import Desired
@@ -161,8 +161,10 @@ def test_what_fails_by_itself_is_told_with_how_many_like_it() -> None:
 
 async def test_a_look_at_what_is_in_the_way_that_fails_costs_only_the_words() -> None:
     kernel = FakeKernel()
-    kernel.fail_call("route_at", KernelError("netlink: no answer"))
-    assert await explain(kernel, Step("add", ROUTE), KernelError("File exists", errno.EEXIST)) == "File exists"
+    kernel.fail_call("routes_at", KernelError("netlink: no answer"))
+    refused = Step("add", ROUTE), KernelError("File exists", errno.EEXIST)
+    assert await in_the_way(kernel, [refused]) == {}
+    assert await explain(*refused, ()) == "File exists"
 
 
 # ------------------------------------------------------------------------------------------------- who is left out

@@ -16,12 +16,13 @@ from netaddr import IPAddress, IPNetwork
 
 from flannelpy.agent.sync import reconcile
 from flannelpy.agent.sync.drift import AT_ONCE, EVERY_S
-from flannelpy.agent.sync.kernel_errors import PROTOCOLS, explain
+from flannelpy.agent.sync.kernel_errors import PROTOCOLS, explain, in_the_way
 from flannelpy.core.backend import Backend, Local, Path
 from flannelpy.core.errors import KernelError
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Key, Route, Sysctl, XfrmPolicy
 from flannelpy.core.plan import Step
+from flannelpy.kernel import Notice
 from flannelpy.kernel.fake import FakeKernel
 from tests.unit.syncing import World, mac_of, peer
 
@@ -132,13 +133,49 @@ async def test_who_is_in_the_way_is_said_as_ip_says_it_and_how_to_make_room(numb
     kernel, ours = FakeKernel(), Route(IPNetwork("10.5.9.0/24"), IPAddress("192.0.2.2"), "eth1")
     kernel.plant(Route(IPNetwork("10.5.9.0/24"), dev="eth1", proto=number))
     words = f"10.5.9.0/24 dev eth1 proto {word}"
-    said = await explain(kernel, Step("add", ours), KernelError("File exists", errno.EEXIST))
+    refused = Step("add", ours), KernelError("File exists", errno.EEXIST)
+    said = await explain(*refused, (await in_the_way(kernel, [refused]))[ours.key])
     assert said == f"{words} is there and is not ours (to make room: ip route del {words})"
+
+
+@pytest.mark.parametrize("numbers", [(9,), (9, 10)])
+async def test_a_route_that_was_told_as_gone_and_is_there_is_no_refusal(numbers: tuple[int, ...]) -> None:
+    """One beside it went, of the same destination (ip route append), or the kernel's dump had passed it by."""
+    world = World()
+    world.join(peer(9), peer(10))
+    async with world.alive():
+        told = []
+        world.reporter.listeners.append(told.append)
+        world.reconciler.hear(Notice({Key("route", f"10.5.{number}.0/24"): None for number in numbers}))
+        await world.quiet()
+        assert world.conditions() == {}
+        assert told == []
+        assert not len(world.reconciler.retries)
+        assert all(world.reconciler.standing.in_sync(Key("route", f"10.5.{number}.0/24")) for number in numbers)
+
+
+@pytest.mark.parametrize("count", [1, 7, 250])
+async def test_however_many_routes_are_in_the_way_is_one_look(count: int) -> None:
+    """Each would be a dump of all: of thousands, as another overlay leaves them, the loop would not turn for minutes."""
+    world = World()
+    leases = [peer(number + 2, at=f"198.18.0.{number + 1}") for number in range(count)]
+    others = [Route(lease.subnet, IPAddress("192.0.2.9"), "eth1", proto=12) for lease in leases]
+    for other in others:
+        world.kernel.plant(other)
+    world.join(*leases)
+    async with world.alive():
+        assert world.kernel.calls["routes_at"] == 1
+        await world.later(5.0)
+        assert world.kernel.calls["routes_at"] == 1  # it is no news
+        (text,) = world.conditions().values()
+        assert f"{others[0]} is there and is not ours".replace("proto 12", "proto bird") in text
+        for lease, other in zip(leases, others, strict=True):
+            assert str(other).replace("proto 12", "proto bird") in str(world.reconciler.standing.why_not(lease.key))
 
 
 async def test_a_policy_in_the_way_is_named_with_what_removes_it() -> None:
     ours = XfrmPolicy("out", IPNetwork("10.5.72.0/24"), IPNetwork("10.5.9.0/24"), IPAddress("192.0.2.1"), IPAddress("192.0.2.9"))
-    said = await explain(FakeKernel(), Step("add", ours), KernelError("File exists", errno.EEXIST))
+    said = await explain(Step("add", ours), KernelError("File exists", errno.EEXIST), ())
     remedy = "ip xfrm policy delete src 10.5.72.0/24 dst 10.5.9.0/24 dir out"
     assert said == f"a policy of somebody else's is there (to make room: {remedy})"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flannelpy.core.errors import FlannelpyError, KernelError
@@ -42,16 +42,25 @@ def not_applicable(step: Step, error: KernelError) -> bool:
     return isinstance(step.item, Sysctl) and error.code == errno.ENOENT
 
 
-async def explain(kernel: Kernel, step: Step, error: KernelError) -> str:
-    """The reason in words; where another route is in the way, which, and what would make room. Never raises but CancelledError."""
-    if error.code == errno.EEXIST and isinstance(step.item, Route):
-        try:
-            other = await kernel.route_at(step.item.dst)
-        except FlannelpyError:
-            other = None
-        if other is not None:
-            words = str(other).replace(f"proto {other.proto}", f"proto {PROTOCOLS.get(other.proto, other.proto)}")
-            return f"{words} is there and is not ours (to make room: ip route del {words})"
+async def in_the_way(kernel: Kernel, refused: Iterable[tuple[Step, KernelError]]) -> Mapping[Key, Sequence[Route]]:
+    """By key, what is where a route was refused for another: thousands of them are one look. Raises CancelledError only."""
+    routes = [step.item for step, error in refused if error.code == errno.EEXIST and isinstance(step.item, Route)]
+    try:
+        found = await kernel.routes_at(routes) if routes else ()
+    except FlannelpyError:
+        return {}
+    others: dict[Key, list[Route]] = {}
+    for route in found:
+        others.setdefault(route.key, []).append(route)
+    return others
+
+
+async def explain(step: Step, error: KernelError, others: Sequence[Route]) -> str:
+    """The reason in words; where one of the ``others`` is in the way, which, and what would make room. Raises nothing."""
+    if error.code == errno.EEXIST and others:
+        other = others[0]
+        words = str(other).replace(f"proto {other.proto}", f"proto {PROTOCOLS.get(other.proto, other.proto)}")
+        return f"{words} is there and is not ours (to make room: ip route del {words})"
     if error.code == errno.EEXIST and isinstance(step.item, XfrmPolicy):
         return f"a policy of somebody else's is there (to make room: ip xfrm policy delete {step.item.selector})"
     if error.code == errno.EADDRINUSE and (port := _port(step.item)):

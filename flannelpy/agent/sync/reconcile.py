@@ -7,7 +7,6 @@ round runs is coalesced into the next; nothing waits on purpose. What can fail i
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -26,7 +25,7 @@ from flannelpy.agent.sync.whole import differing, take
 from flannelpy.core.desired import Desired
 from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import HostState, Key, Link
-from flannelpy.core.plan import Plan, lives_on, plan
+from flannelpy.core.plan import Plan, Step, lives_on, plan
 from flannelpy.kernel import Kernel, Notice, Result
 
 if TYPE_CHECKING:
@@ -254,12 +253,11 @@ class Reconciler:
 
     async def _learn(self, results: Sequence[Result], partial: bool) -> None:
         """Take over into the mirror what the kernel acknowledged; have again what it refused, later."""
-        now, taken = self._clock(), list[Key]()
+        now, refused = self._clock(), list[tuple[Step, KernelError]]()
         for result in results:
             step, key = result.step, result.step.key
             if result.error is not None and not not_applicable(step, result.error):
-                await self.standing.refuse(self._kernel, step, result.error, now)
-                taken += [key] if key.kind == "nexthop" and result.error.code == errno.EEXIST else []
+                refused.append((step, result.error))
                 continue
             self.standing.forget(key)
             self._mirror.learn(key, None if step.op == "remove" else step.item)
@@ -267,9 +265,7 @@ class Reconciler:
                 self.retries.hasten((key for key in self.retries if self._lives_on(key) == step.item.name), now)
                 if partial:
                     self.dirty.add_everything()  # what lived on it is gone, and all of it must come back
-        for key in self.fragments.avoid_nexthops(taken):
-            self.standing.forget(key)
-            self.dirty.add([key])
+        self.dirty.add(await self.standing.refuse(self._kernel, refused, now))
         self.dirty.add(self._mirror.stale)
 
     def _lives_on(self, key: Key) -> str | None:

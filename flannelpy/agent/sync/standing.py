@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from flannelpy.agent.report import Reporter
 from flannelpy.agent.sync.fragments import FIREWALL, HOST, Fragments
-from flannelpy.agent.sync.kernel_errors import Refusal, conditions, explain, links
+from flannelpy.agent.sync.kernel_errors import Refusal, conditions, explain, in_the_way, links
 from flannelpy.agent.sync.mirror import Mirror
 from flannelpy.agent.sync.retries import Retries
 from flannelpy.core.errors import KernelError
@@ -74,12 +75,28 @@ class Standing:
             self.steps.update((each.step.key.kind, each.step.op, "refused" if each.error else "done") for each in results)
             self.convergence.observe(took_s)
 
-    async def refuse(self, kernel: Kernel, step: Step, error: KernelError, now: float) -> None:
-        """The kernel has refused a step: why is found out where that is news, and it is tried again later."""
-        self._retries.refused(step.key, now)
-        before = self.refusals.get(step.key)
-        if before is None or (before.step, str(before.error)) != (step, str(error)):
-            self.refusals[step.key] = Refusal(step, error, await explain(kernel, step, error))
+    async def refuse(self, kernel: Kernel, refused: Collection[tuple[Step, KernelError]], now: float) -> Collection[Key]:
+        """The kernel has refused these steps: why is found out where that is news, and they are tried again later; but where
+        somebody else has the number of a nexthop object, without. The keys to look at for that.
+        """
+        news = list[tuple[Step, KernelError]]()
+        for step, error in refused:
+            self._retries.refused(step.key, now)
+            before = self.refusals.get(step.key)
+            if before is None or (before.step, str(before.error)) != (step, str(error)):
+                news.append((step, error))
+        others = await in_the_way(kernel, news)
+        for step, error in news:
+            if step.op == "add" and step.item in others.get(step.key, ()):  # what went was another beside it (ip route append)
+                self.forget(step.key)
+                self._mirror.learn(step.key, step.item)
+            else:
+                self.refusals[step.key] = Refusal(step, error, await explain(step, error, others.get(step.key, ())))
+        taken = [step.key for step, error in refused if step.key.kind == "nexthop" and error.code == errno.EEXIST]
+        without = self._fragments.avoid_nexthops(taken)
+        for key in without:
+            self.forget(key)
+        return without
 
     def forget(self, key: Key) -> None:
         """There is nothing left to try under ``key``."""
