@@ -6,7 +6,18 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from flannelpy.core.objects import ROUTE_PROTOCOL, Key, Nexthop, Object, Route, Scope, Sysctl, WireguardDevice, WireguardPeer
+from flannelpy.core.objects import (
+    ROUTE_PROTOCOL,
+    Key,
+    Nexthop,
+    NftTable,
+    Object,
+    Route,
+    Scope,
+    Sysctl,
+    WireguardDevice,
+    WireguardPeer,
+)
 from flannelpy.kernel import Notice
 
 SILENT = (Sysctl, WireguardDevice, WireguardPeer)
@@ -59,11 +70,14 @@ class FakeNotices:
         ours = {index: name for index, name in news.links.items() if name in self._scope.links}
         changed = (item for item in (news.item, news.gone, news.replaced) if isinstance(item, Route))
         foreign = {item.dst.version for item in changed if item.proto != ROUTE_PROTOCOL and item.dev not in self._scope.links}
-        known = self._scope.links | {self._scope.uplink}
+        known, old_table = self._scope.links | {self._scope.uplink}, news.gone
         before = self._notice
         self._notice = Notice(
             objects,
-            before.resync or news.lost or news.took_along in known,
+            before.resync
+            or news.lost
+            or news.took_along in known
+            or (isinstance(old_table, NftTable) and old_table.key in objects),
             before.lost or news.lost,
             {**before.links, **{index: name for index, name in news.links.items() if index not in ours}},
             before.default_route or news.default_route,

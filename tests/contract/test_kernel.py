@@ -392,6 +392,7 @@ async def test_a_flushed_ruleset_is_told_and_repaired(host: Host) -> None:
     host.flush_ruleset()
     heard = await hear(notices, lambda heard: TABLE.key in heard.objects)
     assert heard.objects[TABLE.key] is None
+    assert heard.resync, "what was in it went with it"
     await reach(host.kernel, HostState.of(TABLE))
     await hear(notices, lambda heard: heard.objects.get(TABLE.key) == TABLE)
 

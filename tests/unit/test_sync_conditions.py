@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any, cast
 from unittest.mock import patch
@@ -27,6 +27,7 @@ from flannelpy.kernel.fake import FakeKernel
 from tests.unit.syncing import World, mac_of, peer
 
 ACCEPT_RA = Sysctl("net/ipv6/conf/flannel.1/accept_ra", "0")
+OWN_ADDRESS = Key("addr", "10.5.1.0/32 dev flannel.1")
 
 
 class Odd:
@@ -86,6 +87,31 @@ async def test_what_is_contested_is_told_until_it_was_left_alone(world: World) -
     world.reconciler.look_at_silent()
     assert world.conditions() != {}, "it was repaired, and not yet left alone"
     world.clock.now += (AT_ONCE + 1) * EVERY_S
+    world.reconciler.look_at_silent()
+    assert world.conditions() == {}
+
+
+def flush_addresses(kernel: FakeKernel) -> None:
+    """``ip addr flush dev flannel.1``, as DHCP clients do: the last one takes routes and neighbours along without a word."""
+    kernel.take(OWN_ADDRESS)
+
+
+@pytest.mark.parametrize(("flush", "key"), [(flush_addresses, OWN_ADDRESS), (FakeKernel.flush_ruleset, Key("nft", "flannelpy"))])
+@pytest.mark.parametrize("peers", [(), (2, 3)])
+async def test_who_flushes_again_and_again_is_slowed_down_too(
+    world: World, flush: Callable[[FakeKernel], None], key: Key, peers: tuple[int, ...]
+) -> None:
+    """Not all of what goes is told, so that everything is looked at: that is no reason to repair it without end."""
+    world.join(*map(peer, peers))
+    await world.quiet()
+    for times in range(AT_ONCE + 1):
+        flush(world.kernel)
+        await world.quiet()
+        assert (world.kernel.get(key) is None) == (times == AT_ONCE)
+    assert f"kernel-contested {key}" in world.conditions()
+    await world.later(EVERY_S)
+    assert world.kernel.get(key) is not None
+    await world.later((AT_ONCE + 1) * EVERY_S)
     world.reconciler.look_at_silent()
     assert world.conditions() == {}
 

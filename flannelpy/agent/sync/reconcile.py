@@ -37,6 +37,9 @@ SILENT_S = 5.0
 SILENT = frozenset({"fou", "sysctl", "forward", "wg", "wgpeer"})
 """Kinds of objects that the kernel changes without a notification are looked at this often, in seconds."""
 
+GOES_ALONG = frozenset({"route", "nexthop", "neigh", "fdb", "wg", "wgpeer", "sysctl"})
+"""What the kernel itself takes (with a device, a link that goes down, the last address): nobody is to blame for it then."""
+
 HASTEN_S = INCOMPLETE_S = 1.0
 UNREADABLE_S = 0.4
 """After a look that failed."""
@@ -284,8 +287,7 @@ class Reconciler:
         self._state.first_sweep = self._state.first_sweep and not self._state.may_sweep
         if not self._state.settled:
             return steps
-        # What the kernel itself takes (with a device, a link that goes down, the last address) nobody is to blame for.
-        counted = [step.key for step in drift if step.key.kind == "link" or not quiet]
+        counted = [step.key for step in drift if not quiet or step.key.kind not in GOES_ALONG]
         late = self.repairs.suppress(counted, self._clock())
         self.repairs.note([step for step in drift if step.key not in late])
         return tuple(step for step in steps if step.key not in late)
