@@ -12,7 +12,10 @@ from netaddr import IPAddress
 
 @dataclass(frozen=True, slots=True)
 class InterfaceAddress:
-    """An address of an interface, as the kernel tells: scope is rtnetlink's (``global``, ``link``, ``host``)."""
+    """An address of an interface, as the kernel tells: scope is rtnetlink's (``global``, ``link``, ``host``).
+
+    ``duplicate``: another host of the link has it, so that the kernel does not use it (RFC 4862 section 5.4).
+    """
 
     address: IPAddress
     prefixlen: int
@@ -20,6 +23,7 @@ class InterfaceAddress:
     deprecated: bool = False
     permanent: bool = True
     temporary: bool = False
+    duplicate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ class Interface:
         return any(held.address.is_loopback() for held in self.addresses)
 
     def has(self, address: IPAddress) -> bool:
-        return any(held.address == address for held in self.addresses)
+        return any(held.address == address and not held.duplicate for held in self.addresses)
 
 
 @dataclass(frozen=True, slots=True)

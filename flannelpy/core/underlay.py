@@ -52,7 +52,7 @@ class Underlay:
         uplink: str = "",
         others: Iterable[tuple[IPAddress, str]] = (),
     ) -> Underlay:
-        """Without what is on our own devices, loopback, and what is link-local elsewhere than on the ``uplink``.
+        """Without what is on our own devices, loopback, another host's, and what is link-local elsewhere than on the ``uplink``.
 
         The uplink is none of the ``bridges``, whatever subnet it lies in.
         """
@@ -60,7 +60,9 @@ class Underlay:
         for interface in facts.interfaces:
             for held in interface.addresses if interface.name not in ours else ():
                 net = IPNetwork((int(held.address), held.prefixlen), version=held.address.version)
-                if not held.address.is_loopback() and (interface.name == uplink or not held.address.is_link_local()):
+                if held.duplicate or held.address.is_loopback():
+                    continue
+                if interface.name == uplink or not held.address.is_link_local():
                     bridge = interface.name != uplink and any(net.cidr in each for each in bridges)
                     own.append(OwnAddress(net, interface.name, bridge))
         gateways = [(route.via, "the gateway") for route in facts.default_routes if route.via is not None]

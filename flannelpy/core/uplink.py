@@ -82,8 +82,9 @@ def choose(
     """The first candidate that fits, in the order: ``iface``, ``iface_regex``, ``can_reach``; with none of them the interface that
     has ``public_ip`` (or ``public_ipv6``), then the default route.
 
-    The address that ``prefer`` has is kept while its interface has it. Devices in ``ours`` are never taken; an address inside
-    ``networks`` (the overlay's) only where an interface was not found by a pattern, and has no other.
+    The address that ``prefer`` has is kept while its interface has it, but for a makeshift (link-local, deprecated); a link-local
+    one never takes its place. Devices in ``ours`` are never taken; an address inside ``networks`` (the overlay's) only where an
+    interface was not found by a pattern, and has no other.
     Raises NoUplinkError: one line that lists the candidates and why each fell out.
     """
     host = _Host(facts, tuple(families), route_answers, prefer, tuple(networks), ours)
@@ -234,8 +235,13 @@ class _Host:
                 usable = self._usable(interface, family, found.strict)
                 if not usable:
                     outside = " outside the overlay's networks" if self._usable(interface, family, strict=False) else ""
-                    raise _UnfitError(f"{interface.name} has no usable IPv{family} address{outside}")
-                addresses[family] = self._best(usable)
+                    raise _UnfitError(f"{interface.name} has no usable IPv{family} address{outside}{_taken(interface, family)}")
+                addresses[family] = best = self._best(usable)
+                before = next((one for one in self._preferred if one is not None and one.version == family), best)
+                if best.is_link_local() and not before.is_link_local():  # the other comes back, or somebody says what is to be
+                    raise _UnfitError(
+                        f"{interface.name} has only {best}, link-local, where {before} is in use{_taken(interface, family)}"
+                    )
         if not interface.mtu:
             raise _UnfitError(f"{interface.name} has MTU 0")
         return Uplink(
@@ -249,21 +255,20 @@ class _Host:
         )
 
     def _usable(self, interface: Interface, family: Family, strict: bool) -> list[InterfaceAddress]:
-        """Addresses that packets can leave with, the best first: global, outside the overlay, with neighbours, permanent, not
-        temporary (a stable sort)."""
+        """Addresses that packets can leave with, the best first: global, outside the overlay, not deprecated, with neighbours,
+        permanent, not temporary (a stable sort)."""
         fitting = [
             held
             for held in interface.addresses
             if held.address.version == family
-            and not held.deprecated
+            and not held.duplicate
             and _is_unicast(held.address)
             and not (strict and self._is_inside(held.address))
         ]
         return sorted(
             fitting,
             key=lambda held: (
-                held.address.is_link_local(),
-                self._is_inside(held.address),
+                self._makeshift(held),
                 held.prefixlen == (32 if family == 4 else 128),
                 not held.permanent,
                 held.temporary,
@@ -271,11 +276,15 @@ class _Host:
         )
 
     def _best(self, usable: Sequence[InterfaceAddress]) -> IPAddress:
-        """The one in use, else the first; but outside the overlay where there is one."""
-        in_use = next((held.address for held in usable if held.address in self._preferred), None)
-        if in_use is None or (self._is_inside(in_use) and not self._is_inside(usable[0].address)):
+        """The one in use, else the first; but that one, too, where the one in use is a makeshift beside it."""
+        in_use = next((held for held in usable if held.address in self._preferred), None)
+        if in_use is None or self._makeshift(in_use) > self._makeshift(usable[0]):
             return usable[0].address
-        return in_use
+        return in_use.address
+
+    def _makeshift(self, held: InterfaceAddress) -> tuple[bool, bool, bool]:
+        """What an address is only taken for want of a better one for; the worst first."""
+        return held.address.is_link_local(), self._is_inside(held.address), held.deprecated
 
     @property
     def _preferred(self) -> tuple[IPAddress | None, ...]:
@@ -314,6 +323,12 @@ def _is_unicast(address: IPAddress) -> bool:
     """Global or link-local unicast; private ranges are global in this sense."""
     broadcast = address.version == 4 and int(address) == 2**32 - 1
     return bool(int(address) and not address.is_loopback() and not address.is_multicast() and not broadcast)
+
+
+def _taken(interface: Interface, family: Family) -> str:
+    """Which of its addresses another host has, as words behind what there is not."""
+    taken = [str(held.address) for held in interface.addresses if held.duplicate and held.address.version == family]
+    return f"; another host on its link has {' and '.join(taken)}" if taken else ""
 
 
 def _inventory(interfaces: Sequence[Interface]) -> str:

@@ -20,7 +20,7 @@ from flannelpy.kernel.dump import dump, dump_of_device, dump_routes
 from flannelpy.kernel.messages import AF_INET, AF_INET6, as_address
 
 SCOPES = {0: "global", 200: "site", 253: "link", 254: "host", 255: "nowhere"}
-IFA_F_TEMPORARY, IFA_F_DEPRECATED, IFA_F_PERMANENT = 0x01, 0x20, 0x80
+IFA_F_TEMPORARY, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_PERMANENT = 0x01, 0x08, 0x20, 0x80
 
 UNNAMED = GONE | {errno.EINVAL, errno.ERANGE}
 """What the kernel says of a name that no interface can have."""
@@ -109,4 +109,5 @@ def _interface_address(info: messages.AddressInfo) -> InterfaceAddress:
         deprecated=bool(info.flags & IFA_F_DEPRECATED),
         permanent=bool(info.flags & IFA_F_PERMANENT),
         temporary=info.version == 6 and bool(info.flags & IFA_F_TEMPORARY),  # the same bit says "secondary" in IPv4
+        duplicate=info.version == 6 and bool(info.flags & IFA_F_DADFAILED),
     )

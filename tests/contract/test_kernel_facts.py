@@ -18,7 +18,7 @@ from flannelpy.core.uplink import FactsQuery, HostFacts, InterfaceAddress
 from flannelpy.kernel import Notice
 from flannelpy.kernel.notices import Notices
 
-from .kernel_support import HOST, PATIENCE_S, SCOPE, Host, RealHost, hear, ip, peer, shell
+from .kernel_support import HOST, PATIENCE_S, SCOPE, Host, RealHost, fresh_namespace, hear, ip, peer, real_only, shell
 
 
 def shown(facts: HostFacts) -> dict[str, list[str]]:
@@ -237,6 +237,22 @@ async def test_closing_ends_a_pause(real: RealHost, monkeypatch: pytest.MonkeyPa
     notices.close()
     async with asyncio.timeout(PATIENCE_S):
         assert await waiting == []
+
+
+@real_only
+async def test_an_address_that_another_host_has_is_told_as_that() -> None:
+    with fresh_namespace():
+        host = RealHost()
+        notices = host.kernel.notices(SCOPE)
+        ip("addr add 2001:db8::7/64 dev eth1p nodad", "addr add 2001:db8::7/64 dev eth1", "addr add 2001:db8::8/64 dev eth1")
+        await hear(
+            notices, lambda _heard: "dadfailed" in (said := shell("ip -6 addr show dev eth1")) and said.count("tentative") == 1
+        )
+        facts = await host.kernel.facts(FactsQuery(frozenset({"eth1"}), default_routes=False))
+        await host.close()
+    (eth1,) = facts.interfaces
+    found = {str(held.address): held.duplicate for held in eth1.addresses if held.address.version == 6}
+    assert found == {"2001:db8::1": False, "2001:db8::7": True, "2001:db8::8": False}
 
 
 @pytest.mark.parametrize("method", ["facts", "route_to", "routes_at", "observe", "apply", "rehearse", "notices", "next_notice"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -116,6 +118,15 @@ def test_where_the_uplink_is_link_local_peers_may_be() -> None:
     assert here.unfit(IPAddress("169.254.3.4")) == ""
     assert here.unfit(IPAddress("fe80::4")) == ""
     assert here.unfit(IPAddress("169.254.3.3")) == "169.254.3.3 is this host's own, on eth1"
+
+
+@pytest.mark.parametrize("duplicate", [False, True])
+def test_what_another_host_has_is_not_this_hosts_own(duplicate: bool) -> None:
+    eth1 = nic("eth1", 2, "2001:db8::1/64", "2001:db8::9/64")
+    held = [replace(one, duplicate=duplicate and str(one.address) == "2001:db8::9") for one in eth1.addresses]
+    here = shield(replace(eth1, addresses=tuple(held)))
+    assert here.unfit(IPAddress("2001:db8::9")) == ("" if duplicate else "2001:db8::9 is this host's own, on eth1")
+    assert here.unfit(IPAddress("2001:db8::1")) == "2001:db8::1 is this host's own, on eth1"
 
 
 def test_where_nothing_is_known_of_the_host_no_address_is_refused_for_it() -> None:

@@ -31,6 +31,7 @@ def interface(index: int, name: str, *addresses: str, mtu: int = 1500, up: bool 
                 deprecated="deprecated" in flags,
                 permanent="dynamic" not in flags,
                 temporary="temporary" in flags,
+                duplicate="duplicate" in flags,
             )
         )
     return Interface(name, index, mtu, up, tuple(held))
@@ -204,7 +205,10 @@ def test_dual_a_pattern_must_match_both_families_on_one_interface() -> None:
         (("fe80::1/64", "2001:db8::1/64"), "2001:db8::1"),
         (("2001:db8::1/64 dynamic", "2001:db8::2/64"), "2001:db8::2"),
         (("2001:db8::1/64 dynamic temporary", "2001:db8::2/64 dynamic"), "2001:db8::2"),
-        (("2001:db8::1/64 deprecated", "fe80::1/64"), "fe80::1"),
+        (("2001:db8::1/64 deprecated", "fe80::1/64"), "2001:db8::1"),
+        (("2001:db8::1/64 deprecated", "2001:db8::2/64 dynamic temporary"), "2001:db8::2"),
+        (("2001:db8::1/64 duplicate", "2001:db8::2/64 dynamic temporary"), "2001:db8::2"),
+        (("2001:db8::1/64 duplicate", "2001:db8::2/64 deprecated"), "2001:db8::2"),
         (("2001:db8::1/64", "2001:db8::2/64"), "2001:db8::1"),
         (("fe80::1/64", "2001:db8::1/64 dynamic temporary"), "2001:db8::1"),
     ],
@@ -212,6 +216,49 @@ def test_dual_a_pattern_must_match_both_families_on_one_interface() -> None:
 def test_the_best_address_is_global_permanent_not_temporary(addresses: tuple[str, ...], best: str) -> None:
     facts = HostFacts((interface(1, "eth0", *addresses),))
     assert shown(pick(Wish(iface=("eth0",)), IPV6, facts)) == f"eth0 {best}"
+
+
+@pytest.mark.parametrize("wish", [Wish(iface=("eth0",)), Wish(iface=("2001:db8::1",)), Wish(public_ipv6=IPAddress("2001:db8::1"))])
+def test_an_address_that_another_host_has_is_not_taken_and_told(wish: Wish) -> None:
+    """The kernel does not use it (RFC 4862 5.4): peers that are told of it would send to that host."""
+    facts = HostFacts((interface(1, "eth0", "2001:db8::1/64 duplicate", "192.0.2.1/24"),), (DefaultRoute(6, 1),))
+    assert "eth0 has no usable IPv6 address; another host on its link has 2001:db8::1" in refusal(
+        Wish(iface=("eth0",)), IPV6, facts
+    )
+    assert refusal(wish, IPV6, facts)
+
+
+# (what is in use, what its interface has, what is taken or why nothing is)
+MAKESHIFTS = [
+    # down and up, or booted: the link-local address is there at once, the other comes by a router's word some seconds later
+    ("2001:db8::1", ("fe80::1/64",), "eth1 has only fe80::1, link-local, where 2001:db8::1 is in use"),
+    ("2001:db8::1", ("fe80::1/64", "2001:db8::1/64 duplicate"), "in use; another host on its link has 2001:db8::1"),
+    ("2001:db8::1", ("fe80::1/64", "2001:db8::1/64 dynamic"), "2001:db8::1"),
+    ("fe80::1", ("fe80::1/64", "2001:db8::1/64 dynamic"), "2001:db8::1"),
+    ("fe80::1", ("fe80::1/64", "2001:db8::1/64 deprecated"), "2001:db8::1"),
+    ("fe80::1", ("fe80::2/64", "fe80::1/64"), "fe80::1"),
+    # no router has said a word for longer than the preferred lifetime
+    ("2001:db8::1", ("fe80::1/64", "2001:db8::1/64 deprecated"), "2001:db8::1"),
+    ("2001:db8::1", ("2001:db8::2/64 deprecated", "2001:db8::1/64 deprecated"), "2001:db8::1"),
+    ("2001:db8::1", ("2001:db8:1::1/64 dynamic", "2001:db8::1/64 deprecated"), "2001:db8:1::1"),
+    ("2001:db8::1", ("2001:db8::1/64 duplicate", "2001:db8::2/64"), "2001:db8::2"),
+    # no DHCP server has answered
+    ("192.0.2.1", ("169.254.7.7/16",), "eth1 has only 169.254.7.7, link-local, where 192.0.2.1 is in use"),
+    ("169.254.7.7", ("169.254.7.7/16", "192.0.2.1/24 dynamic"), "192.0.2.1"),
+]
+
+
+@pytest.mark.parametrize(("used", "held", "then"), MAKESHIFTS)
+def test_a_makeshift_takes_no_addresss_place_and_gives_up_its_own(used: str, held: tuple[str, ...], then: str) -> None:
+    facts, address = HostFacts((interface(3, "eth1", *held),)), IPAddress(used)
+    family = address.version
+    before = Uplink("eth1", 3, 1500, address if family == 4 else None, address if family == 6 else None)
+    try:
+        uplink = choose(facts, Wish(iface=("eth1",)), (family,), {}, before).uplink
+        found = str(uplink.address or uplink.address6)
+    except NoUplinkError as error:
+        found = str(error)
+    assert found == then or (" " in then and then in found)
 
 
 def test_loopback_is_usable_only_by_its_address() -> None:
