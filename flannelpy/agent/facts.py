@@ -87,7 +87,7 @@ class Facts:
         dead = next((one for one in facts.interfaces if one.index == choice.uplink.index and not (one.up and one.running)), None)
         self.down = "" if dead is None else dead.name
         said = {} if dead is None else {"": f"{dead.name} {'has no carrier' if dead.up else 'is down'}"}
-        self._reporter.set("uplink-missing", {})
+        self._reporter.set("uplink-missing", {"": choice.lacks} if choice.lacks else {})
         self._reporter.set("uplink-down", said)
         if before != self.uplink:
             self._gateways = {}

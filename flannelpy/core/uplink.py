@@ -64,10 +64,14 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The uplink, and how it came to be: one line for each candidate that fell out, the last for the one that won."""
+    """The uplink, and how it came to be: one line for each candidate that fell out, the last for the one that won.
+
+    ``lacks``: what one of its two IP versions wants, of which it still has what was in use; empty where nothing.
+    """
 
     uplink: Uplink
     reasons: tuple[str, ...]
+    lacks: str = ""
 
 
 def choose(
@@ -83,8 +87,8 @@ def choose(
     has ``public_ip`` (or ``public_ipv6``), then the default route.
 
     The address that ``prefer`` has is kept while its interface has it, but for a makeshift (link-local, deprecated); a link-local
-    one never takes its place. Devices in ``ours`` are never taken; an address inside ``networks`` (the overlay's) only where an
-    interface was not found by a pattern, and has no other.
+    one never takes its place, and where one of two families has none by now, it is held for that. Devices in ``ours`` are never
+    taken; an address inside ``networks`` (the overlay's) only where an interface was not found by a pattern, and has no other.
     Raises NoUplinkError: one line that lists the candidates and why each fell out.
     """
     host = _Host(facts, tuple(families), route_answers, prefer, tuple(networks), ours)
@@ -92,11 +96,12 @@ def choose(
     for name, look_up in _candidates(host, wish):
         try:
             found = look_up()
-            uplink = host.complete(found, wish)
+            uplink, lacking = host.complete(found, wish)
         except _UnfitError as error:
             fell_out.append(f"{name}: {error}")
             continue
-        return Choice(uplink, (*fell_out, f"{name}: {host.describe(uplink, found.interface)}"))
+        reasons = (*fell_out, f"{name}: {host.describe(uplink, found.interface)}")
+        return Choice(uplink, reasons, f"{name}: {'; '.join(lacking)}" if lacking else "")
     raise NoUplinkError(f"no interface fits; {'; '.join(fell_out)}; there is {_inventory(host.interfaces)}")
 
 
@@ -109,11 +114,14 @@ class _UnfitError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An interface, and the addresses of it that the look-up itself settled. ``strict``: none inside the overlay will do."""
+    """An interface, and the addresses of it that the look-up itself settled. ``strict``: none inside the overlay will do;
+    ``lacking``: what one IP version wants, and does without as long as it had it.
+    """
 
     interface: Interface
     addresses: Mapping[int, IPAddress] = field(default_factory=dict)
     strict: bool = False
+    lacking: tuple[str, ...] = ()
 
 
 def _candidates(host: _Host, wish: Wish) -> Iterator[tuple[str, Callable[[], _Found]]]:
@@ -206,18 +214,23 @@ class _Host:
 
     def by_default_route(self) -> _Found:
         """The first default route of each family; two families must leave by one interface."""
-        indexes = {}
+        indexes, lacking = set(), list[str]()
         for family in self.families:
             route = next((route for route in self.facts.default_routes if route.version == family), None)
-            if route is None:
-                raise _UnfitError(f"there is none for IPv{family}; --iface names an interface")
-            if not route.index:
-                raise _UnfitError(f"the one for IPv{family} has several next hops; --iface names an interface")
-            indexes[family] = route.index
-        if len(set(indexes.values())) > 1:
+            if route is not None and route.index:
+                indexes.add(route.index)
+                continue
+            what = f"there is none for IPv{family}" if route is None else f"the one for IPv{family} has several next hops"
+            lacking.append(f"{what}; --iface names an interface")
+            if self._before(family) is None:
+                raise _UnfitError(lacking[-1])
+        if not indexes:
+            raise _UnfitError(lacking[0])
+        if len(indexes) > 1:
             raise _UnfitError("those for IPv4 and IPv6 leave by different interfaces; --iface names one")
-        index = indexes[self.families[0]]
-        return _Found(self._where(lambda interface: interface.index == index, f"its interface (index {index}) is not there"))
+        (index,) = indexes
+        interface = self._where(lambda interface: interface.index == index, f"its interface (index {index}) is not there")
+        return _Found(interface, lacking=tuple(lacking))
 
     def _where(self, fits: Callable[[Interface], bool], otherwise: str) -> Interface:
         for interface in self.interfaces:
@@ -227,24 +240,25 @@ class _Host:
 
     # ----------------------------------------------------------------------------------------------------- addresses
 
-    def complete(self, found: _Found, wish: Wish) -> Uplink:
-        """Fill in what the look-up left open: the best address of each family that is missing."""
-        interface, addresses = found.interface, dict(found.addresses)
+    def complete(self, found: _Found, wish: Wish) -> tuple[Uplink, list[str]]:
+        """Fill in what the look-up left open: the best address of each family that is missing. Of two families one may keep what it
+        had, so that the other is followed: what it lacks.
+        """
+        interface, addresses, lacking = found.interface, dict(found.addresses), list(found.lacking)
+        held = 0
         for family in self.families:
             if family not in addresses:
-                usable = self._usable(interface, family, found.strict)
-                if not usable:
-                    outside = " outside the overlay's networks" if self._usable(interface, family, strict=False) else ""
-                    raise _UnfitError(f"{interface.name} has no usable IPv{family} address{outside}{_taken(interface, family)}")
-                addresses[family] = best = self._best(usable)
-                before = next((one for one in self._preferred if one is not None and one.version == family), best)
-                if best.is_link_local() and not before.is_link_local():  # the other comes back, or somebody says what is to be
-                    raise _UnfitError(
-                        f"{interface.name} has only {best}, link-local, where {before} is in use{_taken(interface, family)}"
-                    )
+                try:
+                    addresses[family] = self._address(interface, family, found.strict)
+                except _UnfitError as error:
+                    before, held = self._before(family), held + 1
+                    if before is None or held == len(self.families):
+                        raise
+                    addresses[family] = before
+                    lacking.append(str(error))
         if not interface.mtu:
             raise _UnfitError(f"{interface.name} has MTU 0")
-        return Uplink(
+        uplink = Uplink(
             name=interface.name,
             index=interface.index,
             mtu=min(interface.mtu, LARGEST_MTU),
@@ -253,6 +267,21 @@ class _Host:
             public_ip=(wish.public_ip or addresses.get(4)) if 4 in self.families else None,
             public_ipv6=(wish.public_ipv6 or addresses.get(6)) if 6 in self.families else None,
         )
+        return uplink, lacking
+
+    def _address(self, interface: Interface, family: Family, strict: bool) -> IPAddress:
+        usable = self._usable(interface, family, strict)
+        if not usable:
+            outside = " outside the overlay's networks" if self._usable(interface, family, strict=False) else ""
+            raise _UnfitError(f"{interface.name} has no usable IPv{family} address{outside}{_taken(interface, family)}")
+        best, before = self._best(usable), self._before(family)
+        if best.is_link_local() and before is not None and not before.is_link_local():  # the other comes back
+            raise _UnfitError(f"{interface.name} has only {best}, link-local, where {before} is in use{_taken(interface, family)}")
+        return best
+
+    def _before(self, family: Family) -> IPAddress | None:
+        """The address of this family that is in use."""
+        return next((one for one in self._preferred if one is not None and one.version == family), None)
 
     def _usable(self, interface: Interface, family: Family, strict: bool) -> list[InterfaceAddress]:
         """Addresses that packets can leave with, the best first: global, outside the overlay, not deprecated, with neighbours,

@@ -9,9 +9,11 @@ from netaddr import IPAddress
 
 from flannelpy.agent.facts import Facts
 from flannelpy.agent.report import Reporter
-from flannelpy.core.uplink import RouteAnswer, Wish
+from flannelpy.core.config import NetworkConfig
+from flannelpy.core.uplink import Interface, InterfaceAddress, RouteAnswer, Wish
 from flannelpy.kernel import Notice
 from flannelpy.kernel.fake import FakeKernel
+from flannelpy.plugins import parse
 from tests.unit.syncing import eth1
 
 PEER = IPAddress("192.0.2.9")
@@ -40,3 +42,29 @@ async def test_an_answer_from_before_routes_have_changed_is_not_remembered(notic
     go.set()
     await looking
     assert await facts.on_link([PEER]) == {}
+
+
+DUAL = '{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd05::/48", "Backend": {"Type": "vxlan"}}'
+
+
+@pytest.mark.parametrize(("kept", "renewed"), [("2001:db8::1", "192.0.2.77"), ("192.0.2.1", "2001:db8::77")])
+async def test_a_family_that_is_lost_is_said_and_the_other_is_followed(kept: str, renewed: str) -> None:
+    kernel, reporter = FakeKernel(), Reporter(lambda: 0.0)
+    config: NetworkConfig = parse(DUAL)[0]
+
+    def has(*addresses: str) -> None:
+        held = tuple(InterfaceAddress(IPAddress(address), 24 if "." in address else 64) for address in addresses)
+        kernel.set_interface(Interface("eth1", 2, 1500, True, held))
+
+    has("192.0.2.1", "2001:db8::1")
+    facts = Facts(kernel, Wish(iface=("eth1",)), reporter)
+    await facts.look(config, frozenset())
+    assert [active.condition.code for active in reporter.health] == []
+    has(renewed)
+    assert await facts.look(config, frozenset())
+    assert facts.uplink is not None
+    assert {str(facts.uplink.address), str(facts.uplink.address6)} == {kept, renewed}
+    assert [active.condition.code for active in reporter.health] == ["uplink-missing"]
+    has(renewed, kept)
+    assert not await facts.look(config, frozenset())
+    assert [active.condition.code for active in reporter.health] == []

@@ -261,6 +261,52 @@ def test_a_makeshift_takes_no_addresss_place_and_gives_up_its_own(used: str, hel
     assert found == then or (" " in then and then in found)
 
 
+HAD = Uplink("eth1", 3, 1500, IPAddress("192.0.2.1"), IPAddress("2001:db8::1"), IPAddress("192.0.2.1"), IPAddress("2001:db8::1"))
+
+# (what its interface has, of which IP versions there is a default route, what is taken, what is said to lack)
+HALVES = [
+    (("192.0.2.9/24",), (4, 6), "192.0.2.9 2001:db8::1", "eth1 has no usable IPv6 address"),
+    (("192.0.2.9/24", "fe80::1/64"), (4, 6), "192.0.2.9 2001:db8::1", "eth1 has only fe80::1, link-local"),
+    (("192.0.2.9/24", "2001:db8::1/64 duplicate"), (4,), "192.0.2.9 2001:db8::1", "another host on its link has 2001:db8::1"),
+    (("2001:db8::9/64",), (4, 6), "192.0.2.1 2001:db8::9", "eth1 has no usable IPv4 address"),
+    (("192.0.2.9/24", "2001:db8::9/64"), (4, 6), "192.0.2.9 2001:db8::9", ""),
+]
+
+
+@pytest.mark.parametrize("wish", [Wish(iface=("eth1",)), Wish()])
+@pytest.mark.parametrize(("held", "routes", "taken", "lacks"), HALVES)
+def test_of_two_families_one_is_followed_while_the_other_is_waited_for(
+    wish: Wish, held: tuple[str, ...], routes: tuple[int, ...], taken: str, lacks: str
+) -> None:
+    facts = HostFacts((interface(3, "eth1", *held),), tuple(DefaultRoute(version, 3) for version in routes))
+    choice = choose(facts, wish, DUAL, {}, HAD)
+    assert f"{choice.uplink.address} {choice.uplink.address6}" == taken
+    assert f"{choice.uplink.public_ip} {choice.uplink.public_ipv6}" == taken
+    assert lacks in choice.lacks
+    assert bool(lacks) == bool(choice.lacks)
+    if lacks and "fe80" not in lacks:
+        with pytest.raises(NoUplinkError):
+            choose(facts, wish, DUAL, {})
+
+
+@pytest.mark.parametrize("lost", [(), (4,), (6,)])
+def test_a_default_route_that_is_gone_is_said_and_the_addresses_are_followed(lost: tuple[int, ...]) -> None:
+    """A router's word has ended: the IPv6 default route is gone, and IPv4 gets another address meanwhile."""
+    routes = tuple(DefaultRoute(version, 3) for version in DUAL if version not in lost)
+    facts = HostFacts((interface(3, "eth1", "192.0.2.9/24", "2001:db8::1/64"),), routes)
+    choice = choose(facts, Wish(), DUAL, {}, HAD)
+    assert (choice.uplink.address, choice.uplink.address6) == (IPAddress("192.0.2.9"), IPAddress("2001:db8::1"))
+    said = "".join(f"default route: there is none for IPv{version}; --iface names an interface" for version in lost)
+    assert choice.lacks == said
+
+
+def test_where_nothing_is_left_of_both_families_nothing_is_followed() -> None:
+    for held, routes in ((("fe80::1/64",), (4, 6)), ((), (4, 6)), (("192.0.2.9/24", "2001:db8::9/64"), ())):
+        facts = HostFacts((interface(3, "eth1", *held),), tuple(DefaultRoute(version, 3) for version in routes))
+        with pytest.raises(NoUplinkError):
+            choose(facts, Wish(), DUAL, {}, HAD)
+
+
 def test_loopback_is_usable_only_by_its_address() -> None:
     assert "lo has no usable IPv4 address" in refusal(Wish(iface=("lo",)))
     assert shown(pick(Wish(iface=("127.0.0.1",)))) == "lo 127.0.0.1"
