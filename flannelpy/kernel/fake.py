@@ -70,7 +70,7 @@ class FakeKernel:
         self._links: dict[str, Link] = {}
         self._indices: dict[str, int] = {}
         self._objects: dict[Key, Object] = {}
-        self._routes: dict[IPNetwork, Route] = {}
+        self._routes: dict[Key, Route] = {}
         self.unknown: set[str] = set()
         """Kinds that this kernel was built without: ``fou``, ``ipip``, ``nexthop``."""
         self.firewall: tuple[Hindrance, ...] = ()
@@ -113,8 +113,8 @@ class FakeKernel:
             for own in interface.addresses:
                 if interface.up and address in net_of(own):
                     return RouteAnswer(interface.name, interface.index, own.address)
-        covering = [route for dst, route in self._routes.items() if address in dst]
-        best = max(covering, key=lambda route: route.dst.prefixlen, default=None)
+        covering = [route for route in self._routes.values() if address in route.dst]
+        best = max(covering, key=lambda route: (route.dst.prefixlen, -route.metric), default=None)
         if best is not None:
             if best.kind != "unicast" or best.dev is None:
                 return None
@@ -139,7 +139,7 @@ class FakeKernel:
 
     async def routes_at(self, routes: Iterable[Route]) -> Sequence[Route]:
         self._called("routes_at")
-        return [self._routes[key] for route in routes if (key := route.dst) in self._routes]
+        return [self._routes[key] for key in {route.key: None for route in routes} if key in self._routes]
 
     async def nexthops(self) -> bool:
         self._called("nexthops")
@@ -260,13 +260,13 @@ class FakeKernel:
         for link in list(self._links.values()):
             if link.detail is not None and driver_of(link.detail).lower(link.detail) == name:
                 self._delete_link(link.name)
-        self._routes = {dst: route for dst, route in self._routes.items() if route.dev != name}
+        self._routes = {key: route for key, route in self._routes.items() if route.dev != name}
         self._tell(News(links={gone.index: name}, took_along=name, routed=frozenset({4, 6}), addressed=bool(known_elsewhere(gone))))
 
     def rename_interface(self, name: str, new: str) -> None:
         """An interface of the host's own has another name; what lives on it stays."""
         renamed = self.interfaces[new] = replace(self.interfaces.pop(name), name=new)
-        self._routes = {dst: replace(route, dev=new) if route.dev == name else route for dst, route in self._routes.items()}
+        self._routes = {key: replace(route, dev=new) if route.dev == name else route for key, route in self._routes.items()}
         self._tell(News(links={renamed.index: new}, took_along=name, routed=frozenset({4, 6})))
 
     def plant(self, item: Object) -> None:
@@ -305,7 +305,7 @@ class FakeKernel:
     def set_down(self, dev: str) -> None:
         """``ip link set DEV down``: the routes through it are gone."""
         self._objects = {key: item for key, item in self._objects.items() if not (isinstance(item, Nexthop) and item.dev == dev)}
-        self._routes = {dst: route for dst, route in self._routes.items() if route.dev != dev}
+        self._routes = {key: route for key, route in self._routes.items() if route.dev != dev}
         if dev in self._links:
             self._links[dev] = replace(self._links[dev], up=False)
             self._tell(News(self._links[dev], took_along=dev))
@@ -341,7 +341,7 @@ class FakeKernel:
                 self._put(nexthop)
             case Route() as route:
                 self._ground.demand_route(route)
-                if step.op == "add" and route.dst in self._routes:
+                if step.op == "add" and route.key in self._routes:
                     raise error((errno.EEXIST, ""))
                 self._put(route)
             case WireguardDevice() | WireguardPeer() as told:
@@ -389,7 +389,7 @@ class FakeKernel:
         elif isinstance(item, WireguardDevice):
             pass  # it goes with its link
         elif isinstance(item, Route):
-            if self._routes.get(item.dst) == item:
+            if self._routes.get(item.key) == item:
                 self._drop(item)
         elif isinstance(item, NftTable):
             self._drop_table(item.name)
@@ -455,8 +455,8 @@ class FakeKernel:
         if isinstance(item, Link):
             self._links[item.name] = item
         elif isinstance(item, Route):
-            replaced = self._routes.get(item.dst)
-            self._routes[item.dst] = item
+            replaced = self._routes.get(item.key)
+            self._routes[item.key] = item
             if replaced is not None and item.proto != replaced.proto:
                 self._tell(News(item, replaced=replaced))
                 return
@@ -472,7 +472,7 @@ class FakeKernel:
 
     def _drop(self, item: Object) -> None:
         if isinstance(item, Route):
-            del self._routes[item.dst]
+            del self._routes[item.key]
         else:
             del self._objects[item.key]
         if isinstance(item, Nexthop):
@@ -498,7 +498,7 @@ class FakeKernel:
 
     def _disable_ipv4(self, dev: str) -> None:
         """The last IPv4 address of a device takes the device's IPv4 routes and neighbours along."""
-        self._routes = {dst: route for dst, route in self._routes.items() if route.dev != dev or dst.version == 6}
+        self._routes = {key: route for key, route in self._routes.items() if route.dev != dev or route.dst.version == 6}
         for item in [item for item in self._objects.values() if isinstance(item, Neighbour) and item.dev == dev]:
             if item.dst.version == 4:
                 del self._objects[item.key]
@@ -509,14 +509,14 @@ class FakeKernel:
             return
         index = self._indices.pop(name)
         self._objects = {key: item for key, item in self._objects.items() if item.lives_on != name}
-        self._routes = {dst: route for dst, route in self._routes.items() if route.dev != name}
+        self._routes = {key: route for key, route in self._routes.items() if route.dev != name}
         self._tell(News(gone=link, took_along=name, links={index: name}))
 
     def _find(self, key: Key) -> Object | None:
         if key.kind == "link":
             return self._links.get(key.id)
         if key.kind == "route":
-            return self._routes.get(IPNetwork(key.id))
+            return self._routes.get(key)
         return self._objects.get(key)
 
     def _called(self, method: str) -> None:

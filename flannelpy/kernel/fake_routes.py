@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Mapping
 
-from netaddr import IPAddress, IPNetwork
+from netaddr import IPAddress
 
 from flannelpy.core.errors import KernelError
 from flannelpy.core.objects import ROUTE_PROTOCOL, Key, Link, Nexthop, Object, Route
@@ -21,7 +21,7 @@ class Ground:
         self,
         links: Mapping[str, Link],
         interfaces: Mapping[str, Interface],
-        routes: Mapping[IPNetwork, Route],
+        routes: Mapping[Key, Route],
         objects: Mapping[Key, Object],
     ) -> None:
         self._links = links
@@ -65,18 +65,18 @@ class Ground:
         for interface in self._interfaces.values():
             if dev in (None, interface.name) and any(gateway in net_of(own) for own in interface.addresses):
                 return True
-        return any(gateway in dst for dst, route in self._routes.items() if route.via is None and route.dev == dev)
+        return any(gateway in route.dst for route in self._routes.values() if route.via is None and route.dev == dev)
 
 
-def carried(routes: Mapping[IPNetwork, Route], item: Nexthop) -> dict[IPNetwork, Route]:
+def carried(routes: Mapping[Key, Route], item: Nexthop) -> dict[Key, Route]:
     """The routes with what those by ``item`` say of gateway and device."""
     return {
-        dst: Route(dst, item.via, item.dev, item.onlink, proto=route.proto, nhid=item.id) if route.nhid == item.id else route
-        for dst, route in routes.items()
+        key: Route(route.dst, item.via, item.dev, item.onlink, proto=route.proto, nhid=item.id) if route.nhid == item.id else route
+        for key, route in routes.items()
     }
 
 
-def without(routes: Mapping[IPNetwork, Route], numbers: Iterable[int]) -> dict[IPNetwork, Route]:
+def without(routes: Mapping[Key, Route], numbers: Iterable[int]) -> dict[Key, Route]:
     """The routes without those by nexthop objects of these numbers, which go with them and without a word."""
     gone = set(numbers)
-    return {dst: route for dst, route in routes.items() if route.nhid not in gone}
+    return {key: route for key, route in routes.items() if route.nhid not in gone}

@@ -54,6 +54,8 @@ def is_seen(item: Object, scope: Scope) -> bool:
             return item.name == scope.table
         case NftSet() | NftElement():
             return item.table == scope.table
+    if item.metric and (item.proto, item.kind) != (ROUTE_PROTOCOL, "blackhole"):
+        return False  # the kernel holds it beside ours, which has none
     if item.proto == ROUTE_PROTOCOL:
         return item.dev in scope.links or scope.covers(item.dst)
     if item.dev in scope.links:

@@ -284,6 +284,22 @@ async def test_who_is_in_the_way_can_be_told(host: Host) -> None:
     assert await host.kernel.routes_at([]) == []
 
 
+@pytest.mark.parametrize("net", [IPNetwork("10.5.72.0/24"), IPNetwork("fd05:0:0:72::/64")])
+async def test_a_route_of_another_metric_stands_beside_ours(host: Host, net: IPNetwork) -> None:
+    """A bridge's, beside the blackhole that takes what is for none of its containers."""
+    blackhole = Route(net, kind="blackhole", metric=2**32 - 1)
+    bridges, his = [Route(net, dev="eth1", link_scope=net.version == 4, proto=4, metric=metric) for metric in (0, 50)]
+    await reach(host.kernel, HostState.of(blackhole))
+    host.add_route(bridges)
+    host.add_route(his)
+    assert list(await host.kernel.observe(SCOPE)) == [blackhole]
+    assert await host.kernel.routes_at([blackhole]) == [blackhole]
+    assert await host.kernel.routes_at([bridges]) == [bridges]
+    assert code(await host.kernel.apply([Step("add", blackhole)])) == errno.EEXIST
+    await reach(host.kernel, HostState())
+    assert set(await host.kernel.routes_at([blackhole, bridges, his])) == {bridges, his}
+
+
 async def test_routes_outside_our_networks_are_not_ours_even_with_our_mark(host: Host) -> None:
     host.add_route(Route(IPNetwork("10.99.0.0/16"), IPAddress("192.0.2.9"), "eth1"))
     assert len(await host.kernel.observe(SCOPE)) == 0
