@@ -8,9 +8,11 @@ without both; removals the other way round.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+from netaddr import IPAddress
 
 from flannelpy.core.objects import (
     ROUTE_PROTOCOL,
@@ -97,14 +99,18 @@ def plan(desired: HostState, observed: HostState, scope: Scope | None = None, he
             continue  # the kernel takes it away with its device
         steps.append(Step("remove", item, item))
     # Stable: an old address goes as soon as the new one is there, because a route via it (a peer has our old subnet now) would be
-    # refused while it is ours.
-    return tuple(sorted(steps, key=_turn))
+    # refused while it is ours. Of one IPv6 address with two lengths it goes before: the kernel would take the other for the same.
+    again = {(step.item.dev, step.item.net.ip) for step in steps if isinstance(step.item, Address) and step.op != "remove"}
+    return tuple(sorted(steps, key=lambda step: _turn(step, again)))
 
 
-def _turn(step: Step) -> int:
+def _turn(step: Step, again: Container[tuple[str, IPAddress]]) -> float:
+    item = step.item
     if step.op != "remove":
-        return min(_rank(step.item), _ADDR + 1)
-    return _ADDR if isinstance(step.item, Address) else _ADDR + 2
+        return min(_rank(item), _ADDR + 1)
+    if not isinstance(item, Address):
+        return _ADDR + 2
+    return _ADDR - 0.5 if item.net.version == 6 and (item.dev, item.net.ip) in again else _ADDR
 
 
 MADE = frozenset({"tun", *(detail.kind for detail in get_args(Detail))})

@@ -331,8 +331,8 @@ class FakeKernel:
                 self._make_link(step, link)
             case Address() as address:
                 self._index(address.dev)
-                if self._find(address.key) is None:
-                    self._put(address)
+                if self._find(address.key) is None and not (address.net.version == 6 and self._has(address)):
+                    self._put(address)  # IPv6 has each address once: one of another length is there, and stays as it is
             case Neighbour() | FdbEntry() as entry:
                 self._index(entry.dev)
                 self._put(entry)
@@ -537,6 +537,10 @@ class FakeKernel:
 
     def _has_ipv4(self, dev: str) -> bool:
         return any(isinstance(item, Address) and item.dev == dev and item.net.version == 4 for item in self._objects.values())
+
+    def _has(self, address: Address) -> bool:
+        there = (item for item in self._objects.values() if isinstance(item, Address) and item.dev == address.dev)
+        return any(item.net.ip == address.net.ip for item in there)
 
     def _source(self, dev: str, version: int) -> IPAddress | None:
         if dev in self.interfaces:

@@ -119,6 +119,14 @@ async def test_both_families(host: Host) -> None:
     await reach(host.kernel, HOST)
 
 
+@pytest.mark.parametrize("others", [("10.5.72.0/24", "fd05:0:0:72::/64"), ("10.5.72.0/28", "fd05:0:0:72::/126"), ("fd05::/128",)])
+async def test_an_address_that_is_there_with_another_length_has_its_own(host: Host, others: tuple[str, ...]) -> None:
+    """As an earlier tool has left it: IPv6 takes what is added for what is there, so that both would go."""
+    wanted = HostState.of(Address(IPNetwork("10.5.72.0/32"), "flannel.1"), Address(IPNetwork("fd05:0:0:72::/128"), "flannel.1"))
+    await reach(host.kernel, HostState.of(LINK, SYSCTL, *(Address(IPNetwork(other), "flannel.1") for other in others)))
+    await reach(host.kernel, HostState.of(LINK, SYSCTL) | wanted)
+
+
 async def test_a_vxlan_device_over_ipv6_with_gbp_and_learning(host: Host) -> None:
     vxlan = Vxlan(7, "eth1", IPAddress("2001:db8::1"), port=4789, learning=True, gbp=True)
     await reach(host.kernel, HostState.of(replace(LINK, detail=vxlan, mtu=1430)))
