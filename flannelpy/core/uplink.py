@@ -202,7 +202,11 @@ class _Host:
             raise _UnfitError("the kernel has no route to it")
         interface = self._where(lambda interface: interface.index == answer.index, f"interface {answer.dev} is not there")
         source = answer.source
-        return _Found(interface, {source.version: source} if source is not None and source.version in self.families else {})
+        if source is None or source.version not in self.families:
+            return _Found(interface)
+        if any(held.address == source and held.temporary for held in interface.addresses):
+            return _Found(interface)  # what a program sends from for a day (RFC 8981) is none to be found by
+        return _Found(interface, {source.version: source})
 
     def by_public_address(self, address: IPAddress, wish: Wish) -> _Found:
         """The interface that has the address that peers are told, with that address as source, as flannel takes it."""

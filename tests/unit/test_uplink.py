@@ -307,6 +307,17 @@ def test_where_nothing_is_left_of_both_families_nothing_is_followed() -> None:
             choose(facts, Wish(), DUAL, {}, HAD)
 
 
+@pytest.mark.parametrize(("flags", "taken"), [("dynamic temporary", "2001:db8::1"), ("dynamic", "2001:db8::77")])
+@pytest.mark.parametrize("in_use", [None, "2001:db8::1"])
+def test_an_address_of_a_day_is_not_what_peers_are_told(flags: str, taken: str, in_use: str | None) -> None:
+    """With use_tempaddr 2 the kernel says that it would send from one: another each day."""
+    target = IPAddress("2001:db8:9::1")
+    answer = RouteAnswer("eth1", 3, IPAddress("2001:db8::77"))
+    facts = HostFacts((interface(3, "eth1", f"2001:db8::77/64 {flags}", "2001:db8::1/64 dynamic", "fe80::1/64"),))
+    before = None if in_use is None else Uplink("eth1", 3, 1500, address6=IPAddress(in_use))
+    assert shown(choose(facts, Wish(can_reach=target), IPV6, {target: answer}, before)) == f"eth1 {taken}"
+
+
 def test_loopback_is_usable_only_by_its_address() -> None:
     assert "lo has no usable IPv4 address" in refusal(Wish(iface=("lo",)))
     assert shown(pick(Wish(iface=("127.0.0.1",)))) == "lo 127.0.0.1"
