@@ -57,7 +57,7 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class DefaultRoute:
-    """A default route of the main table, in the order of the kernel's dump; ``index`` 0 for a multipath route."""
+    """A default route of the main table, in the order of the kernel's dump; ``index`` 0 where it leaves by several links."""
 
     version: int
     index: int

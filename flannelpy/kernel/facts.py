@@ -98,7 +98,9 @@ def _read_default(data: bytes, body: int, end: int) -> messages.RouteInfo | None
     if data[body + 1]:  # prefix length
         return None
     info = messages.read_route(data, body, end)
-    return info if info is not None and info.kind == messages.ROUTE_KINDS["unicast"] else None
+    if info is None or info.kind != messages.ROUTE_KINDS["unicast"]:
+        return None
+    return info if info.device else info._replace(device=messages.only_device(data, body, end))
 
 
 def _interface_address(info: messages.AddressInfo) -> InterfaceAddress:

@@ -429,6 +429,16 @@ def route_device(data: bytes, body: int, end: int) -> int:
     return 0
 
 
+def only_device(data: bytes, body: int, end: int) -> int:
+    """The index of the device by which all next hops of a route leave (two routers on one link), 0 where they leave by several."""
+    hops = attributes(data, body + 12, end).get(9, b"")  # RTA_MULTIPATH, of struct rtnexthop each with its attributes
+    at, found = 0, set[int]()
+    while at + 8 <= len(hops) and (length := U16.unpack_from(hops, at)[0]) >= 8:
+        found.add(U32.unpack_from(hops, at + 4)[0])
+        at += (length + 3) & ~3
+    return found.pop() if len(found) == 1 else 0
+
+
 def read_answer(data: bytes, body: int, end: int) -> tuple[int, int, IPAddress | None, IPAddress | None]:
     """The answer to ``get_route``: route type, device index, preferred source, gateway."""
     kind: int = RTMSG.unpack_from(data, body)[7]

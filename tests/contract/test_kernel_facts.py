@@ -239,6 +239,32 @@ async def test_closing_ends_a_pause(real: RealHost, monkeypatch: pytest.MonkeyPa
         assert await waiting == []
 
 
+HOPS = [
+    ("", "", [(4, "eth1")]),
+    ("nexthop via 192.0.2.7 dev eth1 nexthop via 192.0.2.8 dev eth1 weight 3", "", [(4, "eth1")]),
+    ("nexthop via 192.0.2.7 dev eth1 nexthop via 198.51.100.7 dev eth1p", "", [(4, "")]),
+    # as two routers on one link make it, where systemd-networkd takes in what they say
+    ("", "nexthop via fe80::7 dev eth1 nexthop via fe80::8 dev eth1", [(4, "eth1"), (6, "eth1")]),
+    ("", "nexthop via fe80::7 dev eth1 nexthop via fe80::8 dev eth1p", [(4, "eth1"), (6, "")]),
+]
+
+
+@real_only
+@pytest.mark.parametrize(("hops", "hops6", "told"), HOPS)
+async def test_a_default_route_by_several_gateways_on_one_link_leaves_by_that(
+    hops: str, hops6: str, told: list[tuple[int, str]]
+) -> None:
+    with fresh_namespace():
+        host = RealHost()
+        ip("addr add 198.51.100.1/24 dev eth1p", "addr add fe80::1/64 dev eth1 nodad", "addr add fe80::2/64 dev eth1p nodad")
+        shell(f"ip route replace default {hops}" if hops else ":")
+        shell(f"ip -6 route add default proto ra {hops6}" if hops6 else ":")
+        facts = await host.kernel.facts()
+        await host.close()
+    names = {interface.index: interface.name for interface in facts.interfaces}
+    assert [(route.version, names.get(route.index, "")) for route in facts.default_routes] == told
+
+
 @real_only
 async def test_an_address_that_another_host_has_is_told_as_that() -> None:
     with fresh_namespace():
