@@ -303,7 +303,10 @@ class FakeKernel:
         self._objects = {key: item for key, item in self._objects.items() if key.kind != "forward"}
 
     def set_down(self, dev: str) -> None:
-        """``ip link set DEV down``: the routes through it are gone."""
+        """``ip link set DEV down``: the routes through it are gone, and with a word its neighbours and IPv6 addresses."""
+        for item in [item for item in self._objects.values() if item.lives_on == dev]:
+            if isinstance(item, Neighbour) or (isinstance(item, Address) and item.net.version == 6):
+                self._drop(item)
         self._objects = {key: item for key, item in self._objects.items() if not (isinstance(item, Nexthop) and item.dev == dev)}
         self._routes = {key: route for key, route in self._routes.items() if route.dev != dev}
         if dev in self._links:

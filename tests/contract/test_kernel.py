@@ -395,6 +395,18 @@ async def test_a_device_taken_down_asks_for_everything(host: Host) -> None:
     assert heard.objects[LINK.key] == replace(LINK, up=False)
 
 
+async def test_a_device_taken_down_keeps_what_the_kernel_keeps_of_it(host: Host) -> None:
+    """IPv6 goes off there, and what was known of neighbours is forgotten, whatever it was."""
+    address6 = Address(IPNetwork("fd05:0:0:72::/128"), "flannel.1")
+    wanted = HOST | peer(9) | HostState.of(address6)
+    await reach(host.kernel, wanted)
+    host.set_down("flannel.1")
+    there = await host.kernel.observe(SCOPE)
+    assert {key.kind for key in there.objects if key.kind != "sysctl"} == {"link", "addr", "fdb"}
+    assert address6.key not in there
+    await reach(host.kernel, wanted)
+
+
 async def test_an_uplink_taken_down_asks_for_everything_and_names_it(host: Host) -> None:
     notices = host.kernel.notices(SCOPE)
     host.set_down("eth1")
