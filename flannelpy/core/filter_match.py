@@ -27,6 +27,10 @@ _TOLD = 64
 _NOT = ("!=", "!")
 """The second is asked of flags: that none of them is set."""
 _OF = {1: ("icmp", "th"), 17: ("udp", "th"), 58: ("icmpv6", "th")}
+_OF_OTHERS = frozenset({"arp", "tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmpv6", "igmp", "esp", "ah", "comp", "th"})
+"""Headers that a packet of another protocol does not have; of any other (the frame's, what a tunnel carries) nothing is known."""
+ALL_OTHERS = "*"
+"""The element of a set that is met by whatever meets none of the others."""
 MATCHING = frozenset({"limit", "quota", "ct count", "last", "connlimit"})
 """Statements that let a packet go on to the next or not, by what happened before."""
 
@@ -34,7 +38,8 @@ MATCHING = frozenset({"limit", "quota", "ct count", "last", "connlimit"})
 @dataclass(frozen=True, slots=True)
 class Packet:
     """A packet at a hook. ``arrives`` and ``leaves``: by which interface, empty where it is none; ``size`` in bytes with the IP
-    header; ``states``: what connection tracking may say of it; ``transport``: its bytes from behind the IP header, as far as known.
+    header; ``states``: what connection tracking may say of it; ``transport``: its bytes from behind the IP header, as far as known;
+    ``marked``: a rule may have given it a mark.
     """
 
     source: IPAddress
@@ -46,6 +51,7 @@ class Packet:
     size: int = 84
     states: frozenset[str] = frozenset({"new"})
     transport: bytes = b""
+    marked: bool = False
 
     @property
     def version(self) -> int:
@@ -68,7 +74,7 @@ def meets(match: Mapping[str, Any], packet: Packet, sets: Sets) -> Truth:
     """Whether the packet is what a ``match`` asks for. ``sets``: the elements of its table's, by name."""
     asked, right, op = match.get("left"), match.get("right"), match.get("op")
     if isinstance(asked, dict) and "ct" in asked:
-        return _state(asked["ct"], right, op, packet)
+        return _state(asked["ct"], right, op, packet, sets)
     left = value(asked, packet)
     if left is False:
         return False
@@ -87,6 +93,8 @@ def value(asked: Any, packet: Packet) -> Parts | tuple[Parts, ...] | bool | None
             return _meta(key, packet)
         case {"fib": {"result": "type", "flags": ["daddr"]}}:
             return frozenset({"local"}) if packet.is_for_us else None
+        case {"payload": {"tunnel": _}}:
+            return None  # of what it carries, and not its own
         case {"payload": {"base": "th", "offset": int(offset), "len": int(length)}}:
             return _bits(packet.transport, offset, length)
         case {"payload": {"protocol": str(protocol), "field": str(name)}}:
@@ -111,8 +119,11 @@ def among(left: Parts | tuple[Parts, ...] | bool, right: Any, sets: Sets) -> Tru
             return _any(among(left, each, sets) for each in sets[name[1:]]) if name[1:] in sets else None
         case {"set": [*each]} | [*each]:
             return _any(among(left, one, sets) for one in each)
-        case {"elem": {"val": held}}:
-            return among(left, held, sets)
+        case str(word) if word == ALL_OTHERS:
+            return True
+        case {"elem": {"val": held, **more}}:
+            found = among(left, held, sets)
+            return None if found and not MATCHING.isdisjoint(more) else found
         case {"concat": [*each]}:
             if not isinstance(left, tuple) or len(left) != len(each):
                 return None
@@ -152,7 +163,7 @@ def _meta(key: str, packet: Packet) -> Parts | None:
         "nfproto": lambda: frozenset({f"ipv{version}", {4: 2, 6: 10}[version]}),
         "protocol": lambda: frozenset({{4: "ip", 6: "ip6"}[version], {4: 0x800, 6: 0x86DD}[version]}),
         "length": lambda: frozenset({packet.size}),
-        "mark": lambda: frozenset({0}),
+        "mark": lambda: None if packet.marked else frozenset({0}),
     }
     return known[key]() if key in known else None
 
@@ -170,7 +181,7 @@ def _field(protocol: str, name: str, packet: Packet) -> Parts | bool | None:
     if packet.protocol == ANY:
         return None
     if protocol not in _OF.get(packet.protocol, ()):
-        return False
+        return False if protocol in _OF_OTHERS else None
     if packet.protocol == UDP:
         return frozenset({packet.port}) if name == "dport" else None
     echo = ("echo-request", _ECHO[packet.version]) if "new" in packet.states else ("echo-reply", {4: 0, 6: 129}[packet.version])
@@ -190,14 +201,18 @@ def _bits(data: bytes, offset: int, length: int) -> Parts | None:
     return frozenset({whole >> (len(data) * 8 - offset - length) & ((1 << length) - 1)})
 
 
-def _state(ct: Any, right: Any, op: Any, packet: Packet) -> Truth:
+def _state(ct: Any, right: Any, op: Any, packet: Packet, sets: Sets) -> Truth:
     if isinstance(ct, dict) and ct.get("key") == "status" and right in ("dnat", "snat"):
         return op in _NOT  # nobody translates what hosts of an overlay send each other
     if not isinstance(ct, dict) or ct.get("key") != "state":
         return None
     listed = right.get("set", right) if isinstance(right, dict) else right
-    wanted = {each for each in (listed if isinstance(listed, list) else [listed]) if isinstance(each, str)}
-    hits = packet.states & wanted
+    if isinstance(listed, str) and listed.startswith("@"):
+        listed = sets.get(listed[1:])
+    wanted = listed if isinstance(listed, list) else [listed]
+    if not all(isinstance(each, str) for each in wanted):
+        return None
+    hits = packet.states if ALL_OTHERS in wanted else packet.states & set(wanted)
     found = True if hits == packet.states else None if hits else False
     return found if found is None or op not in _NOT else not found
 

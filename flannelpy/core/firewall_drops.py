@@ -218,7 +218,7 @@ def _is_of_others(rule: Rule, known: Mapping[str, frozenset[int]], names: Mappin
         if not isinstance(left, dict):
             continue
         payload, meta = left.get("payload"), left.get("meta")
-        if payload is not None and payload.get("field") in known:
+        if payload is not None and payload.get("field") in known and "tunnel" not in payload:
             ends = _ends(right)
             if ends is not None and not any(ends[0] <= each <= ends[1] for each in known[payload["field"]]):
                 return True

@@ -7,9 +7,11 @@ There is no way to ask the kernel itself without sending something. What cannot 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from netaddr import IPAddress
 
 from flannelpy.core.errors import MalformedError
 from flannelpy.core.filter_match import MATCHING, Packet, Truth, among, meets, value
@@ -19,6 +21,8 @@ Place = tuple[str, str, str]
 """Family, table, chain."""
 
 _FAMILIES = {4: ("ip", "inet"), 6: ("ip6", "inet")}
+_FILTERING = ("filter", "route")
+"""Types of base chains; of the second is iptables' mangle table at hook output."""
 LEGACY = "filter (iptables-legacy)"
 """What the table of iptables-legacy is called here; its rules are deleted by their place in the chain."""
 
@@ -33,6 +37,11 @@ _OUTCOMES = {
 }
 _DEEPEST = 16
 """Jumps into each other, as in the kernel."""
+_BEFORE: Mapping[Hook, tuple[Hook, ...]] = {"input": ("prerouting",), "forward": ("prerouting",), "postrouting": ("output",)}
+_FORWARDED: tuple[Hook, ...] = ("prerouting", "forward")
+"""The hooks that a packet has passed before another one; before postrouting, where it is forwarded."""
+_MARKING, _UNTRACKING = frozenset({"MARK", "CONNMARK", "HMARK"}), frozenset({"CT", "NOTRACK"})
+"""iptables' targets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +65,14 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """All filtering chains of a host, and the sets that their rules name."""
+    """All filtering chains of a host, and the sets that their rules name. ``others``: base chains that translate addresses."""
 
     bases: tuple[Base, ...] = ()
     chains: Mapping[Place, Sequence[Rule]] = field(default_factory=dict)
     sets: Mapping[tuple[str, str], Mapping[str, Sequence[Any]]] = field(default_factory=dict)
+    others: tuple[Base, ...] = ()
+    alters: bool = False
+    """True where a rule gives packets a mark, or has them not tracked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +90,7 @@ def read(text: str) -> Ruleset:
     try:
         items: list[dict[str, Any]] = [item for line in text.splitlines() if line.strip() for item in json.loads(line)["nftables"]]
         bases: list[Base] = []
+        others: list[Base] = []
         chains: dict[Place, list[Rule]] = {}
         sets: dict[tuple[str, str], dict[str, Sequence[Any]]] = {}
         for item in items:
@@ -85,8 +98,9 @@ def read(text: str) -> Ruleset:
                 if kind == "chain":
                     place = (what["family"], what["table"], what["name"])
                     chains.setdefault(place, [])
-                    if what.get("type") == "filter":
-                        bases.append(Base(place, what["hook"], int(what["prio"]), what.get("policy", "accept")))
+                    if what.get("type"):
+                        found = bases if what["type"] in _FILTERING else others
+                        found.append(Base(place, what["hook"], int(what["prio"]), what.get("policy", "accept")))
                 elif kind == "rule":
                     place = (what["family"], what["table"], what["chain"])
                     parts = tuple(part for part in what.get("expr", ()) if isinstance(part, dict))
@@ -95,17 +109,26 @@ def read(text: str) -> Ruleset:
                     sets.setdefault((what["family"], what["table"]), {})[what["name"]] = what.get("elem", [])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MalformedError(f"nft's list of rules: {error!r:.80}: expected JSON") from None
-    return Ruleset(tuple(sorted(bases, key=lambda base: base.priority)), chains, sets)
+    alters = any(_altered(part, _NOBODYS) is not _NOBODYS for held in chains.values() for rule in held for part in rule.parts)
+    return Ruleset(_sorted(bases), chains, sets, _sorted(others), alters)
+
+
+def _sorted(bases: Iterable[Base]) -> tuple[Base, ...]:
+    return tuple(sorted(bases, key=lambda base: base.priority))
 
 
 def judge(rules: Ruleset, hook: Hook, packet: Packet) -> Ruling:
     """What becomes of a packet at a hook."""
     doubts: list[str] = []
-    for base in rules.bases:
-        if base.hook != hook or base.place[0] not in _FAMILIES[packet.version]:
-            continue
+    if rules.alters:
+        for before in _FORWARDED if hook == "postrouting" and packet.arrives else _BEFORE.get(hook, ()):
+            packet = _left(rules, before, packet)
+    for base in _at(rules, hook, packet):
         walk = _Walk(rules, packet)
-        fates = [(base.policy if outcome == _LEAVE else outcome, by) for outcome, by in walk.chain(base.place, 0)]
+        outcomes, packet = walk.chain(base.place, 0), walk.packet
+        if base in rules.others:
+            continue
+        fates = [(base.policy if outcome == _LEAVE else outcome, by) for outcome, by in outcomes]
         drops = [(by, _said(by) if by else _policy(base)) for outcome, by in fates if outcome == "drop"]
         if not drops:
             continue
@@ -119,16 +142,51 @@ def judge(rules: Ruleset, hook: Hook, packet: Packet) -> Ruling:
     return Ruling(doubts=tuple(dict.fromkeys(doubts)))
 
 
+def _at(rules: Ruleset, hook: Hook, packet: Packet) -> Iterator[Base]:
+    """The base chains that it passes at a hook; those that only translate where they may matter to the others."""
+    bases = _sorted((*rules.bases, *rules.others)) if rules.alters else rules.bases
+    return (base for base in bases if base.hook == hook and base.place[0] in _FAMILIES[packet.version])
+
+
+def _left(rules: Ruleset, hook: Hook, packet: Packet) -> Packet:
+    """The packet as the chains of an earlier hook may have left it: with a mark, or not tracked."""
+    passing = replace(packet, leaves="") if hook == "prerouting" else packet
+    for base in _at(rules, hook, packet):
+        walk = _Walk(rules, passing)
+        walk.chain(base.place, 0)
+        passing = walk.packet
+    return replace(packet, marked=passing.marked, states=passing.states)
+
+
+def _altered(part: Mapping[str, Any], packet: Packet) -> Packet:
+    """The packet as a statement may leave it."""
+    match part:
+        case {"mangle": {"key": {"meta": {"key": "mark"}}}}:
+            return replace(packet, marked=True)
+        case {"notrack": _}:
+            return replace(packet, states=packet.states | {"untracked"})
+        case {"xt": {"type": "target", "name": str(name)}} if name in _MARKING:
+            return replace(packet, marked=True)
+        case {"xt": {"type": "target", "name": str(name)}} if name in _UNTRACKING:
+            return replace(packet, states=packet.states | {"untracked"})
+        case {"xt": None}:  # who knows
+            return replace(packet, marked=True, states=packet.states | {"untracked"})
+    return packet
+
+
+_NOBODYS = Packet(IPAddress(0), IPAddress(0), states=frozenset())
+
+
 _Fate = tuple[str, Rule | None]
 """What becomes of a packet, and by which rule."""
 
 
 class _Walk:
-    """``unsure``: the rules that may have kept the packet from those behind them, and may not."""
+    """``unsure``: the rules that may have kept the packet from those behind them, and may not; ``packet``: as they may leave it."""
 
     def __init__(self, rules: Ruleset, packet: Packet) -> None:
         self._rules = rules
-        self._packet = packet
+        self.packet = packet
         self.unsure: list[Rule] = []
         self._known: dict[Place, list[_Fate]] = {}  # many rules may lead to one chain
 
@@ -139,6 +197,7 @@ class _Walk:
             truth = self._truth(rule)
             if truth is False:
                 continue
+            self._alter(rule)
             fates = self._fates(rule, depth)
             found += (fate for fate in fates if fate[0] != _NEXT)
             if (truth is None or len(fates) > 1) and any(outcome not in (_NEXT, "drop") for outcome, _by in fates):
@@ -146,6 +205,13 @@ class _Walk:
             if truth and all(outcome != _NEXT for outcome, _by in fates):
                 return _distinct(found)
         return _distinct([*found, (_LEAVE, None)])
+
+    def _alter(self, rule: Rule) -> None:
+        before = self.packet
+        for part in rule.parts if self._rules.alters else ():
+            self.packet = _altered(part, self.packet)
+        if self.packet != before:
+            self._known.clear()
 
     def _fates(self, rule: Rule, depth: int) -> list[_Fate]:
         """All that may become of it where the rule holds."""
@@ -180,11 +246,13 @@ class _Walk:
     def _holds(self, part: Mapping[str, Any], rule: Rule) -> Truth:
         match part:
             case {"match": dict(asked)}:
-                return meets(asked, self._packet, self._sets(rule))
+                return meets(asked, self.packet, self._sets(rule))
             case {"xt": {"type": "match", "name": "comment"}}:
                 return True
             case {"xt": {"type": "match"}} | {"xt": None}:
                 return None
+            case {"set": {"stmt": within}} | {"meter": {"stmt": within}}:  # a limit for each address
+                return None if any(name in MATCHING for one in _listed(within) for name in one) else True
         return None if any(name in MATCHING for name in part) else True
 
     def _verdicts(self, part: Mapping[str, Any], rule: Rule) -> Iterator[tuple[str, str]]:
@@ -202,7 +270,7 @@ class _Walk:
 
     def _mapped(self, key: Any, data: Any, rule: Rule) -> Iterator[tuple[str, str]]:
         """A verdict map: the verdict of the key that the packet has; of each that it may have, and of none."""
-        held = value(key, self._packet)
+        held = value(key, self.packet)
         sets = self._sets(rule)
         pairs = sets.get(data[1:]) if isinstance(data, str) else data.get("set") if isinstance(data, dict) else None
         if pairs is None:
@@ -211,7 +279,7 @@ class _Walk:
             if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[1], dict):
                 continue
             if isinstance(key, dict) and "ct" in key:
-                found = meets({"left": key, "op": "in", "right": pair[0]}, self._packet, sets)
+                found = meets({"left": key, "op": "in", "right": pair[0]}, self.packet, sets)
             else:
                 found = among(held, pair[0], sets) if held not in (None, False) else held
             word, target = next(iter(pair[1].items()))
@@ -223,6 +291,10 @@ class _Walk:
 
     def _sets(self, rule: Rule) -> Mapping[str, Sequence[Any]]:
         return self._rules.sets.get(rule.place[:2], {})
+
+
+def _listed(held: Any) -> list[Any]:
+    return held if isinstance(held, list) else [held]
 
 
 def _distinct(fates: list[_Fate]) -> list[_Fate]:

@@ -76,6 +76,7 @@ class FakeKernel:
         self.firewall: tuple[Hindrance, ...] = ()
         """The host's own FORWARD chains, as far as they are in the way."""
         self.rules = Ruleset()
+        self._states: list[Ruleset] = []
         self.reintroduced: list[int] = []
         self.air = Air()
         self.counters: dict[str, dict[str, int]] = {}
@@ -166,7 +167,9 @@ class FakeKernel:
 
     async def firewall_state(self) -> Hashable:
         self._called("firewall_state")
-        return id(self.rules)
+        if not self._states or self._states[-1] is not self.rules:
+            self._states.append(self.rules)
+        return len(self._states)
 
     async def foreign_rules(self) -> Ruleset:
         self._called("foreign_rules")

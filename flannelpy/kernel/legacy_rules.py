@@ -74,6 +74,9 @@ def _parts(words: list[str], family: str) -> list[dict[str, Any]]:
             found.append({"match": {"op": op, "left": _left(word, family), "right": _right(word, value)}})
         elif word in ("--ctstate", "--state") and said:
             right = value.lower().split(",")
+            if "untracked" in right:  # as the table raw says, which is not read
+                found.append(_UNKNOWN)
+                continue
             found.append({"match": {"op": "!=" if op == "!=" else "in", "left": {"ct": {"key": "state"}}, "right": right}})
         elif word != "--comment" and not (word == "-m" and value in _TOLD):
             found.append(_UNKNOWN)

@@ -84,6 +84,12 @@ def test_a_stateful_firewall_lets_in_answers_and_vxlan_never_is_one() -> None:
     assert f"UDP 51820 {IN}" in said(table(policy="drop", hook="input"), WIREGUARD)
 
 
+def test_what_may_be_accepted_for_what_a_tunnel_carries_is_not_told() -> None:
+    inner = {"payload": {"tunnel": "vxlan", "protocol": "ip", "field": "saddr"}}
+    accepted = [port(8472), asks(inner, net("10.9.0.0/16")), {"accept": None}]
+    assert said(table(accepted, [port(8472), DROP], hook="input"), VXLAN) == ""
+
+
 def test_forwarding_that_is_told_of_elsewhere_is_not_told_twice() -> None:
     rules = table(policy="drop")
     assert FROM in said(rules)

@@ -30,6 +30,7 @@ LEGACY = {
     "-A FORWARD -p udp -m udp --dport 53:100 -j DROP": "passes",
     "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j DROP": "passes",
     "-A FORWARD -m conntrack --ctstate NEW -j DROP": "dropped",
+    "-A FORWARD -m conntrack --ctstate ESTABLISHED,UNTRACKED -j DROP": "doubt",
     '-A FORWARD -s 10.5.7.0/24 -m comment --comment "a b" -j DROP': "dropped",
     "-A FORWARD -m statistic --mode random --probability 0.5 -j DROP": "doubt",
     "-A FORWARD -s broken -j DROP": "doubt",

@@ -67,7 +67,18 @@ def table(*rules: list[Any], policy: str = "accept", family: str = "inet", hook:
     return read(json.dumps({"nftables": items}))
 
 
+def update(*each: dict[str, Any]) -> dict[str, Any]:
+    """A statement that puts the source into a set, with these beside it."""
+    return {"set": {"op": "update", "elem": ip("saddr"), "set": "@seen", **({"stmt": list(each)} if each else {})}}
+
+
+def verdicts(key: dict[str, Any], *pairs: list[Any]) -> dict[str, Any]:
+    return {"vmap": {"key": key, "data": {"set": list(pairs)}}}
+
+
 STATE = {"ct": {"key": "state"}}
+ETHER = {"payload": {"protocol": "ether", "field": "saddr"}}
+MARK = {"mangle": {"key": {"meta": {"key": "mark"}}, "value": 16}}
 FIB = {"fib": {"result": "type", "flags": ["daddr"]}}
 RULES = {
     "nothing": ([], OUT, "passes"),
@@ -96,6 +107,47 @@ RULES = {
     "too long": ([[asks(meta("length"), 1400, ">"), DROP]], OUT.larger(1400), "dropped"),
     "not too long": ([[asks(meta("length"), 1400, ">"), DROP]], OUT, "passes"),
     "a mark": ([[asks({"&": [meta("mark"), 16384]}, 16384), DROP]], OUT, "passes"),
+    "a mark that a rule before has given": ([[MARK], [asks(meta("mark"), 16), ACCEPT], [DROP]], OUT, "doubt"),
+    "a mark that a rule has given to others": (
+        [[asks(meta("iifname"), "eth9"), MARK], [asks(meta("mark"), 16), ACCEPT], [DROP]],
+        OUT,
+        "dropped",
+    ),
+    "no mark, which a rule before has given": ([[MARK], [asks(meta("mark"), 16, "!="), DROP]], OUT, "doubt"),
+    "iptables' MARK": (
+        [[{"xt": {"type": "target", "name": "MARK"}}], [asks({"&": [meta("mark"), 1]}, 1), ACCEPT], [DROP]],
+        OUT,
+        "doubt",
+    ),
+    "not tracked": ([[{"notrack": None}], [asks(STATE, ["established", "untracked"], "in"), ACCEPT], [DROP]], OUT, "doubt"),
+    "iptables' CT": (
+        [[{"xt": {"type": "target", "name": "CT"}}], [asks(STATE, "untracked", "in"), ACCEPT], [DROP]],
+        OUT,
+        "doubt",
+    ),
+    "tracked": ([[asks(STATE, ["established", "untracked"], "in"), ACCEPT], [DROP]], OUT, "dropped"),
+    "a frame's sender": ([[asks(ETHER, "02:00:00:00:00:01"), ACCEPT], [DROP]], ENCAPSULATED, "doubt"),
+    "a frame's sender, of what is forwarded": ([[asks(ETHER, "02:00:00:00:00:01"), ACCEPT], [DROP]], OUT, "doubt"),
+    "the source of what a tunnel carries": (
+        [[asks({"payload": {"tunnel": "vxlan", "protocol": "ip", "field": "saddr"}}, net("10.5.0.0/16")), ACCEPT], [DROP]],
+        ENCAPSULATED,
+        "doubt",
+    ),
+    "a rate for each address": ([[update({"limit": {"rate": 1000, "per": "second", "inv": True}}), DROP]], OUT, "doubt"),
+    "a number of flows for each address": ([[update({"ct count": {"val": 20, "inv": True}}), DROP]], OUT, "doubt"),
+    "each address counted": ([[update({"counter": None}), DROP]], OUT, "dropped"),
+    "each address": ([[update(), DROP]], OUT, "dropped"),
+    "a meter": ([[{"meter": {"key": ip("saddr"), "stmt": {"limit": {"rate": 1}}, "name": "m"}}, DROP]], OUT, "doubt"),
+    "all others of a map, accepted": ([[verdicts(ip("saddr"), [net("10.9.0.0/16"), DROP], ["*", ACCEPT])], [DROP]], OUT, "passes"),
+    "all others of a map, dropped": ([[verdicts(ip("saddr"), [net("10.9.0.0/16"), ACCEPT], ["*", DROP])]], OUT, "dropped"),
+    "not among all others of a map": ([[verdicts(ip("saddr"), [net("10.5.0.0/16"), ACCEPT], ["*", DROP])]], OUT, "passes"),
+    "all other states of a map": ([[verdicts(STATE, ["established", ACCEPT], ["*", DROP])]], OUT, "dropped"),
+    "all others of a set": ([[asks(ip("saddr"), {"set": ["10.9.0.1", "*"]}), DROP]], OUT, "dropped"),
+    "an element with a limit": (
+        [[asks(ip("saddr"), {"set": [{"elem": {"val": "10.5.7.2", "limit": {"rate": 1, "per": "second"}}}]}), DROP]],
+        OUT,
+        "doubt",
+    ),
     "the fib": ([[asks({"fib": {"result": "type"}}, "local"), DROP]], OUT, "doubt"),
     "a limit": ([[{"limit": {"rate": 1, "per": "second"}}, ACCEPT], [DROP]], OUT, "doubt"),
     "a match that nft does not tell": ([[{"xt": {"type": "match", "name": "addrtype"}}, DROP]], OUT, "doubt"),
@@ -320,3 +372,47 @@ def test_a_chain_that_many_rules_may_lead_to_is_gone_through_once(
     assert ruling.dropped == ""
     assert ruling.doubts
     assert len(looked_at) <= (chains + 1) * each + 1
+
+
+@pytest.mark.parametrize(
+    ("hook", "prio", "kind", "hooked", "expected"),
+    [
+        ("prerouting", -150, "filter", "forward", "doubt"),
+        ("prerouting", -100, "nat", "forward", "doubt"),
+        ("prerouting", -150, "filter", "postrouting", "doubt"),
+        ("forward", -150, "filter", "postrouting", "doubt"),
+        ("forward", -150, "filter", "forward", "doubt"),
+        ("forward", 150, "filter", "forward", "dropped"),
+        ("postrouting", 100, "nat", "forward", "dropped"),
+        ("output", -150, "route", "forward", "dropped"),
+        ("output", -150, "route", "postrouting", "dropped"),
+    ],
+)
+def test_a_mark_counts_from_where_it_is_given(hook: str, prio: int, kind: str, hooked: Any, expected: str) -> None:
+    """``iifname docker0 mark set 16`` in a chain of its own, and ``mark 16 accept; drop`` in another."""
+    chains = [("m", hook, prio, kind, "accept"), ("c", hooked, 0, "filter", "drop")]
+    items: list[Any] = [
+        {"chain": {"family": "inet", "table": "t", "name": name, "type": type_, "hook": at, "prio": priority, "policy": policy}}
+        for name, at, priority, type_, policy in chains
+    ]
+    for name, expr in (("m", [asks(meta("iifname"), "docker0"), MARK]), ("c", [asks(meta("mark"), 16), ACCEPT])):
+        items.append({"rule": {"family": "inet", "table": "t", "chain": name, "handle": 1, "expr": expr}})
+    rules = read(json.dumps({"nftables": items}))
+    assert outcome(rules, OUT, hooked) == expected
+    assert outcome(rules, BACK, hooked) == "dropped"
+
+
+def test_states_may_be_in_a_set_with_a_name() -> None:
+    rule = [asks(STATE, "@known"), ACCEPT]
+    assert outcome(table(rule, policy="drop", known=("new",)), OUT) == "passes"
+    assert outcome(table(rule, policy="drop", known=("established",)), OUT) == "dropped"
+    assert outcome(table(rule, policy="drop"), OUT) == "doubt"
+
+
+def test_what_drops_in_mangles_chain_at_hook_output_is_seen() -> None:
+    sent = replace(ENCAPSULATED, arrives="", leaves="eth1")
+    items: list[Any] = [
+        {"chain": {"family": "ip", "table": "mangle", "name": "OUTPUT", "type": "route", "hook": "output", "prio": -150}},
+        {"rule": {"family": "ip", "table": "mangle", "chain": "OUTPUT", "handle": 4, "expr": [DROP]}},
+    ]
+    assert judge(read(json.dumps({"nftables": items})), "output", sent).remedy == "nft delete rule ip mangle OUTPUT handle 4"
