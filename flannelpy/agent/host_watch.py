@@ -31,7 +31,7 @@ from flannelpy.core.host_diagnosis import (
     strict,
 )
 from flannelpy.core.host_facts import FactsQuery, Interface
-from flannelpy.core.lookup import FILTERED, NO_WAY, Found, Lookup, detour, expected, goes, mend_outer, ruled
+from flannelpy.core.lookup import FILTERED, NO_WAY, Found, Lookup, detour, expected, goes, ip, mend_outer, ruled
 from flannelpy.core.model import Lease
 from flannelpy.core.objects import Link, Route, Vxlan
 from flannelpy.core.policy_rule import PolicyRule
@@ -200,31 +200,34 @@ class HostWatch:
         found = await self._kernel.look_up([_lookup(address, ground) for _route, address in questions])
         for (route, address), answer in zip(questions, found, strict=True):
             lookup = _lookup(address, ground)
-            astray = None if goes(route, answer) else await self._astray(route, lookup, answer)
+            astray = None if goes(route, answer) else await self._astray(ground, route, lookup, answer)
             if astray is not None:
-                subject, words = detour(route, astray[0], whose, await self._rule(astray[1], astray[0]))
+                subject, words = detour(route, astray[0], whose, str(astray[1] or ""))
                 wrong["route-astray", subject] = words
         wrong |= await self._outer(ground, lease)
         wrong |= await self._back(ground, lease, [address for address in addresses if address.version == 4][:1])
         return wrong
 
-    async def _astray(self, route: Route, lookup: Lookup, answer: Found) -> tuple[Found, Lookup] | None:
-        """What the look-up says where the question itself may have been odd (a container's address that is none): ask plainly."""
-        asked = Lookup(lookup.dst)
-        (plain,) = await self._kernel.look_up([asked])
-        if not goes(route, plain):
-            return plain, asked
-        return (answer, lookup) if not answer.code or answer.code in NO_WAY else None
+    async def _astray(self, ground: Ground, wanted: Route, asked: Lookup, answer: Found) -> tuple[Found, PolicyRule | None] | None:
+        """What the look-up says, by which rule; where the question may be odd (a container's address that is none): ask plainly."""
+        simple = Lookup(asked.dst)
+        (plain,) = await self._kernel.look_up([simple])
+        if not goes(wanted, plain):
+            return plain, await self._rule(ground, simple, plain)
+        rule = await self._rule(ground, asked, answer)
+        told = not answer.code or answer.code in NO_WAY[asked.dst.version] or (rule is not None and rule.refuses)
+        return (answer, rule) if told else None
 
-    async def _rule(self, lookup: Lookup, found: Found) -> str:
-        """The policy rule that has decided, empty where that is none or not known: few are asked for in a look, each once."""
+    async def _rule(self, ground: Ground, lookup: Lookup, found: Found) -> PolicyRule | None:
+        """The policy rule that has decided, None where that is none or not known: few are asked for in a look, each once."""
         if not ruled(found):
-            return ""
-        known = next((rule for rule in self._rules if rule is not None and rule.takes(lookup.dst, lookup.source, "")), None)
+            return None
+        arrives = ground.bridge.name if ground.bridge is not None and lookup.arrives else ""
+        known = next((rule for rule in self._rules if rule is not None and rule.takes(lookup.dst, lookup.source, arrives)), None)
         if known is None and len(self._rules) < RULES:
             known = await self._kernel.policy_rule(lookup)
             self._rules.append(known)
-        return "" if known is None else str(known)
+        return known
 
     async def _outer(self, ground: Ground, lease: Lease) -> Wrong:
         """The way to the peer itself: by some link, and never by a device of ours."""
@@ -232,13 +235,13 @@ class HostWatch:
         wrong: Wrong = {}
         for address, answer in zip(outer, await self._kernel.look_up([Lookup(address) for address in outer]), strict=True):
             if answer.code:
-                rule = await self._rule(Lookup(address), answer)
-                mend = f"a policy rule says so: ip rule del {rule}" if rule else f"ip route get {address}"
+                rule = await self._rule(ground, Lookup(address), answer)
+                mend = f"a policy rule says so: {ip(address.version)} rule del {rule}" if rule else f"ip route get {address}"
                 wrong["route-astray", f"to {address.version}"] = f"{lease}: no way to {address}: {mend}"
             elif answer.dev in ground.devices or (address.version in ground.bound and answer.dev not in ("", ground.uplink)):
-                rule = await self._rule(Lookup(address), answer)
+                rule = await self._rule(ground, Lookup(address), answer)
                 by_route = mend_outer(answer, address, ground.uplink, ground.devices)
-                mend = f"a policy rule says so: ip rule del {rule}" if rule else by_route
+                mend = f"a policy rule says so: {ip(address.version)} rule del {rule}" if rule else by_route
                 text = f"{lease}: packets to {address} go by {answer}, not by the uplink {ground.uplink}: {mend}"
                 wrong["route-astray", str(answer)] = text
         return wrong

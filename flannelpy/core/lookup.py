@@ -22,8 +22,9 @@ FILTERED = frozenset({errno.EXDEV, errno.EINVAL})
 its source is another. Linux from 6.13 on says EINVAL for all such reasons, before it said EXDEV for this one.
 """
 
-NO_WAY = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES})
-"""How it says that there is no route, or one of type unreachable or prohibit."""
+_NO_WAY = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES})
+NO_WAY = {4: _NO_WAY, 6: _NO_WAY | {errno.EINVAL}}
+"""How it says that there is no route, or one of type unreachable or prohibit; of IPv6, which has no filter, also: blackhole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,8 @@ class Lookup:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The route that decides: ``route`` is its destination, ``dev`` empty where it has several next hops. ``code``: the errno where
-    the kernel would not send, else 0.
+    """The route that decides: ``route`` is its destination, ``dev`` empty where it has several next hops, which are ``hops``: a
+    device and a gateway each, as far as they are known. ``code``: the errno where the kernel would not send, else 0.
     """
 
     dev: str = ""
@@ -46,12 +47,14 @@ class Found:
     route: IPNetwork | None = None
     table: int = MAIN
     code: int = 0
+    hops: tuple[tuple[str, IPAddress | None], ...] = ()
 
     def __str__(self) -> str:
         """As an operator would type it after ``ip route del``."""
         words = ["default" if self.route is None or not self.route.prefixlen else str(self.route)]
         words += [f"via {self.via}"] if self.via is not None else []
         words += [f"dev {self.dev}"] if self.dev else []
+        words += [f"nexthop {'' if via is None else f'via {via} '}dev {dev}" for dev, via in self.hops]
         return " ".join(words)
 
 
@@ -67,15 +70,21 @@ def expected(routes: Iterable[Route], address: IPAddress) -> Route | None:
 
 
 def goes(wanted: Route, found: Found) -> bool:
-    """True where it goes by the route that is wanted, or one as good."""
+    """True where it goes by the route that is wanted, or one as good: of several next hops, where one of them is as good."""
     if found.code:
         return False
-    return not found.dev or (found.dev == wanted.dev and (wanted.via is None or found.via == wanted.via))
+    ways = found.hops or ((found.dev, found.via),)
+    return any(not dev or (dev == wanted.dev and (wanted.via is None or via == wanted.via)) for dev, via in ways)
 
 
 def ruled(found: Found) -> bool:
     """True where it may be a policy rule that has decided."""
     return bool(found.code) or found.table != MAIN
+
+
+def ip(version: int) -> str:
+    """The command that speaks of rules and routes of this IP version; of addresses it finds out by itself."""
+    return "ip" if version == 4 else "ip -6"
 
 
 def undo(found: Found, least: int, otherwise: str) -> str:
@@ -97,18 +106,22 @@ def detour(wanted: Route, found: Found, whose: str, rule: str = "") -> tuple[str
     """What is in the way of packets to ``whose`` subnet, as a subject, and in words with the command that mends it. ``rule``: the
     policy rule that takes them there, where it is known.
     """
+    ip_ = ip(wanted.dst.version)
     should = f"not by {'' if wanted.via is None else f'{wanted.via} '}dev {wanted.dev}"
     if rule:
         where = "go nowhere" if found.code else f"go by {found} of table {found.table}"
-        return f"rule {rule}", f"packets to {whose} {where}, {should}, for a policy rule says so: ip rule del {rule}"
+        return f"rule {rule}", f"packets to {whose} {where}, {should}, for a policy rule says so: {ip_} rule del {rule}"
     if found.code:
         why = {errno.EACCES: "a route of type prohibit", errno.EINVAL: "a route of type blackhole"}.get(
             found.code, "no route, or one of type unreachable"
         )
-        return f"error {found.code}", f"packets to {whose} go nowhere ({why}), {should}: ip rule show; ip route show table all"
+        return (
+            f"error {found.code}",
+            f"packets to {whose} go nowhere ({why}), {should}: {ip_} rule show; {ip_} route show table all",
+        )
     if found.table != MAIN:
         by = f"{found} of table {found.table}"
-        mend = f"a policy rule asks that table first: ip rule show; ip rule del ... lookup {found.table}"
+        mend = f"a policy rule asks that table first: {ip_} rule show; {ip_} rule del ... lookup {found.table}"
         return f"table {found.table} {found}", f"packets to {whose} go by {by}, {should}: {mend}"
     mend = undo(found, wanted.dst.prefixlen, "flannelpy plan")  # by a shorter one where ours is not there
     return str(found), f"packets to {whose} go by {found}, {should}: {mend}"

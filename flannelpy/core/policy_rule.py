@@ -51,6 +51,11 @@ class PolicyRule:
         words += [f"lookup {_NAMES.get(self.table, self.table)}"] if self.action == TO_TABLE else [self.action]
         return " ".join(words)
 
+    @property
+    def refuses(self) -> bool:
+        """True where it sends nowhere what it takes."""
+        return self.action not in (TO_TABLE, GOTO, NOTHING)
+
     def takes(self, destination: IPAddress, source: IPAddress | None, arrives: str) -> bool:
         """Whether a packet is one of those that it speaks of. ``arrives``: by which device, empty: this host sends it."""
         if self.more or destination.version != self.version:

@@ -6,6 +6,7 @@ Each judgement takes what was asked of the kernel, and answers in words that end
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,7 +16,7 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.core.forwarding import Hindrance
 from flannelpy.core.host_diagnosis import FORWARDING, Overlay, bridges_astray, dotted, mtus_too_large
 from flannelpy.core.host_facts import Interface
-from flannelpy.core.lookup import FILTERED, Found, detour, goes, mend_outer, undo
+from flannelpy.core.lookup import FILTERED, Found, detour, goes, ip, mend_outer, undo
 from flannelpy.core.objects import Route
 from flannelpy.core.packet_filter import Ruling
 
@@ -121,11 +122,11 @@ def forwarding_hop(settings: Mapping[str, str], version: int, devices: Iterable[
     return Hop("forwarding", "passes", f"{dotted(FORWARDING[version])} is 1")
 
 
-def route_hop(wanted: Route | None, found: Found, plain: Found, whose: str, mtu: int, rule: str = "") -> Hop:
+def route_hop(wanted: Route | None, found: Found, plain: Found, whose: str, mtu: int, rule: str = "", why: str = "") -> Hop:
     """The look-up as a container sends it, and as this host does (``plain``). ``wanted``: the route that should decide, None where
-    none is there; ``rule``: the policy rule that decides in its place, where there is one.
+    none is there, and the agent says ``why``; ``rule``: the policy rule that decides in its place, where there is one.
     """
-    if found.code in FILTERED and wanted is not None and not plain.code:
+    if found.code in FILTERED and wanted is not None and wanted.dst.version == 4 and not plain.code and not rule:
         said = "the kernel drops what comes from there: the way back to its source is another (rp_filter)"
         return Hop("route", "stops", said, "sysctl -a -r rp_filter; ip route get SOURCE")
     if wanted is None:
@@ -133,9 +134,11 @@ def route_hop(wanted: Route | None, found: Found, plain: Found, whose: str, mtu:
             said = f"no route of ours leads to {whose}: it goes by {found}, outside of the overlay"
         else:
             said = f"no route leads to {whose} ({errno.errorcode.get(found.code, str(found.code))})"
+        if why:
+            return Hop("route", "stops", f"{said}; the agent has left it out: {why}", "flannelpy status --peers")
         return Hop("route", "stops", said, "flannelpy plan; systemctl restart flannelpy")
     if not goes(wanted, found):
-        said, _, remedy = _cut(detour(wanted, found, whose, rule)[1])
+        said, remedy = _cut(detour(wanted, found, whose, rule)[1])
         return Hop("route", "stops", said, remedy)
     return Hop("route", "passes", str(found), mtu=mtu)
 
@@ -155,7 +158,7 @@ def back_hop(found: Found, bridge: str, device: str, source: IPAddress, length: 
         return Hop("way back", "stops", said, f"sysctl -w {own}=2")
     if found.code:
         said = f"an answer to {source} goes nowhere from {device} ({errno.errorcode.get(found.code, str(found.code))})"
-        return Hop("way back", "stops", said, f"ip rule show; ip route get {source}")
+        return Hop("way back", "stops", said, f"{ip(source.version)} rule show; ip route get {source}")
     if found.dev not in ("", bridge):
         mend = undo(found, length, f"ip link set {bridge} up; ip route get {source}")
         return Hop("way back", "stops", f"an answer to {source} goes by {found}, not to {bridge}", mend)
@@ -167,14 +170,20 @@ def outer_hop(found: Found, address: IPAddress, uplink: str, ours: frozenset[str
     if found.code:
         said = f"no way to {address} ({errno.errorcode.get(found.code, str(found.code))})"
         said += ", for a policy rule says so" if rule else ""
-        return Hop("outer route", "stops", said, f"ip rule del {rule}" if rule else f"ip route get {address}", shared=True)
+        return Hop(
+            "outer route",
+            "stops",
+            said,
+            f"{ip(address.version)} rule del {rule}" if rule else f"ip route get {address}",
+            shared=True,
+        )
     if found.dev in ours:
         said = f"{address} itself is reached by {found}: the overlay's packets go in circles"
-        mend = f"ip rule del {rule}" if rule else mend_outer(found, address, uplink, ours)
+        mend = f"{ip(address.version)} rule del {rule}" if rule else mend_outer(found, address, uplink, ours)
         return Hop("outer route", "stops", said, mend, shared=True)
     if bound and uplink and found.dev not in ("", uplink):
         said = f"{address} is reached by {found}, not by the uplink {uplink}"
-        mend = f"ip rule del {rule}" if rule else mend_outer(found, address, uplink, ours)
+        mend = f"{ip(address.version)} rule del {rule}" if rule else mend_outer(found, address, uplink, ours)
         return Hop("outer route", "stops", said, mend, shared=True)
     return Hop("outer route", "passes", f"{address} by {found}", shared=True)
 
@@ -293,7 +302,7 @@ def _held(interface: Interface) -> str:
     return " and ".join(f"{held.address}/{held.prefixlen}" for held in interface.addresses if not held.address.is_link_local())
 
 
-def _cut(text: str) -> tuple[str, str, str]:
+def _cut(text: str) -> tuple[str, str]:
     """What is said, and the command behind it, which may hold colons."""
-    said, colon, remedy = text.partition(": ")
-    return said, colon, remedy
+    said, remedy = [*re.split(r"(?<!:): ", text, maxsplit=1), ""][:2]  # what ends in two colons is an address
+    return said, remedy

@@ -48,7 +48,7 @@ from flannelpy.kernel import Result
 from flannelpy.kernel.channel import error
 from flannelpy.kernel.drivers import driver_of
 from flannelpy.kernel.fake_echo import Air, FakeEcho
-from flannelpy.kernel.fake_lookup import looked_up, net_of
+from flannelpy.kernel.fake_lookup import looked_up, net_of, refused_by
 from flannelpy.kernel.fake_notices import FakeNotices, News
 from flannelpy.kernel.fake_routes import Ground, carried, without
 from flannelpy.kernel.fake_scope import is_seen, known_elsewhere
@@ -128,11 +128,18 @@ class FakeKernel:
 
     async def look_up(self, lookups: Sequence[Lookup]) -> list[Found]:
         self._called("look_up")
-        return looked_up(lookups, self.detours, self._routes.values(), (await self.facts()).interfaces, self.sysctls)
+        interfaces = (await self.facts()).interfaces
+        found = looked_up(lookups, self.detours, self._routes.values(), interfaces, self.sysctls)
+        return [refused_by(self._ruled(each)) or answer for each, answer in zip(lookups, found, strict=True)]
 
     async def policy_rule(self, lookup: Lookup) -> PolicyRule | None:
         self._called("policy_rule")
-        return next((rule for rule in self.policy_rules if rule.takes(lookup.dst, lookup.source, "")), None)
+        return self._ruled(lookup)
+
+    def _ruled(self, lookup: Lookup) -> PolicyRule | None:
+        """The first that takes it; a rule about where packets arrive decides by itself, of others ``detours`` says what follows."""
+        arrives = next((one.name for one in self.interfaces.values() if lookup.arrives and one.index == lookup.arrives), "")
+        return next((rule for rule in self.policy_rules if rule.takes(lookup.dst, lookup.source, arrives)), None)
 
     async def settings(self, names: Iterable[str]) -> dict[str, str]:
         self._called("settings")

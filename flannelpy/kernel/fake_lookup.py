@@ -10,11 +10,20 @@ from netaddr import IPAddress, IPNetwork
 from flannelpy.core.host_facts import Interface, InterfaceAddress
 from flannelpy.core.lookup import MAIN, Found, Lookup
 from flannelpy.core.objects import Route
+from flannelpy.core.policy_rule import PolicyRule
 
 
 def net_of(own: InterfaceAddress) -> IPNetwork:
     """The network that an address of an interface lies in."""
     return IPNetwork(f"{own.address}/{own.prefixlen}")
+
+
+_REFUSED = {"blackhole": errno.EINVAL, "unreachable": errno.ENETUNREACH, "prohibit": errno.EACCES}
+
+
+def refused_by(rule: PolicyRule | None) -> Found | None:
+    """The answer where a rule about where packets arrive refuses them."""
+    return Found(code=_REFUSED[rule.action]) if rule is not None and rule.refuses and rule.arrives else None
 
 
 def looked_up(

@@ -7,9 +7,10 @@ place of its destination. 64 look-ups take some 0.7 ms.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable, Iterator, Sequence
 
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.lookup import Found, Lookup
 from flannelpy.kernel import messages
@@ -31,6 +32,7 @@ LOOKUP_TABLE, FIB_MATCH = 0x1000, 0x2000  # RTM_F_*
 REFUSING = {6: errno.EINVAL, 7: errno.EHOSTUNREACH, 8: errno.EACCES}
 """Route types that send nowhere: blackhole, unreachable, prohibit. A look-up fails with these; IPv6 answers with the route."""
 AT_ONCE = 64
+_HOP = struct.Struct("=HBBi")  # struct rtnexthop: length, flags, weight, interface
 
 
 def look_up(channel: Channel, lookups: Sequence[Lookup], name_of: Callable[[int], str]) -> list[Found]:
@@ -72,4 +74,18 @@ def _found(answer: bytes | int, name_of: Callable[[int], str]) -> Found:
         as_address(via) if via else None,
         IPNetwork((int.from_bytes(dst, "big"), length), version=version),
         messages.u32(told.get(15)) or table,
+        hops=tuple(_hops(told.get(9, b""), name_of)),
     )
+
+
+def _hops(data: bytes, name_of: Callable[[int], str]) -> Iterator[tuple[str, IPAddress | None]]:
+    """What RTA_MULTIPATH holds (rtnetlink(7)): device and gateway each."""
+    at = 0
+    while at + _HOP.size <= len(data):
+        length, _, _, index = _HOP.unpack_from(data, at)
+        if length < _HOP.size:
+            return
+        told = attributes(data, at + _HOP.size, min(at + length, len(data)))
+        via = told.get(5) or (told[18][2:] if 18 in told else None)
+        yield name_of(index), as_address(via) if via else None
+        at += (length + 3) & ~3

@@ -109,6 +109,11 @@ FAULTS: dict[str, tuple[str, str, Act, Act]] = {
     ),
     "longer route, first half": ("route-astray", "ip route del 10.5.9.0/25", *detour("10.5.9.0/25", other("10.5.9.0/25"))),
     "longer route, second half": ("route-astray", "ip route del 10.5.9.128/25", *detour("10.5.9.128/25", other("10.5.9.128/25"))),
+    "longer route with several hops": (
+        "route-astray",
+        "ip route del 10.5.9.0/25 nexthop via 192.0.2.254 dev eth1",
+        *detour("10.5.9.0/25", Found("", None, IPNetwork("10.5.9.0/25"), hops=(("eth1", IPAddress("192.0.2.254")),) * 2)),
+    ),
     "policy rule": ("route-astray", "lookup 100", *detour("10.5.0.0/17", other("10.5.0.0/16", 100))),
     "unreachable": ("route-astray", "go nowhere", *detour("10.5.9.0/26", Found(code=errno.EHOSTUNREACH))),
     "PublicIP by another link": (
@@ -231,6 +236,23 @@ async def test_a_policy_rule_is_named_and_asked_for_a_few_times_only(host: HostI
         host.kernel.overflow()
         await until(lambda: "ip route del 10.5.9.0/25" in told(host, "route-astray"))
         assert host.kernel.calls["policy_rule"] == asked, "a longer route of the main table is no rule's doing"
+
+
+@pytest.mark.parametrize("action", ["blackhole", "unreachable", "prohibit"])
+async def test_a_rule_that_refuses_what_containers_send_is_told(host: HostInMemory, action: str) -> None:
+    """A look-up of theirs that ends in a black hole says the same as one that the reverse path filter drops."""
+    for number in range(10, 10 + PEERS):
+        host.put_peer(f"10.5.{number}.0-24", vxlan_value(f"192.0.2.{number}", f"02:00:00:00:01:{number:02x}"))
+    async with host.run():
+        host.kernel.set_interface(docker0(own(host)))
+        for _ in range(2):
+            host.kernel.policy_rules.append(PolicyRule(4, 100, action, arrives="docker0"))
+            host.kernel.overflow()
+            words = f"for a policy rule says so: ip rule del pref 100 from all iif docker0 {action} (and {PEERS} more peers)"
+            await until(lambda words=words: told(host, "route-astray").endswith(words))  # type: ignore[misc]
+            host.kernel.policy_rules.clear()
+            host.kernel.overflow()
+            await until(lambda: host.conditions() == {})
 
 
 async def test_packets_to_peers_leave_by_any_link_where_the_uplink_is_lo(host: HostInMemory) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ WIDE = Route(IPNetwork("10.5.0.0/16"), dev="flannel0")
 V6 = Route(IPNetwork("fd00:9::/64"), via=IPAddress("fd00:9::"), dev="flannel-v6.1", onlink=True)
 
 
-def found(dev: str, via: str | None = None, route: str = "10.5.9.0/24", **more: int) -> Found:
+def found(dev: str, via: str | None = None, route: str = "10.5.9.0/24", **more: Any) -> Found:
     return Found(dev, None if via is None else IPAddress(via), IPNetwork(route), **more)
 
 
@@ -39,7 +40,10 @@ def test_an_unreachable_lid_takes_nothing_anywhere() -> None:
     [
         (found("flannel.1", "10.5.9.0"), True),
         (found("flannel.1", "10.5.9.0", table=100), True),  # by another table, and the same way
-        (found(""), True),  # several next hops: the kernel chooses packet by packet
+        (found(""), True),  # several next hops, of which nothing is known: the kernel chooses packet by packet
+        (found("", hops=(("eth0", None), ("flannel.1", IPAddress("10.5.9.0")))), True),
+        (found("", hops=(("eth0", IPAddress("192.0.2.254")), ("eth1", IPAddress("192.0.2.254")))), False),
+        (found("", hops=(("flannel.1", IPAddress("10.5.8.0")), ("flannel.1", None))), False),
         (found("flannel.1", "10.5.8.0"), False),
         (found("flannel.1"), False),
         (found("eth0", "192.0.2.254"), False),
@@ -63,6 +67,12 @@ def test_a_route_without_a_gateway_is_right_by_its_device() -> None:
             "10.5.9.0/25 via 192.0.2.254 dev eth0",
             "packets to 10.5.9.0/24 at 192.0.2.9 go by 10.5.9.0/25 via 192.0.2.254 dev eth0, not by 10.5.9.0 dev flannel.1: "
             "ip route del 10.5.9.0/25 via 192.0.2.254 dev eth0",
+        ),
+        (
+            found("", None, "10.5.9.0/25", hops=(("eth0", IPAddress("192.0.2.254")), ("eth1", None))),
+            "10.5.9.0/25 nexthop via 192.0.2.254 dev eth0 nexthop dev eth1",
+            "packets to 10.5.9.0/24 at 192.0.2.9 go by 10.5.9.0/25 nexthop via 192.0.2.254 dev eth0 nexthop dev eth1, not by "
+            "10.5.9.0 dev flannel.1: ip route del 10.5.9.0/25 nexthop via 192.0.2.254 dev eth0 nexthop dev eth1",
         ),
         (
             found("eth0", None, "0.0.0.0/0", table=100),
@@ -89,6 +99,22 @@ def test_a_detour_is_told_with_the_command_that_mends_it(answer: Found, subject:
     said = detour(OURS, answer, WHOSE, "pref 5 from all lookup 100")
     assert said[0] == "rule pref 5 from all lookup 100"
     assert said[1].endswith(", for a policy rule says so: ip rule del pref 5 from all lookup 100")
+
+
+@pytest.mark.parametrize(
+    ("answer", "rule"),
+    [
+        (Found(code=errno.EACCES), ""),
+        (Found(code=errno.EINVAL), "pref 5 from all blackhole"),
+        (Found("eth0", None, IPNetwork("::/0"), 100), ""),
+        (Found("eth0", None, IPNetwork("::/0"), 100), "pref 5 from all lookup 100"),
+    ],
+)
+def test_of_rules_of_ipv6_it_has_to_be_said_that_they_are(answer: Found, rule: str) -> None:
+    """ip takes a rule for IPv4's where nothing is said: it would delete another one, or none."""
+    words = detour(V6, answer, WHOSE, rule)[1]
+    assert "ip -6 rule" in words
+    assert "ip rule" not in words
 
 
 @given(

@@ -33,7 +33,7 @@ from flannelpy.core.objects import (
 )
 from flannelpy.core.policy_rule import PolicyRule
 from flannelpy.core.secret import Secret
-from flannelpy.core.trace import Journey
+from flannelpy.core.trace import Journey, route_hop
 from flannelpy.core.wireguard import NO_KEY, WireguardDevice
 from flannelpy.explain.status import PeerStatus, ProbeStatus
 from flannelpy.explain.trace import exit_code, to_json, verdict
@@ -191,6 +191,18 @@ FAULTS: dict[str, tuple[str, str, str, Break]] = {
             lambda _host, kernel: kernel.policy_rules.append(PolicyRule(4, 100, table=66, destination=IPNetwork("10.5.9.0/24"))),
             detour("10.5.9.0/24", Found("eth1", None, IPNetwork("0.0.0.0/0"), 66)),
         ),
+    ),
+    "a policy rule that refuses what containers send": (
+        "route",
+        "go nowhere, not by 10.5.9.0 dev flannel.1, for a policy rule says so",
+        "ip rule del pref 100 from all iif docker0 blackhole",
+        lambda _host, kernel: kernel.policy_rules.append(PolicyRule(4, 100, "blackhole", arrives="docker0")),
+    ),
+    "a longer route with several hops": (
+        "route",
+        "go by 10.5.9.0/25 nexthop dev eth1",
+        "ip route del 10.5.9.0/25 nexthop dev eth1",
+        detour("10.5.9.0/25", Found("", None, IPNetwork("10.5.9.0/25"), hops=(("eth1", None), ("eth1", None)))),
     ),
     "a policy rule about the peer itself": (
         "outer route",
@@ -506,3 +518,25 @@ def test_the_envelope_is_what_a_capture_shows() -> None:
     assert [Envelope(port=1, vni=1).overhead(4), Envelope(port=1).overhead(4), Envelope(4).overhead(4)] == [50, 28, 20]
     assert Envelope(port=51820, hidden=True).overhead(4) == 60
     assert Envelope(port=8285).transport(here, there)[20:24] == int(here).to_bytes(4, "big")
+
+
+@pytest.mark.parametrize("via", ["fd00:9::", "fd00:9::1"])
+@pytest.mark.parametrize(
+    ("code", "rule"), [(errno.ENETUNREACH, "pref 100 from all unreachable"), (errno.EINVAL, ""), (errno.EXDEV, "")]
+)
+def test_a_route_of_ipv6_is_told_whole_and_never_by_the_reverse_path_filter(via: str, code: int, rule: str) -> None:
+    """Which IPv6 has none of; a gateway that ends in two colons ends no sentence."""
+    wanted = Route(IPNetwork("fd00:9::/64"), via=IPAddress(via), dev="flannel-v6.1", onlink=True)
+    hop = route_hop(wanted, Found(code=code), Found("flannel-v6.1", IPAddress(via)), "fd00:9::/64", 1430, rule)
+    assert f"not by {via} dev flannel-v6.1" in hop.said
+    assert hop.remedy.startswith(f"ip -6 rule del {rule}" if rule else "ip -6 rule show")
+    assert "rp_filter" not in hop.said
+
+
+async def test_that_the_agent_has_left_a_peer_out_is_said_with_its_reason(host: About) -> None:
+    fake(host).take(Key("route", str(SUBNET)))
+    host.status = replace(STATUS, peers=(replace(PEER, state="excluded", why="would take 10.5.9.1/32 on eth1 into the overlay"),))
+    where, said, remedy = stopped(await journey_of(host, DST, None))
+    assert where == "route"
+    assert said.endswith("the agent has left it out: excluded, would take 10.5.9.1/32 on eth1 into the overlay")
+    assert remedy == "flannelpy status --peers"

@@ -18,6 +18,7 @@ from flannelpy.core.host_diagnosis import (
     setting_names,
     strict,
 )
+from flannelpy.core.lookup import ip
 from flannelpy.core.objects import ROUTE_PROTOCOL
 from flannelpy.core.uplink import Choice, RouteAnswer, Wish, choose
 from flannelpy.explain.doctor import FAILED, OK, SKIPPED, WARNING, Finding
@@ -104,7 +105,7 @@ async def routes(about: About) -> AsyncIterator[Finding]:
     ruled = await about.policy_rules(networks)
     for rule in ruled:
         said = f"a policy rule may take packets of the overlay elsewhere than the main table says: {rule}"
-        yield Finding("routes", WARNING, said, f"ip rule del {rule}, where nobody needs it")
+        yield Finding("routes", WARNING, said, f"{ip(rule.version)} rule del {rule}, where nobody needs it")
     if not odd and not own and not ruled:
         yield Finding("routes", OK, "none of others inside the overlay, nor a policy rule about it")
 

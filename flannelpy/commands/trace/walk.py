@@ -60,6 +60,12 @@ class Ground:
         return self.target.peer is None and not self.target.local and self.about.status is not None
 
     @property
+    def left_out(self) -> str:
+        """Why the agent has no route to the peer; empty where it has one, or knows of none."""
+        peer = self.target.peer
+        return "" if peer is None or peer.state == "in-sync" else f"{peer.state}, {peer.why}" if peer.why else peer.state
+
+    @property
     def whose(self) -> str:
         peer = self.target.peer
         if peer is None:
@@ -114,7 +120,7 @@ async def _hops(ground: Ground) -> str:
         said, remedy = f"no host has leased a subnet with {target.address}", f"flannelpy lease list {target.address}"
         ground.hops.append(Hop("peer", "stops", said, remedy))
     if wanted is not None or not ground.nobodys:
-        ground.hops.append(trace.route_hop(wanted, found, plain, ground.whose, mtu, rule))
+        ground.hops.append(trace.route_hop(wanted, found, plain, ground.whose, mtu, rule, ground.left_out))
     if wanted is None or not device:
         return "the overlay's traffic"
     rules = await _rules(ground)
@@ -154,7 +160,8 @@ async def _way(ground: Ground, bridge: Interface | None, wanted: Route | None) -
 
 async def _rule(ground: Ground, lookup: Lookup, found: Found) -> str:
     rule = await ground.about.kernel.policy_rule(lookup) if ruled(found) else None
-    return "" if rule is None else str(rule)
+    filtered = found.code in FILTERED and lookup.dst.version == 4  # it may be the reverse path filter, whatever rules there are
+    return "" if rule is None or (filtered and not rule.refuses) else str(rule)
 
 
 def _carrier(ground: Ground, wanted: Route, link: object) -> tuple[Envelope | None, IPAddress | None]:
