@@ -25,8 +25,8 @@ class Forwarding:
         self._kernel = kernel
         self._reporter = reporter
         self._changed = changed
-        self.blocked = ""
-        """What no rule of ours can mend, as it is told."""
+        self.blocked: dict[str, str] = {}
+        """What no rule of ours can mend, as it is told, by chain."""
         self._found: tuple[Hindrance, ...] = ()
         self._unseen = ""
 
@@ -48,5 +48,5 @@ class Forwarding:
     def rules(self, networks: Iterable[IPNetwork], owner: str) -> HostState:
         """The rules by which this host forwards ``networks``; what no rule of ours can mend is a condition."""
         state, self.blocked = forward_rules(self._found, networks, owner)
-        self._reporter.set("forward-blocked", {"": self.blocked} if self.blocked else {})
+        self._reporter.set("forward-blocked", self.blocked)
         return state

@@ -14,7 +14,7 @@ from flannelpy.commands import terminal
 from flannelpy.commands.peers_text import GOOD, NONE, STYLES, badness, both, peers_text, state_of
 from flannelpy.core.backend import DatapathStatus
 from flannelpy.core.duration import span
-from flannelpy.core.foreign import printable
+from flannelpy.core.foreign import LINE, printable
 from flannelpy.explain.status import (
     BackendStatus,
     ConditionStatus,
@@ -217,7 +217,7 @@ def _conditions(conditions: tuple[ConditionStatus, ...], names: Mapping[str, str
                 yield "" if number else "conditions", f"{condition.severity}: {left[code] - LIKE_THESE + 1:,} more of {code}"
             continue
         name = f" [{names[condition.subject]}]" if condition.subject in names else ""
-        told = printable(f"{condition.severity}: {condition.text}{name}")
+        told = printable(f"{condition.severity}: {condition.text}{name}", LINE)  # it ends in the command that mends it
         yield "" if number else "conditions", Text(told, style=_STYLES.get(condition.severity, ""))
         yield "", Text(printable(f"{condition.code}, since {_when(condition.since, now)}: {condition.remedy}"), style="dim")
 

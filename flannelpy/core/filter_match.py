@@ -39,7 +39,7 @@ MATCHING = frozenset({"limit", "quota", "ct count", "last", "connlimit"})
 class Packet:
     """A packet at a hook. ``arrives`` and ``leaves``: by which interface, empty where it is none; ``size`` in bytes with the IP
     header; ``states``: what connection tracking may say of it; ``transport``: its bytes from behind the IP header, as far as known;
-    ``marked``: a rule may have given it a mark.
+    ``marked``: a rule may have given it a mark; ``behind``: the subnet of the containers that it comes from or goes to.
     """
 
     source: IPAddress
@@ -52,6 +52,7 @@ class Packet:
     states: frozenset[str] = frozenset({"new"})
     transport: bytes = b""
     marked: bool = False
+    behind: IPNetwork | None = None
 
     @property
     def version(self) -> int:

@@ -107,7 +107,7 @@ def _forwarded(way: Way, ground: Ground) -> Iterator[Passage]:
     ):
         guises = []
         for source, destination in zip(_some(ours), _some(theirs), strict=False):
-            packet = Packet(source, destination, arrives, leaves, ANY, size=SMALL)
+            packet = Packet(source, destination, arrives, leaves, ANY, size=SMALL, behind=way.ours)
             hooks: tuple[Step, ...] = (("prerouting", replace(packet, leaves="")), ("forward", packet), ("postrouting", packet))
             guises.append(tuple(step for step in hooks if not (ground.told and step[0] == "forward")))
         said = f"what containers in {ours} send to {theirs} by {leaves}"

@@ -54,7 +54,6 @@ class Found:
         words = ["default" if self.route is None or not self.route.prefixlen else str(self.route)]
         words += [f"via {self.via}"] if self.via is not None else []
         words += [f"dev {self.dev}"] if self.dev else []
-        words += [f"nexthop {'' if via is None else f'via {via} '}dev {dev}" for dev, via in self.hops]
         return " ".join(words)
 
 

@@ -329,9 +329,16 @@ def _remedy(base: Base, rule: Rule | None, packet: Packet) -> str:
         if rule.place[1] == LEGACY:
             return f"{_iptables(rule.place)} -D {rule.place[2]} {rule.handle}"
         return f"nft delete rule {' '.join(rule.place)} handle {rule.handle}"
-    if base.place[1] == LEGACY:
-        what = f"-p udp --dport {packet.port}" if packet.port else f"-s {packet.source}"
-        return f"{_iptables(base.place)} -I {base.place[2]} {what} -j ACCEPT"
-    family = "ip" if packet.version == 4 else "ip6"
-    what = f"udp dport {packet.port}" if packet.port else f"{family} saddr {packet.source}"
-    return f"nft insert rule {' '.join(base.place)} {what} accept"
+    legacy, end = base.place[1] == LEGACY, packet.behind or packet.source
+    if packet.port:
+        asked = [f"-p udp --dport {packet.port}" if legacy else f"udp dport {packet.port}"]
+    elif legacy:
+        asked = [f"-s {end}", f"-d {end}"]
+    else:
+        asked = [f"{'ip' if packet.version == 4 else 'ip6'} {side} {end}" for side in ("saddr", "daddr")]
+    put = (
+        f"{_iptables(base.place)} -I {base.place[2]} %s -j ACCEPT"
+        if legacy
+        else f"nft insert rule {' '.join(base.place)} %s accept"
+    )
+    return " && ".join(put % each for each in (asked if packet.behind is not None else asked[:1]))

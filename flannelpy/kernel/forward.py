@@ -34,6 +34,7 @@ from flannelpy.kernel.forward_text import (
     devices_in,
     ends,
     leads_to,
+    lets_through,
     networks_in,
     read_legacy,
     read_rule,
@@ -193,7 +194,7 @@ class Forward:
         if re.search(r"\b(?:jump|goto|vmap|@\w+)\b", text):
             text = await self._list(f"table {base.family} {base.table}")
         networks, devices = frozenset(networks_in(text)), frozenset(devices_in(text))
-        return Hindrance(version, table, base.chain, why, networks=networks, devices=devices)
+        return Hindrance(version, table, base.chain, why, networks=networks, devices=devices, wide=lets_through(text))
 
     async def _end(self, table: str, text: str) -> str:
         """By which rule it drops all that has come so far, itself or where its last rule leads to; empty: by none."""

@@ -29,6 +29,7 @@ _OURS = re.compile(
 )
 _NETWORK = re.compile(r"(?<![\w.:])(?:\d+\.\d+\.\d+\.\d+|[0-9a-f]*:[0-9a-f:]*:[0-9a-f:.]*)/\d+")
 _QUOTED = re.compile(r'"([^"]+)"')
+_WIDE = re.compile(r"\bmark\b(?! set)| != |\b[io]if(?:group|kind)\b")
 _DROPS = re.compile(r"\b(?:drop|reject)\b")
 
 
@@ -90,6 +91,11 @@ def devices_in(text: str) -> Iterator[str]:
     for line in text.splitlines():
         if not _DROPS.search(line):
             yield from _QUOTED.findall(line)
+
+
+def lets_through(text: str) -> bool:
+    """True where a rule of a listing does more than drop by what is told of it nowhere else: a mark, or all but something."""
+    return any(_WIDE.search(_QUOTED.sub("", line)) and not _DROPS.search(line) for line in text.splitlines())
 
 
 def spelled(rule: ForwardAccept) -> str:

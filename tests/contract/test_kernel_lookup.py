@@ -168,10 +168,9 @@ async def test_of_several_next_hops_one_has_to_be_ours(real: RealHost) -> None:
 
 
 async def test_next_hops_of_ipv6(real: RealHost) -> None:
-    ip("addr add 2001:db8::1/64 dev eth1 nodad")
     ip("route add 2001:db8:7::/64 nexthop via 2001:db8::8 dev eth1 nexthop via 2001:db8::9 dev eth1")
     found = await asked(real, "2001:db8:7::1")
-    assert found.hops == (("eth1", IPAddress("2001:db8::8")), ("eth1", IPAddress("2001:db8::9")))
+    assert set(found.hops) == {("eth1", IPAddress("2001:db8::8")), ("eth1", IPAddress("2001:db8::9"))}
     ip(f"route del {found}")
     assert (await asked(real, "2001:db8:7::1")).route != found.route
 

@@ -90,6 +90,26 @@ def test_what_may_be_accepted_for_what_a_tunnel_carries_is_not_told() -> None:
     assert said(table(accepted, [port(8472), DROP], hook="input"), VXLAN) == ""
 
 
+@pytest.mark.parametrize(
+    ("rules", "remedy"),
+    [
+        (
+            table(policy="drop"),
+            "nft insert rule inet t c ip saddr 10.5.7.0/24 accept && nft insert rule inet t c ip daddr 10.5.7.0/24 accept",
+        ),
+        (
+            with_legacy(Ruleset(), 4, ["-P FORWARD DROP"]),
+            "iptables-legacy -I FORWARD -s 10.5.7.0/24 -j ACCEPT && iptables-legacy -I FORWARD -d 10.5.7.0/24 -j ACCEPT",
+        ),
+    ],
+)
+def test_what_mends_a_policy_mends_it_for_all_containers_and_both_ways(rules: Ruleset, remedy: str) -> None:
+    told = said(rules, HOST_GW)
+    assert told.endswith(f": {remedy}")
+    assert FROM in told
+    assert TO in told
+
+
 def test_forwarding_that_is_told_of_elsewhere_is_not_told_twice() -> None:
     rules = table(policy="drop")
     assert FROM in said(rules)

@@ -21,8 +21,8 @@ def ruled(*hindrances: Hindrance, networks: tuple[IPNetwork, ...] = BOTH, owner:
 
 
 def test_where_nothing_is_in_the_way_there_is_nothing_to_do() -> None:
-    assert forward_rules([], BOTH, "flannelpy") == (HostState(), "")
-    assert forward_rules([Hindrance(4, "ip filter", "FORWARD", "", "nft")], BOTH, "flannelpy") == (HostState(), "")
+    assert forward_rules([], BOTH, "flannelpy") == (HostState(), {})
+    assert forward_rules([Hindrance(4, "ip filter", "FORWARD", "", "nft")], BOTH, "flannelpy") == (HostState(), {})
 
 
 def test_iptables_forward_gets_both_directions() -> None:
@@ -56,13 +56,30 @@ def test_dockers_own_chain_only_accepts_what_stays_inside_the_overlay() -> None:
 def test_another_table_cannot_be_overruled_and_is_named_with_what_would_mend_it() -> None:
     rules, words = forward_rules([Hindrance(0, "inet filter", "forward", POLICY)], [V4], "flannelpy")
     assert len(rules) == 0
-    assert words == (
+    assert words.pop("inet filter forward") == (
         "chain forward of nft table inet filter (policy drop) has no rule for 10.5.0.0/16: "
         "nft insert rule inet filter forward ip saddr 10.5.0.0/16 accept && "
         "nft insert rule inet filter forward ip daddr 10.5.0.0/16 accept"
     )
     both = forward_rules([Hindrance(0, "inet firewalld", "filter_FORWARD", "it ends in a reject")], BOTH, "flannelpy")[1]
-    assert both.count("firewall-cmd --permanent --zone=trusted --add-source=") == 2
+    (said,) = both.values()
+    assert said.partition(": ")[2] == (
+        f"firewall-cmd --permanent --zone=trusted --add-source={V4} --add-source={V6} && firewall-cmd --reload"
+    )
+
+
+def test_of_each_chain_it_is_told_what_would_mend_it_for_all_networks() -> None:
+    """One command each, to be run as it stands."""
+    chains = [Hindrance(0, "inet a", "c", POLICY), Hindrance(6, "ip6 b", "c", POLICY)]
+    words = forward_rules(chains, BOTH, "flannelpy")[1]
+    assert list(words) == ["inet a c", "ip6 b c"]
+    first, second = (text.partition(": ")[2] for text in words.values())
+    assert first.split(" && ") == [
+        f"nft insert rule inet a c {family} {side} {net} accept"
+        for family, net in (("ip", V4), ("ip6", V6))
+        for side in ("saddr", "daddr")
+    ]
+    assert second.split(" && ") == [f"nft insert rule ip6 b c ip6 {side} {V6} accept" for side in ("saddr", "daddr")]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +90,9 @@ def test_another_table_cannot_be_overruled_and_is_named_with_what_would_mend_it(
         (("10.0.0.0/8",), (), False),
         (("10.5.72.0/24",), (), True),
         (("fd05::/48",), (), True),
-        ((), ("eth0", "docker0"), True),
+        ((), ("eth0",), True),
+        ((), ("eth0", "docker0"), False),
+        ((), ("cni0",), False),
         ((), ("flannel.1",), False),
     ],
 )

@@ -264,6 +264,12 @@ def test_the_worst_peers_and_conditions_come_first() -> None:
     assert "error: " in conditions
 
 
+def test_the_command_that_mends_a_condition_is_whole() -> None:
+    command = " && ".join(f"nft insert rule inet hardened forward ip6 daddr fd00:{number:x}::/48 accept" for number in range(8))
+    wrong = replace(BROKEN, text=f"the host's firewall drops what the overlay forwards: it has no rule: {command}")
+    assert command in " ".join(" ".join(read(replace(WHOLE, conditions=(wrong,)), 100)).split())
+
+
 def test_a_host_with_only_an_ipv6_address_has_no_word_of_ipv4() -> None:
     only6 = replace(PEER, subnet=None, subnet6="fd00:5:0:9::/64", public_ip="0.0.0.0", public_ipv6="2001:db8::9")
     shown = "\n".join(read(replace(WHOLE, peers=(only6,)), 200))

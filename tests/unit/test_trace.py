@@ -200,8 +200,8 @@ FAULTS: dict[str, tuple[str, str, str, Break]] = {
     ),
     "a longer route with several hops": (
         "route",
-        "go by 10.5.9.0/25 nexthop dev eth1",
-        "ip route del 10.5.9.0/25 nexthop dev eth1",
+        "go by 10.5.9.0/25, not by 10.5.9.0 dev flannel.1",
+        "ip route del 10.5.9.0/25",
         detour("10.5.9.0/25", Found("", None, IPNetwork("10.5.9.0/25"), hops=(("eth1", None), ("eth1", None)))),
     ),
     "a policy rule about the peer itself": (
@@ -215,6 +215,12 @@ FAULTS: dict[str, tuple[str, str, str, Break]] = {
     ),
     "a blackhole": ("route", "blackhole", "ip rule show", detour("10.5.9.0/24", Found(code=errno.EINVAL))),
     "FORWARD": ("forward", "chain c of nft table inet t", "nft delete rule", rules(hook="forward", key="iifname", name="docker0")),
+    "FORWARD's policy": (
+        "forward",
+        "chain c of nft table inet t (policy drop)",
+        "nft insert rule inet t c ip saddr 10.5.7.0/24 accept && nft insert rule inet t c ip daddr 10.5.7.0/24 accept",
+        lambda _host, kernel: setattr(kernel, "rules", table(policy="drop")),
+    ),
     "FORWARD back": ("forward back", "drops it", "nft delete rule", rules(hook="forward", key="oifname", name="docker0")),
     "OUTPUT": ("output", "drops it", "nft delete rule", both(rules(hook="output", key="oifname", name="eth1"), NOBODY)),
     "INPUT": ("input", "drops it", "nft delete rule", both(rules(hook="input", key="iifname", name="eth1"), NOBODY)),

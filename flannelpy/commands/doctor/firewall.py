@@ -31,8 +31,8 @@ async def firewall(about: About) -> AsyncIterator[Finding]:
         return
     hindrances = await about.kernel.hindrances()
     rules, blocked = forward_rules(hindrances, config.networks, "flannelpy")
-    if blocked:
-        said, _, command = blocked.partition(": ")
+    for text in blocked.values():
+        said, _, command = text.partition(": ")
         yield Finding("firewall", FAILED, said, command)
     dropping = [one for one in hindrances if one.tool is not None and one.why]
     for one in dropping if not about.settings.forward_rules else ():

@@ -338,7 +338,8 @@ def _forward(ground: Ground, rules: Ruleset | None, bridge: Interface | None, de
 
 
 def _packet(ground: Ground, source: IPAddress, to: IPAddress, arrives: str, leaves: str, states: frozenset[str]) -> Packet:
-    return Packet(source, to, arrives, leaves, ICMP[ground.version], states=states)
+    behind = next((net for net in ground.overlay.leased if net.version == ground.version), None)
+    return Packet(source, to, arrives, leaves, ICMP[ground.version], states=states, behind=behind)
 
 
 def _enveloped(
@@ -351,7 +352,7 @@ def _enveloped(
 
 
 def _forwarded(packet: Packet) -> list[tuple[Hook, Packet]]:
-    arriving = Packet(packet.source, packet.destination, packet.arrives, "", packet.protocol, states=packet.states)
+    arriving = replace(packet, leaves="")
     return [("prerouting", arriving), ("forward", packet), ("postrouting", packet)]  # the last knows both interfaces (Linux 5.7)
 
 
