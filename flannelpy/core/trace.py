@@ -150,9 +150,15 @@ def filtered_hop(device: str, address: IPAddress) -> Hop:
     return Hop("way back", "stops", said, f"sysctl -w {own}=2", shared=True)
 
 
-def back_hop(found: Found, bridge: str, device: str, source: IPAddress, length: int) -> Hop:
-    """The way of an answer from ``device`` to the container; ``length``: of the prefix that is behind ``bridge``."""
-    if found.code in FILTERED:
+def back_hop(found: Found, bridge: str, device: str, source: IPAddress, length: int, rule: str = "") -> Hop:
+    """The way of an answer from ``device`` to the container; ``length``: of the prefix that is behind ``bridge``; ``rule``: as for
+    the route.
+    """
+    if rule:
+        where = "nowhere" if found.code else f"by {found} of table {found.table}"
+        said = f"an answer to {source} goes {where}, not to {bridge}, for a policy rule says so"
+        return Hop("way back", "stops", said, f"{ip(source.version)} rule del {rule}")
+    if found.code in FILTERED and source.version == 4:
         own = dotted(f"net/ipv4/conf/{device}/rp_filter")
         said = f"{device} drops what comes from there: its answer would leave by another way (rp_filter)"
         return Hop("way back", "stops", said, f"sysctl -w {own}=2")

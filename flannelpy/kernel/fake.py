@@ -10,7 +10,7 @@ import asyncio
 import errno
 import weakref
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from netaddr import IPAddress, IPNetwork
@@ -130,15 +130,16 @@ class FakeKernel:
         self._called("look_up")
         interfaces = (await self.facts()).interfaces
         found = looked_up(lookups, self.detours, self._routes.values(), interfaces, self.sysctls)
-        return [refused_by(self._ruled(each)) or answer for each, answer in zip(lookups, found, strict=True)]
+        names = {one.index: one.name for one in interfaces}
+        return [refused_by(self._ruled(each, names)) or answer for each, answer in zip(lookups, found, strict=True)]
 
     async def policy_rule(self, lookup: Lookup) -> PolicyRule | None:
         self._called("policy_rule")
-        return self._ruled(lookup)
+        return self._ruled(lookup, {one.index: one.name for one in (await self.facts()).interfaces})
 
-    def _ruled(self, lookup: Lookup) -> PolicyRule | None:
+    def _ruled(self, lookup: Lookup, names: Mapping[int, str]) -> PolicyRule | None:
         """The first that takes it; a rule about where packets arrive decides by itself, of others ``detours`` says what follows."""
-        arrives = next((one.name for one in self.interfaces.values() if lookup.arrives and one.index == lookup.arrives), "")
+        arrives = names.get(lookup.arrives, "")
         return next((rule for rule in self.policy_rules if rule.takes(lookup.dst, lookup.source, arrives)), None)
 
     async def settings(self, names: Iterable[str]) -> dict[str, str]:

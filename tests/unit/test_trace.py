@@ -33,7 +33,7 @@ from flannelpy.core.objects import (
 )
 from flannelpy.core.policy_rule import PolicyRule
 from flannelpy.core.secret import Secret
-from flannelpy.core.trace import Journey, route_hop
+from flannelpy.core.trace import Journey, back_hop, route_hop
 from flannelpy.core.wireguard import NO_KEY, WireguardDevice
 from flannelpy.explain.status import PeerStatus, ProbeStatus
 from flannelpy.explain.trace import exit_code, to_json, verdict
@@ -197,6 +197,12 @@ FAULTS: dict[str, tuple[str, str, str, Break]] = {
         "go nowhere, not by 10.5.9.0 dev flannel.1, for a policy rule says so",
         "ip rule del pref 100 from all iif docker0 blackhole",
         lambda _host, kernel: kernel.policy_rules.append(PolicyRule(4, 100, "blackhole", arrives="docker0")),
+    ),
+    "a policy rule that refuses what comes back": (
+        "way back",
+        "goes nowhere, not to docker0, for a policy rule says so",
+        "ip rule del pref 100 from all iif flannel.1 blackhole",
+        lambda _host, kernel: kernel.policy_rules.append(PolicyRule(4, 100, "blackhole", arrives="flannel.1")),
     ),
     "a longer route with several hops": (
         "route",
@@ -546,3 +552,15 @@ async def test_that_the_agent_has_left_a_peer_out_is_said_with_its_reason(host: 
     assert where == "route"
     assert said.endswith("the agent has left it out: excluded, would take 10.5.9.1/32 on eth1 into the overlay")
     assert remedy == "flannelpy status --peers"
+
+
+def test_a_rule_that_takes_answers_elsewhere_is_named() -> None:
+    elsewhere = Found("eth0", IPAddress("192.0.2.254"), IPNetwork("0.0.0.0/0"), 100)
+    hop = back_hop(elsewhere, "docker0", "flannel.1", IPAddress("10.5.7.2"), 24, "pref 5 from all iif flannel.1 lookup 100")
+    assert hop.said == (
+        "an answer to 10.5.7.2 goes by default via 192.0.2.254 dev eth0 of table 100, not to docker0, for a policy rule says so"
+    )
+    assert hop.remedy == "ip rule del pref 5 from all iif flannel.1 lookup 100"
+    six = back_hop(Found(code=errno.EINVAL), "docker0", "flannel-v6.1", IPAddress("fd00:7::2"), 64)
+    assert six.remedy.startswith("ip -6 rule show")
+    assert "rp_filter" not in six.said

@@ -42,6 +42,12 @@ class Destination:
         text = self.peer.public_ip if self.address.version == 4 else self.peer.public_ipv6
         return IPAddress(text) if text and text != _NOBODY else None
 
+    @property
+    def left_out(self) -> str:
+        """Why the agent has no route to the peer; empty where it has one, or knows of none."""
+        peer = self.peer
+        return "" if peer is None or peer.state == "in-sync" else f"{peer.state}, {peer.why}" if peer.why else peer.state
+
 
 def networks(about: About) -> tuple[IPNetwork, ...]:
     """Of the overlay: as configured, else as the subnet file has it."""

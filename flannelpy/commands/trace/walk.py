@@ -60,12 +60,6 @@ class Ground:
         return self.target.peer is None and not self.target.local and self.about.status is not None
 
     @property
-    def left_out(self) -> str:
-        """Why the agent has no route to the peer; empty where it has one, or knows of none."""
-        peer = self.target.peer
-        return "" if peer is None or peer.state == "in-sync" else f"{peer.state}, {peer.why}" if peer.why else peer.state
-
-    @property
     def whose(self) -> str:
         peer = self.target.peer
         if peer is None:
@@ -120,7 +114,7 @@ async def _hops(ground: Ground) -> str:
         said, remedy = f"no host has leased a subnet with {target.address}", f"flannelpy lease list {target.address}"
         ground.hops.append(Hop("peer", "stops", said, remedy))
     if wanted is not None or not ground.nobodys:
-        ground.hops.append(trace.route_hop(wanted, found, plain, ground.whose, mtu, rule, ground.left_out))
+        ground.hops.append(trace.route_hop(wanted, found, plain, ground.whose, mtu, rule, target.left_out))
     if wanted is None or not device:
         return "the overlay's traffic"
     rules = await _rules(ground)
@@ -301,10 +295,11 @@ async def _back(ground: Ground, rules: Ruleset | None, bridge: Interface | None,
     """The answer, from our device to the container."""
     if bridge is None or device not in ground.interfaces:
         return
-    arrives = ground.interfaces[device]
-    (found,) = await ground.about.kernel.look_up([Lookup(ground.source, ground.target.address, arrives.index)])
+    asked = Lookup(ground.source, ground.target.address, ground.interfaces[device].index)
+    (found,) = await ground.about.kernel.look_up([asked])
+    rule = await _rule(ground, asked, found) if found.code or found.dev not in ("", bridge.name) else ""
     behind = [held.prefixlen for held in bridge.addresses if held.address.version == ground.version]
-    ground.hops.append(trace.back_hop(found, bridge.name, device, ground.source, max(behind, default=128)))
+    ground.hops.append(trace.back_hop(found, bridge.name, device, ground.source, max(behind, default=128), rule))
     if rules is not None:
         packet = _packet(ground, ground.target.address, ground.source, device, bridge.name, frozenset({"established"}))
         _judged(ground, rules, "forward back", _forwarded(packet))
