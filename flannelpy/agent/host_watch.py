@@ -116,9 +116,7 @@ class HostWatch:
 
     async def _survey(self, target: Target, devices: frozenset[str], mtu: int) -> Ground:
         local, families = target.local, sorted(target.local.config.families)
-        underlay = self._parts.surroundings.underlay
-        bridges = {*BRIDGES, *(one.interface for one in underlay.own if one.bridge)} - devices
-        overlay_devices = sorted(devices)
+        bridges = {*BRIDGES, *(one.interface for one in self._parts.surroundings.underlay.own if one.bridge)} - devices
         uplink = local.uplink.name
         names = frozenset({*bridges, *devices, uplink})
         found = await self._kernel.facts(FactsQuery(names, default_routes=False))
@@ -127,8 +125,11 @@ class HostWatch:
         halves = () if lease is None else (lease.subnet, lease.subnet6)
         overlay = Overlay(local.config.networks, tuple(net for net in halves if net is not None and net.prefixlen), mtu, devices)
         standing = [there[name] for name in sorted(bridges) if name in there and name != uplink]
-        inward = [*overlay_devices, *(one.name for one in standing if overlay.serves(one))]
+        inward = [*sorted(devices), *(one.name for one in standing if overlay.serves(one))]
         settings = await self._kernel.settings(setting_names(families, [*inward, uplink]))
+        bare = (route for key in self._parts.cluster.view.peers for route in self._routes(key))  # with nothing around its packets
+        if settings.get(f"net/ipv4/conf/{uplink}/forwarding") == "0" and any(route.dev == uplink for route in bare):
+            inward.append(uplink)
         off = not_forwarding(settings, families, inward)
         stale, elsewhere = bridges_astray(standing, overlay)
         self._reporter.set("forwarding-off", off)
@@ -137,7 +138,7 @@ class HostWatch:
         self._reporter.set("bridge-down", bridges_down(standing, overlay))
         self._reporter.set("bridge-mtu", mtus_too_large(standing, overlay))
         bridge = next((one for one in standing if one.up and overlay.serves(one)), None)
-        filters = {name: setting for name in (*overlay_devices, uplink) if (setting := strict(settings, name))}
+        filters = {name: setting for name in (*sorted(devices), uplink) if (setting := strict(settings, name))}
         details = [item.detail for item in target.backend.host(local) if isinstance(item, Link)]
         by_any_link = uplink in there and there[uplink].loopback
         bound = frozenset(detail.local.version for detail in details if isinstance(detail, Vxlan) and not by_any_link)

@@ -218,6 +218,15 @@ async def test_forwarding(about: About, preflight: bool, state: str) -> None:
     assert (finding.state, finding.remedy.split(";")[0]) == (state, "sysctl -w net.ipv4.ip_forward=1")
 
 
+@pytest.mark.parametrize(("backend", "device"), [("host-gw", "eth1"), ("vxlan", "flannel/1")])
+async def test_forwarding_of_what_peers_packets_come_by(about: About, backend: str, device: str) -> None:
+    about.take(f'{{"Network": "10.5.0.0/16", "Backend": {{"Type": "{backend}"}}}}')
+    for name in ("eth1", "flannel.1"):
+        fake(about).sysctls[f"net/ipv4/conf/{name}/forwarding"] = "0"
+    finding = await only(about, host.forwarding)
+    assert (finding.state, finding.remedy.split(";")[0]) == (FAILED, f"sysctl -w net.ipv4.conf.{device}.forwarding=1")
+
+
 @pytest.mark.parametrize(
     ("hindrance", "rules", "state", "word"),
     [

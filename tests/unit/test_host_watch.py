@@ -365,3 +365,18 @@ def test_a_socket_without_a_process_is_the_kernels(tmp_path: Path) -> None:
     net.mkdir(parents=True)
     (net / "udp").write_text("head\n 1: 00000000:2118 00000000:0000 07 0:0 0:0 0 0 0 77 2 0 0\n")
     assert ports.holder(8472, tmp_path) == "the kernel (a device: ip -d link show)"
+
+
+@pytest.mark.parametrize(("backend", "said"), [("host-gw", True), ("vxlan", False)])
+async def test_the_uplink_has_to_forward_where_peers_packets_come_by_it_as_they_are(
+    host: HostInMemory, backend: str, said: bool
+) -> None:
+    host.put_config(f'{{"Network": "10.5.0.0/16", "Backend": {{"Type": "{backend}"}}}}')
+    host.put_peer(PEER, f'{{"PublicIP":"192.0.2.9","BackendType":"{backend}","BackendData":{{"VtepMAC":"02:00:00:00:00:09"}}}}')
+    async with host.run():
+        sysctl("net/ipv4/conf/eth1/forwarding", "0")(host)
+        looks = host.kernel.calls["settings"]
+        await until(lambda: host.kernel.calls["settings"] > looks + 5 and bool(told(host, "forwarding-off")) is said)
+        assert not said or "sysctl -w net.ipv4.conf.eth1.forwarding=1" in told(host, "forwarding-off")
+        sysctl("net/ipv4/conf/eth1/forwarding", "1")(host)
+        await until(lambda: host.conditions() == {})

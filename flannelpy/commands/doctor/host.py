@@ -30,8 +30,10 @@ _KERNELS = 2
 async def forwarding(about: About) -> AsyncIterator[Finding]:
     """ip_forward for each family; before the first start it may be Docker that will set it."""
     families = [4] if about.config is None else sorted(about.config.families)
-    settings = await about.kernel.settings(setting_names(families, sorted(about.devices)))
-    wrong = not_forwarding(settings, families, sorted(about.devices))
+    bare = about.backend is not None and not about.devices  # peers' packets come by the uplink, with nothing around them
+    devices = [await chosen(about)] if bare else sorted(about.devices)
+    settings = await about.kernel.settings(setting_names(families, devices))
+    wrong = not_forwarding(settings, families, devices)
     for text in wrong.values():
         said, _, command = text.rpartition(": ")
         yield Finding(
