@@ -88,7 +88,7 @@ def let_in(rules: Ruleset, dropped: str, interface: str, entrance: Entrance, ver
         if protocol in _OF_UFW:
             return f"ufw allow in on {interface} proto {name}"
         return f"-A ufw-before-input -i {interface} -p {name} -j ACCEPT in /etc/ufw/before.rules, above COMMIT; ufw reload"
-    if " filter" in dropped or "-legacy" in dropped:
+    if " filter" in dropped or ("-legacy" in dropped and " -t " not in dropped):
         what = f"-p {name}" + (f" --dport {port}" if port else "")
         tables = command("legacy" if "-legacy" in dropped else "nft", version)
         return f"{tables} -I INPUT -i {interface} {what} -j ACCEPT, and where your rules are kept"

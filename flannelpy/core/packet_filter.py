@@ -23,7 +23,8 @@ Place = tuple[str, str, str]
 _FAMILIES = {4: ("ip", "inet"), 6: ("ip6", "inet")}
 _FILTERING = ("filter", "route")
 """Types of base chains; of the second is iptables' mangle table at hook output."""
-LEGACY = "filter (iptables-legacy)"
+_OLD = " (iptables-legacy)"
+LEGACY = f"filter{_OLD}"
 """What the table of iptables-legacy is called here; its rules are deleted by their place in the chain."""
 
 _NEXT, _LEAVE = "the next rule", "out of the chain"
@@ -310,35 +311,41 @@ def _table(place: Place) -> str:
     return f"{place[0]} {place[1]}"
 
 
+def legacy(table: str) -> str:
+    """What a table of iptables-legacy is called here."""
+    return f"{table}{_OLD}"
+
+
+def _is_old(place: Place) -> bool:
+    return place[1].endswith(_OLD)
+
+
 def _named(place: Place) -> str:
-    return _iptables(place) if place[1] == LEGACY else f"nft table {_table(place)}"
+    return _iptables(place) if _is_old(place) else f"nft table {_table(place)}"
 
 
 def _iptables(place: Place) -> str:
-    return f"{'iptables' if place[0] == 'ip' else 'ip6tables'}-legacy"
+    table = place[1].removesuffix(_OLD)
+    return f"{'iptables' if place[0] == 'ip' else 'ip6tables'}-legacy{'' if table == 'filter' else f' -t {table}'}"
 
 
 def _said(rule: Rule) -> str:
-    if rule.place[1] == LEGACY:
+    if _is_old(rule.place):
         return f"rule {rule.handle} of chain {rule.place[2]} of {_iptables(rule.place)}"
     return f"a rule in chain {rule.place[2]} of nft table {_table(rule.place)} (handle {rule.handle})"
 
 
 def _remedy(base: Base, rule: Rule | None, packet: Packet) -> str:
     if rule is not None:
-        if rule.place[1] == LEGACY:
+        if _is_old(rule.place):
             return f"{_iptables(rule.place)} -D {rule.place[2]} {rule.handle}"
         return f"nft delete rule {' '.join(rule.place)} handle {rule.handle}"
-    legacy, end = base.place[1] == LEGACY, packet.behind or packet.source
+    old, end = _is_old(base.place), packet.behind or packet.source
     if packet.port:
-        asked = [f"-p udp --dport {packet.port}" if legacy else f"udp dport {packet.port}"]
-    elif legacy:
+        asked = [f"-p udp --dport {packet.port}" if old else f"udp dport {packet.port}"]
+    elif old:
         asked = [f"-s {end}", f"-d {end}"]
     else:
         asked = [f"{'ip' if packet.version == 4 else 'ip6'} {side} {end}" for side in ("saddr", "daddr")]
-    put = (
-        f"{_iptables(base.place)} -I {base.place[2]} %s -j ACCEPT"
-        if legacy
-        else f"nft insert rule {' '.join(base.place)} %s accept"
-    )
+    put = f"{_iptables(base.place)} -I {base.place[2]} %s -j ACCEPT" if old else f"nft insert rule {' '.join(base.place)} %s accept"
     return " && ".join(put % each for each in (asked if packet.behind is not None else asked[:1]))

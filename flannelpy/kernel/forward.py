@@ -18,6 +18,7 @@ import shlex
 import shutil
 from collections.abc import Awaitable
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 from flannelpy.core import packet_filter
@@ -41,7 +42,7 @@ from flannelpy.kernel.forward_text import (
     read_rules,
     spelled,
 )
-from flannelpy.kernel.legacy_rules import with_legacy
+from flannelpy.kernel.legacy_rules import PRIORITIES, with_legacy
 from flannelpy.kernel.nft import Nft, run_command
 
 NAMES = {4: Path("/proc/thread-self/net/ip_tables_names"), 6: Path("/proc/thread-self/net/ip6_tables_names")}
@@ -80,8 +81,9 @@ class Forward:
         except MalformedError as error:
             raise KernelError(str(error), errno.EPROTO) from None
         for version in FAMILIES:
-            if lines := await self._legacy_lines(version):
-                rules = with_legacy(rules, version, lines)
+            for table in PRIORITIES:
+                if lines := await self._legacy_lines(version, table=table):
+                    rules = with_legacy(rules, version, lines, table)
         return rules
 
     async def foreign_rules(self) -> Ruleset:
@@ -98,8 +100,8 @@ class Forward:
             rules = await self._whole(rules)
         except MalformedError as error:
             raise KernelError(str(error), errno.EPROTO) from None
-        for version, lines in (await self.legacy()).items():
-            rules = with_legacy(rules, version, lines)
+        for (version, table), lines in (await self.legacy()).items():
+            rules = with_legacy(rules, version, lines, table)
         return rules
 
     async def _listed(self, what: str) -> str:
@@ -118,13 +120,13 @@ class Forward:
                 rules = xt_matches.with_text(rules, table, text)
         return rules
 
-    async def legacy(self) -> dict[int, list[str]]:
-        """What ``iptables-legacy -S`` prints, by IP version, where it is in use and may be asked."""
+    async def legacy(self) -> dict[tuple[int, str], list[str]]:
+        """What ``iptables-legacy -S`` prints, by IP version and table, where that is in use and may be asked."""
         found = {}
-        for version in FAMILIES:
+        for version, table in product(FAMILIES, PRIORITIES):
             with suppress(KernelError):
-                if lines := await self._legacy_lines(version):
-                    found[version] = lines
+                if lines := await self._legacy_lines(version, table=table):
+                    found[version, table] = lines
         return found
 
     async def observe(self, owner: str) -> list[ForwardAccept]:
@@ -229,11 +231,11 @@ class Forward:
         lines = await self._legacy_lines(version, FORWARD)
         return lines + (await self._legacy_lines(version, DOCKER_USER) if f"-A {FORWARD} -j {DOCKER_USER}" in lines else [])
 
-    async def _legacy_lines(self, version: int, *chain: str) -> list[str]:
+    async def _legacy_lines(self, version: int, *chain: str, table: str = "filter") -> list[str]:
         """A chain, or all, as ``iptables -S`` prints it; nothing where iptables-legacy is not in use, or is not there."""
-        if not in_use(version) or shutil.which(command("legacy", version), path=PATH) is None:
+        if not in_use(version, table) or shutil.which(command("legacy", version), path=PATH) is None:
             return []
-        return (await self._legacy(version, "-S", *chain)).splitlines()
+        return (await self._legacy(version, "-t", table, "-S", *chain)).splitlines()
 
     async def _legacy(self, version: int, *words: str) -> str:
         program = command("legacy", version)
@@ -253,15 +255,15 @@ async def _there(asked: Awaitable[str]) -> str:
         raise
 
 
-def in_use(version: int) -> bool:
-    """True where the old table ``filter`` is in use in this namespace; asking by the command would bring it there.
+def in_use(version: int, table: str = "filter") -> bool:
+    """True where an old table is in use in this namespace; asking by the command would bring it there.
 
     The kernel tells root alone. Others know by the lock, which iptables-legacy alone makes, where it has been opened to them
-    (packaging's flannelpy-xtables.service): without that the command would be of no use.
+    (packaging's flannelpy-xtables.service): without that the command would be of no use. They are told of ``filter`` only.
     """
     try:
-        return "filter" in NAMES[version].read_text().split()
+        return table in NAMES[version].read_text().split()
     except PermissionError:
-        return os.access(XTABLES_LOCK, os.R_OK)
+        return table == "filter" and os.access(XTABLES_LOCK, os.R_OK)
     except OSError:
         return False

@@ -12,10 +12,12 @@ from typing import Any
 
 from netaddr import AddrFormatError, IPNetwork
 
-from flannelpy.core.packet_filter import LEGACY, Base, Rule, Ruleset
+from flannelpy.core.packet_filter import Base, Rule, Ruleset, legacy
 from flannelpy.kernel.forward_text import FAMILIES
 
-_HOOKS = {"INPUT": "input", "FORWARD": "forward", "OUTPUT": "output"}
+PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0}
+"""The tables that filter, or may, in their order at a hook."""
+_HOOKS = {name.upper(): name for name in ("prerouting", "input", "forward", "output", "postrouting")}
 _UNKNOWN: dict[str, Any] = {"xt": {"type": "match", "name": "?"}}
 _ENDS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject", "RETURN": "return", "NFQUEUE": "queue"}
 _TOLD = ("comment", "conntrack", "state", "udp", "tcp", "multiport")
@@ -31,19 +33,21 @@ _LEFT = {
 }
 
 
-def with_legacy(rules: Ruleset, version: int, lines: Iterable[str]) -> Ruleset:
-    """These and those."""
+def with_legacy(rules: Ruleset, version: int, lines: Iterable[str], table: str = "filter") -> Ruleset:
+    """These and those of a table."""
     family = FAMILIES[version]
     bases, chains = list(rules.bases), dict(rules.chains)
     for line in lines:
         words = line.split()[:2]
         if len(words) < 2:
             continue
-        place = (family, LEGACY, words[1])
+        place = (family, legacy(table), words[1])
         if words[0] in ("-P", "-N"):
             chains.setdefault(place, [])
             if words[0] == "-P" and words[1] in _HOOKS:
-                bases.append(Base(place, _HOOKS[words[1]], 0, "drop" if line.split()[2:3] == ["DROP"] else "accept"))
+                bases.append(
+                    Base(place, _HOOKS[words[1]], PRIORITIES[table], "drop" if line.split()[2:3] == ["DROP"] else "accept")
+                )
         elif words[0] == "-A":
             before = chains.get(place, ())
             chains[place] = [*before, Rule(place, len(before) + 1, tuple(_read(line, family)))]

@@ -180,7 +180,7 @@ class NetlinkKernel:
     async def firewall_state(self) -> Hashable:
         """See ``Kernel.firewall_state``."""
         legacy = await self._forward.legacy()
-        return self._elements.generation(), *(hash((version, *lines)) for version, lines in legacy.items())
+        return self._elements.generation(), *(hash((where, *lines)) for where, lines in legacy.items())
 
     async def foreign_rules(self) -> Ruleset:
         """See ``Kernel.foreign_rules``."""

@@ -11,7 +11,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import pytest
 import uvloop
@@ -22,7 +22,7 @@ from flannelpy.core.filter_match import Packet
 from flannelpy.core.forward_accept import ForwardAccept, Tool
 from flannelpy.core.forwarding import Hindrance, forward_rules
 from flannelpy.core.objects import HostState, Key, Scope
-from flannelpy.core.packet_filter import Ruleset, judge
+from flannelpy.core.packet_filter import Hook, Ruleset, judge
 from flannelpy.core.plan import plan
 from flannelpy.kernel import Kernel, forward
 from flannelpy.kernel.fake import FakeKernel
@@ -564,6 +564,31 @@ def test_the_firewall_of_iptables_legacy_has_a_state_too() -> None:
         assert not judge(await real.kernel.foreign_rules(), "input", arrives).dropped
 
     for made in real_firewall("legacy"):
+        run(test(made))
+
+
+@real_only
+@pytest.mark.parametrize("tool", ["nft", "legacy"])
+@pytest.mark.parametrize(
+    ("table", "chain"), [("raw", "PREROUTING"), ("mangle", "PREROUTING"), ("mangle", "FORWARD"), ("mangle", "POSTROUTING")]
+)
+def test_what_iptables_other_tables_drop_is_seen_and_mended(tool: Tool, table: str, chain: str) -> None:
+    if tool == "legacy" and (missing := legacy_missing()):
+        pytest.skip(missing)
+    device, hook = {"POSTROUTING": "-o flannel.1"}.get(chain, "-i docker0"), cast(Hook, chain.lower())
+
+    async def test(real: RealFirewall) -> None:
+        out = Packet(IPAddress("10.5.7.2"), IPAddress("10.5.9.2"), "docker0", "" if hook == "prerouting" else "flannel.1")
+        before = await real.kernel.firewall_state()
+        shell(f"iptables-{tool} -t {table} -A {chain} {device} -j DROP")
+        assert await real.kernel.firewall_state() != before
+        ruling = judge(await real.kernel.foreign_rules(), hook, out)
+        assert ruling == judge(await real.kernel.filter_rules(), hook, out)
+        assert table in ruling.dropped
+        shell(ruling.remedy)
+        assert not judge(await real.kernel.foreign_rules(), hook, out).dropped
+
+    for made in real_firewall(tool):
         run(test(made))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -148,3 +149,19 @@ def test_options_in_any_order_negated_or_not(asked: list[tuple[str, bool]], nois
     if target.startswith("LOG"):
         expected = "passes"
     assert outcome(with_legacy(Ruleset(), 4, lines), COMES, "input") == expected
+
+
+@pytest.mark.parametrize(
+    ("table", "program", "hook"),
+    [
+        ("raw", "iptables-legacy -t raw", "prerouting"),
+        ("mangle", "iptables-legacy -t mangle", "forward"),
+        ("mangle", "iptables-legacy -t mangle", "postrouting"),
+        ("filter", "iptables-legacy", "forward"),
+    ],
+)
+def test_a_rule_is_deleted_in_its_own_table(table: str, program: str, hook: Any) -> None:
+    chain = hook.upper()
+    rules = with_legacy(Ruleset(), 4, [f"-P {chain} ACCEPT", f"-A {chain} -s 10.5.7.0/24 -j DROP"], table)
+    ruling = judge(with_legacy(rules, 4, ["-P INPUT ACCEPT"]), hook, OUT)
+    assert (ruling.dropped, ruling.remedy) == (f"rule 1 of chain {chain} of {program}", f"{program} -D {chain} 1")
