@@ -192,6 +192,15 @@ FAULTS: dict[str, tuple[str, str, str, Break]] = {
             detour("10.5.9.0/24", Found("eth1", None, IPNetwork("0.0.0.0/0"), 66)),
         ),
     ),
+    "a policy rule to a table with a black hole": (
+        "route",
+        "for a policy rule says so",
+        "ip rule del pref 100 from all to 10.5.9.0/24 lookup 66",
+        both(
+            lambda _host, kernel: kernel.policy_rules.append(PolicyRule(4, 100, table=66, destination=IPNetwork("10.5.9.0/24"))),
+            detour("10.5.9.0/24", Found(code=errno.EINVAL)),
+        ),
+    ),
     "a policy rule that refuses what containers send": (
         "route",
         "go nowhere, not by 10.5.9.0 dev flannel.1, for a policy rule says so",

@@ -154,8 +154,8 @@ async def _way(ground: Ground, bridge: Interface | None, wanted: Route | None) -
 
 async def _rule(ground: Ground, lookup: Lookup, found: Found) -> str:
     rule = await ground.about.kernel.policy_rule(lookup) if ruled(found) else None
-    filtered = found.code in FILTERED and lookup.dst.version == 4  # it may be the reverse path filter, whatever rules there are
-    return "" if rule is None or (filtered and not rule.refuses) else str(rule)
+    perhaps_filtered = found.code in FILTERED and lookup.arrives and lookup.dst.version == 4  # on the way back, whatever rules say
+    return "" if rule is None or (perhaps_filtered and not rule.refuses) else str(rule)
 
 
 def _carrier(ground: Ground, wanted: Route, link: object) -> tuple[Envelope | None, IPAddress | None]:
