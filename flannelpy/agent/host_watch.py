@@ -193,7 +193,6 @@ class HostWatch:
     async def _way(self, ground: Ground, lease: Lease, routes: list[Route]) -> Wrong:
         """What is wrong with the way to a peer, and back."""
         wrong: Wrong = {}
-        whose = f"{lease}"
         addresses = [
             address for net in (lease.subnet, lease.subnet6) if net is not None and net.prefixlen for address in _some(net)
         ]
@@ -203,7 +202,7 @@ class HostWatch:
             lookup = _lookup(address, ground)
             astray = None if goes(route, answer) else await self._astray(ground, route, lookup, answer)
             if astray is not None:
-                subject, words = detour(route, astray[0], whose, str(astray[1] or ""))
+                subject, words = detour(route, astray[0], f"{lease}", str(astray[1] or ""))
                 wrong["route-astray", subject] = words
         wrong |= await self._outer(ground, lease)
         wrong |= await self._back(ground, lease, [address for address in addresses if address.version == 4][:1])
@@ -298,5 +297,4 @@ def _gathered(code: str, found: Iterable[Wrong]) -> dict[str, str]:
             if its == code:
                 more[subject] = more.get(subject, -1) + 1
                 first.setdefault(subject, words)
-    also = {subject: f" (and {about(number)} more peers)" if number else "" for subject, number in more.items()}
-    return {subject: words + also[subject] for subject, words in first.items()}
+    return {its: words + (f" (and {about(more[its])} more peers)" if more[its] else "") for its, words in first.items()}

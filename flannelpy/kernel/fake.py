@@ -10,7 +10,7 @@ import asyncio
 import errno
 import weakref
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 
 from netaddr import IPAddress, IPNetwork
@@ -48,7 +48,7 @@ from flannelpy.kernel import Result
 from flannelpy.kernel.channel import error
 from flannelpy.kernel.drivers import driver_of
 from flannelpy.kernel.fake_echo import Air, FakeEcho
-from flannelpy.kernel.fake_lookup import looked_up, net_of, refused_by
+from flannelpy.kernel.fake_lookup import looked_up, net_of, refused_by, ruled_by
 from flannelpy.kernel.fake_notices import FakeNotices, News
 from flannelpy.kernel.fake_routes import Ground, carried, without
 from flannelpy.kernel.fake_scope import is_seen, known_elsewhere
@@ -128,19 +128,14 @@ class FakeKernel:
 
     async def look_up(self, lookups: Sequence[Lookup]) -> list[Found]:
         self._called("look_up")
-        interfaces = (await self.facts()).interfaces
-        found = looked_up(lookups, self.detours, self._routes.values(), interfaces, self.sysctls)
-        names = {one.index: one.name for one in interfaces}
-        return [refused_by(self._ruled(each, names)) or answer for each, answer in zip(lookups, found, strict=True)]
+        there = (await self.facts()).interfaces
+        found = looked_up(lookups, self.detours, self._routes.values(), there, self.sysctls)
+        rules = [ruled_by(self.policy_rules, lookup, there) for lookup in lookups]
+        return [refused_by(rule) or answer for rule, answer in zip(rules, found, strict=True)]
 
     async def policy_rule(self, lookup: Lookup) -> PolicyRule | None:
         self._called("policy_rule")
-        return self._ruled(lookup, {one.index: one.name for one in (await self.facts()).interfaces})
-
-    def _ruled(self, lookup: Lookup, names: Mapping[int, str]) -> PolicyRule | None:
-        """The first that takes it; a rule about where packets arrive decides by itself, of others ``detours`` says what follows."""
-        arrives = names.get(lookup.arrives, "")
-        return next((rule for rule in self.policy_rules if rule.takes(lookup.dst, lookup.source, arrives)), None)
+        return ruled_by(self.policy_rules, lookup, (await self.facts()).interfaces)
 
     async def settings(self, names: Iterable[str]) -> dict[str, str]:
         self._called("settings")
@@ -553,8 +548,8 @@ class FakeKernel:
         return any(isinstance(item, Address) and item.dev == dev and item.net.version == 4 for item in self._objects.values())
 
     def _has(self, address: Address) -> bool:
-        there = (item for item in self._objects.values() if isinstance(item, Address) and item.dev == address.dev)
-        return any(item.net.ip == address.net.ip for item in there)
+        theirs = [one for one in self._objects.values() if isinstance(one, Address)]
+        return any((one.dev, one.net.ip) == (address.dev, address.net.ip) for one in theirs)
 
     def _source(self, dev: str, version: int) -> IPAddress | None:
         if dev in self.interfaces:

@@ -21,6 +21,12 @@ def net_of(own: InterfaceAddress) -> IPNetwork:
 _REFUSED = {"blackhole": errno.EINVAL, "unreachable": errno.ENETUNREACH, "prohibit": errno.EACCES}
 
 
+def ruled_by(rules: Iterable[PolicyRule], lookup: Lookup, interfaces: Iterable[Interface]) -> PolicyRule | None:
+    """The first that takes it; a rule about where packets arrive decides by itself, of others ``detours`` says what follows."""
+    arrives = next((one.name for one in interfaces if one.index == lookup.arrives), "")
+    return next((rule for rule in rules if rule.takes(lookup.dst, lookup.source, arrives)), None)
+
+
 def refused_by(rule: PolicyRule | None) -> Found | None:
     """The answer where a rule about where packets arrive refuses them."""
     return Found(code=_REFUSED[rule.action]) if rule is not None and rule.refuses and rule.arrives else None

@@ -171,7 +171,9 @@ def test_a_deleted_device_ends_run_and_can_be_opened_again(hosts: tuple[Host, Ho
 
 
 @pytest.mark.parametrize(
-    ("done", "said"), [("name foo0", "renamed to foo0"), (f"netns {CA}", "moved to another network namespace")]
+    ("done", "said"),
+    [("name foo0", "renamed to foo0"), (f"netns {CA}", "moved to another network namespace")],
+    ids=["renamed", "moved"],
 )
 def test_a_device_that_is_not_in_its_place_any_more_is_made_anew(hosts: tuple[Host, Host], done: str, said: str) -> None:
     """The worker's descriptor goes on as if nothing had happened."""

@@ -248,7 +248,7 @@ async def test_a_rule_that_refuses_what_containers_send_is_told(host: HostInMemo
         for _ in range(2):
             host.kernel.policy_rules.append(PolicyRule(4, 100, action, arrives="docker0"))
             host.kernel.overflow()
-            words = f"for a policy rule says so: ip rule del pref 100 from all iif docker0 {action} (and {PEERS} more peers)"
+            words = f"for a policy rule says so: ip rule del pref 100 from all iif docker0 {action} (and {about(PEERS)} more peers)"
             await until(lambda words=words: told(host, "route-astray").endswith(words))  # type: ignore[misc]
             host.kernel.policy_rules.clear()
             host.kernel.overflow()
