@@ -36,7 +36,7 @@ STEADY_S = 10.0
 
 @dataclass(slots=True)
 class _Listing:
-    """``floor``: the revision of the last one; ``config_floor``: that at which the watch has told of the config since; ``first``:
+    """``floor``: the revision of the last one; ``config_floor``: that of which the config is; ``first``:
     the first, as long as nobody has asked for it.
     """
 
@@ -161,7 +161,7 @@ class Cluster:
         """Everything there is to know of the cluster: the leases, and the config after them. Raises RegistryError."""
         snapshot = await self._read()
         if (stored := await self._context.registry.config()).revision >= self._last.config_floor:  # else the watch has overtaken it
-            self._set_config(stored.text)
+            self._set_config(stored.text, stored.revision)
         if not self.listed.is_set():
             self._last.first = snapshot
             asyncio.get_running_loop().call_later(FIRST_S, setattr, self._last, "first", None)
@@ -257,9 +257,9 @@ class Cluster:
                 if not revision or revision > self._last.floor:  # else a listing has said since what the key holds
                     self._context.reporter.begin("lease-malformed", why, key)
                 self.tell(ev.OwnDefaced(key, revision))
-            case ConfigChanged(text):
-                self._last.config_floor = told_at
-                self._set_config(text)
+            case ConfigChanged(text, revision):
+                if not revision or revision > self._last.config_floor:  # else what was read since is newer
+                    self._set_config(text, revision or told_at)
 
     def _tell_freed(self, key: str, revision: int) -> None:
         if self._own is not None and key == self._own.key:
@@ -268,7 +268,8 @@ class Cluster:
             with suppress(MalformedError):  # then it never was a lease
                 self.tell(ev.SubnetFreed(*parse_subnet_key(key), revision))
 
-    def _set_config(self, text: str | None) -> None:
+    def _set_config(self, text: str | None, revision: int) -> None:
+        self._last.config_floor = revision
         if text != self.config_text or not self.listed.is_set():
             self.config_text = text
             self._wake()

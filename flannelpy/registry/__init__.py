@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from netaddr import IPAddress, IPNetwork
@@ -72,9 +72,10 @@ class Deleted:
 
 @dataclass(frozen=True, slots=True)
 class ConfigChanged:
-    """The network config was written (or, ``text`` None, deleted)."""
+    """The network config was written (or, ``text`` None, deleted); ``revision`` 0 where nobody knows by which write."""
 
     text: str | None
+    revision: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

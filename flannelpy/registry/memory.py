@@ -319,7 +319,7 @@ class MemoryRegistry:
 
 def _event(record: Record, keys: Keys) -> Event:
     if record.key == keys.config:
-        return ConfigChanged(None if record.value is None else _text(record))
+        return ConfigChanged(None if record.value is None else _text(record), record.mod_revision)
     if record.value is None:
         return decode_delete(keys.name(record.key), record.mod_revision)
     return _decode(record, keys)

@@ -36,6 +36,33 @@ async def test_a_malformed_key_that_is_gone_by_the_listing_is_no_condition(tmp_p
     assert list(context.reporter.health) == []
 
 
+@pytest.mark.parametrize("ahead", [0, 1, 5])
+@pytest.mark.parametrize("late", [1, 2])
+async def test_a_watch_that_is_behind_what_was_read_does_not_bring_an_older_config_back(
+    tmp_path: Path, late: int, ahead: int
+) -> None:
+    """It says at which revision etcd is, which may be far ahead of what it tells of."""
+    store = MemoryStore()
+    host = HostInMemory(store, tmp_path)
+    woken: list[str | None] = []
+    cluster = Cluster(host.context(), lambda: woken.append(cluster.config_text))
+    written = [store.put(f"{PREFIX}/config", str(number)).mod_revision for number in range(3)]
+    await cluster._list()
+    assert cluster.config_text == "2"
+    for number in range(late):
+        cluster._take(ConfigChanged(str(number), written[number]), written[-1] + ahead)
+    assert cluster.config_text == "2"
+    newer = store.put(f"{PREFIX}/config", "3").mod_revision
+    cluster._take(ConfigChanged("3", newer), newer + ahead)
+    assert cluster.config_text == "3"
+    # After a restore revisions begin anew.
+    store.lose_data()
+    cluster._take(ConfigChanged("4", store.put(f"{PREFIX}/config", "4").mod_revision), store.revision)
+    await cluster._list()
+    assert cluster.config_text == "4"
+    assert woken == ["2", "3", "4"]
+
+
 class Gappy(MemoryRegistry):
     """Every watch has a gap soon: etcd is compacted all the time. ``stands`` is for how long each stands before, or None where it
     does not even say that it stands. Counts the listings.

@@ -182,7 +182,8 @@ class Watch:
 
 
 def _config_event(event: Any) -> Event:
-    return ConfigChanged(None if event.type == _DELETE else event.kv.value.decode(errors="replace"))
+    text = None if event.type == _DELETE else event.kv.value.decode(errors="replace")
+    return ConfigChanged(text, event.kv.mod_revision)
 
 
 def _lease_event(event: Any, keys: Keys) -> Event:
