@@ -77,7 +77,8 @@ class Overlay:
 
 
 def bridges_astray(bridges: Iterable[Interface], overlay: Overlay) -> tuple[dict[str, str], dict[str, str]]:
-    """Bridges with an address of the overlay that is another host's; and Docker's, where nothing here is in our subnet at all.
+    """Bridges with an address of the overlay that is another host's, or of more than our subnet: to their containers the others are
+    on the bridge. And Docker's, where nothing here is in our subnet at all.
 
     Of interfaces by other names nothing is said: one with an address inside of the networks may be the host's own way out.
     """
@@ -92,8 +93,11 @@ def bridges_astray(bridges: Iterable[Interface], overlay: Overlay) -> tuple[dict
         mend = (
             "systemctl restart docker" if bridge.name == "docker0" else f"ip link del {bridge.name}, and start its containers anew"
         )
+        wide = any(one.address in net and one.prefixlen < net.prefixlen for one in held for net in overlay.leased)
         if astray:
             wrong[bridge.name] = f"{said}: {mend}"
+        elif wide:
+            wrong[bridge.name] = f"{said}: {f'flannelpy docker-opts, then {mend}' if bridge.name == 'docker0' else mend}"
         elif not served and bridge.name == "docker0" and held:
             elsewhere[bridge.name] = f"{said}: flannelpy docker-opts, then {mend}"
     return wrong, elsewhere

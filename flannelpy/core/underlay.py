@@ -12,6 +12,7 @@ from itertools import chain
 
 from netaddr import IPAddress, IPNetwork
 
+from flannelpy.core.host_diagnosis import BRIDGES
 from flannelpy.core.host_facts import HostFacts
 from flannelpy.core.objects import HostState, Object, Route
 from flannelpy.core.ownership import Block
@@ -63,7 +64,8 @@ class Underlay:
                 if held.duplicate or held.address.is_loopback():
                     continue
                 if interface.name == uplink or not held.address.is_link_local():
-                    bridge = interface.name != uplink and any(net.cidr in each for each in bridges)
+                    inside = net.ip if interface.name in BRIDGES else net.cidr  # one that was made too wide is told elsewhere
+                    bridge = interface.name != uplink and any(inside in each for each in bridges)
                     own.append(OwnAddress(net, interface.name, bridge))
         gateways = [(route.via, "the gateway") for route in facts.default_routes if route.via is not None]
         return cls(tuple(own), tuple(dict.fromkeys((*gateways, *others))), uplink)

@@ -180,6 +180,17 @@ async def test_a_fault_of_the_host_is_told_while_it_holds(host: HostInMemory, na
         await until(lambda: host.conditions() == {} and host.ready)
 
 
+@pytest.mark.parametrize("length", [16, 20])
+async def test_a_bridge_that_is_wider_than_our_subnet_is_told_and_nothing_else_is(host: HostInMemory, length: int) -> None:
+    """As with Docker's bip copied from Network. To give the lease up, as before, was no help."""
+    async with host.run():
+        host.kernel.set_interface(docker0(own(host).replace("/24", f"/{length}")))
+        await until(lambda: told(host, "bridge-stale"))
+        assert "flannelpy docker-opts, then systemctl restart docker" in told(host, "bridge-stale")
+        assert list(host.conditions()) == ["bridge-stale docker0"]
+        assert host.ready
+
+
 async def test_one_cause_is_one_condition_however_many_peers_it_concerns(host: HostInMemory) -> None:
     for number in range(10, 10 + PEERS):
         host.put_peer(f"10.5.{number}.0-24", vxlan_value(f"192.0.2.{number}", f"02:00:00:00:01:{number:02x}"))

@@ -42,6 +42,16 @@ def test_the_uplink_is_no_bridge_of_a_subnet(subnet: str) -> None:
     assert [(str(net), name) for net, name in found] == [("192.168.90.0/24", "eth1")]
 
 
+@pytest.mark.parametrize(("name", "bridge"), [("docker0", True), ("cni0", True), ("eth2", False), ("eth1", False)])
+@pytest.mark.parametrize("length", [16, 23])
+def test_a_bridge_that_was_made_too_wide_is_a_bridge_all_the_same(name: str, bridge: bool, length: int) -> None:
+    """Of another interface that is a network which the host needs."""
+    facts = HostFacts((nic(name, 2, f"10.5.9.1/{length}"),))
+    found = Underlay.of(facts, frozenset(), [IPNetwork("10.5.9.0/24")], "eth1")
+    assert [one.bridge for one in found.own] == [bridge]
+    assert bool(found.networks) != bridge
+
+
 def test_what_is_not_to_be_leased_to_this_host() -> None:
     facts = HostFacts((nic("eth1", 2, "192.168.90.1/24"),), (DefaultRoute(4, 2, IPAddress("192.168.1.1")),))
     found = Underlay.of(facts, frozenset(), (), "eth1", [(IPAddress("192.168.7.9"), "etcd")])
