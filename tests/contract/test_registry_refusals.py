@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from itertools import count
 
 import grpc
@@ -14,6 +15,7 @@ from grpc import aio
 from flannelpy.core.errors import RegistryAuthError, RegistryError, RegistryRefusedError, RegistryUnavailableError
 from flannelpy.core.secret import Secret
 from flannelpy.registry import Put
+from flannelpy.registry.etcd.registry import EtcdRegistry
 from netns_lab.etcd import Etcd
 
 from .etcd_parts import member
@@ -175,6 +177,22 @@ async def test_a_member_that_refuses_what_another_would_not_loses_its_turn(which
         await registry.release(lease)
     async with refusing(*REFUSALS[which]) as bad, bounded(), opened(bad, good) as registry, watching(registry, start):
         assert registry.endpoint == good  # a watch that comes first finds its way, too
+
+
+@pytest.mark.parametrize("which", REFUSALS)
+@pytest.mark.parametrize("refusing_members", [1, 2])
+async def test_a_member_that_lets_nobody_in_is_left_for_the_next_at_once(which: str, refusing_members: int) -> None:
+    """With a password what is asked first is who we are."""
+    with Etcd() as etcd:
+        etcd.enable_auth("sesame", user="flannel", prefix="/t")
+        async with contextlib.AsyncExitStack() as stack:
+            bad = [await stack.enter_async_context(refusing(*REFUSALS[which])) for _ in range(refusing_members)]
+            endpoint = etcd.endpoint("/t", username="flannel", password=Secret("sesame"))
+            registry = EtcdRegistry(replace(endpoint, urls=(*bad, *endpoint.urls)))
+            stack.push_async_callback(registry.close)
+            async with bounded():
+                assert (await registry.config()).text is None
+                assert (registry.endpoint,) == etcd.urls
 
 
 @pytest.mark.parametrize("which", REFUSALS)

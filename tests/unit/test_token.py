@@ -244,3 +244,85 @@ def test_a_connection_that_we_close_ourselves_ends_the_question_and_the_next_is_
         return await log_in(token_of(), wire)
 
     assert run(scene()) <= 3.0
+
+
+class Refusing:
+    """A member that refuses at once what another would not."""
+
+    def __init__(self, url: str, said: str) -> None:
+        self.address, self.said, self.asked = parse_endpoint(url), said, 0
+
+    @property
+    def auth(self) -> Refusing:
+        return self
+
+    async def Authenticate(self, _request: object, timeout: float) -> None:  # noqa: N802
+        self.asked += 1
+        await asyncio.sleep(min(0.001, timeout))
+        raise GrpcError(Code.UNAVAILABLE, self.said)
+
+
+@pytest.mark.parametrize("said", ["etcdserver: rpc not supported for learner", "etcdserver: no leader", "connection reset by peer"])
+@pytest.mark.parametrize("refusing", [1, 2])
+def test_a_member_that_refuses_at_once_is_left_for_the_next_at_once(refusing: int, said: str) -> None:
+    """Each ask begins with the same one: after a pause for all of them the others would never be asked."""
+    bad = [Refusing(url, said) for url in URLS[:refusing]]
+
+    async def scene() -> str | None:
+        token = token_of(URLS)
+        for wire in bad:
+            with pytest.raises(RegistryError) as caught:
+                await token.get(wire, 1.0)  # type: ignore[arg-type]
+            assert costs_the_turn(caught.value)
+        return await token.get(Member(address=parse_endpoint(URLS[refusing])), 1.0)  # type: ignore[arg-type]
+
+    assert run(scene()) == "token"
+
+
+@pytest.mark.parametrize("urls", [URLS[:1], URLS])
+def test_in_a_pause_nobody_loses_a_turn_and_all_are_asked_in_the_end(urls: tuple[str, ...]) -> None:
+    members = [Refusing(url, "etcdserver: no leader") for url in urls]
+
+    async def scene() -> None:
+        token, turn = token_of(urls), 0
+        for _ in range(600):
+            try:
+                await token.get(members[turn % len(members)], 1.0)  # type: ignore[arg-type]
+            except RegistryError as error:
+                turn += costs_the_turn(error)
+            await asyncio.sleep(1.0)
+        assert turn == sum(member.asked for member in members)
+
+    run(scene())
+    assert all(member.asked >= 600 / REFUSED_PAUSE_S / len(urls) for member in members)
+    assert sum(member.asked for member in members) <= 2.5 * 600 / REFUSED_PAUSE_S + 10
+
+
+def test_who_waits_at_one_member_for_another_is_not_to_blame_for_it() -> None:
+    """The wire was changed meanwhile: the question is put at the one that stands now."""
+    member = Member(address=parse_endpoint(URLS[1]))
+
+    async def scene() -> str | None:
+        token = token_of(URLS)
+        first = asyncio.create_task(token.get(Refusing(URLS[0], "etcdserver: no leader"), 1.0))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        assert await token.get(member, 1.0) == "token"  # type: ignore[arg-type]
+        with pytest.raises(RegistryUnavailableError, match="no leader"):
+            await first
+        return await token.get(member, 1.0)  # type: ignore[arg-type]
+
+    assert run(scene()) == "token"
+
+
+def test_what_nobody_expected_is_told_to_whoever_waits() -> None:
+    class Broken(Member):
+        async def Authenticate(self, _request: Any, timeout: float) -> Any:  # noqa: N802
+            raise ValueError("no such thing")
+
+    async def scene() -> None:
+        token = token_of()
+        with pytest.raises(ValueError, match="no such thing"):
+            await token.get(Broken(), 1.0)  # type: ignore[arg-type]
+        assert await token.get(Member(), 1.0) == "token"  # type: ignore[arg-type]
+
+    run(scene())

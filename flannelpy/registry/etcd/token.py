@@ -19,8 +19,9 @@ from flannelpy.host.files import read_given
 from flannelpy.registry import Endpoint
 from flannelpy.registry.cancelling import cancelled
 from flannelpy.registry.etcd.backoff import Backoff
+from flannelpy.registry.etcd.endpoints import Address
 from flannelpy.registry.etcd.wire import CallError, Wire, rpc
-from flannelpy.registry.etcd.words import NotLetInError, explain, is_heard
+from flannelpy.registry.etcd.words import NotLetInError, costs_the_turn, explain, is_heard
 
 PASSWORD_BYTES = 4096
 """A file that has more is another file."""
@@ -45,33 +46,44 @@ class Token:
     heard: Callable[[], None]
     using: Callable[[Wire], AbstractAsyncContextManager[Wire]]
     _value: str | None = None
-    _asking: asyncio.Task[None] | None = None
+    _asking: asyncio.Task[RegistryError | None] | None = None
+    _asked_at: Address | None = None
     _failed: RegistryError | None = None
     _password: str | None = None
     """The last that was sent."""
     _rests_until: float = 0.0
     _late: int = 0
     """How many answers in a row did not come in time."""
+    _turned_away: int = 0
+    """How many failures in a row were such that another endpoint may do better."""
     _backoff: Backoff = field(default_factory=lambda: Backoff(longest_s=REFUSED_PAUSE_S))
 
     async def get(self, wire: Wire, timeout_s: float) -> str | None:
         """What authenticates our calls: "" where etcd asks for nothing, None where no user name is set. Raises RegistryError."""
         if not self.endpoint.username:
             return None
-        loop = asyncio.get_running_loop()
-        if self._value is None and self._asking is None:
-            password = read_password(self.endpoint)
-            if self._failed is not None and password == self._password and loop.time() < self._rests_until:
-                raise type(self._failed)(*self._failed.args)
-            self._password = password
+        clock = asyncio.get_running_loop().time
+        until = clock() + timeout_s
+        while self._value is None:
+            asking = self._begin(wire)
+            asked_at = self._asked_at
+            await asyncio.wait([asking], timeout=max(0.0, until - clock()))
+            if not asking.done() or asking.cancelled():
+                still = f"etcd still looks at our password; expected an answer within {self._patience_s:g} s"
+                raise NotLetInError(f"{wire.address}: {still}")
+            if (failed := asking.result()) is not None and asked_at == wire.address:  # else ours was not asked yet
+                raise type(failed)(*failed.args)
+        return self._value
+
+    def _begin(self, wire: Wire) -> asyncio.Task[RegistryError | None]:
+        """Ask, or what is under way. Raises RegistryError in a pause; this wire was not asked then, and keeps its turn."""
+        if self._asking is None:
+            loop, password, failed = asyncio.get_running_loop(), read_password(self.endpoint), self._failed
+            if failed is not None and password == self._password and loop.time() < self._rests_until:
+                raise (NotLetInError if costs_the_turn(failed) else type(failed))(*failed.args)
+            self._password, self._asked_at = password, wire.address
             self._asking = loop.create_task(self._ask(wire), name=f"log in at {wire.address}")
-        if self._asking is not None:
-            await asyncio.wait([self._asking], timeout=timeout_s)
-        if self._value is not None:
-            return self._value
-        if self._failed is not None and self._asking is None:
-            raise type(self._failed)(*self._failed.args)
-        raise NotLetInError(f"{wire.address}: etcd still looks at our password; expected an answer within {self._patience_s:g} s")
+        return self._asking
 
     def forget(self, value: str | None) -> None:
         """etcd no longer takes this one (it expired, or etcd was started anew): the next call authenticates."""
@@ -88,8 +100,8 @@ class Token:
     def _patience_s(self) -> float:
         return self.endpoint.timeout_s if self._late < len(self.endpoint.urls) - 1 else PATIENCE_S
 
-    async def _ask(self, wire: Wire) -> None:
-        """Ask once, and remember the answer."""
+    async def _ask(self, wire: Wire) -> RegistryError | None:
+        """Ask once, and remember the answer. Returns why there is none."""
         clock = asyncio.get_running_loop().time
         self._failed, began = None, clock()
         try:
@@ -97,19 +109,22 @@ class Token:
                 self._value = await self._authenticate(wire)
         except RegistryError as error:
             self._failed = error.with_traceback(None)
-            self._rest(clock(), late=clock() - began >= self.endpoint.timeout_s - GRACE_S)
+            self._rest(clock(), self._failed, late=clock() - began >= self.endpoint.timeout_s - GRACE_S)
         else:
-            self._late = 0
+            self._late = self._turned_away = 0
             self._backoff.settled()
         finally:
             self._asking = None
+        return self._failed
 
-    def _rest(self, now: float, *, late: bool) -> None:
-        """A pause after a failure; none where the next endpoint may answer what this one did not."""
+    def _rest(self, now: float, failed: RegistryError, *, late: bool) -> None:
+        """A pause after a failure; none where the next endpoint may answer what this one did not, or not so."""
         self._late = self._late + 1 if late else 0
+        self._turned_away = self._turned_away + 1 if costs_the_turn(failed) else 0
         over = self._late - len(self.endpoint.urls)
         longest_s = min(LONGEST_PAUSE_S, PATIENCE_S * 2.0 ** min(over + 1, 30)) if over >= 0 else 0.0
-        self._rests_until = now + (random.uniform(0.0, longest_s) if late else self._backoff.pause())
+        at_once = 0 < self._turned_away < len(self.endpoint.urls)
+        self._rests_until = now + (random.uniform(0.0, longest_s) if late else 0.0 if at_once else self._backoff.pause())
 
     async def _authenticate(self, wire: Wire) -> str:
         request = rpc.AuthenticateRequest(name=self.endpoint.username, password=self._password)
