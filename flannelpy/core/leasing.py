@@ -171,11 +171,12 @@ class Leasing:
                 pass
             case Listed(leases, _, defaced):
                 if self._answered(List):
+                    self._doubt_at = self._doubt_at if self._doubt else 0.0
                     self._on_listing(leases, defaced)
             case Overheard(leases, revision, defaced):
                 known_at = self._doubt_at if self._held is None else max(self._doubt_at, self._held.mod_revision)
                 if self._asked is None and revision >= known_at:
-                    self._doubt = False
+                    self._doubt, self._doubt_at = False, 0.0
                     self._on_listing(leases, defaced)
             case Created(lease) | Renewed(lease):
                 self._on_written(lease)
@@ -468,7 +469,7 @@ class Leasing:
         elif held is not None and self._refused and self._now >= self._keep_at:
             self._ask(KeepAlive(held))  # in turn: an etcd that takes no writes, or does not let us read, extends leases
         elif self._doubt or (held is None and self._listing is None):
-            self._doubt, self._doubt_at = False, 0.0  # a doubt that comes while the listing is under way asks for another
+            self._doubt = False  # a doubt that comes while the listing is under way asks for another
             self._ask(List())
         elif held is None:
             self._acquire(self._listing or ())

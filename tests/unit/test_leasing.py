@@ -706,8 +706,9 @@ def test_an_overheard_listing_from_before_our_last_write_says_nothing() -> None:
     assert us.rules.held is not None
 
 
+@pytest.mark.parametrize("fails", [0, 1, 3])
 @pytest.mark.parametrize("news", ["deleted", "freed", "not said when", "thief", "older"])
-def test_an_overheard_listing_from_before_what_the_watch_told_settles_nothing(news: str) -> None:
+def test_an_overheard_listing_from_before_what_the_watch_told_settles_nothing(news: str, fails: int) -> None:
     """It was read before our key went and arrives after, while we wait with our own question: a try failed just now."""
     store = Store()
     us = holding(store)
@@ -727,9 +728,40 @@ def test_an_overheard_listing_from_before_what_the_watch_told_settles_nothing(ne
             us.tell(ev.SubnetFreed(lease.subnet, None, store.revision))
         else:
             us.tell(ev.OwnDeleted(0 if news == "not said when" else store.revision))
+    for _ in range(fails):
+        sleep_until_due(us)
+        if isinstance(us.ask, ev.KeepAlive):  # in turn
+            us.serve()
+        assert us.ask == ev.List()
+        us.lose_request()
     us.tell(ev.Overheard(before.leases, before.revision))
     sleep_until_due(us)
+    if isinstance(us.ask, ev.KeepAlive):
+        us.serve()
     assert us.ask == ev.List()
+
+
+@pytest.mark.parametrize("fails", [0, 1, 3])
+@pytest.mark.parametrize("by", ["asked", "overheard"])
+def test_a_doubt_that_a_listing_has_settled_is_over(by: str, fails: int) -> None:
+    """What is overheard later counts again, also from a registry that was restored and is behind what cast the doubt."""
+    store = Store()
+    us = holding(store)
+    lease = held(us)
+    us.tell(ev.OwnDeleted(lease.mod_revision + 50))
+    for _ in range(fails):
+        us.lose_request()
+        sleep_until_due(us)
+    assert us.ask == ev.List()
+    if by == "asked":
+        us.serve()
+    else:
+        us.lose_request()
+        us.tell(ev.Overheard((lease,), lease.mod_revision + 50))
+    assert us.ask is None
+    assert held(us) == lease
+    us.tell(ev.Overheard((), lease.mod_revision + 10))
+    assert us.rules.held is None
 
 
 def test_the_watch_may_be_faster_than_the_answer() -> None:
