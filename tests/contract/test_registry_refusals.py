@@ -16,6 +16,8 @@ from flannelpy.core.errors import RegistryAuthError, RegistryError, RegistryRefu
 from flannelpy.core.secret import Secret
 from flannelpy.registry import Put
 from flannelpy.registry.etcd.registry import EtcdRegistry
+from flannelpy.registry.etcd.token import Token
+from flannelpy.registry.etcd.wire import Wire
 from netns_lab.etcd import Etcd
 
 from .etcd_parts import member
@@ -193,6 +195,35 @@ async def test_a_member_that_lets_nobody_in_is_left_for_the_next_at_once(which: 
             async with bounded():
                 assert (await registry.config()).text is None
                 assert (registry.endpoint,) == etcd.urls
+
+
+@pytest.mark.parametrize("names", [1, 2])
+@pytest.mark.parametrize("question", ["ask", "settle"])
+async def test_who_is_let_in_slowly_is_waited_for_as_long_as_the_question_has(
+    question: str, names: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not only for the share of one try; what waits is one question to etcd all the while."""
+    real, asked = Token._authenticate, list[float]()
+
+    async def slow(self: Token, wire: Wire) -> str:
+        asked.append(0.8 * self.endpoint.timeout_s)
+        await asyncio.sleep(asked[-1])
+        return await real(self, wire)
+
+    monkeypatch.setattr(Token, "_authenticate", slow)
+    with Etcd() as etcd:
+        etcd.enable_auth("sesame", user="flannel", prefix="/t")
+        (url,) = etcd.urls
+        urls = (url, url.replace("127.0.0.1", "localhost"))[:names]
+        endpoint = etcd.endpoint("/t", username="flannel", password=Secret("sesame"))
+        registry = EtcdRegistry(replace(endpoint, urls=urls, timeout_s=2.0))
+        async with bounded():
+            if question == "ask":
+                assert (await registry.config()).text is None
+            else:
+                assert (await registry.create(A, attrs(), ttl_s=0)).reserved
+        assert len(asked) == 1
+        await registry.close()
 
 
 @pytest.mark.parametrize("which", REFUSALS)

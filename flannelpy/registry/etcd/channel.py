@@ -22,7 +22,7 @@ from flannelpy.registry.etcd.endpoints import Address, parse_endpoint
 from flannelpy.registry.etcd.race import Failures, Race, sum_up
 from flannelpy.registry.etcd.token import Token, metadata
 from flannelpy.registry.etcd.wire import CallError, Wire, rpc
-from flannelpy.registry.etcd.words import costs_the_turn, explain, is_heard, is_stale_token, no_answer
+from flannelpy.registry.etcd.words import NotLetInError, costs_the_turn, explain, is_heard, is_stale_token, no_answer
 
 __all__ = ["Call", "Link", "rpc"]
 
@@ -112,6 +112,8 @@ class Link:
                     answer = await self._ask_once(call, wire, deadline)
                     self.answered(kind, time.monotonic() - asked_at, self.endpoint.timeout_s / tries)
                     return answer, unheard
+            except NotLetInError as error:  # nothing was sent yet, and there may be time to wait on
+                failures[stood.address] = error
             except RegistryError as error:
                 late.append(time.monotonic() >= deadline - GRACE_S)
                 unheard = unheard or error.undecided
