@@ -326,3 +326,21 @@ def test_what_nobody_expected_is_told_to_whoever_waits() -> None:
         assert await token.get(Member(), 1.0) == "token"  # type: ignore[arg-type]
 
     run(scene())
+
+
+@pytest.mark.parametrize("timeout_s", [0.3, 5.0, 12.0])
+@pytest.mark.parametrize("endpoints", [1, 2, 3])
+def test_a_deaf_member_is_given_up_while_the_question_can_go_elsewhere(endpoints: int, timeout_s: float) -> None:
+    """What the question has for one of several is its share; at the last one nobody gives up so soon."""
+
+    async def scene() -> tuple[float, RegistryError]:
+        token, loop = token_of(URLS[:endpoints], timeout_s=timeout_s), asyncio.get_running_loop()
+        with pytest.raises(RegistryError) as caught:
+            await token.get(Frozen(), timeout_s / endpoints)  # type: ignore[arg-type]
+        took_s = loop.time()
+        await token.close()
+        return took_s, caught.value
+
+    took_s, error = run(scene())
+    assert costs_the_turn(error) is (endpoints > 1)
+    assert took_s <= timeout_s / endpoints + 0.001

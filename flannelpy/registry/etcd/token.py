@@ -28,6 +28,8 @@ PASSWORD_BYTES = 4096
 
 PATIENCE_S = 30.0
 """For an answer, where no other endpoint is left to be tried."""
+SHARE = 0.9
+"""Of the time that a question has at an endpoint, where another one is left: so the question itself can go there yet."""
 LONGEST_PAUSE_S = 600.0
 """After answers that did not come: of ten thousand hosts etcd lets in some twenty a second."""
 GRACE_S = 0.1
@@ -98,18 +100,19 @@ class Token:
 
     @property
     def _patience_s(self) -> float:
-        return self.endpoint.timeout_s if self._late < len(self.endpoint.urls) - 1 else PATIENCE_S
+        endpoints = len(self.endpoint.urls)
+        return SHARE * self.endpoint.timeout_s / endpoints if self._late < endpoints - 1 else PATIENCE_S
 
     async def _ask(self, wire: Wire) -> RegistryError | None:
         """Ask once, and remember the answer. Returns why there is none."""
         clock = asyncio.get_running_loop().time
-        self._failed, began = None, clock()
+        self._failed, began, patience_s = None, clock(), self._patience_s
         try:
             async with self.using(wire):
                 self._value = await self._authenticate(wire)
         except RegistryError as error:
             self._failed = error.with_traceback(None)
-            self._rest(clock(), self._failed, late=clock() - began >= self.endpoint.timeout_s - GRACE_S)
+            self._rest(clock(), self._failed, late=clock() - began >= min(patience_s, self.endpoint.timeout_s) - GRACE_S)
         else:
             self._late = self._turned_away = 0
             self._backoff.settled()
