@@ -344,3 +344,22 @@ def test_a_deaf_member_is_given_up_while_the_question_can_go_elsewhere(endpoints
     took_s, error = run(scene())
     assert costs_the_turn(error) is (endpoints > 1)
     assert took_s <= timeout_s / endpoints + 0.001
+
+
+@pytest.mark.parametrize("urls", [URLS[:1], URLS])
+@pytest.mark.parametrize("minutes", [1, 30])
+def test_who_was_told_that_there_is_no_quorum_is_in_soon_after_there_is_one(urls: tuple[str, ...], minutes: int) -> None:
+    """etcd says so after seven seconds, which is late, and no sign of a stampede."""
+    well = Member()
+
+    class Alone(Member):
+        async def Authenticate(self, _request: Any, timeout: float) -> Any:  # noqa: N802
+            await asyncio.sleep(min(timeout / 2, 7.0))
+            raise GrpcError(Code.UNKNOWN, "etcdserver: request timed out")
+
+    async def scene() -> float:
+        loop, over_s, alone = asyncio.get_running_loop(), 60.0 * minutes, Alone()
+        return await log_in(token_of(urls), lambda: well if loop.time() > over_s else alone) - over_s
+
+    random.seed(minutes)
+    assert max(run(scene()) for _ in range(5)) <= REFUSED_PAUSE_S + 5.0

@@ -54,6 +54,8 @@ class Token:
     _password: str | None = None
     """The last that was sent."""
     _rests_until: float = 0.0
+    _said: bool = False
+    """Whether etcd itself has said why it does not let us in: of a member without a quorum nobody has to wait for long."""
     _late: int = 0
     """How many answers in a row did not come in time."""
     _turned_away: int = 0
@@ -106,13 +108,14 @@ class Token:
     async def _ask(self, wire: Wire) -> RegistryError | None:
         """Ask once, and remember the answer. Returns why there is none."""
         clock = asyncio.get_running_loop().time
-        self._failed, began, patience_s = None, clock(), self._patience_s
+        self._failed, self._said, began, patience_s = None, False, clock(), self._patience_s
         try:
             async with self.using(wire):
                 self._value = await self._authenticate(wire)
         except RegistryError as error:
             self._failed = error.with_traceback(None)
-            self._rest(clock(), self._failed, late=clock() - began >= min(patience_s, self.endpoint.timeout_s) - GRACE_S)
+            late_s = min(patience_s, self.endpoint.timeout_s) - GRACE_S
+            self._rest(clock(), self._failed, late=not self._said and clock() - began >= late_s)
         else:
             self._late = self._turned_away = 0
             self._backoff.settled()
@@ -135,6 +138,7 @@ class Token:
             answer = await wire.auth.Authenticate(request, timeout=self._patience_s)
         except CallError as error:
             if is_heard(error):
+                self._said = True
                 self.heard()
             if "authentication is not enabled" in (error.details() or ""):
                 return ""
