@@ -165,8 +165,8 @@ def make_counters() -> Counters:
 
 
 def are_counters(fd: int) -> bool:
-    """Whether these are as ``make_counters`` makes them in this version."""
+    """Whether these are as ``make_counters`` makes them in this version; with vm.memfd_noexec the kernel adds F_SEAL_EXEC."""
     try:
-        return os.fstat(fd).st_size == Counters.SIZE and fcntl.fcntl(fd, fcntl.F_GET_SEALS) == _SEALS
+        return os.fstat(fd).st_size == Counters.SIZE and fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
     except OSError:  # no such file at all
         return False

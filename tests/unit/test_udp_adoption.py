@@ -219,6 +219,25 @@ def test_counters_count_on_and_those_of_another_version_begin_anew(fd_store: FdS
     kept.close()
 
 
+@pytest.mark.parametrize("seals", [0, 0x8])
+@pytest.mark.parametrize("lives", [1, 3])
+def test_counters_with_a_seal_of_the_kernels_own_are_ours(
+    fd_store: FdStore, monkeypatch: pytest.MonkeyPatch, seals: int, lives: int
+) -> None:
+    """Where vm.memfd_noexec is set each such file is made with MFD_NOEXEC_SEAL (memfd_create(2)), and has F_SEAL_EXEC."""
+    make = os.memfd_create
+    try:
+        os.close(make("any", seals))
+    except OSError:
+        pytest.skip("this kernel does not know MFD_NOEXEC_SEAL")
+    monkeypatch.setattr(os, "memfd_create", lambda name, flags: make(name, flags | seals))
+    for life in range(lives):
+        counters = adopt_counters(fd_store, 0)
+        assert counters.read() == [life] * len(COUNTERS)
+        counters.live[:HEARTBEAT] = array("Q", [life + 1] * len(COUNTERS))
+        counters.close()
+
+
 async def test_what_cannot_be_used_is_dropped_before_anything_is_opened(
     fd_store: FdStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
