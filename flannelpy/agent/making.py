@@ -54,12 +54,13 @@ class Making:
         return self.parts.migration.settle(carriage, earlier, lease)
 
     def datapath(self, carriage: Carriage, local: Local, scope: Scope) -> tuple[Wanted, bool]:
-        """What moves its packets; and whether all else waits until that was tried.
+        """What moves its packets, from now on; and whether all else waits until that was tried.
 
         A userspace datapath makes its device before addresses and routes go onto it. Nothing of ours goes onto what commands make,
         so these may take their time. One that another carrier takes the place of moves packets until that one is made, unless both
         want the same port.
         """
+        self.parts.preparation.carried(carriage.backend)
         (source, datapath), wanted = carriage.moved_by(local), carriage.backend.host(local)
         last = datapath is None and self.parts.datapath.has_datapath and not any(isinstance(item, Fou) for item in wanted)
         in_the_way = None if datapath is None else source.host(local)

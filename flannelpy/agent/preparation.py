@@ -38,19 +38,23 @@ class Preparation:
 
     def of(self, backend: Backend) -> Prepared | None:
         """What came of it; None while it is under way, which ``wake`` ends."""
-        name = (backend.name, backend.preparation) if isinstance(backend, Prepares) else None
+        name, done = _name(backend), NOTHING
         if isinstance(backend, Prepares) and name is not None:
-            if self._done is not None and self._done[0] == name:
-                return self._done[1]
-            if self._wanted is None or self._wanted[0] != name:
-                self._wanted = name, backend
-                self._changed.set()
-            return None
-        self._done = None  # what it has made may be gone when it is wanted again
-        if self._wanted is not None:
+            if self._done is None or self._done[0] != name:
+                if self._wanted is None or self._wanted[0] != name:
+                    self._wanted = name, backend
+                    self._changed.set()
+                return None
+            done = self._done[1]
+        if self._wanted is not None:  # another's, which is given up
             self._wanted = None
             self._changed.set()
-        return NOTHING
+        return done
+
+    def carried(self, backend: Backend) -> None:
+        """The host carries the overlay by this now: what another one's has made may be gone when that is wanted again."""
+        if self._done is not None and self._done[0] != _name(backend):
+            self._done = None
 
     async def run(self) -> None:
         """Prepare what is wanted, for ever."""
@@ -88,3 +92,7 @@ class Preparation:
             self._done, self._wanted = (name, Prepared(text)), None
             self._wake()
             return
+
+
+def _name(backend: Backend) -> _Name | None:
+    return (backend.name, backend.preparation) if isinstance(backend, Prepares) else None

@@ -692,3 +692,43 @@ async def test_what_becomes_extension_again_is_prepared_again(programs: Programs
         host.agent.audit()  # type: ignore[union-attr]
         await until(lambda: host.settled)
         assert programs.noted == ["pre"] * (rounds + 1)
+
+
+@pytest.mark.parametrize("other", ["wireguard", "host-gw"])
+@pytest.mark.parametrize("same", [False, True])
+async def test_what_stays_because_another_type_cannot_be_is_not_prepared_again(
+    programs: Programs, tmp_path: Path, other: str, same: bool
+) -> None:
+    """A PreStartupCommand may make its device anew, as flannel's example does: the routes on it would be gone, and nobody told."""
+    at = None if other == "wireguard" else IPAddress("192.0.2.77")  # behind NAT there is no host-gw
+    host = HostInMemory(MemoryStore(), tmp_path, public_ip=at)
+    host.kernel.unknown.add("wireguard")
+    pre = programs.make("pre", f"note pre; {'echo same' if same else f'grep -c pre {programs.notes}'}")
+    config = extension(PreStartupCommand=pre, PostStartupCommand=programs.make("post", "note post"))
+    host.put_config(config)
+    async with host.run():
+        await until(lambda: programs.noted == ["pre", "post"])
+        for _ in range(2):
+            host.put_config({**config, "Backend": {"Type": other}})
+            await until(lambda: "config-changed" in host.conditions())
+            host.put_config(config)
+            await until(lambda: "config-changed" not in host.conditions() and host.settled)
+            await asyncio.sleep(0.05)
+        assert programs.noted == ["pre", "post"]
+
+
+@pytest.mark.parametrize("body", ["exit 1", "sleep 60"])
+@pytest.mark.parametrize("rounds", [1, 2])
+async def test_a_preparation_that_nobody_wants_any_more_ends(programs: Programs, tmp_path: Path, body: str, rounds: int) -> None:
+    host = HostInMemory(MemoryStore(), tmp_path)
+    config = extension(PreStartupCommand=programs.make("pre", "note pre; echo here"))
+    other = extension(PreStartupCommand=programs.make("bad", f"note bad; {body}"))
+    host.put_config(config)
+    async with host.run():
+        for number in range(1, rounds + 1):
+            host.put_config(other)
+            await until(lambda tried=number: programs.noted.count("bad") >= tried)  # type: ignore[misc]
+            await until(lambda: body != "exit 1" or "preparation-failed" in host.conditions())
+            host.put_config(config)
+            await until(lambda: host.conditions() == {} and "prepare" not in {task.get_name() for task in asyncio.all_tasks()})
+        assert programs.noted.count("pre") == 1
