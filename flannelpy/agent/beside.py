@@ -7,13 +7,14 @@ they have to let its own last packets in.
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from flannelpy.agent.keys import HostKeys
 from flannelpy.core.backend import Backend, Beside, Keyed, Local
 from flannelpy.core.config import NetworkConfig
-from flannelpy.core.errors import FlannelpyError
+from flannelpy.core.errors import FlannelpyError, KernelError
 from flannelpy.core.model import LeaseAttrs
 from flannelpy.core.moving import Outgoing, named
 from flannelpy.core.offer import Offer
@@ -23,12 +24,15 @@ from flannelpy.core.wireguard import KeyPair
 LINGER_S = 10.0
 """How long what is offered no longer stays set up."""
 
+LACKING_S = 30.0
+"""How often it is tried again to offer what the kernel lacks a module for, which may be loaded at any time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Preference:
     """What stands beside the Type here. ``order``: what the network prefers; ``carriers``: those of them that this host offers;
     ``withheld``: the others, and why; ``retiring``: those that it only takes packets by any more. ``keys``: by what the peers know
-    us, where a carrier needs that.
+    us, where a carrier needs that; ``lacking``: one is withheld that may be had yet.
 
     While the network moves to another Type, ``outgoing`` are those that it had before, the last one first; ``up``: which of all
     these Types are set up here, and ``needed``: which of the outgoing peers are still sent to by.
@@ -39,6 +43,7 @@ class Preference:
     withheld: Mapping[str, str] = field(default_factory=dict)
     retiring: Mapping[str, Beside] = field(default_factory=dict)
     keys: KeyPair | None = None
+    lacking: bool = False
     outgoing: tuple[Outgoing, ...] = ()
     up: frozenset[str] = frozenset()
     needed: frozenset[str] = frozenset()
@@ -89,7 +94,7 @@ async def prefer(wanted: Mapping[str, Beside], local: Local, host_keys: HostKeys
     """What this host can offer of ``wanted``."""
     carriers: dict[str, Beside] = {}
     withheld: dict[str, str] = {}
-    keys = local.keys
+    keys, lacking = local.keys, False
     for name, carrier in wanted.items():
         try:
             if isinstance(carrier, Keyed) and keys is None:
@@ -99,13 +104,15 @@ async def prefer(wanted: Mapping[str, Beside], local: Local, host_keys: HostKeys
             carrier.attrs(here)
         except FlannelpyError as error:
             withheld[name] = str(error)
+            lacking |= isinstance(error, KernelError) and error.code == errno.EOPNOTSUPP
         else:
             carriers[name] = carrier
-    return Preference(tuple(wanted), carriers, withheld, keys=keys)
+    return Preference(tuple(wanted), carriers, withheld, keys=keys, lacking=lacking)
 
 
 class Retirement:
-    """Decides what is offered, and how long each stays set up that is no longer: ``wake`` is called when one's time is over.
+    """Decides what is offered, and how long each stays set up that is no longer: ``wake`` is called when one's time is over, and
+    when one may be had that could not be.
 
     ``none``: the operator wants nothing offered.
     """
@@ -114,6 +121,7 @@ class Retirement:
         self._wake = wake
         self._none = none
         self._until: dict[str, float] = {}
+        self._again: asyncio.TimerHandle | None = None
 
     async def settle(
         self,
@@ -129,6 +137,9 @@ class Retirement:
         none = self._none
         usable = {name: carrier for name, carrier in wanted.items() if not none or _left(carrier, local.config, left)}
         found = await prefer(usable, local, host_keys)
+        if self._again is not None:
+            self._again.cancel()
+        self._again = asyncio.get_running_loop().call_later(LACKING_S, self._wake) if found.lacking else None
         had = found.carriers if before is None else before.aside
         if none:
             off = dict.fromkeys(wanted, "switched off here (--prefer none)")

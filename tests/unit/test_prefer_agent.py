@@ -106,6 +106,24 @@ async def test_a_peer_that_is_not_on_the_link_is_encrypted_to_once_it_has_answer
         assert way(host) == TUNNEL  # one that comes anew has to answer anew
 
 
+@pytest.mark.parametrize("order", [["host-gw", "wireguard"], ["wireguard"]])
+@pytest.mark.parametrize("kind", ["vxlan", "ipip"])
+async def test_what_the_kernel_lacks_is_offered_soon_after_it_has_it(
+    host: HostInMemory, monkeypatch: pytest.MonkeyPatch, order: list[str], kind: str
+) -> None:
+    monkeypatch.setattr(beside, "LACKING_S", 0.05)
+    host.kernel.unknown.add("wireguard")
+    host.put_config({**PLAIN, "Backend": {"Type": kind, "Prefer": order}})
+    async with host.run():
+        await until(lambda: host.settled)
+        await asyncio.sleep(0.2)
+        assert "wireguard" not in (told(host) or "")
+        host.kernel.unknown.clear()  # modprobe wireguard
+        async with asyncio.timeout(5):
+            await until(lambda: '"wireguard"' in (told(host) or ""))
+            await until(lambda: host.kernel.get(Key("link", "flannel-wg")))
+
+
 async def test_turned_off_it_is_the_type_at_once_and_what_peers_still_send_by_stays_a_while(host: HostInMemory) -> None:
     host.put_peer("10.5.9.0-24", vxlan_value(FAR, MAC))
     offering(host, offer(FAR))
