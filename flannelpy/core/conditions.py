@@ -10,6 +10,9 @@ from enum import IntEnum, StrEnum
 
 from flannelpy.core.remedies import REMEDIES
 
+TWO_LOOKS_S = 6.0
+"""Of what is looked at every five seconds, and may be so for a moment: one look alone tells nobody."""
+
 
 class RegistryName(StrEnum):
     """What a person knows the registry by; the value stands in sentences."""
@@ -291,7 +294,7 @@ _ALL = (
         Severity.ERROR,
         "this host does not forward: {detail}",
         "run the command that it names, and write the setting into a file of /etc/sysctl.d (Docker sets it when it starts)",
-        after=3.0,
+        after=TWO_LOOKS_S,
     ),
     Condition(
         "reverse-path-filter",
@@ -317,7 +320,7 @@ _ALL = (
         "Docker's containers are not in the overlay: {detail}",
         "tell Docker its subnet: flannelpy setup does, by the drop-in docker-flannelpy.conf (/usr/share/doc/flannelpy/examples, "
         "in a checkout packaging/systemd); nothing, where only others use the overlay",
-        after=5.0,
+        after=TWO_LOOKS_S,
     ),
     Condition(
         "bridge-down",
@@ -330,7 +333,7 @@ _ALL = (
         Severity.WARNING,
         "containers here may send larger packets than the overlay carries: {detail}",
         "run the command that it names, and restart what was started with the larger MTU",
-        after=3.0,
+        after=TWO_LOOKS_S,
     ),
     Condition(
         "subnet-file",

@@ -22,6 +22,7 @@ from flannelpy.host import ports
 from flannelpy.registry.memory import MemoryStore
 
 from .agents import VXLAN, HostInMemory, until, vxlan_value
+from .virtual_time import run
 
 PEER, PEERS = "10.5.9.0-24", 40
 
@@ -391,3 +392,37 @@ async def test_the_uplink_has_to_forward_where_peers_packets_come_by_it_as_they_
         assert not said or "sysctl -w net.ipv4.conf.eth1.forwarding=1" in told(host, "forwarding-off")
         sysctl("net/ipv4/conf/eth1/forwarding", "1")(host)
         await until(lambda: host.conditions() == {})
+
+
+@pytest.mark.parametrize("lasts_s", [0.1, 0.7, 4.5])
+def test_what_one_look_alone_has_found_is_told_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lasts_s: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An MTU that somebody sets and sets back: what it names to be done would be wrong by then. Whenever that is, of the looks."""
+    monkeypatch.setattr("flannelpy.agent.agent.clock", lambda: asyncio.get_running_loop().time())
+    caplog.set_level("INFO", "flannelpy")
+    host = HostInMemory(MemoryStore(), tmp_path)
+    host.put_config(VXLAN)
+
+    async def minutes() -> None:
+        async with host.run():
+            host.kernel.set_interface(docker0(own(host)))
+            (uplink,) = (each for each in host.kernel.interfaces.values() if each.name == "eth1")
+            for moment in range(12):
+                await asyncio.sleep(20 + moment / 2)
+                host.kernel.set_interface(replace(uplink, mtu=1300))
+                await asyncio.sleep(lasts_s)
+                host.kernel.set_interface(uplink)
+            await asyncio.sleep(20)
+            assert "may send larger packets" not in caplog.text
+            host.kernel.set_interface(replace(uplink, mtu=1300))
+            await asyncio.sleep(20)
+            assert "ip link set docker0 mtu 1250" in told(host, "bridge-mtu")
+
+    run(minutes())
+
+
+def test_a_condition_that_rides_out_a_moment_does_so_for_longer_than_a_look_takes_to_come() -> None:
+    waits = [after for code in host_watch.CODES if (after := conditions.CONDITIONS[code].after)]
+    assert len(waits) == 3
+    assert min(waits) > host_watch.LOOK_S
