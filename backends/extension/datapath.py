@@ -141,6 +141,8 @@ class CommandDatapath:
         while not peer.settled:
             peer.changed.clear()
             wanted = peer.wanted
+            if wanted is not None:
+                self._let(peer)  # nothing is removed of it any more
             if wanted is not None and (leaving := self._leaving(key, wanted)) is not None:
                 leaving.behind.add(key)  # or what is removed last would be what was just added
                 break
@@ -161,6 +163,10 @@ class CommandDatapath:
             self._refuse(key, None)
             for net in [net for net in peer.nets if self._told.get(net) == key]:
                 del self._told[net]
+        self._let(peer)
+
+    def _let(self, peer: _Peer) -> None:
+        """Those that wait for its removal wait no longer."""
         if peer.behind:
             self._due |= dict.fromkeys(sorted(peer.behind))
             peer.behind.clear()

@@ -456,6 +456,26 @@ async def test_a_subnet_under_another_key_is_added_after_the_old_one_is_removed(
     assert programs.noted[1:] == [*["remove 10.5.9.0/24"] * (fails + 1), "add 10.5.9.0/24", "remove 10.5.9.0/24"]
 
 
+@pytest.mark.parametrize("before", [peer(9), both(9)], ids=["with IPv6", "without"])
+@pytest.mark.parametrize("fails", [1, 2])
+async def test_nobody_waits_for_a_removal_that_is_called_off(programs: Programs, quick: None, before: Lease, fails: int) -> None:
+    """The old key is there again before its removal has gone well, and cannot be added."""
+    after = both(9) if before == peer(9) else peer(9)
+    other = f'[ "$PUBLIC_IPV6" != "{before.attrs.public_ipv6 or ""}" ]'
+    add = programs.make("add", f"note add; [ -e {programs.folder}/all ] || {other}")
+    options = {"SubnetAddCommand": add, "SubnetRemoveCommand": programs.make("rm", "note remove; exit 1")}
+    (programs.folder / "all").touch()
+    async with running(options) as (made, _refused):
+        made.update({before.key: before})
+        await until(lambda: len(programs.noted) == 1 and made._peers[before.key].settled)
+        (programs.folder / "all").unlink()
+        made.update({before.key: None, after.key: after})
+        await until(lambda: programs.noted.count("remove") >= fails)
+        made.update({before.key: before})
+        async with asyncio.timeout(5):
+            await until(lambda: made._peers[after.key].settled)
+
+
 @pytest.mark.parametrize("failures", [0, 2])
 async def test_who_goes_while_other_commands_take_over_is_removed_by_them(
     programs: Programs, tmp_path: Path, failures: int, monkeypatch: pytest.MonkeyPatch
