@@ -42,6 +42,7 @@ _BEFORE: Mapping[Hook, tuple[Hook, ...]] = {"input": ("prerouting",), "forward":
 _FORWARDED: tuple[Hook, ...] = ("prerouting", "forward")
 """The hooks that a packet has passed before another one; before postrouting, where it is forwarded."""
 _MARKING, _UNTRACKING = frozenset({"MARK", "CONNMARK", "HMARK"}), frozenset({"CT", "NOTRACK"})
+ALTERING = _MARKING | _UNTRACKING
 """iptables' targets."""
 
 
@@ -110,8 +111,12 @@ def read(text: str) -> Ruleset:
                     sets.setdefault((what["family"], what["table"]), {})[what["name"]] = what.get("elem", [])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MalformedError(f"nft's list of rules: {error!r:.80}: expected JSON") from None
-    alters = any(_altered(part, _NOBODYS) is not _NOBODYS for held in chains.values() for rule in held for part in rule.parts)
-    return Ruleset(_sorted(bases), chains, sets, _sorted(others), alters)
+    return Ruleset(_sorted(bases), chains, sets, _sorted(others), alter(rule for held in chains.values() for rule in held))
+
+
+def alter(rules: Iterable[Rule]) -> bool:
+    """Whether one of them gives packets a mark, or has them not tracked."""
+    return any(_altered(part, _NOBODYS) is not _NOBODYS for rule in rules for part in rule.parts)
 
 
 def _sorted(bases: Iterable[Base]) -> tuple[Base, ...]:

@@ -53,6 +53,8 @@ LOCK_S = 5
 
 SMALL = 1 << 16
 """A listing of so many letters is read at once, in a millisecond or two; a longer one in a thread."""
+LINES = 50
+"""So many rules of iptables-legacy, likewise: one takes 65 µs."""
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ class Forward:
         for version in FAMILIES:
             for table in PRIORITIES:
                 if lines := await self._legacy_lines(version, table=table):
-                    rules = with_legacy(rules, version, lines, table)
+                    rules = await _with_legacy(rules, version, lines, table)
         return rules
 
     async def foreign_rules(self) -> Ruleset:
@@ -101,7 +103,7 @@ class Forward:
         except MalformedError as error:
             raise KernelError(str(error), errno.EPROTO) from None
         for (version, table), lines in (await self.legacy()).items():
-            rules = with_legacy(rules, version, lines, table)
+            rules = await _with_legacy(rules, version, lines, table)
         return rules
 
     async def _listed(self, what: str) -> str:
@@ -253,6 +255,12 @@ async def _there(asked: Awaitable[str]) -> str:
         if reason.code in GONE:
             return ""
         raise
+
+
+async def _with_legacy(rules: Ruleset, version: int, lines: list[str], table: str) -> Ruleset:
+    if len(lines) > LINES:
+        return await asyncio.to_thread(with_legacy, rules, version, lines, table)
+    return with_legacy(rules, version, lines, table)
 
 
 def in_use(version: int, table: str = "filter") -> bool:

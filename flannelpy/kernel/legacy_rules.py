@@ -12,7 +12,7 @@ from typing import Any
 
 from netaddr import AddrFormatError, IPNetwork
 
-from flannelpy.core.packet_filter import Base, Rule, Ruleset, legacy
+from flannelpy.core.packet_filter import ALTERING, Base, Place, Rule, Ruleset, alter, legacy
 from flannelpy.kernel.forward_text import FAMILIES
 
 PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0}
@@ -36,7 +36,7 @@ _LEFT = {
 def with_legacy(rules: Ruleset, version: int, lines: Iterable[str], table: str = "filter") -> Ruleset:
     """These and those of a table."""
     family = FAMILIES[version]
-    bases, chains = list(rules.bases), dict(rules.chains)
+    bases, chains = list(rules.bases), dict[Place, list[Rule]]()
     for line in lines:
         words = line.split()[:2]
         if len(words) < 2:
@@ -49,9 +49,14 @@ def with_legacy(rules: Ruleset, version: int, lines: Iterable[str], table: str =
                     Base(place, _HOOKS[words[1]], PRIORITIES[table], "drop" if line.split()[2:3] == ["DROP"] else "accept")
                 )
         elif words[0] == "-A":
-            before = chains.get(place, ())
-            chains[place] = [*before, Rule(place, len(before) + 1, tuple(_read(line, family)))]
-    return replace(rules, bases=tuple(sorted(bases, key=lambda base: base.priority)), chains=chains)
+            held = chains.setdefault(place, [])
+            held.append(Rule(place, len(held) + 1, tuple(_read(line, family))))
+    return replace(
+        rules,
+        bases=tuple(sorted(bases, key=lambda base: base.priority)),
+        chains={**rules.chains, **chains},
+        alters=rules.alters or alter(rule for held in chains.values() for rule in held),
+    )
 
 
 def _read(line: str, family: str) -> list[dict[str, Any]]:
@@ -78,7 +83,7 @@ def _parts(words: list[str], family: str) -> list[dict[str, Any]]:
             found.append({"match": {"op": op, "left": _left(word, family), "right": _right(word, value)}})
         elif word in ("--ctstate", "--state") and said:
             right = value.lower().split(",")
-            if "untracked" in right:  # as the table raw says, which is not read
+            if "untracked" in right:  # as the table raw says, which root alone may read
                 found.append(_UNKNOWN)
                 continue
             found.append({"match": {"op": "!=" if op == "!=" else "in", "left": {"ct": {"key": "state"}}, "right": right}})
@@ -91,6 +96,8 @@ def _parts(words: list[str], family: str) -> list[dict[str, Any]]:
 
 
 def _end(word: str, target: str) -> dict[str, Any]:
+    if target in ALTERING:
+        return {"xt": {"type": "target", "name": target}}
     return {_ENDS[target]: None} if target in _ENDS else {"goto" if word == "-g" else "jump": {"target": target}}
 
 

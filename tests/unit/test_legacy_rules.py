@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from dataclasses import replace
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -12,8 +14,10 @@ from hypothesis import strategies as st
 from netaddr import IPAddress
 
 from flannelpy.core.filter_match import UDP, Packet
-from flannelpy.core.packet_filter import Ruleset, judge
+from flannelpy.core.packet_filter import Base, Rule, Ruleset, judge
+from flannelpy.kernel.forward import LINES, Forward
 from flannelpy.kernel.legacy_rules import with_legacy
+from flannelpy.kernel.nft import Nft
 from tests.unit.test_packet_filter import BACK, OUT, outcome
 
 COMES = Packet(IPAddress("192.0.2.2"), IPAddress("192.0.2.1"), "eth1", protocol=UDP, port=8472)
@@ -105,6 +109,63 @@ def test_ports(ports: str, expected: str) -> None:
 def test_what_an_unknown_match_may_let_in_is_not_certainly_dropped() -> None:
     lines = ["-P INPUT ACCEPT", "-A INPUT -m set --match-set peers src -j ACCEPT", "-A INPUT -j DROP"]
     assert outcome(with_legacy(Ruleset(), 4, lines), COMES, "input") == "doubt"
+
+
+@pytest.mark.parametrize(
+    ("target", "where", "expected"),
+    [
+        ("CT --notrack", "-p udp -m udp --dport 8472", "doubt"),
+        ("NOTRACK", "", "doubt"),
+        ("CT --notrack", "-p tcp", "dropped"),
+        ("CT --notrack", "-m set --match-set peers src", "doubt"),
+        ("TRACE", "", "dropped"),
+    ],
+)
+def test_what_the_table_raw_has_not_tracked_is_no_new_connection(target: str, where: str, expected: str) -> None:
+    rules = with_legacy(Ruleset(), 4, ["-P PREROUTING ACCEPT", f"-A PREROUTING {where} -j {target}"], "raw")
+    lines = ["-P INPUT ACCEPT", "-A INPUT -m conntrack --ctstate NEW -j DROP"]
+    assert outcome(with_legacy(rules, 4, lines), COMES, "input") == expected
+    others = with_legacy(rules, 6, lines)
+    assert outcome(with_legacy(others, 4, lines), COMES, "input") == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [("MARK --set-xmark 0x1/0xffffffff", "doubt"), ("CONNMARK --restore-mark", "doubt"), ("DSCP", "dropped")],
+)
+def test_a_mark_of_the_table_mangle_is_one_for_nft_too(target: str, expected: str) -> None:
+    unmarked = {"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": 0}}
+    place = ("inet", "f", "i")
+    rules = Ruleset((Base(place, "input", 0, "accept"),), {place: [Rule(place, 1, (unmarked, {"drop": None}))]})
+    assert outcome(rules, COMES, "input") == "dropped"
+    lines = ["-P PREROUTING ACCEPT", "-N ALL", "-A PREROUTING -j ALL", f"-A ALL -j {target}"]
+    assert outcome(with_legacy(rules, 4, lines, "mangle"), COMES, "input") == expected
+
+
+@pytest.mark.parametrize(("count", "apart"), [(1, False), (LINES + 1, True)])
+def test_many_rules_are_read_while_all_else_goes_on(count: int, apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def note(rules: Ruleset, *_args: object) -> Ruleset:
+        threads.append(threading.current_thread())
+        return rules
+
+    async def lines(_self: Forward, version: int, *_chain: str, table: str = "filter") -> list[str]:
+        return [f"-A PREROUTING -s 192.0.2.{version} -j DROP"] * count if table == "raw" else []
+
+    class Nothing:
+        async def listed(self, _what: str) -> str:
+            return ""
+
+        async def everything(self) -> str:
+            return ""
+
+    monkeypatch.setattr("flannelpy.kernel.forward.with_legacy", note)
+    monkeypatch.setattr(Forward, "_legacy_lines", lines)
+    forward = Forward(cast(Nft, Nothing()))
+    asyncio.run(forward.foreign_rules())
+    asyncio.run(forward.filter_rules())
+    assert [thread is not threading.main_thread() for thread in threads] == [apart] * 4
 
 
 KNOWN: dict[str, bool] = {
