@@ -64,7 +64,7 @@ def _pieces(places: Places, known: Known, with_state: bool, released: bool) -> I
         kept = {name for name in _names(places.state_dir) if _STATE.fullmatch(name)}
         yield from (_file(places.state_dir / name) for name in sorted(kept))
         yield from _empty(places.state_dir, kept)
-    else:
+    elif not known.flanneld:  # beside one what it may use stays, and goes by another cleanup once it has ended
         # Whoever makes a device of that name from now on is somebody else.
         forgotten = replace(known.state, devices=(), fou_ports=(), networks=(), policies=False)
         forgotten = replace(forgotten, lease_key="") if released else forgotten

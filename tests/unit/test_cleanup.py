@@ -363,6 +363,22 @@ def test_what_a_flanneld_has_taken_over_stays(written: Places, device: Link | No
     assert places.subnet_file.exists()
 
 
+@pytest.mark.parametrize("peers", [0, 2])
+def test_what_has_stayed_beside_a_flanneld_goes_once_it_has_ended(written: Places, peers: int) -> None:
+    kernel = host(*ours(peers))
+
+    async def once(places: Places) -> None:
+        steps, _notes = await leftovers.find(kernel, places, leftovers.recall(places))
+        await cleanup.take_away(kernel, steps)
+
+    places = with_process(written, "flanneld", "net:[1]")
+    asyncio.run(once(places))
+    removed(places, with_state=False)
+    asyncio.run(once(written))
+    assert there(kernel, ours(peers)) == []
+    assert f"{written.state_dir}/state.json: forget devices, FOU ports and networks" in removed(written, with_state=False)
+
+
 @pytest.mark.parametrize(("name", "namespace"), [("flanneld", "net:[2]"), ("flannelpy", "net:[1]"), ("flanneld2", "net:[1]")])
 def test_a_flanneld_of_another_namespace_has_nothing_of_this_one(written: Places, name: str, namespace: str) -> None:
     places = with_process(written, name, namespace)
