@@ -5,6 +5,7 @@ A backend says it (``Receives``); of one that does not, what it guards says it, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -15,6 +16,9 @@ from flannelpy.core.filter_match import IPIP, UDP
 from flannelpy.core.forward_accept import command
 from flannelpy.core.model import Family
 from flannelpy.core.packet_filter import Ruleset
+
+_FILTER = re.compile(r" nft table ip6? filter\b")
+_PLACE = re.compile(r"\bchain (?P<chain>\S+) of nft table (?P<table>\S+ \S+)")
 
 ESP = 50
 _NAMES = {IPIP: "ipencap", ESP: "esp"}
@@ -88,9 +92,18 @@ def let_in(rules: Ruleset, dropped: str, interface: str, entrance: Entrance, ver
         if protocol in _OF_UFW:
             return f"ufw allow in on {interface} proto {name}"
         return f"-A ufw-before-input -i {interface} -p {name} -j ACCEPT in /etc/ufw/before.rules, above COMMIT; ufw reload"
-    if " filter" in dropped or ("-legacy" in dropped and " -t " not in dropped):
+    if iptables(dropped):
         what = f"-p {name}" + (f" --dport {port}" if port else "")
         tables = command("legacy" if "-legacy" in dropped else "nft", version)
         return f"{tables} -I INPUT -i {interface} {what} -j ACCEPT, and where your rules are kept"
     what = f"udp dport {port}" if protocol == UDP else f"meta l4proto {name}"
-    return f"let it in there: iifname {interface} {what} accept"
+    place = _PLACE.search(dropped)
+    put = "let it in there:" if place is None else f"nft insert rule {place['table']} {place['chain']}"
+    return f"{put} iifname {interface} {what} accept"
+
+
+def iptables(dropped: str) -> bool:
+    """Whether a ruling names iptables' table ``filter``. One of another family by that name (nftables.conf's ``inet filter``) drops
+    what iptables has accepted.
+    """
+    return _FILTER.search(dropped) is not None or ("-legacy" in dropped and " -t " not in dropped)

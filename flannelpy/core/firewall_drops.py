@@ -13,7 +13,7 @@ from typing import Any
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
-from flannelpy.core.entrances import Entrance, let_in
+from flannelpy.core.entrances import Entrance, iptables, let_in
 from flannelpy.core.envelope import Envelope
 from flannelpy.core.filter_match import ANY, UDP, Packet
 from flannelpy.core.forward_accept import ForwardAccept
@@ -151,8 +151,8 @@ def _mend(rules: Ruleset, ruling: Ruling, passage: Passage, uplink: str) -> str:
     """How whoever made the rule would let it through; else the ruling's own remedy."""
     by, net = ruling.dropped, passage.net
     firewalld = by.endswith(" firewalld") or " firewalld " in by
-    ufw = " filter" in by and " ufw" in by
-    if passage.port and (firewalld or ufw or ("policy drop" in by and " filter (" in by)):
+    ufw = iptables(by) and " ufw" in by
+    if passage.port and (firewalld or ufw or ("policy drop" in by and " filter (" in by and iptables(by))):
         _hook, packet = passage.guises[0][0]
         return let_in(rules, by, uplink, Entrance(UDP, passage.port), packet.version)
     if firewalld and net is not None:

@@ -322,6 +322,26 @@ async def test_what_the_agent_will_put_there_counts_before_it_runs(about: About,
     assert (await only(about, firewall.firewall)).state == state
 
 
+@pytest.mark.parametrize(
+    ("table", "why", "remedy"),
+    [
+        (
+            "inet firewalld",
+            "it ends in: reject with icmpx admin-prohibited",
+            "firewall-cmd --permanent --zone=trusted --add-source=",
+        ),
+        ("inet filter", "it ends in: counter drop", "nft insert rule inet filter fw ip saddr "),
+        ("inet filter", "policy drop", "nft insert rule inet filter fw ip saddr "),
+    ],
+)
+async def test_what_mends_a_dropping_chain_is_the_command_alone(about: About, table: str, why: str, remedy: str) -> None:
+    about.status = None
+    fake(about).firewall = (Hindrance(0, table, "fw", why),)
+    finding = next(each for each in await found(about, firewall.firewall) if each.state == FAILED)
+    assert finding.remedy.startswith(remedy)
+    assert finding.said.startswith(f"chain fw of nft table {table} ({why}) has no rule for ")
+
+
 def closed(table: str, chain: str, *ufws: str) -> Ruleset:
     """A chain at the hook input that takes only TCP."""
     place = ("ip", table, chain)
@@ -337,7 +357,7 @@ def closed(table: str, chain: str, *ufws: str) -> Ruleset:
         (closed("filter (iptables-legacy)", "INPUT"), "iptables-legacy -I INPUT -i eth1 -p udp --dport 8472 -j ACCEPT"),
         (closed("filter", "INPUT", "ufw-before-input"), "ufw allow in on eth1 to any port 8472 proto udp"),
         (closed("firewalld", "filter_INPUT"), "firewall-cmd --permanent --add-port=8472/udp"),
-        (closed("mine", "in"), "let it in there: iifname eth1 udp dport 8472 accept"),
+        (closed("mine", "in"), "nft insert rule ip mine in iifname eth1 udp dport 8472 accept"),
     ],
     ids=["iptables", "legacy", "ufw", "firewalld", "nft"],
 )

@@ -87,6 +87,7 @@ def test_of_several_backends_the_device_says_which_port() -> None:
 UFW = Ruleset(chains={("ip", "filter", "ufw-before-input"): ()})
 NFT, NFT6 = ("chain INPUT of nft table ip filter (policy drop)", "chain INPUT of nft table ip6 filter (policy drop)")
 LEGACY, LEGACY6 = ("chain INPUT of iptables-legacy (policy drop)", "chain INPUT of ip6tables-legacy (policy drop)")
+INET, RAW = "chain input of nft table inet filter (policy drop)", "a rule in chain PREROUTING of nft table ip raw (handle 7)"
 FIREWALLD, HARD = "a rule in chain in of nft table inet firewalld", "a rule in chain in of nft table inet hard (handle 2)"
 
 
@@ -99,8 +100,10 @@ FIREWALLD, HARD = "a rule in chain in of nft table inet firewalld", "a rule in c
         (Ruleset(), LEGACY6, Entrance(UDP, 8472), 6, "ip6tables-legacy -I INPUT -i eth1 -p udp --dport 8472 -j ACCEPT"),
         (Ruleset(), FIREWALLD, Entrance(4), 4, "firewall-cmd --permanent --add-protocol=ipencap"),
         (Ruleset(), FIREWALLD, Entrance(UDP, 7), 6, "firewall-cmd --permanent --add-port=7/udp"),
-        (Ruleset(), HARD, Entrance(4), 4, "let it in there: iifname eth1 meta l4proto ipencap accept"),
-        (Ruleset(), HARD, Entrance(47), 4, "let it in there: iifname eth1 meta l4proto 47 accept"),
+        (Ruleset(), HARD, Entrance(4), 4, "nft insert rule inet hard in iifname eth1 meta l4proto ipencap accept"),
+        (Ruleset(), HARD, Entrance(47), 4, "nft insert rule inet hard in iifname eth1 meta l4proto 47 accept"),
+        (Ruleset(), INET, Entrance(UDP, 8472), 4, "nft insert rule inet filter input iifname eth1 udp dport 8472 accept"),
+        (Ruleset(), RAW, Entrance(UDP, 8472), 4, "nft insert rule ip raw PREROUTING iifname eth1 udp dport 8472 accept"),
         (UFW, NFT, Entrance(ESP), 4, "ufw allow in on eth1 proto esp"),
         (UFW, NFT, Entrance(4), 4, "-A ufw-before-input -i eth1 -p ipencap -j ACCEPT in /etc/ufw/before.rules"),
     ],

@@ -139,6 +139,18 @@ def test_a_rule_about_one_peer_is_found_among_others() -> None:
 
 
 @pytest.mark.parametrize(
+    ("family", "remedy"),
+    [
+        ("ip", "iptables -I INPUT -i eth1 -p udp --dport 8472 -j ACCEPT, and where your rules are kept"),
+        ("inet", "nft insert rule inet filter INPUT udp dport 8472 accept"),  # what iptables accepts it drops all the same
+    ],
+)
+def test_a_policy_of_nftables_own_table_filter_is_none_of_iptables(family: str, remedy: str) -> None:
+    place = (family, "filter", "INPUT")
+    assert said(Ruleset((Base(place, "input", 0, "drop"),), {place: ()})).endswith(f"{family} filter (policy drop): {remedy}")
+
+
+@pytest.mark.parametrize(
     ("lines", "expected", "remedy"),
     [
         (

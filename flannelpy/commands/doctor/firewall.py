@@ -32,7 +32,7 @@ async def firewall(about: About) -> AsyncIterator[Finding]:
     hindrances = await about.kernel.hindrances()
     rules, blocked = forward_rules(hindrances, config.networks, "flannelpy")
     for text in blocked.values():
-        said, _, command = text.partition(": ")
+        said, _, command = text.rpartition(": ")  # which rule it ends in is behind a colon, too
         yield Finding("firewall", FAILED, said, command)
     dropping = [one for one in hindrances if one.tool is not None and one.why]
     for one in dropping if not about.settings.forward_rules else ():
