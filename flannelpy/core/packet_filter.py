@@ -73,8 +73,8 @@ class Ruleset:
     chains: Mapping[Place, Sequence[Rule]] = field(default_factory=dict)
     sets: Mapping[tuple[str, str], Mapping[str, Sequence[Any]]] = field(default_factory=dict)
     others: tuple[Base, ...] = ()
-    alters: bool = False
-    """True where a rule gives packets a mark, or has them not tracked."""
+    alters: frozenset[tuple[str, str]] = frozenset()
+    """Family and table of the rules that give packets a mark, or have them not tracked: what comes before is walked there alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +111,12 @@ def read(text: str) -> Ruleset:
                     sets.setdefault((what["family"], what["table"]), {})[what["name"]] = what.get("elem", [])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MalformedError(f"nft's list of rules: {error!r:.80}: expected JSON") from None
-    return Ruleset(_sorted(bases), chains, sets, _sorted(others), alter(rule for held in chains.values() for rule in held))
+    return Ruleset(_sorted(bases), chains, sets, _sorted(others), altering(rule for held in chains.values() for rule in held))
 
 
-def alter(rules: Iterable[Rule]) -> bool:
-    """Whether one of them gives packets a mark, or has them not tracked."""
-    return any(_altered(part, _NOBODYS) is not _NOBODYS for rule in rules for part in rule.parts)
+def altering(rules: Iterable[Rule]) -> frozenset[tuple[str, str]]:
+    """The tables of those that give packets a mark, or have them not tracked."""
+    return frozenset(rule.place[:2] for rule in rules if any(_altered(part, _NOBODYS) is not _NOBODYS for part in rule.parts))
 
 
 def _sorted(bases: Iterable[Base]) -> tuple[Base, ...]:
@@ -150,7 +150,8 @@ def judge(rules: Ruleset, hook: Hook, packet: Packet) -> Ruling:
 
 def _at(rules: Ruleset, hook: Hook, packet: Packet) -> Iterator[Base]:
     """The base chains that it passes at a hook; those that only translate where they may matter to the others."""
-    bases = _sorted((*rules.bases, *rules.others)) if rules.alters else rules.bases
+    others = [base for base in rules.others if base.place[:2] in rules.alters] if rules.alters else ()
+    bases = _sorted((*rules.bases, *others)) if others else rules.bases
     return (base for base in bases if base.hook == hook and base.place[0] in _FAMILIES[packet.version])
 
 
@@ -158,6 +159,8 @@ def _left(rules: Ruleset, hook: Hook, packet: Packet) -> Packet:
     """The packet as the chains of an earlier hook may have left it: with a mark, or not tracked."""
     passing = replace(packet, leaves="") if hook == "prerouting" else packet
     for base in _at(rules, hook, packet):
+        if base.place[:2] not in rules.alters:
+            continue
         walk = _Walk(rules, passing)
         walk.chain(base.place, 0)
         passing = walk.packet
@@ -214,7 +217,7 @@ class _Walk:
 
     def _alter(self, rule: Rule) -> None:
         before = self.packet
-        for part in rule.parts if self._rules.alters else ():
+        for part in rule.parts if rule.place[:2] in self._rules.alters else ():
             self.packet = _altered(part, self.packet)
         if self.packet != before:
             self._known.clear()

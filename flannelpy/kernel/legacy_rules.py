@@ -12,7 +12,7 @@ from typing import Any
 
 from netaddr import AddrFormatError, IPNetwork
 
-from flannelpy.core.packet_filter import ALTERING, Base, Place, Rule, Ruleset, alter, legacy
+from flannelpy.core.packet_filter import ALTERING, Base, Place, Rule, Ruleset, altering, legacy
 from flannelpy.kernel.forward_text import FAMILIES
 
 PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0}
@@ -55,7 +55,7 @@ def with_legacy(rules: Ruleset, version: int, lines: Iterable[str], table: str =
         rules,
         bases=tuple(sorted(bases, key=lambda base: base.priority)),
         chains={**rules.chains, **chains},
-        alters=rules.alters or alter(rule for held in chains.values() for rule in held),
+        alters=rules.alters | altering(rule for held in chains.values() for rule in held),
     )
 
 

@@ -416,3 +416,21 @@ def test_what_drops_in_mangles_chain_at_hook_output_is_seen() -> None:
         {"rule": {"family": "ip", "table": "mangle", "chain": "OUTPUT", "handle": 4, "expr": [DROP]}},
     ]
     assert judge(read(json.dumps({"nftables": items})), "output", sent).remedy == "nft delete rule ip mangle OUTPUT handle 4"
+
+
+@pytest.mark.parametrize(("marks", "looks"), [(["mangle"], 0), (["mangle", "filter"], 1), ([], 0)])
+def test_of_the_hooks_before_only_tables_that_mark_are_walked(
+    marks: list[str], looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a host's thousands of rules few give a mark: none is to be asked for more than once because of them."""
+    hooks = {"mangle": "prerouting", "filter": "forward", "last": "postrouting"}
+    items: list[dict[str, Any]] = []
+    for name, hook in hooks.items():
+        place = {"family": "ip", "table": name, "chain": "c"}
+        items.append({"chain": {"family": "ip", "table": name, "name": "c", "type": "filter", "hook": hook, "prio": 0}})
+        items.append({"rule": {**place, "handle": 1, "expr": [MARK] if name in marks else [{"counter": None}]}})
+    rules, walked = read(json.dumps({"nftables": items})), list[str]()
+    chain = _Walk.chain
+    monkeypatch.setattr(_Walk, "chain", lambda walk, place, depth: (walked.append(place[1]), chain(walk, place, depth))[1])
+    assert judge(rules, "postrouting", OUT) == judge(rules, "forward", OUT)
+    assert (walked.count("last"), walked.count("filter")) == (1, looks + 1)
