@@ -15,7 +15,7 @@ LARGEST = 1 << 20
 _QUOTED = r"""'(?P<single>[^']*)'?|"(?P<double>(?:\\.|[^"\\])*)"?"""
 _ASSIGNED = re.compile(
     rf"""[ \t\r\n]*(?: [#;](?:\\.|[^\\\r\n])*
-        | (?P<name>[^\s\#;][^=\r\n]*) (?: = (?P<quoted>(?:[ \t]*(?:{_QUOTED}))*) [ \t]* (?P<bare>(?:\\.?|[^\\\r\n])*) )? )""",
+        | (?P<name>[^ \t\r\n\#;][^=\r\n]*) (?: = (?P<quoted>(?:[ \t]*(?:{_QUOTED}))*) [ \t]* (?P<bare>(?:\\.?|[^\\\r\n])*) )? )""",
     re.VERBOSE | re.DOTALL,
 )
 _PIECE = re.compile(_QUOTED, re.DOTALL)

@@ -37,6 +37,7 @@ from flannelpy.host.docker_unit import command_line
         pytest.param("A=x \\", {"A": "x "}, id="and the blank before it"),
         pytest.param("#A=1 \\\nB=2\n;C=3\nD=4", {"D": "4"}, id="a comment goes on, too"),
         pytest.param("export A=1\nB: 2\n=C=3\n9=4\nD", {}, id="no names"),
+        pytest.param("\u00a0A=1\n\x0cB=2\n C=3", {"C": "3"}, id="other white space, as pages have it, is a part of the name"),
         pytest.param("A=1\nA=", {"A": ""}, id="the last one counts"),
         pytest.param("A=1\r\nB=2\r\n", {"A": "1", "B": "2"}, id="ends of lines of others"),
         pytest.param("A=\u2028x\x0by\nB=1", {"A": "\u2028x\x0by", "B": "1"}, id="what is no end of a line"),
