@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import grp
 import json
 import os
 import pwd
@@ -630,7 +631,6 @@ async def test_secrets_are_not_open_to_others_and_never_told(about: About, tmp_p
     [
         pytest.param("root", 0o600, 0o755, FAILED, "chgrp {0} {1} && chmod 640 {1}", id="root's alone"),
         pytest.param("root", 0o644, 0o755, WARNING, "chgrp {0} {1} && chmod 640 {1}", id="everybody's: 600 would end the agent"),
-        pytest.param("root", 0o644, 0o700, FAILED, "chgrp {0} {1} && chmod 640 {1}", id="in a folder of root's"),
         pytest.param("group", 0o640, 0o755, OK, "", id="as it is advised"),
         pytest.param("agent", 0o600, 0o755, OK, "", id="the agent's"),
         pytest.param("agent", 0o644, 0o755, WARNING, "chmod 600 {1}", id="the agent's, open"),
@@ -669,6 +669,62 @@ def test_advice_on_a_secret_does_not_shut_the_agent_out(
         assert (finding.state, finding.remedy) == (state, remedy.format(agent.pw_name, path))
         if remedy:
             subprocess.run(["sh", "-c", f"chmod 755 {place}; {finding.remedy}"], check=True)
+            assert [each.state for each in files.secrets(about)] == [OK]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to ask as another user needs root")
+@pytest.mark.parametrize(("mode", "remedy"), [(0o640, "usermod -aG mail {0}"), (0o600, "chgrp {0} {1} && chmod 640 {1}")])
+def test_a_group_that_reads_a_secret_goes_on_to(about: About, monkeypatch: pytest.MonkeyPatch, mode: int, remedy: str) -> None:
+    agent = pwd.getpwnam("daemon")
+    monkeypatch.setattr(files, "AGENT", agent.pw_name)
+    about.settings.state_dir.rmdir()
+    with TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        path = Path(place, "key")
+        path.write_text("SEEDED-SECRET")
+        path.chmod(mode)
+        os.chown(path, 0, grp.getgrnam("mail").gr_gid)
+        about.settings = replace(about.settings, endpoint=replace(about.settings.endpoint, username="u", password_file=str(path)))
+        (finding,) = files.secrets(about)
+        assert (finding.state, finding.remedy) == (FAILED, remedy.format(agent.pw_name, path))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to ask as another user needs root")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644])
+@pytest.mark.parametrize(
+    ("group", "folder", "remedy"),
+    [
+        ("root", 0o700, "chgrp {0} {1} && chmod g+x {1}"),
+        ("root", 0o750, "chgrp {0} {1} && chmod g+x {1}"),
+        ("mail", 0o700, "chgrp {0} {1} && chmod g+x {1}"),
+        ("mail", 0o710, "usermod -aG mail {0}"),  # as ssl-cert's
+    ],
+)
+def test_a_folder_that_shuts_the_agent_out_is_what_is_mended(
+    about: About, monkeypatch: pytest.MonkeyPatch, mode: int, group: str, folder: int, remedy: str
+) -> None:
+    agent = pwd.getpwnam("daemon")
+    monkeypatch.setattr(files, "AGENT", agent.pw_name)
+    about.settings.state_dir.rmdir()
+    with TemporaryDirectory() as place:  # not below a directory of root's alone
+        Path(place).chmod(0o755)
+        inner = Path(place, "pki")
+        (inner / "deeper").mkdir(parents=True)
+        path = inner / "deeper" / "password"
+        path.write_text("SEEDED-SECRET")
+        path.chmod(mode)
+        os.chown(inner, 0, grp.getgrnam(group).gr_gid)
+        inner.chmod(folder)
+        endpoint = replace(about.settings.endpoint, username="u", password_file=str(path))
+        about.settings = replace(about.settings, endpoint=endpoint)
+        (finding,) = files.secrets(about)
+        said = f"{path}: {agent.pw_name}, the service's user, may not enter {inner}"
+        assert (finding.state, finding.said, finding.remedy) == (FAILED, said, remedy.format(agent.pw_name, inner))
+        if not remedy.startswith("usermod"):
+            subprocess.run(["sh", "-c", finding.remedy], check=True)
+            (second,) = files.secrets(about)
+            if second.remedy:
+                subprocess.run(["sh", "-c", second.remedy], check=True)
             assert [each.state for each in files.secrets(about)] == [OK]
 
 

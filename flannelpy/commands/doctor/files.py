@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import stat
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from flannelpy.commands.doctor.about import About
@@ -68,10 +70,13 @@ def secrets(about: About) -> Iterator[Finding]:
         mode = stat.S_IMODE(there.st_mode)
         # One that is root's, closed to all but root, ends the service: wrong options, exit code 2.
         others = service is not None and there.st_uid != service.pw_uid
-        remedy = f"chgrp {AGENT} {file} && chmod 640 {file}" if others else f"chmod 600 {file}"
+        shared = None if mode & _OPEN else _group(there, stat.S_IRGRP)
+        remedy = shared or f"chgrp {AGENT} {file} && chmod 640 {file}" if others else f"chmod 600 {file}"
         if others and flag not in ("--etcd-password-file", "--etcd-keyfile"):  # the agent makes a new one of another mode
             remedy = f"chown {AGENT} {file} && chmod 600 {file}"
-        if service is not None and _shut_out(service, file):
+        if service is not None and (folder := _barred(service, file)) is not None:
+            yield Finding(f"file: {flag}", FAILED, f"{file}: {AGENT}, the service's user, may not enter {folder}", _entry(folder))
+        elif service is not None and _shut_out(service, file):
             yield Finding(f"file: {flag}", FAILED, f"{file}, mode {mode:o}: {AGENT}, the service's user, cannot read it", remedy)
         elif mode & _OPEN:
             yield Finding(f"file: {flag}", WARNING, f"{file} is open to others (mode {mode:o})", remedy)
@@ -91,13 +96,32 @@ def _service(about: About) -> pwd.struct_passwd | None:
         return user
 
 
-def _shut_out(user: pwd.struct_passwd, file: str) -> bool:
+def _barred(user: pwd.struct_passwd, file: str) -> Path | None:
+    """The first directory on the way to a file that he may not enter; None where all let him through."""
+    ways = reversed(Path(os.path.realpath(file)).parents)
+    return next((each for each in ways if _shut_out(user, str(each), "-x")), None) if _shut_out(user, file) else None
+
+
+def _entry(folder: Path) -> str:
+    """How the service comes in, and nobody else who could not."""
+    return _group(folder.stat(), stat.S_IXGRP) or f"chgrp {AGENT} {folder} && chmod g+x {folder}"
+
+
+def _group(there: os.stat_result, right: int) -> str | None:
+    """How the service comes into a group that somebody has given this right, and who is in it keeps it; None where none has."""
+    with suppress(KeyError):
+        if there.st_gid and there.st_mode & right:
+            return f"usermod -aG {grp.getgrgid(there.st_gid).gr_name} {AGENT}"
+    return None
+
+
+def _shut_out(user: pwd.struct_passwd, file: str, how: str = "-r") -> bool:
     """Whether he may not read it, by whatever mode, list (acl(5)) or directory on the way; only root can find out."""
     if os.geteuid() != 0:
         return False
     whose = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": os.getgrouplist(user.pw_name, user.pw_gid)}
     try:
-        tried = subprocess.run(["/usr/bin/test", "-r", file], **whose, env={}, check=False, timeout=2.0)  # type: ignore[call-overload]
+        tried = subprocess.run(["/usr/bin/test", how, file], **whose, env={}, check=False, timeout=2.0)  # type: ignore[call-overload]
     except (OSError, subprocess.SubprocessError):
         return False
     return bool(tried.returncode == 1)
