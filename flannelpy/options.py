@@ -123,7 +123,12 @@ AGENT = (
         "what other hosts show beside this one's address; the machine's name where not given; --hostname= for none",
     ),
     Option("prefer", "none", "none: reach and be reached by the network's Type alone, whatever its Prefer says"),
-    Option("healthz-ip", "ADDRESS", "where the pages /healthz and /readyz listen; 0.0.0.0: on every address", "127.0.0.1"),
+    Option(
+        "healthz-ip",
+        "ADDRESS",
+        "where the pages /healthz and /readyz listen; 0.0.0.0 is every IPv4 address, :: every one",
+        "127.0.0.1",
+    ),
     Option("healthz-port", "PORT", "their port; 0 is off", "0"),
     Option("state-dir", "DIR", "what must survive a reboot", "/var/lib/flannelpy"),
     Option(
