@@ -229,6 +229,23 @@ async def test_forwarding_of_what_peers_packets_come_by(about: About, backend: s
 
 
 @pytest.mark.parametrize(
+    ("backend", "state"),
+    [
+        ({"Type": "alloc"}, OK),
+        ({"Type": "extension", "SubnetAddCommand": "true"}, OK),  # by which device is the commands' matter
+        ({"Type": "ipsec", "PSK": "x" * 96}, FAILED),
+        ({"Type": "host-gw"}, FAILED),
+    ],
+)
+async def test_the_uplink_forwards_where_it_is_known_that_packets_come_by_it(
+    about: About, backend: dict[str, str], state: str
+) -> None:
+    about.take(json.dumps({"Network": "10.5.0.0/16", "Backend": backend}))
+    fake(about).sysctls["net/ipv4/conf/eth1/forwarding"] = "0"
+    assert (await only(about, host.forwarding)).state == state
+
+
+@pytest.mark.parametrize(
     ("hindrance", "rules", "state", "word"),
     [
         (None, True, OK, "nothing drops"),

@@ -30,7 +30,8 @@ _KERNELS = 2
 async def forwarding(about: About) -> AsyncIterator[Finding]:
     """ip_forward for each family; before the first start it may be Docker that will set it."""
     families = [4] if about.config is None else sorted(about.config.families)
-    bare = about.backend is not None and not about.devices  # peers' packets come by the uplink, with nothing around them
+    # Peers' packets come by the uplink with no device around them; of extension's and alloc's nobody knows.
+    bare = not about.devices and bool(getattr(about.backend, "enclosed", False) or about.entrances)
     devices = [await chosen(about)] if bare else sorted(about.devices)
     settings = await about.kernel.settings(setting_names(families, devices))
     wrong = not_forwarding(settings, families, devices)
