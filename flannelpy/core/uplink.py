@@ -87,12 +87,13 @@ def choose(
     has ``public_ip`` (or ``public_ipv6``), then the default route.
 
     The address that ``prefer`` has is kept while its interface has it, but for a makeshift (link-local, deprecated); a link-local
-    one never takes its place, and where one of two families has none by now, it is held for that. Devices in ``ours`` are never
-    taken; an address inside ``networks`` (the overlay's) only where an interface was not found by a pattern, and has no other.
+    one never takes its place, and where one of two families has none by now, it is held for that, if no other candidate has both.
+    Devices in ``ours`` are never taken; an address inside ``networks`` (the overlay's) only where an interface was not found by a
+    pattern, and has no other.
     Raises NoUplinkError: one line that lists the candidates and why each fell out.
     """
     host = _Host(facts, tuple(families), route_answers, prefer, tuple(networks), ours)
-    fell_out: list[str] = []
+    fell_out, halves = list[str](), list[Choice]()
     for name, look_up in _candidates(host, wish):
         try:
             found = look_up()
@@ -100,8 +101,13 @@ def choose(
         except _UnfitError as error:
             fell_out.append(f"{name}: {error}")
             continue
-        reasons = (*fell_out, f"{name}: {host.describe(uplink, found.interface)}")
-        return Choice(uplink, reasons, f"{name}: {'; '.join(lacking)}" if lacking else "")
+        reasons, lacks = (*fell_out, f"{name}: {host.describe(uplink, found.interface)}"), f"{name}: {'; '.join(lacking)}"
+        if not lacking:
+            return Choice(uplink, reasons)
+        fell_out.append(lacks)
+        halves.append(Choice(uplink, reasons, lacks))
+    if halves:  # what is held is an address of the interface in use, and of no other as long as that is there
+        return next((one for one in halves if prefer and one.uplink.name == prefer.name), halves[0])
     raise NoUplinkError(f"no interface fits; {'; '.join(fell_out)}; there is {_inventory(host.interfaces)}")
 
 

@@ -318,6 +318,40 @@ def test_an_address_of_a_day_is_not_what_peers_are_told(flags: str, taken: str, 
     assert shown(choose(facts, Wish(can_reach=target), IPV6, {target: answer}, before)) == f"eth1 {taken}"
 
 
+# (what eth0 has, what eth1 has, what is taken where eth1 is in use with 192.0.2.1 and 2001:db8::1, what that lacks)
+CANDIDATES = [
+    (("10.0.0.1/24",), ("192.0.2.1/24", "2001:db8::1/64"), "eth1 192.0.2.1 2001:db8::1", ""),
+    (("2001:db8:1::1/64",), ("192.0.2.1/24", "2001:db8::1/64"), "eth1 192.0.2.1 2001:db8::1", ""),
+    (("10.0.0.1/24", "fe80::2/64"), ("192.0.2.9/24", "2001:db8::9/64"), "eth1 192.0.2.9 2001:db8::9", ""),
+    (("10.0.0.1/24",), ("2001:db8::1/64",), "eth1 192.0.2.1 2001:db8::1", "eth1 has no usable IPv4 address"),
+    (("10.0.0.1/24",), (), "eth0 10.0.0.1 2001:db8::1", "eth0 has no usable IPv6 address"),
+    (("10.0.0.1/24", "2001:db8:1::1/64"), ("192.0.2.1/24", "2001:db8::1/64"), "eth0 10.0.0.1 2001:db8:1::1", ""),
+]
+
+
+@pytest.mark.parametrize("wish", [Wish(iface=("eth0", "eth1")), Wish(iface=("eth0",), iface_regex=("^eth1$",))])
+@pytest.mark.parametrize(("first", "second", "taken", "lacks"), CANDIDATES)
+def test_a_candidate_that_has_one_family_takes_no_place_of_one_that_has_both(
+    wish: Wish, first: tuple[str, ...], second: tuple[str, ...], taken: str, lacks: str
+) -> None:
+    facts = HostFacts((interface(2, "eth0", *first), interface(3, "eth1", *second)))
+    choice = choose(facts, wish, DUAL, {}, HAD)
+    assert shown(choice) == taken
+    assert lacks in choice.lacks
+    assert bool(lacks) == bool(choice.lacks)
+
+
+def test_an_advertised_address_whose_interface_has_one_family_moves_no_uplink() -> None:
+    """Looked at once more, the choice is the same one."""
+    facts = HostFacts(
+        (interface(2, "eth0", "10.0.0.1/24"), interface(3, "eth1", "192.0.2.1/24", "2001:db8::1/64")),
+        (DefaultRoute(4, 3), DefaultRoute(6, 3)),
+    )
+    first = pick(Wish(public_ip=IPAddress("10.0.0.1")), DUAL, facts)
+    assert shown(first) == "eth1 192.0.2.1 2001:db8::1"
+    assert choose(facts, Wish(public_ip=IPAddress("10.0.0.1")), DUAL, {}, first.uplink) == first
+
+
 def test_loopback_is_usable_only_by_its_address() -> None:
     assert "lo has no usable IPv4 address" in refusal(Wish(iface=("lo",)))
     assert shown(pick(Wish(iface=("127.0.0.1",)))) == "lo 127.0.0.1"
