@@ -187,6 +187,29 @@ async def test_a_kubeconfig_that_is_written_anew_is_read_anew(
         assert len((await made.snapshot()).leases) == 1
 
 
+@pytest.mark.parametrize("refused", [None, "", "clusters: ["])
+async def test_a_kubeconfig_that_is_written_while_nobody_calls_is_read_anew(
+    server: ApiServer,  # noqa: F811
+    kubeconfig: Kubeconfig,
+    refused: str | None,
+) -> None:
+    """A refusal finds it half written, and it is whole before the next call. None: it is another one before the first call."""
+    server.token = "first"
+    kubeconfig.write(server.url, "{token: first}")
+    async with kubeconfig.registry() as made:
+        if refused is not None:
+            await made.snapshot()
+        server.token = "second"
+        if refused is not None:
+            kubeconfig.path.write_text(refused)
+            with pytest.raises(RegistryAuthError):
+                await made.snapshot()
+        kubeconfig.write(server.url, "{token: second}")
+        with pytest.raises(RegistryAuthError):
+            await made.snapshot()
+        assert len((await made.snapshot()).leases) == 1
+
+
 async def test_a_server_that_moves_is_found_by_the_kubeconfig(
     server: ApiServer,  # noqa: F811
     kubeconfig: Kubeconfig,

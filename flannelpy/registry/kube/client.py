@@ -131,7 +131,8 @@ class ApiServer:
         self._access = access
         self._names = names
         self._config = configured(access)
-        self._written: tuple[bytes | None, ...] = ()
+        self._written = written(access, self._config)
+        """What stood in its files when the configuration was read, or before: what is written from then on is news."""
         self._client: AsyncClient | None = None
         self._open: dict[object, float] = {}
         self._closing = set[asyncio.Future[None]]()
@@ -237,6 +238,7 @@ class ApiServer:
     def renew(self) -> None:
         """Have new connections, and read certificates and tokens anew."""
         self._leave()
+        self._written = written(self._access, self._config)
         with suppress(UsageError):  # half written, it may be: what was in it before still counts
             self._config = configured(self._access)
 
@@ -254,7 +256,6 @@ class ApiServer:
 
     def _made(self) -> AsyncClient:
         if self._client is None:
-            self._written = written(self._access, self._config)
             try:
                 made = AsyncClient(self._config, timeout=httpx2.Timeout(CALL_S), trust_env=False, field_manager=MANAGER)
             except (OSError, ConfigError) as error:  # a file of the configuration
