@@ -11,6 +11,7 @@ import pytest
 from netaddr import IPAddress
 
 from flannelpy.agent import node
+from flannelpy.agent.context import Context
 from flannelpy.core.uplink import Interface, InterfaceAddress
 from flannelpy.registry.kube.access import Access
 from flannelpy.registry.kube.registry import KubeRegistry
@@ -88,6 +89,34 @@ async def test_a_second_family_takes_nobody_the_first(scene: Scene, server: ApiS
         await asyncio.sleep(0.5)
         await route.stop()
         assert not route.missing
+
+
+@pytest.mark.parametrize("families", ["IPv4", "IPv6"])
+async def test_what_is_not_published_yet_was_edited_by_nobody(
+    scene: Scene,  # noqa: F811
+    server: ApiServer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    families: str,
+) -> None:
+    """All hosts of a large cluster hear of the second family at once, and write their nodes one by one. Until then a node says what
+    it should.
+    """
+    monkeypatch.setattr(Context, "spread", lambda _self, peers: 2.0 if peers else 0.0)
+    addresses = InterfaceAddress(IPAddress("192.0.2.1"), 24), InterfaceAddress(IPAddress("2001:db8::1"), 64)
+    scene.host.kernel.set_interface(Interface("eth1", 2, 1500, True, addresses))
+    server.add("n1", "10.244.1.0/24", "fd00:244:0:1::/64")
+    if families == "IPv6":
+        scene.config.write_text(DUAL.replace('"Network": "10.244.0.0/16"', '"EnableIPv4": false'))
+    async with scene.running():
+        await until(lambda: server.conditions("n1").get("NetworkUnavailable") == "False")
+        said, patched = server.annotations("n1"), server.requests.count("PATCH /api/v1/nodes/n1/status")
+        scene.config.write_text(DUAL)
+        await until(lambda: server.annotations("n1") != said)
+        keeper = scene.agent._network.steering.keeper
+        assert {f"{P}public-ip", f"{P}public-ipv6"} <= server.annotations("n1").keys()
+        assert server.requests.count("PATCH /api/v1/nodes/n1/status") == patched + 1
+        assert isinstance(keeper, node.NodeKeeper)
+        assert keeper._edits.count == 0
 
 
 async def test_a_second_family_that_this_host_cannot_have_takes_it_nobody(scene: Scene, server: ApiServer) -> None:  # noqa: F811

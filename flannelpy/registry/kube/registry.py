@@ -251,7 +251,7 @@ class KubeRegistry:
         bare, published = bare_lease(node, families), None
         with suppress(MalformedError):
             published = lease_of(node, self.names, families)
-        return bare if published is None or bare is None or published.key != bare.key else published
+        return bare if published is None or bare is None else replace(bare, attrs=published.attrs)  # of one family yet, it may be
 
     async def _own_as(self, lease: Lease) -> tuple[Node, Lease]:
         """Our node, and the lease that it is, if it still has the subnets of this one. Raises ConflictError."""
