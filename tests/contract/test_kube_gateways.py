@@ -87,6 +87,30 @@ async def test_a_watch_that_is_ended_at_once_is_begun_once_a_second(
         await until(lambda: following.events)
 
 
+@pytest.mark.parametrize("after_s", [0.2, 0.6])
+async def test_new_connections_between_two_watches_end_neither(
+    registry: KubeRegistry,  # noqa: F811
+    server: ApiServer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    after_s: float,
+) -> None:
+    """The uplink has another address, or a kubeconfig was written anew, when a watch was ended and the next one is not sent yet."""
+    watch = server._watch
+
+    async def end(writer: asyncio.StreamWriter, query: dict[str, str]) -> None:
+        await watch(writer, {**query, "timeoutSeconds": "0"})
+
+    monkeypatch.setattr(server, "_watch", end)
+    async with Following(registry) as following:
+        await asyncio.sleep(after_s)
+        registry.reconnect()
+        await asyncio.sleep(2.0)
+        monkeypatch.setattr(server, "_watch", watch)
+        server.add("n3", "10.244.3.0/24", annotations=published("192.0.2.3"))
+        await until(lambda: following.events)
+        assert registry.trouble is None
+
+
 async def test_a_watch_that_is_cut_at_once_is_tried_less_and_less_often(
     registry: KubeRegistry,  # noqa: F811
     server: ApiServer,  # noqa: F811

@@ -268,7 +268,10 @@ class ApiServer:
 
     async def _pace(self, request: httpx2.Request) -> None:
         if _watches(request):
+            client = self._client
             await asyncio.sleep(max(0.0, self._begun_at + AGAIN_S - time.monotonic()))
+            if client is not self._client:  # and httpx2 would open a connection that nobody closes, with the old token
+                raise httpx2.CloseError("connections are made anew", request=request)
 
     async def _look_at(self, response: httpx2.Response) -> None:
         """The head of an answer is there; that of a watch comes at once, and its first line with the first change."""

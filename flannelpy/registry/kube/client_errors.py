@@ -26,7 +26,8 @@ from flannelpy.core.foreign import printable
 
 UNEXPECTED = (AttributeError, LookupError, NotReadyError, TypeError, ValueError)
 """An answer, or the output of a program that a kubeconfig names, that lightkube cannot take apart."""
-FAILURES = (httpx2.HTTPError, httpx2.StreamError, TimeoutError, OSError, msgspec.MsgspecError, ConfigError, *UNEXPECTED)
+FAILURES = (httpx2.HTTPError, RuntimeError, TimeoutError, OSError, msgspec.MsgspecError, ConfigError, *UNEXPECTED)
+"""What ends a call. RuntimeError: httpx2's, of a stream, or where the client was closed since (``ApiServer.renew``)."""
 
 
 class MissingError(RegistryError):
