@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flannelpy.core.errors import RegistryAuthError, RegistryError, RegistryRefusedError, RegistryUnavailableError
+from flannelpy.core.errors import RegistryAuthError, RegistryError, RegistryRefusedError, RegistryUnavailableError, WatchGapError
+from flannelpy.core.model import Family
 from flannelpy.registry.kube import client as kube_client
 from flannelpy.registry.kube.access import Access
 from flannelpy.registry.kube.registry import KubeRegistry
@@ -162,6 +163,21 @@ async def test_whatever_ends_a_watch_is_told(
 
     with pytest.raises(ZeroDivisionError):
         await asyncio.wait_for(follow(), 30)
+
+
+@pytest.mark.parametrize("families", [(4, 6), (6,)])
+async def test_other_families_between_a_listing_and_its_watch_are_a_gap(
+    registry: KubeRegistry,  # noqa: F811
+    families: tuple[Family, ...],
+) -> None:
+    """The leases that were listed are those of other keys."""
+    revision = (await registry.snapshot()).revision
+    await registry.own(families)
+    with pytest.raises(WatchGapError):
+        await asyncio.wait_for(anext(aiter(registry.watch(revision + 1))), 10)
+    revision = (await registry.snapshot()).revision
+    async with aclosing(registry.watch(revision + 1)) as batches:  # type: ignore[type-var]
+        assert (await asyncio.wait_for(anext(batches), 10)).connected
 
 
 class Kubeconfig:

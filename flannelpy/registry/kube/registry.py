@@ -45,6 +45,7 @@ FIRST_RETRY_S, LAST_RETRY_S = 0.2, 2.0
 STEADY_S = 5.0
 """A watch that stood for so long was well; one that is taken and cut at once, over and over, is tried as one that is refused."""
 RESOLVE_S = 1.0
+OTHER_FAMILIES = "the network has other families now"
 
 
 class KubeRegistry:
@@ -60,6 +61,8 @@ class KubeRegistry:
         """The families that the agent has, once it has told."""
         self._interrupt: Callable[[WatchGapError], None] = _ignore
         self._listed = False
+        self._listed_as: tuple[Family, ...] = ()
+        """The families of the leases that were listed last."""
         self._trouble: RegistryError | None = None
         self._closed = False
         self._moved = asyncio.Event()
@@ -94,12 +97,15 @@ class KubeRegistry:
             self._listed = True
             self._move()
             self._see_own()
+        self._listed_as = self._book.families
         return self._book.snapshot
 
     async def watch(self, from_revision: int) -> AsyncIterator[Batch]:
         """Every change from ``from_revision`` on; the first batch after every (re)connect is empty. Raises WatchGapError."""
         if not self._listed or from_revision > self._book.version + 1:
             raise WatchGapError(f"revision {from_revision}: not the one that was listed")
+        if self._listed_as != self._book.families:  # since then, while nobody watched
+            raise WatchGapError(OTHER_FAMILIES)
         news: asyncio.Queue[Batch | Exception] = asyncio.Queue()
         self._interrupt = news.put_nowait
 
@@ -167,7 +173,7 @@ class KubeRegistry:
             before, self._config_said = self._config_said, (text,)
             if not self._followed and _families(text, self._book.families) != self._book.families:
                 self._config_said = before  # whoever lists anew asks for it
-                return tell(WatchGapError("the network has other families now"))
+                return tell(WatchGapError(OTHER_FAMILIES))
             if before is not None and before != (text,):
                 tell(Batch((ConfigChanged(text),), self._book.version))
             await asyncio.sleep(FILE_S)
@@ -199,7 +205,7 @@ class KubeRegistry:
         if self._listed and families != self._book.families:
             self._book.replace(list(self._book.nodes.values()), self._book.version, families)
             self._move()
-            self._interrupt(WatchGapError("the network has other families now"))
+            self._interrupt(WatchGapError(OTHER_FAMILIES))
 
     async def advertise(self, attrs: LeaseAttrs) -> LeaseAttrs:
         """What is to be published for ``attrs``: with the addresses that a person has written into our node."""
