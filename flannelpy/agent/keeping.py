@@ -60,7 +60,8 @@ def keep(context: Context, kept: Kept, parts: Parts, carriage: Carriage, wake: C
     """The keeper of this host's lease; ``wake``: what it holds is another one now."""
     promise, settings = parts.publisher.promise, context.settings
     if context.assigned is not None:
-        return NodeKeeper(context, context.assigned, carriage.config, carriage.attrs, wake, promise)
+        leases = parts.cluster.view.leases  # as it goes on
+        return NodeKeeper(context, context.assigned, carriage.config, carriage.attrs, wake, promise, leases.get)
     machine = Leasing(
         carriage.config,
         carriage.attrs,

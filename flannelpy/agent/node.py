@@ -71,7 +71,8 @@ class _Edits:
 
 class NodeKeeper:
     """Our node's lease, for as long as the agent runs; see ``agent.keeping``. ``wake``: ``held`` or ``lost`` are others now;
-    ``promise`` keeps what the node is going to say, for the next life, and is awaited before that is written.
+    ``promise`` keeps what the node is going to say, for the next life, and is awaited before that is written; ``known``: whose a
+    lease is, as far as is known.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class NodeKeeper:
         attrs: LeaseAttrs,
         wake: Callable[[], None],
         promise: Callable[[Lease], Awaitable[None]],
+        known: Callable[[str], Lease | None] = lambda _key: None,
     ) -> None:
         self.held: Lease | None = None
         """The lease, as far as is known; the last one while our node has none."""
@@ -93,6 +95,7 @@ class NodeKeeper:
         self._attrs = attrs
         self._wake = wake
         self._promise = promise
+        self._known = known
         self._changed = asyncio.Event()
         self._publishing: asyncio.TimerHandle | None = None
         self._edits = _Edits()
@@ -240,8 +243,11 @@ class NodeKeeper:
         if before == lease and not was_lost:
             return
         self.held, self.lost = lease, False
-        if before is not None and (before.key, before.attrs.host) != (lease.key, lease.attrs.host):
+        if before is None or (before.key, before.attrs.host) != (lease.key, lease.attrs.host):
             self._rivals.clear()  # who was one has another subnet and address than we have now
+            there = self._known(lease.key)  # nobody tells of it again
+            if there is not None and there.holder and not there.departing:
+                self._weigh(there, heard=False)
             self._tell_conflicts()
         note = self._context.events.note
         if before is None:

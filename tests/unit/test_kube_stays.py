@@ -283,3 +283,21 @@ async def test_an_older_node_with_our_podcidr_is_told_as_long_as_it_has_it(scene
         assert "node n3 at 192.0.2.3 has our podCIDR, too, and is older" in str([active.text for active in scene.agent.health])
         server.remove("n3")
         await until(lambda: not scene.holds("subnet-conflict"))
+
+
+@pytest.mark.parametrize(("created", "told"), [("2025-01-01T00:00:00Z", True), ("2026-06-01T00:00:00Z", False)])
+async def test_an_older_node_with_our_podcidr_is_told_at_the_start_too(
+    scene: Scene,  # noqa: F811
+    server: ApiServer,  # noqa: F811
+    created: str,
+    told: bool,
+) -> None:
+    """It was there before we began: no change of it is heard."""
+    server.add("n3", "10.244.1.0/24", annotations={**PEER, f"{P}public-ip": "192.0.2.3"}, created=created)
+    server.add("n1", "10.244.1.0/24")
+    async with scene.running():
+        await until(lambda: server.conditions("n1").get("NetworkUnavailable") == "False")
+        await until(lambda: scene.agent.ready)
+        assert scene.holds("subnet-conflict") == told
+        server.remove("n3")
+        await until(lambda: not scene.holds("subnet-conflict"))
