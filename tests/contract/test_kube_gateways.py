@@ -43,6 +43,51 @@ def answer(code: int, body: str = "", kind: str = "") -> bytes:
     return (head + body).encode()
 
 
+def busy(code: int, after: str) -> bytes:
+    return answer(code).replace(b"Content-Length", f"Retry-After: {after}\r\nContent-Length".encode())
+
+
+@pytest.mark.parametrize("code", [429, 503])
+@pytest.mark.parametrize(
+    ("after", "least_s", "most_s"), [("0", 0.0, 0.9), ("1", 1.0, 2.5), ("86400", 0.4, 1.5), ("soon", 0.0, 0.9)]
+)
+async def test_a_server_that_has_too_much_to_do_is_left_alone_for_as_long_as_it_says(
+    code: int, after: str, least_s: float, most_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by the watch, and in all for no longer than is sensible."""
+    monkeypatch.setattr(kube_client, "LONGEST_REST_S", 1.0 if after == "1" else 0.4)
+    async with answered(busy(code, after)) as asked:
+        loop = asyncio.get_running_loop()
+        for again in (asked.own, lambda: anext(asked._api.watch(1, lambda: None))):
+            with pytest.raises(RegistryUnavailableError):
+                await asked.own()
+            began = loop.time()
+            with pytest.raises(RegistryUnavailableError):
+                await again()
+            assert least_s <= loop.time() - began <= most_s
+            assert asked.silent_s == 0.0
+
+
+async def test_watches_that_began_together_are_not_ended_together(
+    registry: KubeRegistry,  # noqa: F811
+    server: ApiServer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watch, asked = server._watch, list[int]()
+
+    async def note(writer: asyncio.StreamWriter, query: dict[str, str]) -> None:
+        asked.append(int(query["timeoutSeconds"]))
+        await watch(writer, query)
+
+    monkeypatch.setattr(server, "_watch", note)
+    for _ in range(20):
+        async with Following(registry):
+            pass
+    assert len(asked) >= 20
+    assert len({*asked}) > 10
+    assert kube_client.SERVER_ENDS_S <= min(asked) <= max(asked) <= 2 * kube_client.SERVER_ENDS_S
+
+
 @pytest.mark.parametrize(
     ("text", "error", "said"),
     [

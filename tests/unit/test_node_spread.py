@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,10 @@ from netaddr import IPAddress, IPNetwork
 
 from flannelpy.agent.node import NodeKeeper
 from flannelpy.core.config import NetworkConfig
+from flannelpy.core.errors import RegistryUnavailableError
 from flannelpy.core.model import Lease, LeaseAttrs
+from flannelpy.registry.kube.access import Access
+from flannelpy.registry.kube.registry import LAST_RETRY_S, KubeRegistry
 from flannelpy.registry.memory import MemoryStore
 from tests.unit.agents import HostInMemory
 from tests.unit.virtual_time import run
@@ -67,5 +72,45 @@ def test_what_all_hosts_publish_at_one_event_is_spread_in_kubernetes_too(tmp_pat
         (_first, (when, kind)) = node.written
         assert kind == "host-gw"
         assert when - asked == pytest.approx(4.0, abs=0.5)
+
+    run(scene())
+
+
+class Away:
+    """An API server that is being started: each watch of each node is refused."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+
+    async def nodes(self) -> tuple[list[Node], int]:
+        return [], 1
+
+    async def watch(self, *_: object) -> AsyncIterator[tuple[str, Node]]:
+        self.asked.append(asyncio.get_running_loop().time())
+        raise RegistryUnavailableError("https://api:6443: Connection refused")
+        yield
+
+    async def close(self) -> None: ...
+
+
+def test_nodes_that_lost_the_api_server_together_come_back_one_by_one(tmp_path: Path) -> None:
+    async def scene() -> None:
+        servers = [Away() for _ in range(20)]
+        registries = [KubeRegistry(Access(net_config=tmp_path / "none", node="n"), each) for each in servers]  # type: ignore[arg-type]
+
+        async def follow(registry: KubeRegistry) -> None:
+            await registry.snapshot()
+            async for _ in registry.watch(2):
+                pass
+
+        tasks = [asyncio.create_task(follow(each)) for each in registries]
+        await asyncio.sleep(60.0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        tenth = {round(each.asked[10], 2) for each in servers}
+        assert len(tenth) > 15
+        for each in servers:
+            assert max(later - sooner for sooner, later in pairwise(each.asked)) <= LAST_RETRY_S
 
     run(scene())

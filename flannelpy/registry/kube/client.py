@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
@@ -63,7 +64,13 @@ server is gone without a word. kubelets are heard every five minutes or more oft
 AGAIN_S = 1.0
 """Between the beginnings of watches that end in order: lightkube begins them anew at once, even where a gateway ends each so."""
 SERVER_ENDS_S = 300
-"""When the server is to end a watch that we have forgotten."""
+"""When the server is to end a watch that we have forgotten: so late, or up to twice, by chance. Watches that began together after
+a restart of it would else end, and begin, together for ever.
+"""
+LONGEST_REST_S = 30.0
+"""A server that has too much to do says for how long it wants to be left alone (Retry-After): at most so long, and by chance up to
+half as long again.
+"""
 PAGE = 500
 """Nodes in one answer of a listing."""
 
@@ -141,6 +148,8 @@ class ApiServer:
         self._let_in: Callable[[], None] = _ignore
         self._begun_at = -inf
         """When the watch was let in last."""
+        self._rests_until = -inf
+        """Until then the server has asked to be left alone."""
         self.answered_at = time.monotonic()
         """When the server was last heard, by time.monotonic."""
 
@@ -216,10 +225,12 @@ class ApiServer:
             self._heard()
             let_in()
 
+        await self._rest()
         with self._told():
             client = self._made()
             self._let_in, self._begun_at = heard, -inf
-            stream: Any = client.watch(SlimNode, resource_version=str(version), server_timeout=SERVER_ENDS_S)
+            ends_s = round(SERVER_ENDS_S * random.uniform(1.0, 2.0))
+            stream: Any = client.watch(SlimNode, resource_version=str(version), server_timeout=ends_s)
             async with aclosing(stream) as events:
                 while True:
                     try:
@@ -275,11 +286,18 @@ class ApiServer:
 
     async def _look_at(self, response: httpx2.Response) -> None:
         """The head of an answer is there; that of a watch comes at once, and its first line with the first change."""
+        if response.status_code in (429, 503) and (asked := response.headers.get("Retry-After", "")).isdecimal():
+            rest_s = min(LONGEST_REST_S, float(asked)) * random.uniform(1.0, 1.5)
+            self._rests_until = max(self._rests_until, time.monotonic() + rest_s)
         if _watches(response.request):
             if response.is_success:
                 self._let_in()
             else:
                 await response.aread()  # lightkube would not, and so not know why
+
+    async def _rest(self) -> None:
+        """Leave the server alone for as long as it has asked for: of thousands who do not it is never rid."""
+        await asyncio.sleep(max(0.0, self._rests_until - time.monotonic()))
 
     def _heard(self) -> None:
         self.answered_at, self._back_at = time.monotonic(), -inf
@@ -293,6 +311,7 @@ class ApiServer:
             self._open[token] = time.monotonic()
             limit.reschedule(asyncio.get_running_loop().time() + CALL_S)
 
+        await self._rest()
         self._open[token] = time.monotonic()
         try:
             with self._told():

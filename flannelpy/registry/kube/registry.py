@@ -8,6 +8,7 @@ file. The book of nodes is at one version; what the API server says of an older 
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
@@ -150,7 +151,7 @@ class KubeRegistry:
             except RegistryError as error:
                 failed, self._trouble = True, error
                 delay = FIRST_RETRY_S if time.monotonic() - began > STEADY_S else delay
-                await asyncio.sleep(delay)
+                await asyncio.sleep(random.uniform(delay / 2, delay))  # all hosts have lost the server at one moment
                 delay = min(2 * delay, LAST_RETRY_S)
 
     def _take(self, now: Node | None, said: Node, tell: Callable[[Batch | RegistryError], None]) -> None:
