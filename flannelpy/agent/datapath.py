@@ -196,6 +196,7 @@ class DatapathSupervisor:
                 self._reporter.set("datapath-failed", {"": f"{error}; trying again"})
             finally:
                 self._open = False
+                self._peers.leave()
                 self.tried.set()
                 await datapath.close()
             delay = FIRST_RETRY_S if loop.time() - began > STEADY_S else delay

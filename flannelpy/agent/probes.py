@@ -86,6 +86,7 @@ class Probes:
                         log.warning("peers are not probed: %s", error)
                     self.off, pause_s = str(error), WITHOUT_S
                 self._close()
+                self._peers.leave()
                 self._schedule.forget(self._context.clock())
                 self._report({}, {}, False)
                 await asyncio.sleep(pause_s)

@@ -31,11 +31,17 @@ class Cursor:
         """The usable peers, as they are."""
         self._wake = wake
         self._changed: dict[str, Lease | None] = dict(peers)
+        self._told: frozenset[str] | None = frozenset()  # while nobody takes: the peers that are known all the same
 
     def take(self) -> Mapping[str, Lease | None]:
         """What changed since it was last asked; None for a peer that went."""
-        changed, self._changed = self._changed, {}
+        changed, self._changed, self._told = self._changed, {}, None
         return changed
+
+    def leave(self) -> None:
+        """Nobody takes for now, maybe for months: of a peer that comes and goes meanwhile nothing is kept."""
+        if self._told is None:
+            self._told = frozenset((*self.current, *self._changed))
 
     def rewind(self) -> None:
         """Have every peer once more."""
@@ -45,4 +51,8 @@ class Cursor:
     def note(self, changed: Mapping[str, Lease | None]) -> None:
         """These changed (for the cluster)."""
         self._changed.update(changed)
+        if self._told is not None:
+            for key, lease in changed.items():
+                if lease is None and key not in self._told:
+                    del self._changed[key]
         self._wake()
