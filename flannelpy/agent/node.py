@@ -116,7 +116,7 @@ class NodeKeeper:
             case ev.SubnetFreed(subnet, subnet6):
                 if self._rivals.pop(subnet_key(subnet, subnet6), None):
                     self._tell_conflicts()
-            case ev.OwnDefaced():
+            case ev.OwnDefaced() | ev.Reconnected():
                 pass
             case ev.Overheard(leases):
                 before, self._rivals = self._rivals, {}

@@ -144,7 +144,9 @@ class OwnDefaced:
 
 @dataclass(frozen=True, slots=True)
 class Reconnected:
-    """The watch stands again: what it stands on may have lost our lease, and no event would ever tell."""
+    """The watch stands again: what it stands on may have lost our lease, and no event would ever tell. What is there is Overheard a
+    little later: all hosts hear of this at one moment, and may not all list.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,9 +197,7 @@ class Leasing:
             case OwnDefaced(key, revision):
                 self._on_defaced(key, revision)
             case Reconnected():
-                if self._held is not None and self._held.reserved:
-                    self._doubt = True
-                else:
+                if self._held is None or not self._held.reserved:
                     self._keep_at = self._now  # the cheapest question that tells whether etcd still knows us
             case SubnetFreed(subnet, subnet6, revision):
                 self._on_freed(subnet, subnet6, revision)

@@ -156,10 +156,16 @@ def test_a_new_connection_is_asked_at_once_whether_it_knows_our_lease() -> None:
     assert ev.List() in rules.step(5.0, ev.Woke())
 
 
-def test_of_a_reservation_the_key_is_looked_for() -> None:
+def test_of_a_reservation_what_is_listed_a_little_later_tells() -> None:
+    """All hosts have new connections at one moment: none lists for itself."""
     rules = Leasing(CONFIG, OURS, Random(1))
-    held(rules, 0)
-    assert rules.step(1.0, ev.Reconnected()) == [ev.List()]
+    lease = held(rules, 0)
+    assert not [action for action in rules.step(1.0, ev.Reconnected()) if not isinstance(action, ev.WakeAt)]
+    assert not [action for action in rules.step(7.0, ev.Overheard((lease,), 9)) if not isinstance(action, ev.WakeAt)]
+    rules.step(8.0, ev.Reconnected())
+    *_, create = rules.step(14.0, ev.Overheard((), 10))
+    assert isinstance(create, ev.Create)
+    assert create.subnet == lease.subnet
 
 
 # --------------------------------------------------------------------------------------- a watch that knows nothing of it

@@ -11,6 +11,7 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.agent.node import NodeKeeper
+from flannelpy.core import lease_events as ev
 from flannelpy.core.config import NetworkConfig
 from flannelpy.core.errors import RegistryUnavailableError
 from flannelpy.core.model import Lease, LeaseAttrs
@@ -72,6 +73,39 @@ def test_what_all_hosts_publish_at_one_event_is_spread_in_kubernetes_too(tmp_pat
         (_first, (when, kind)) = node.written
         assert kind == "host-gw"
         assert when - asked == pytest.approx(4.0, abs=0.5)
+
+    run(scene())
+
+
+def test_after_a_cut_of_the_watch_our_node_is_looked_at_when_all_are_listed(tmp_path: Path) -> None:
+    """Which each host does a little later than others: of thousands that hear of it at one moment none asks at once."""
+
+    async def scene() -> None:
+        node = Node()
+        looks: list[float] = []
+        clock, own = asyncio.get_running_loop().time, node.own
+
+        async def look(families: tuple[int, ...] = ()) -> Lease:
+            looks.append(clock())
+            return await own(families)
+
+        node.own = look  # type: ignore[method-assign]
+        context = HostInMemory(MemoryStore(), tmp_path).context(node)  # type: ignore[arg-type]
+
+        async def promise(_lease: Lease) -> None: ...
+
+        keeper = NodeKeeper(context, node, CONFIG, attrs("vxlan"), lambda: None, promise)  # type: ignore[arg-type]
+        task = asyncio.create_task(keeper.run())
+        await asyncio.sleep(1.0)
+        before = len(looks)
+        keeper.tell(ev.Reconnected())
+        await asyncio.sleep(4.0)
+        assert len(looks) == before
+        keeper.tell(ev.Overheard((node.lease,), 7))
+        await asyncio.sleep(1.0)
+        assert len(looks) == before + 1
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
     run(scene())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +13,11 @@ from hypothesis import strategies as st
 
 from flannelpy.agent.context import Timeouts
 from flannelpy.core.pace import between_listings_s, spread_s
+from flannelpy.registry import Snapshot
 from flannelpy.registry.etcd.registry import FEW
 from flannelpy.registry.memory import MemoryStore
-from tests.unit.agents import HostInMemory
+from tests.unit.agents import VXLAN, HostInMemory, vxlan_value
+from tests.unit.virtual_time import run
 
 SENT_US, CORES = 13.0, 8.0
 """What a change takes etcd for each host that watches, in microseconds, and what its members have for it."""
@@ -60,3 +64,45 @@ async def test_a_host_waits_by_chance_within_that(hosts: int, least: float, most
     spread = [context.spread(hosts) for _ in range(200)]
     assert max(spread) <= spread_s(hosts, context.timeouts.spread_s)
     assert len({*spread}) > 150
+
+
+async def listed_after_a_cut(folder: Path, monkeypatch: pytest.MonkeyPatch, *, reserved: bool) -> list[list[float]]:
+    """When a host lists the leases after each of some cuts of the watch, in seconds."""
+    peers, cuts = 200, 20
+    host = HostInMemory(MemoryStore(), folder, probe=False)
+    host.timeouts = Timeouts(relist_s=1e6)
+    host.put_config(VXLAN)
+    for number in range(peers):
+        host.put_peer(f"10.5.{number}.0-24", vxlan_value(f"198.51.100.{number}", f"02:00:00:00:00:{number:02x}"))
+    if reserved:
+        host.put_peer("10.5.222.0-24", json.dumps({"PublicIP": "192.0.2.1"}))
+    clock = asyncio.get_running_loop().time
+    found: list[list[float]] = []
+    async with host.run():
+        await asyncio.sleep(30.0)
+        listed = host.registry.snapshot
+
+        async def snapshot() -> Snapshot:
+            found[-1].append(clock() - began)
+            return await listed()
+
+        monkeypatch.setattr(host.registry, "snapshot", snapshot)
+        for _ in range(cuts):
+            found.append([])
+            began = clock()
+            host.store.drop_watches()
+            await asyncio.sleep(30.0)
+    return found
+
+
+@pytest.mark.parametrize("reserved", [False, True])
+def test_after_a_cut_each_host_lists_once_and_not_all_at_one_moment(
+    reserved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that holds a reservation, too."""
+    monkeypatch.setattr("flannelpy.agent.agent.clock", lambda: asyncio.get_running_loop().time())
+    found = run(listed_after_a_cut(tmp_path, monkeypatch, reserved=reserved))
+    assert {len(each) for each in found} == {1}
+    waits = sorted(each[0] for each in found)
+    assert waits[-1] - waits[0] > spread_s(200, 6.0) / 2
+    assert len({round(each, 3) for each in waits}) > 15
