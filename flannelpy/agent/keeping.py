@@ -39,8 +39,10 @@ class Keeping(Protocol):
         """Something happened to a lease, as the watch saw it."""
         ...
 
-    def move(self, config: NetworkConfig) -> None:
-        """The network is this now; the lease stays where it fits."""
+    def move(self, config: NetworkConfig, after_s: float = 0.0) -> None:
+        """The network is this now; the lease stays where it fits. Where it does not, another is looked for ``after_s`` seconds from
+        now: all hosts have to have another then.
+        """
         ...
 
     def publish(self, attrs: LeaseAttrs, after_s: float = 0.0) -> None:

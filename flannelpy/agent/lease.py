@@ -60,6 +60,7 @@ class Keeper:
         self._listed: tuple[Lease, ...] = ()  # while we have no lease: what stands in our way
         self._telling: asyncio.Task[None] | None = None
         self._publishing: asyncio.TimerHandle | None = None
+        self._moving: asyncio.TimerHandle | None = None
         self.tell(ev.Started())
 
     @property
@@ -71,9 +72,12 @@ class Keeper:
         """Something happened to our lease, seen by the watch or asked for by the agent."""
         self._events.put_nowait(event)
 
-    def move(self, config: NetworkConfig) -> None:
-        """The network is this now; the lease stays where it fits."""
-        self.tell(ev.ConfigChanged(config))
+    def move(self, config: NetworkConfig, after_s: float = 0.0) -> None:
+        """See ``Keeping``. Who has no lease waits for nothing."""
+        if self._moving is not None:
+            self._moving.cancel()
+        wait_s = 0.0 if self.held is None or self.lost else after_s
+        self._moving = asyncio.get_running_loop().call_later(wait_s, self.tell, ev.ConfigChanged(config))
 
     def publish(self, attrs: LeaseAttrs, after_s: float = 0.0) -> None:
         """Write these into the lease, ``after_s`` seconds from now; the last that was asked for counts."""

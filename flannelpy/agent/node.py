@@ -139,8 +139,8 @@ class NodeKeeper:
         if self._rivals.get(lease.key) != before:
             self._tell_conflicts()
 
-    def move(self, config: NetworkConfig) -> None:
-        """The network is this now; our subnet is what it is, and fits or not."""
+    def move(self, config: NetworkConfig, after_s: float = 0.0) -> None:  # noqa: ARG002 - Keeping's
+        """The network is this now; our subnet is what it is, and fits or not: there is nothing to wait for."""
         self._config = config
         self._changed.set()
 

@@ -205,12 +205,12 @@ class Steering:
         self._judge(carriage)
         if self.keeper is None:
             return
-        if before.config != carriage.config:
-            self.keeper.move(carriage.config)
+        # All hosts hear of a new config at once; of our own address only we know.
+        after_s = self._context.spread(len(self._parts.cluster.view.leases) if changed or before.preference.outgoing else 0)
         if before.attrs != carriage.attrs:
-            # All hosts hear of a new config at once; of our own address only we know.
-            peers = len(self._parts.cluster.view.leases) if changed or before.preference.outgoing else 0
-            self.keeper.publish(carriage.attrs, self._context.spread(peers))
+            self.keeper.publish(carriage.attrs, after_s)
+        if before.config != carriage.config:
+            self.keeper.move(carriage.config, after_s)
 
     # ------------------------------------------------------------------------------------------------------- lease
 

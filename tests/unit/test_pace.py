@@ -6,12 +6,14 @@ import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flannelpy.agent.context import Timeouts
+from flannelpy.core.model import Lease
 from flannelpy.core.pace import between_listings_s, spread_s
 from flannelpy.registry import Snapshot
 from flannelpy.registry.etcd.registry import FEW
@@ -106,3 +108,40 @@ def test_after_a_cut_each_host_lists_once_and_not_all_at_one_moment(
     waits = sorted(each[0] for each in found)
     assert waits[-1] - waits[0] > spread_s(200, 6.0) / 2
     assert len({round(each, 3) for each in waits}) > 15
+
+
+async def moved(folder: Path, number: int, peers: int, monkeypatch: pytest.MonkeyPatch) -> tuple[float, int]:
+    """When a host among some takes a lease of another network, in seconds after the config; and how often it writes it."""
+    host = HostInMemory(MemoryStore(), folder, number, probe=False)
+    host.timeouts = Timeouts(relist_s=1e6)
+    host.put_config(VXLAN)
+    for peer in range(peers):
+        host.put_peer(f"10.5.{peer}.0-24", vxlan_value(f"198.51.100.{peer}", f"02:00:00:00:00:{peer:02x}"))
+    clock, create, taken = asyncio.get_running_loop().time, host.registry.create, list[float]()
+
+    async def take(*args: Any, **how: Any) -> Lease:
+        taken.append(clock())
+        return await create(*args, **how)
+
+    async with host.run():
+        await asyncio.sleep(5.0)
+        monkeypatch.setattr(host.registry, "create", take)
+        began, revision = clock(), host.store.revision
+        host.put_config({**VXLAN, "Network": "10.6.0.0/16", "SubnetMin": "10.6.0.0", "Backend": {"Type": "vxlan", "VNI": 7}})
+        await asyncio.sleep(10.0)
+        assert host.lease.startswith("10.6.")
+        ours = [item for item in host.store.history if item.mod_revision > revision and b"/subnets/10.6." in item.key]
+        return taken[0] - began, len(ours)
+
+
+@pytest.mark.parametrize("peers", [40, 100])
+def test_hosts_whose_network_is_another_now_do_not_all_take_leases_at_one_moment(
+    peers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each lists all there is for it, and what it writes is told to all."""
+    monkeypatch.setattr("flannelpy.agent.agent.clock", lambda: asyncio.get_running_loop().time())
+    found = [run(moved(tmp_path, number, peers, monkeypatch)) for number in range(1, 9)]
+    waits = [wait for wait, _ in found]
+    assert spread_s(peers, 6.0) / 5 < max(waits) - min(waits)
+    assert max(waits) < spread_s(peers, 6.0) + 0.5
+    assert {writes for _, writes in found} == {1}  # with what is new in it
