@@ -162,6 +162,8 @@ class Offers:
             except RegistryError as error:
                 self._live = False
                 self._tell_refusal("read", error, matters=self._awaited)
+                if isinstance(error, WatchGapError):  # which all hosts have at one moment, and each lists all there is then
+                    await asyncio.sleep(self._context.spread(len(self._cluster.view.leases)))
             await asyncio.sleep(self._context.random.uniform(delay / 2, delay))
             delay = min(2 * delay, LAST_RETRY_S)
 

@@ -80,10 +80,13 @@ class Surroundings:
         return before != underlay
 
     async def run(self) -> None:
-        """Ask again now and then, for ever: of a name or a file that says something else now nobody tells."""
+        """Ask again now and then, for ever: of a name or a file that says something else now nobody tells. With chance in it: hosts
+        that were switched on together would ask one resolver together for ever.
+        """
+        chance = self._context.random.uniform
         while True:
             known = await self._context.registry.addresses()
-            await asyncio.sleep(self._context.timeouts.relist_s if known else UNKNOWN_S)
+            await asyncio.sleep(self._context.relist_after(0) if known else chance(0.8, 1.0) * UNKNOWN_S)
             self.stale = True
             self._wake()
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from netaddr import IPAddress
 
 from flannelpy.agent.context import Timeouts
+from flannelpy.agent.facts import Facts
+from flannelpy.agent.offers import FIRST_RETRY_S
+from flannelpy.agent.surroundings import UNKNOWN_S, Surroundings
 from flannelpy.core.model import Lease
 from flannelpy.core.pace import between_listings_s, spread_s
-from flannelpy.registry import Snapshot
+from flannelpy.registry import Offered, Snapshot
 from flannelpy.registry.etcd.registry import FEW
 from flannelpy.registry.memory import MemoryStore
 from tests.unit.agents import VXLAN, HostInMemory, vxlan_value
@@ -145,3 +151,64 @@ def test_hosts_whose_network_is_another_now_do_not_all_take_leases_at_one_moment
     assert spread_s(peers, 6.0) / 5 < max(waits) - min(waits)
     assert max(waits) < spread_s(peers, 6.0) + 0.5
     assert {writes for _, writes in found} == {1}  # with what is new in it
+
+
+async def heard_after_a_cut(folder: Path, peers: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When a host lists what stands beside the leases after each of some cuts of its watch, in seconds."""
+    host = HostInMemory(MemoryStore(), folder, probe=False)
+    host.timeouts = Timeouts(relist_s=1e6)
+    host.put_config(VXLAN)
+    for peer in range(peers):
+        host.put_peer(f"10.5.{peer}.0-24", vxlan_value(f"198.51.100.{peer}", f"02:00:00:00:00:{peer:02x}"))
+    clock, offers, found = asyncio.get_running_loop().time, host.registry.offers, list[float]()
+
+    def listen() -> AsyncIterator[Offered]:
+        found.append(clock() - began)
+        return offers()
+
+    async with host.run():
+        await asyncio.sleep(5.0)
+        monkeypatch.setattr(host.registry, "offers", listen)
+        for _ in range(15):
+            began = clock()
+            host.store.drop_watches()
+            await asyncio.sleep(5.0)
+    return found
+
+
+@pytest.mark.parametrize("peers", [3, 150])
+def test_after_a_gap_not_all_hosts_list_at_one_moment_what_stands_beside_the_leases(
+    peers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flannelpy.agent.agent.clock", lambda: asyncio.get_running_loop().time())
+    found = run(heard_after_a_cut(tmp_path, peers, monkeypatch))
+    assert len(found) == 15
+    assert spread_s(peers, 6.0) / 2 < max(found) - min(found) <= spread_s(peers, 6.0) + FIRST_RETRY_S
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_hosts_that_were_switched_on_together_do_not_ask_the_resolver_together(known: bool, tmp_path: Path) -> None:
+    async def scene() -> None:
+        clock, asked = asyncio.get_running_loop().time, [list[float]() for _ in range(10)]
+
+        def around(times: list[float]) -> Surroundings:
+            host = HostInMemory(MemoryStore(), tmp_path)
+
+            async def addresses() -> frozenset[IPAddress]:
+                times.append(clock())
+                return frozenset({IPAddress("192.0.2.7")} if known else ())
+
+            host.registry.addresses = addresses  # type: ignore[method-assign]
+            context = replace(host.context(), timeouts=Timeouts())
+            return Surroundings(context, Facts(host.kernel, context.wish, context.reporter), lambda: None)
+
+        tasks = [asyncio.create_task(around(times).run()) for times in asked]
+        await asyncio.sleep(3600.0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert len({round(times[10], 3) for times in asked}) == 10
+        longest = 300.0 if known else UNKNOWN_S
+        assert all(0.799 * longest < later - sooner < 1.001 * longest for times in asked for sooner, later in pairwise(times))
+
+    run(scene())
