@@ -55,6 +55,7 @@ class _Own:
     lease: Lease
     text: str | None
     heard: bytes | None
+    offer: Offer | None = None
 
 
 class Offers:
@@ -102,21 +103,28 @@ class Offers:
             self._plain = offer is None
             if name:
                 offer = replace(offer or Offer.of(carriage.attrs, ()), hostname=name)
-            self.tell(held, offer)
+            self.tell(held, offer, may_wait=not preference.outgoing)
         if preference.standing:
             self.follow()
         elif named and len(self._cluster.view.leases) <= NAMED:
             self._following.set()
         return self.known or not self._awaited
 
-    def tell(self, lease: Lease, offer: Offer | None) -> None:
-        """Beside our lease is to stand this; None: nothing, also where a life before this one has left something there."""
+    def tell(self, lease: Lease, offer: Offer | None, *, may_wait: bool = False) -> None:
+        """Beside our lease is to stand this; None: nothing, also where a life before this one has left something there.
+
+        ``may_wait``: where it says all that it said before and more, for all hosts may have more to say at this moment.
+        """
         before = self._own
         text = None if offer is None else offer.to_json()
         if before is None or (before.lease, before.text) != (lease, text):
             same = before is not None and before.lease.key == lease.key
-            self._own = _Own(lease, text, before.heard if before is not None and same else None)
-            self._changed.set()
+            self._own = _Own(lease, text, before.heard if before is not None and same else None, offer)
+            if may_wait and before is not None and same and _adds(before.offer, offer):
+                after_s = self._context.spread(len(self._cluster.view.leases))
+                asyncio.get_running_loop().call_later(after_s, self._changed.set)
+            else:
+                self._changed.set()
             heard = None if before is None or same or before.heard in (None, (before.text or "").encode()) else before.heard
             if before is not None and heard is not None and self._has_room(heard):
                 self._hear(before.lease.key, heard)  # of whoever has that subnet now, or it counts for nobody
@@ -256,6 +264,14 @@ class Offers:
         self._cluster.offer(name, said.heard if only and said is not None else None)
         if not only:
             self._cluster.names.tell(name, None)
+
+
+def _adds(before: Offer | None, now: Offer | None) -> bool:
+    """True where nobody who goes by the offer before is misled."""
+    if before is None or now is None or before.retiring or now.retiring:
+        return False
+    addresses = (before.public_ip, before.public_ipv6) == (now.public_ip, now.public_ipv6)
+    return addresses and before.data.keys() < now.data.keys() and all(now.data[each] == said for each, said in before.data.items())
 
 
 def _read(key: str, value: bytes) -> tuple[Offer | None, str]:

@@ -212,3 +212,36 @@ def test_hosts_that_were_switched_on_together_do_not_ask_the_resolver_together(k
         assert all(0.799 * longest < later - sooner < 1.001 * longest for times in asked for sooner, later in pairwise(times))
 
     run(scene())
+
+
+async def offered(folder: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When a host among 100 others writes its offer after the network has begun, and ceased, to prefer something, in seconds."""
+    host = HostInMemory(MemoryStore(), folder, number, probe=False, hostname="h1")
+    host.timeouts = Timeouts(relist_s=1e6)
+    host.put_config(VXLAN)
+    for peer in range(100):
+        host.put_peer(f"10.5.{peer}.0-24", vxlan_value(f"198.51.100.{peer}", f"02:00:00:00:00:{peer:02x}"))
+    clock, offer, found = asyncio.get_running_loop().time, host.registry.offer, list[float]()
+
+    async def write(*args: Any) -> None:
+        found.append(clock() - began)
+        await offer(*args)
+
+    async with host.run():
+        await asyncio.sleep(5.0)
+        monkeypatch.setattr(host.registry, "offer", write)
+        for config in ({**VXLAN, "Backend": {"Type": "vxlan", "Prefer": ["host-gw"]}}, VXLAN):
+            began = clock()
+            host.put_config(config)
+            await asyncio.sleep(5.0)
+    return found
+
+
+def test_what_all_hosts_begin_to_offer_at_one_moment_is_spread_and_what_they_take_back_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flannelpy.agent.agent.clock", lambda: asyncio.get_running_loop().time())
+    found = [run(offered(tmp_path, number, monkeypatch)) for number in range(1, 8)]
+    begun = [each[0] for each in found]
+    assert spread_s(100, 6.0) / 5 < max(begun) - min(begun) <= spread_s(100, 6.0)
+    assert all(len(each) == 2 and each[1] < 0.01 for each in found)
