@@ -11,6 +11,7 @@ import re
 import pytest
 from netaddr import IPAddress, IPNetwork
 
+from netns_lab.host import Host
 from netns_lab.lab import Lab
 from tests.lab.agent_support import Vtep, lab_name, no_probes, no_traceback, put_leased, remember_subnet, until  # noqa: F401
 from tests.lab.test_guard import COUNT, accepted, make_stranger
@@ -27,6 +28,12 @@ async def test_a_peer_speaks_for_its_subnet_and_for_no_address_beside_it(lab: La
         remember_subnet(host, SUBNETS[length].format(4 * host.plan.number), "10.1.0.0/16")
     await lab.put_config({"Network": "10.1.0.0/16", "SubnetLen": length, "Backend": {"Type": "vxlan"}})
     await lab.start_agents()
+    for host in lab.hosts:  # a packet that came before its sender is known would be counted
+
+        async def knows_all(host: Host = host) -> bool:
+            return len((await host.exec("ip", "-o", "route", "show", "dev", "flannel.1")).splitlines()) == len(lab.hosts) - 1
+
+        await until(knows_all, 30, f"routes of {host.name} to all others")
     await lab.connect_containers()
     for way in (("c1", "c2"), ("c2", "c1")):
         assert (await lab.ping(*way)).ok, way
