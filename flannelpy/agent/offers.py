@@ -57,6 +57,11 @@ class _Own:
     heard: bytes | None
     offer: Offer | None = None
 
+    @property
+    def stands(self) -> bool:
+        """Whether it was heard there."""
+        return self.heard == (None if self.text is None else self.text.encode())
+
 
 class Offers:
     """``wake`` is called when it becomes known what the peers offer, or that this is not waited for any longer."""
@@ -214,8 +219,13 @@ class Offers:
     def _hear_own(self, own: _Own, value: bytes | None) -> None:
         """Somebody else has written beside our lease, or etcd has lost it."""
         own.heard = value
-        if value != (None if own.text is None else own.text.encode()):
-            asyncio.get_running_loop().call_later(AGAIN_S, self._changed.set)
+        if not own.stands:
+            asyncio.get_running_loop().call_later(AGAIN_S, self._put_back, own)
+
+    def _put_back(self, own: _Own) -> None:
+        """Where nothing else is told by now, which has its own time, and what was written was not heard since."""
+        if own is self._own and not own.stands:
+            self._changed.set()
 
     def _hear(self, name: str, value: bytes) -> None:
         offer, why = _read(name, value)
