@@ -228,7 +228,7 @@ async def test_a_server_that_is_away_is_told_and_nothing_is_gone(registry: KubeR
             await registry.snapshot()
         assert following.events == []
         await server.start()
-        await until(lambda: registry.alive)
+        await until(lambda: registry.alive and following.connections > 1)
         assert following.connections == 2
 
 
