@@ -90,16 +90,15 @@ def bridges_astray(bridges: Iterable[Interface], overlay: Overlay) -> tuple[dict
         text = " and ".join(f"{one.address}/{one.prefixlen}" for one in held)
         astray = [one for one in held if _within(one.address, overlay.networks) and not _within(one.address, overlay.leased)]
         said = f"{bridge.name} has {text or 'no address'}, this host's subnet is {ours}"
-        mend = (
-            "systemctl restart docker" if bridge.name == "docker0" else f"ip link del {bridge.name}, and start its containers anew"
-        )
-        wide = any(one.address in net and one.prefixlen < net.prefixlen for one in held for net in overlay.leased)
+        docker = bridge.name == "docker0"
+        mend = "systemctl restart docker" if docker else f"ip link del {bridge.name}, and start its containers anew"
+        by_options = f"flannelpy docker-opts, then {mend}" if docker else mend
         if astray:
             wrong[bridge.name] = f"{said}: {mend}"
-        elif wide:
-            wrong[bridge.name] = f"{said}: {f'flannelpy docker-opts, then {mend}' if bridge.name == 'docker0' else mend}"
-        elif not served and bridge.name == "docker0" and held:
-            elsewhere[bridge.name] = f"{said}: flannelpy docker-opts, then {mend}"
+        elif any(one.address in net and one.prefixlen < net.prefixlen for one in held for net in overlay.leased):
+            wrong[bridge.name] = f"{said}: {by_options}"
+        elif not served and docker and held:
+            elsewhere[bridge.name] = f"{said}: {by_options}"
     return wrong, elsewhere
 
 

@@ -50,6 +50,14 @@ async def place(request: pytest.FixtureRequest, prefix: str) -> AsyncIterator[Pl
     await here.close()
 
 
+@pytest.fixture
+async def here(shared_etcd: Etcd, prefix: str) -> AsyncIterator[EtcdPlace]:
+    """A real etcd, and what is to be known and done behind the registry's back."""
+    place = EtcdPlace(shared_etcd, prefix)
+    yield place
+    await place.close()
+
+
 @pytest.fixture(params=["fake", pytest.param("real", marks=real_only)])
 async def host(request: pytest.FixtureRequest) -> AsyncIterator[Host]:
     """A host in memory, and one in a network namespace of its own."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.core.model import LeaseAttrs
-from flannelpy.registry import Batch, Event, Registry
+from flannelpy.registry import Batch, Endpoint, Event, Registry
 from flannelpy.registry.etcd.channel import Link, rpc
 from flannelpy.registry.etcd.registry import EtcdRegistry
 from flannelpy.registry.etcd.stream import Pace
@@ -33,6 +33,16 @@ def attrs(address: str = "192.0.2.1", **changes: Any) -> LeaseAttrs:
 
 def net(text: str) -> IPNetwork:
     return IPNetwork(text)
+
+
+@contextlib.asynccontextmanager
+async def opened(endpoint: Endpoint, pace: Pace = QUICK) -> AsyncIterator[EtcdRegistry]:
+    """A registry of this etcd, for the time of the block."""
+    registry = EtcdRegistry(endpoint, pace)
+    try:
+        yield registry
+    finally:
+        await registry.close()
 
 
 class Place(Protocol):

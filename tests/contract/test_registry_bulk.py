@@ -30,13 +30,6 @@ A, B = net("10.5.1.0/24"), net("10.5.2.0/24")
 MB = 1_000_000
 
 
-@pytest.fixture
-async def here(shared_etcd: Etcd, prefix: str) -> AsyncIterator[EtcdPlace]:
-    place = EtcdPlace(shared_etcd, prefix)
-    yield place
-    await place.close()
-
-
 async def put_all(place: EtcdPlace, values: list[tuple[str, str]]) -> None:
     """One after the other: together they may be more than etcd takes in one transaction."""
     for value in values:

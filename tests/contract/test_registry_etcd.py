@@ -12,45 +12,29 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from flannelpy.core.errors import (
     ConflictError,
-    RegistryAuthError,
-    RegistryError,
-    RegistryRefusedError,
     RegistryTlsError,
     RegistryUnavailableError,
-    TakenError,
     UsageError,
 )
 from flannelpy.core.model import Lease
-from flannelpy.core.secret import Secret
 from flannelpy.registry import Endpoint, Put, Snapshot
 from flannelpy.registry.etcd import channel as etcd_channel
 from flannelpy.registry.etcd import listing
-from flannelpy.registry.etcd.channel import Call, Link
 from flannelpy.registry.etcd.registry import EtcdRegistry
 from flannelpy.registry.etcd.stream import Pace
 from netns_lab.etcd import SIGCONT, SIGSTOP, Etcd, Tls, make_certificates
 
 from .proxies import Proxy
-from .registry_place import QUICK, EtcdPlace, attrs, bounded, net, patiently, watching
+from .registry_place import QUICK, EtcdPlace, attrs, bounded, net, opened, patiently, watching
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 A, B = net("10.5.1.0/24"), net("10.5.2.0/24")
-
-
-@contextlib.asynccontextmanager
-async def opened(endpoint: Endpoint, pace: Pace = QUICK) -> AsyncIterator[EtcdRegistry]:
-    registry = EtcdRegistry(endpoint, pace)
-    try:
-        yield registry
-    finally:
-        await registry.close()
 
 
 @contextlib.asynccontextmanager
@@ -61,13 +45,6 @@ async def listening(serve: Serve) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
-
-
-@pytest.fixture
-async def here(shared_etcd: Etcd, prefix: str) -> AsyncIterator[EtcdPlace]:
-    place = EtcdPlace(shared_etcd, prefix)
-    yield place
-    await place.close()
 
 
 @pytest.fixture(scope="module")
@@ -203,128 +180,6 @@ async def test_certificates_are_read_again_when_the_channel_is_made_anew(mutual_
         with pytest.raises(RegistryTlsError):
             await registry.config()
         shutil.copy(tls.ca, ca)
-        assert (await registry.config()).text is None
-
-
-# ---------------------------------------------------------------------------------------------------- passwords
-
-
-@pytest.fixture
-def guarded_etcd() -> Iterator[Etcd]:
-    with Etcd() as etcd:
-        etcd.enable_auth("sesame", user="flannel", prefix="/t/")
-        yield etcd
-
-
-async def test_a_good_password_opens_everything(guarded_etcd: Etcd) -> None:
-    async with opened(guarded_etcd.endpoint("/t", username="flannel", password=Secret("sesame"))) as registry:
-        async with watching(registry, 1) as seen:
-            lease = await registry.create(A, attrs())
-            renewed = await registry.renew(lease, lease.attrs)
-            assert await seen.count(2) == [Put(lease), Put(renewed)]
-        assert await registry.keep_alive(renewed) > 0
-        assert await registry.remaining(renewed) > 0
-        await registry.put_config("{}")
-        await registry.release(renewed)
-
-
-async def test_hosts_that_all_come_with_a_password_at_one_moment_are_all_let_in(guarded_etcd: Etcd) -> None:
-    """It takes etcd 60 ms of a core for each, and more for all than any of them waits for an answer."""
-    hosts = 120
-    endpoint = guarded_etcd.endpoint("/t", username="flannel", password=Secret("sesame"))
-
-    async def come() -> None:
-        async with opened(endpoint) as registry:
-            while True:
-                with contextlib.suppress(RegistryUnavailableError):
-                    assert (await registry.config()).text is None
-                    return
-                await asyncio.sleep(1.0)
-
-    async with bounded(240.0):
-        await asyncio.gather(*(come() for _ in range(hosts)))
-
-
-@pytest.mark.parametrize(
-    "refusal", [None, RegistryAuthError("permission denied"), RegistryRefusedError("unknown method")], ids=repr
-)
-async def test_who_may_not_list_all_etcd_leases_asks_about_each(
-    guarded_etcd: Etcd, refusal: RegistryError | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """etcd 3.5 lists them for any user; another one, or what stands in front of it, may not."""
-    async with opened(guarded_etcd.endpoint("/t", username="flannel", password=Secret("sesame"))) as registry:
-        leases = [await registry.create(net(f"10.6.{number}.0/24"), attrs()) for number in range(5)]
-        for lease in leases:
-            await registry.release(lease)
-        gone = dataclasses.replace(leases[0], subnet=net("10.6.9.0/24"), etcd_lease=1)
-        ask, calls = Link.ask, list[Call]()
-
-        async def refusing(link: Link, call: Call) -> Any:
-            calls.append(call)
-            if refusal is not None and len(calls) == 1:
-                raise refusal
-            return await ask(link, call)
-
-        monkeypatch.setattr(Link, "ask", refusing)
-        assert await registry.outliving([*leases, gone]) == {lease.key for lease in leases}
-        assert len(calls) == (1 if refusal is None else 7)
-
-
-async def test_each_auth_fault_is_a_line_that_says_what_to_do(guarded_etcd: Etcd, tmp_path: Path) -> None:
-    url = guarded_etcd.urls[0]
-    faults: tuple[tuple[dict[str, str], str], ...] = (
-        ({"username": "flannel", "password": Secret("wrong")}, "user 'flannel' refused"),
-        ({}, "etcd asks for a user; expected --etcd-username and --etcd-password"),
-        ({"username": "flannel", "password": Secret("sesame"), "prefix": "/other"}, "user 'flannel' lacks the role"),
-    )
-    for changes, expected in faults:
-        async with bounded(), opened(guarded_etcd.endpoint(**{"prefix": "/t", **changes})) as registry:
-            with pytest.raises(RegistryAuthError) as caught:
-                await registry.config()
-        assert str(caught.value).startswith(url)
-        assert expected in str(caught.value)
-        assert "wrong" not in str(caught.value)
-    missing = guarded_etcd.endpoint("/t", username="flannel", password_file=str(tmp_path / "none"))
-    async with opened(missing) as registry:
-        with pytest.raises(RegistryAuthError, match=r"--etcd-password-file .* No such file"):
-            await registry.config()
-
-
-async def test_the_password_file_is_read_again(guarded_etcd: Etcd, tmp_path: Path) -> None:
-    secret = tmp_path / "password"
-    secret.write_text("old\n")
-    async with opened(guarded_etcd.endpoint("/t", username="flannel", password_file=str(secret))) as registry:
-        with pytest.raises(RegistryAuthError):
-            await registry.config()
-        secret.write_text("sesame\n")
-        assert (await registry.config()).text is None
-
-
-async def test_a_token_that_expired_is_replaced(guarded_etcd: Etcd) -> None:
-    """etcd's simple tokens live in memory: a restart forgets them all."""
-    async with opened(guarded_etcd.endpoint("/t", username="flannel", password=Secret("sesame"))) as registry:
-        lease = await registry.create(A, attrs())
-        async with watching(registry, lease.mod_revision) as seen:
-            await seen.count(1)
-            stood = len(seen.batches)
-            guarded_etcd.restart()
-            await seen.until(lambda seen: any(not batch.events for batch in seen.batches[stood:]))
-            renewed = await registry.renew(lease, lease.attrs)
-            assert await seen.count(2) == [Put(lease), Put(renewed)]
-
-
-async def test_a_token_that_expired_under_a_call_is_replaced(guarded_etcd: Etcd) -> None:
-    async with opened(guarded_etcd.endpoint("/t", username="flannel", password=Secret("sesame"))) as registry:
-        await registry.config()
-        guarded_etcd.restart()
-        with contextlib.suppress(RegistryUnavailableError):
-            await registry.config()  # the old connection, where it was not yet seen to be gone
-        assert (await registry.config()).text is None
-
-
-async def test_a_user_name_where_auth_is_off_does_no_harm(here: EtcdPlace) -> None:
-    endpoint = here.etcd.endpoint(here.prefix, username="flannel", password=Secret("sesame"))
-    async with opened(endpoint) as registry:
         assert (await registry.config()).text is None
 
 
@@ -515,198 +370,6 @@ async def test_what_is_not_etcd_is_told() -> None:
     async with listening(answer) as port, bounded(5), opened(Endpoint((f"http://127.0.0.1:{port}",), timeout_s=2)) as registry:
         with pytest.raises(RegistryUnavailableError, match=rf"^http://127\.0\.0\.1:{port}: .*expected"):
             await registry.config()
-
-
-# -------------------------------------------------------------------------------------- writes that nobody heard of
-
-
-@pytest.fixture
-async def proxied(here: EtcdPlace) -> AsyncIterator[tuple[Proxy, EtcdRegistry]]:
-    async with Proxy(here.etcd.ports[0]) as proxy:
-        endpoint = here.etcd.endpoint(here.prefix, urls=(f"http://127.0.0.1:{proxy.port}",), timeout_s=1.0)
-        async with opened(endpoint) as registry:
-            await registry.config()  # the connection stands
-            yield proxy, registry
-
-
-async def test_a_put_that_was_carried_out_unheard_is_a_success(here: EtcdPlace, proxied: tuple[Proxy, EtcdRegistry]) -> None:
-    proxy, registry = proxied
-    before = await registry.config()
-    proxy.go_deaf()
-    revision = await registry.put_config("mine", before)
-    assert proxy.connections == 2
-    stored = await registry.config()
-    assert (stored.text, stored.mod_revision) == ("mine", revision)
-
-
-async def test_a_reservation_that_was_written_unheard_is_a_success(here: EtcdPlace, proxied: tuple[Proxy, EtcdRegistry]) -> None:
-    proxy, registry = proxied
-    proxy.go_deaf()
-    lease = await registry.create(A, attrs(), ttl_s=0)
-    assert (await registry.snapshot()).leases == (lease,)
-
-
-async def test_a_renewal_that_was_carried_out_unheard_is_a_success(
-    here: EtcdPlace, proxied: tuple[Proxy, EtcdRegistry], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    proxy, registry = proxied
-    lease = await registry.create(A, attrs())
-    deaf_after(registry, proxy, monkeypatch)
-    renewed = await registry.renew(lease, attrs("192.0.2.7"))
-    assert (await registry.snapshot()).leases == (renewed,)
-    assert renewed.create_revision == lease.create_revision
-    assert await here.grants() == 1
-
-
-async def test_a_create_that_was_carried_out_unheard_is_a_success(
-    here: EtcdPlace, proxied: tuple[Proxy, EtcdRegistry], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    proxy, registry = proxied
-    deaf_after(registry, proxy, monkeypatch)
-    lease = await registry.create(A, attrs())
-    assert (await registry.snapshot()).leases == (lease,)
-    assert await registry.remaining(lease) > 0
-
-
-async def test_a_release_that_was_carried_out_unheard_is_a_success(here: EtcdPlace, proxied: tuple[Proxy, EtcdRegistry]) -> None:
-    proxy, registry = proxied
-    lease = await registry.create(A, attrs())
-    proxy.go_deaf()
-    await registry.release(lease)
-    assert (await registry.snapshot()).leases == ()
-
-
-async def test_an_undecided_renewal_does_not_take_the_key_with_it(
-    here: EtcdPlace, proxied: tuple[Proxy, EtcdRegistry], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Put carried out, every answer lost: giving the new etcd lease back would delete our own key."""
-    proxy, registry = proxied
-    lease = await registry.create(A, attrs())
-    deaf_after(registry, proxy, monkeypatch, for_ever=True)
-    with pytest.raises(RegistryUnavailableError):
-        await registry.renew(lease, attrs("192.0.2.7"))
-    (there,) = (await here.registry().snapshot()).leases
-    assert there.attrs == attrs("192.0.2.7")
-    assert there.etcd_lease != lease.etcd_lease
-
-
-async def test_an_etcd_lease_that_was_granted_unheard_is_given_back(here: EtcdPlace, proxied: tuple[Proxy, EtcdRegistry]) -> None:
-    """Nobody knows its number but who has chosen it."""
-    proxy, registry = proxied
-    proxy.deaf |= set(range(100))
-    with pytest.raises(RegistryUnavailableError) as caught:
-        await registry.create(A, attrs())
-    assert caught.value.undecided
-    assert await here.grants() == 1
-    proxy.deaf.clear()
-    for subnet in (A, B):  # with the first the connection may not yet be there in time
-        lease = await registry.create(subnet, attrs())
-        assert await registry.remaining(lease) > 0
-    assert await here.grants() == 2
-
-
-async def test_a_renewal_that_was_carried_out_unheard_leaves_no_etcd_lease_behind(
-    here: EtcdPlace, proxied: tuple[Proxy, EtcdRegistry], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Which of the two the key hangs on is known when it has been read; then the other one is given back."""
-    proxy, registry = proxied
-    lease = await registry.create(A, attrs())
-    with monkeypatch.context() as deaf:
-        deaf_after(registry, proxy, deaf, for_ever=True)
-        with pytest.raises(RegistryUnavailableError):
-            await registry.renew(lease, attrs("192.0.2.7"))
-    proxy.deaf.clear()
-    there = await until_listed(registry)
-    assert there.etcd_lease != lease.etcd_lease
-    renewed = await registry.renew(there, there.attrs)
-    assert await here.grants() == 1
-    assert await registry.remaining(renewed) > 0
-
-
-@pytest.mark.parametrize("times", [1, 3, 20])
-async def test_renewals_that_never_arrived_leave_no_etcd_lease_behind(
-    times: int, here: EtcdPlace, proxied: tuple[Proxy, EtcdRegistry], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, registry = proxied
-    lease = await registry.create(A, attrs())
-    with monkeypatch.context() as lost:
-        lost.setattr(registry, "_put_if", never_arrives)
-        for _ in range(times):
-            with pytest.raises(RegistryUnavailableError):
-                await registry.renew(lease, lease.attrs)
-    renewed = await registry.renew(lease, lease.attrs)
-    assert await here.grants() == 1
-    assert await registry.remaining(renewed) > 0
-
-
-async def test_what_could_not_be_given_back_is_given_back_later(
-    here: EtcdPlace, proxied: tuple[Proxy, EtcdRegistry], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After a success, after a conflict, and after a subnet that was taken."""
-    _, registry = proxied
-    lease = await registry.create(A, attrs())
-    with monkeypatch.context() as lost:
-        lost.setattr(registry, "_revoke", not_given_back)
-        renewed = await registry.renew(lease, lease.attrs)
-        with pytest.raises(ConflictError):
-            await registry.renew(lease, lease.attrs)
-        with pytest.raises(TakenError):
-            await registry.create(A, attrs("192.0.2.2"))
-    assert await here.grants() == 4
-    renewed = await registry.renew(renewed, renewed.attrs)
-    assert await here.grants() == 1
-    assert await registry.remaining(renewed) > 0
-
-
-async def test_a_key_that_was_created_unheard_is_renewed_and_never_taken_away(
-    here: EtcdPlace, proxied: tuple[Proxy, EtcdRegistry], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its etcd lease was to be given back, and could not be; the key that hangs on it has meanwhile been found, and is ours."""
-    proxy, registry = proxied
-    with monkeypatch.context() as lost:
-        deaf_after(registry, proxy, lost, for_ever=True)
-        lost.setattr(registry, "_revoke", not_given_back)
-        with pytest.raises(RegistryUnavailableError):
-            await registry.create(A, attrs())
-    proxy.deaf.clear()
-    there = await until_listed(registry)
-    renewed = await registry.renew(there, there.attrs)
-    assert renewed.create_revision == there.create_revision
-    assert await here.grants() == 1
-    assert await registry.remaining(renewed) > 0
-
-
-async def never_arrives(*_: object) -> tuple[int, object]:
-    error = RegistryUnavailableError("no answer in time")
-    error.undecided = True
-    raise error
-
-
-async def not_given_back(_: int) -> bool:
-    return False
-
-
-async def until_listed(registry: EtcdRegistry) -> Lease:
-    """The one lease there is; the connection may not be there at once."""
-    async with asyncio.timeout(20):
-        while True:
-            with contextlib.suppress(RegistryUnavailableError):
-                (there,) = (await registry.snapshot()).leases
-                return there
-
-
-def deaf_after(registry: EtcdRegistry, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, *, for_ever: bool = False) -> None:
-    """The answers to all that follows the grant of an etcd lease are lost, on this connection or on all."""
-    grant = registry._grant
-
-    async def grant_then_deaf(*args: int, **spared: int) -> int:
-        etcd_lease = await grant(*args, **spared)
-        proxy.go_deaf()
-        if for_ever:
-            proxy.deaf |= set(range(100))
-        return etcd_lease
-
-    monkeypatch.setattr(registry, "_grant", grant_then_deaf)
 
 
 # ------------------------------------------------------------------------------------------------ paging and time

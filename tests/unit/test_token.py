@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -363,3 +364,18 @@ def test_who_was_told_that_there_is_no_quorum_is_in_soon_after_there_is_one(urls
 
     random.seed(minutes)
     assert max(run(scene()) for _ in range(5)) <= REFUSED_PAUSE_S + 5.0
+
+
+@pytest.mark.parametrize("password", ["sesame", "wrong"])
+def test_neither_password_nor_token_is_in_its_words(password: str) -> None:
+    """A debugger's, or a traceback's with what its frames hold."""
+
+    async def scene() -> str:
+        token = token_of(password=password)
+        with contextlib.suppress(RegistryAuthError):
+            assert await token.get(Member(right="sesame"), 5.0) == "token"  # type: ignore[arg-type]
+        return repr(token)
+
+    said = run(scene())
+    assert password not in said
+    assert "'token'" not in said

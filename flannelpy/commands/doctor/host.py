@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from netaddr import IPAddress, IPNetwork
 
 from flannelpy.commands.doctor.about import About
+from flannelpy.core.backend import Enclosed
 from flannelpy.core.errors import NoUplinkError
 from flannelpy.core.host_diagnosis import (
     BRIDGES,
@@ -31,7 +32,8 @@ async def forwarding(about: About) -> AsyncIterator[Finding]:
     """ip_forward for each family; before the first start it may be Docker that will set it."""
     families = [4] if about.config is None else sorted(about.config.families)
     # Peers' packets come by the uplink with no device around them; of extension's and alloc's nobody knows.
-    bare = not about.devices and bool(getattr(about.backend, "enclosed", False) or about.entrances)
+    backend: object = about.backend
+    bare = not about.devices and (bool(about.entrances) or (isinstance(backend, Enclosed) and backend.enclosed))
     devices = [await chosen(about)] if bare else sorted(about.devices)
     settings = await about.kernel.settings(setting_names(families, devices))
     wrong = not_forwarding(settings, families, devices)

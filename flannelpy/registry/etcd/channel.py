@@ -21,13 +21,10 @@ from flannelpy.registry.etcd.backoff import Backoff
 from flannelpy.registry.etcd.endpoints import Address, parse_endpoint
 from flannelpy.registry.etcd.race import Failures, Race, sum_up
 from flannelpy.registry.etcd.token import Token, metadata
-from flannelpy.registry.etcd.wire import CallError, Wire, rpc
+from flannelpy.registry.etcd.wire import GRACE_S, CallError, Wire, rpc
 from flannelpy.registry.etcd.words import NotLetInError, costs_the_turn, explain, is_heard, is_stale_token, no_answer
 
 __all__ = ["Call", "Link", "rpc"]
-
-GRACE_S = 0.1
-"""How much later than gRPC's deadline ours is."""
 
 PATIENCE = 4
 """So many times as long as usual is waited at the most for an etcd that is slow (``Link.patient``), until it answers in half of the

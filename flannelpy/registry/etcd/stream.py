@@ -20,9 +20,9 @@ from typing import Any
 
 from flannelpy.core.errors import RegistryError, RegistryUnavailableError
 from flannelpy.registry.cancelling import cancelled
-from flannelpy.registry.etcd.channel import GRACE_S, Link
+from flannelpy.registry.etcd.channel import Link
 from flannelpy.registry.etcd.token import metadata, watch_metadata
-from flannelpy.registry.etcd.wire import END, CallError, Wire, rpc
+from flannelpy.registry.etcd.wire import END, GRACE_S, CallError, Wire, rpc
 from flannelpy.registry.etcd.words import is_heard, is_stale_token
 
 FIRST_S = 1.0

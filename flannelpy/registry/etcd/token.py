@@ -20,7 +20,7 @@ from flannelpy.registry import Endpoint
 from flannelpy.registry.cancelling import cancelled
 from flannelpy.registry.etcd.backoff import Backoff
 from flannelpy.registry.etcd.endpoints import Address
-from flannelpy.registry.etcd.wire import CallError, Wire, rpc
+from flannelpy.registry.etcd.wire import GRACE_S, CallError, Wire, rpc
 from flannelpy.registry.etcd.words import NotLetInError, costs_the_turn, explain, is_heard
 
 PASSWORD_BYTES = 4096
@@ -32,8 +32,6 @@ SHARE = 0.9
 """Of the time that a question has at an endpoint, where another one is left: so the question itself can go there yet."""
 LONGEST_PAUSE_S = 600.0
 """After answers that did not come: of ten thousand hosts etcd lets in some twenty a second."""
-GRACE_S = 0.1
-"""By which gRPC's clock may differ from ours."""
 REFUSED_PAUSE_S = 60.0
 """After a wrong password, which etcd takes as long to look at. One that was put right is sent at once."""
 
@@ -47,11 +45,11 @@ class Token:
     endpoint: Endpoint
     heard: Callable[[], None]
     using: Callable[[Wire], AbstractAsyncContextManager[Wire]]
-    _value: str | None = None
+    _value: str | None = field(default=None, repr=False)
     _asking: asyncio.Task[RegistryError | None] | None = None
     _asked_at: Address | None = None
     _failed: RegistryError | None = None
-    _password: str | None = None
+    _password: str | None = field(default=None, repr=False)
     """The last that was sent."""
     _rests_until: float = 0.0
     _said: bool = False

@@ -28,6 +28,9 @@ MESSAGE_MAX = 8 << 20
 CONNECT_MS = 12_000
 """How long one attempt to connect may take, also of a channel that was closed meanwhile: its socket stays as long (gRPC: 20 s)."""
 
+GRACE_S = 0.1
+"""How much later than gRPC's deadline ours is: its clock is the one that counts."""
+
 AHEAD_MAX = 4 << 20
 """Bytes that are on the way to us, or wait to be read, of one call."""
 
